@@ -1,0 +1,1 @@
+//! A sans-IO BGP-4 speaker.

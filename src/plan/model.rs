@@ -1,0 +1,298 @@
+//! The types a plan is made of.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fmt;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use ipnet::IpNet;
+use serde::Serialize;
+
+use crate::cluster::{Protocol, ServiceName};
+
+/// What a virtual server listens on: its key in the kernel and in the plan. Prints as `TCP 10.96.0.80:80`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct VipPort {
+    /// The virtual IP (for a NodePort: an address of this node).
+    pub address: IpAddr,
+    /// The Service port.
+    pub port: u16,
+    /// The transport protocol.
+    pub protocol: Protocol,
+}
+
+impl fmt::Display for VipPort {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.protocol, std::net::SocketAddr::new(self.address, self.port))
+    }
+}
+
+/// Which field of a Service an address came from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+pub enum VipKind {
+    /// `spec.clusterIPs`.
+    ClusterIP,
+    /// `spec.externalIPs`.
+    ExternalIP,
+    /// `status.loadBalancer.ingress[].ip` with `ipMode: VIP`.
+    LoadBalancerIP,
+    /// `spec.ports[].nodePort` on an address of this node.
+    NodePort,
+}
+
+/// An IPVS scheduler by its kernel module name (`ip_vs_NAME`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "lowercase")]
+#[expect(missing_docs, reason = "the names are the kernel's own")]
+pub enum Scheduler {
+    Rr,
+    Wrr,
+    Lc,
+    Wlc,
+    Lblc,
+    Lblcr,
+    Dh,
+    Sh,
+    Sed,
+    Nq,
+    Fo,
+    Ovf,
+    Mh,
+    Twos,
+}
+
+/// Flags of the hashing schedulers `mh` and `sh` (kernel `IP_VS_SVC_F_SCHED_{MH,SH}_{FALLBACK,PORT}`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SchedulerFlags {
+    /// Choose another destination where the hashed one takes no connections (`mh-fallback`, `sh-fallback`).
+    pub fallback: bool,
+    /// Hash the client's port too (`mh-port`, `sh-port`).
+    pub port: bool,
+}
+
+/// How a director hands a packet to an endpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Forwarding {
+    /// Encapsulated to the endpoint, for whom an agent accepts (this node's own pods included).
+    Tunnel,
+    /// This node takes the tunnelled packet itself and rewrites it both ways.
+    Nat,
+    /// The endpoint's address is this node's own: IPVS rewrites, since it does not encapsulate to itself.
+    Masquerade,
+}
+
+/// One endpoint behind a virtual server.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Destination {
+    /// The endpoint's own address (the kernel may be given another that stands for it).
+    pub address: IpAddr,
+    /// The target port.
+    pub port: u16,
+    /// How this node reaches it.
+    pub forwarding: Forwarding,
+    /// 0: no new connections, established ones go on.
+    pub weight: u32,
+    /// The endpoint's node, where known.
+    pub node: Option<Arc<str>>,
+}
+
+/// A virtual server: one VIP, protocol and port of a Service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VirtualServer {
+    /// What it listens on.
+    pub vip: VipPort,
+    /// Whose it is.
+    pub service: ServiceName,
+    /// Name of the Service port; `None` where it has none.
+    pub service_port: Option<Arc<str>>,
+    /// Where the address came from.
+    pub kind: VipKind,
+    /// The scheduler.
+    pub scheduler: Scheduler,
+    /// Its flags.
+    pub scheduler_flags: SchedulerFlags,
+    /// IPVS persistence in seconds (session affinity without `mh`).
+    pub persistence: Option<u32>,
+    /// Sorted by address, then port, without duplicates: the canonical order, equal on every director.
+    pub destinations: Vec<Destination>,
+}
+
+/// Where a tunnelled packet is taken in on behalf of an endpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum AcceptedIn {
+    /// In the node's network namespace.
+    Node,
+    /// In the pod's own network namespace.
+    Pod,
+}
+
+/// A tunnelled packet for `vip` that arrives for `endpoint`, an endpoint of this node, goes to `target_port`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Acceptance {
+    /// The endpoint's address.
+    pub endpoint: IpAddr,
+    /// The virtual server's address.
+    pub vip: VipPort,
+    /// The endpoint's port.
+    pub target_port: u16,
+    /// Where.
+    pub accepted_in: AcceptedIn,
+}
+
+/// On whose behalf a tunnelled packet is rewritten on this node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum RewriteSide {
+    /// Acceptance: as the endpoint's node, for packets of any director.
+    Endpoint,
+    /// *nat*: as the director, for packets of this node only.
+    Director,
+}
+
+/// Key of a rewrite that the kernel must hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RewriteKey {
+    /// The endpoint's address.
+    pub endpoint: IpAddr,
+    /// Which side rewrites.
+    pub side: RewriteSide,
+    /// The inner packet's destination.
+    pub vip: VipPort,
+}
+
+/// What the inner packet's destination becomes: the key's endpoint, and this port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Rewrite {
+    /// The endpoint's port.
+    pub target_port: u16,
+    /// `Pod` only ever with `RewriteSide::Endpoint`.
+    pub accepted_in: AcceptedIn,
+}
+
+/// Why a prefix is announced.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[expect(missing_docs, reason = "the names are the contract's own")]
+pub enum AnnouncementKind {
+    ClusterIP,
+    ExternalIP,
+    LoadBalancerIP,
+    PodCIDR,
+    Kernel,
+}
+
+/// A prefix to announce, with its path attributes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Announcement {
+    /// The prefix; a VIP is a host prefix.
+    pub prefix: IpNet,
+    /// Why.
+    pub kind: AnnouncementKind,
+    /// For whom, if a Service.
+    pub service: Option<ServiceName>,
+    /// Standard communities (RFC 1997).
+    pub communities: BTreeSet<u32>,
+    /// Large communities (RFC 8092).
+    pub large_communities: BTreeSet<(u32, u32, u32)>,
+    /// LOCAL_PREF to iBGP peers.
+    pub local_pref: Option<u32>,
+    /// MULTI_EXIT_DISC.
+    pub med: Option<u32>,
+    /// How many more times the own ASN is prepended.
+    pub as_path_prepend: u8,
+}
+
+/// Who may reach a load-balancer VIP port (`spec.loadBalancerSourceRanges`), of the VIP's family.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SourceRange {
+    /// The restricted VIP and port.
+    pub vip: VipPort,
+    /// Everyone else is dropped; empty drops all.
+    pub allow: BTreeSet<IpNet>,
+}
+
+/// A health-check node port to serve (`spec.healthCheckNodePort`).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HealthCheck {
+    /// Whose.
+    pub service: ServiceName,
+    /// The node port.
+    pub port: u16,
+    /// Usable endpoints on this node.
+    pub local_endpoints: usize,
+}
+
+/// Something a user should know about an object of theirs.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+pub struct Warning {
+    /// Kind and name, for example `Service default/web`.
+    pub object: String,
+    /// A word for machines, CamelCase as in Kubernetes Events.
+    pub reason: &'static str,
+    /// What is wrong and what to do about it.
+    pub message: String,
+}
+
+/// What one Service asks of this node. Every list is sorted.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ServicePlan {
+    /// Its virtual servers, those without destinations included.
+    pub virtual_servers: Vec<VirtualServer>,
+    /// What this node takes in for its own endpoints.
+    pub acceptance: Vec<Acceptance>,
+    /// Its prefixes.
+    pub announcements: Vec<Announcement>,
+    /// Its source restrictions.
+    pub source_ranges: Vec<SourceRange>,
+    /// Its health-check node port.
+    pub health_check: Option<HealthCheck>,
+    /// What its owner should know.
+    pub warnings: Vec<Warning>,
+}
+
+/// What this node should be, apart from any one Service.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NodeState {
+    /// This node's own addresses (its Node object's), the first of each family being the primary one.
+    pub addresses: Vec<IpAddr>,
+    /// Pod CIDRs of this node.
+    pub pod_cidrs: BTreeSet<IpNet>,
+    /// Addresses of all nodes, this one included: the only permitted tunnel sources.
+    pub tunnel_sources: BTreeSet<IpAddr>,
+    /// Known service CIDRs: bound as one route each.
+    pub service_cidrs: BTreeSet<IpNet>,
+}
+
+/// The whole desired state of this node: what all ServicePlans come to once conflicts are settled.
+#[derive(Debug, Default)]
+pub struct NodePlan {
+    /// Node-wide state.
+    pub node: NodeState,
+    /// Every virtual server, those without destinations included (they are not for the kernel).
+    pub virtual_servers: HashMap<VipPort, VirtualServer>,
+    /// Everything this node rewrites: acceptance for its own endpoints, and *nat* as director.
+    pub rewrites: HashMap<RewriteKey, Rewrite>,
+    /// Every VIP that some virtual server listens on (NodePort addresses left out), with how many do.
+    pub vips: BTreeMap<IpAddr, usize>,
+    /// Every prefix to announce.
+    pub announcements: BTreeMap<IpNet, Announcement>,
+    /// Every source restriction.
+    pub source_ranges: BTreeMap<VipPort, SourceRange>,
+}
+
+/// Which keys of a [`NodePlan`] a change touched: look each up to see whether it is new, changed or gone.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Delta {
+    /// [`NodePlan::node`] changed.
+    pub node: bool,
+    /// Touched virtual servers.
+    pub virtual_servers: BTreeSet<VipPort>,
+    /// Touched rewrites.
+    pub rewrites: BTreeSet<RewriteKey>,
+    /// VIPs that came or went.
+    pub vips: BTreeSet<IpAddr>,
+    /// Touched prefixes.
+    pub announcements: BTreeSet<IpNet>,
+    /// Touched source restrictions.
+    pub source_ranges: BTreeSet<VipPort>,
+}
