@@ -168,6 +168,8 @@ pub struct Rewrite {
     pub target_port: u16,
     /// `Pod` only ever with `RewriteSide::Endpoint`.
     pub accepted_in: AcceptedIn,
+    /// The endpoint is this node's own, so that its reply passes this node anyhow and its source may stay.
+    pub local: bool,
 }
 
 /// Why a prefix is announced.
