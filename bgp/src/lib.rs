@@ -1,1 +1,37 @@
-//! A sans-IO BGP-4 speaker.
+//! A small BGP-4 speaker: announces routes of its own to any number of peers.
+//!
+//! ```text
+//!            set_peers, update, status, shutdown
+//!                           │
+//!   runtime    ┌────────────▼────────────┐     the only module that knows sockets, tasks and the clock
+//!              │ Speaker ── task per peer│
+//!              └──┬──────────────────┬───┘
+//!   session     events            changes       rib
+//!   one peer:  ┌──▼───────┐  ┌───────▼──────────────────┐
+//!   FSM, timers│ Session  │  │ Loc-RIB ─► Adj-RIB-Out   │  what each peer has been told, and has yet to be
+//!              └──┬───────┘  └───────┬──────────────────┘
+//!              OPEN, KEEPALIVE,…   UPDATE
+//!   wire       ┌──▼──────────────────▼───┐
+//!              │ messages ⇄ bytes        │     RFC 4271 and friends, RFC 7606 for what is malformed
+//!              └─────────────────────────┘
+//! ```
+//!
+//! `wire`, `session` and `rib` are sans-IO: bytes and the time come in as arguments, bytes and actions come
+//! out, so whole networks of sessions run in a deterministic simulation. They must not read a clock
+//! (`Instant::now`), open sockets or spawn tasks; only `runtime` may.
+
+pub mod rib;
+pub mod runtime;
+pub mod session;
+pub mod wire;
+
+mod attributes;
+mod family;
+
+pub use attributes::{Attributes, Community, LargeCommunity, ParseCommunityError};
+pub use family::{Families, Family};
+pub use rib::RouteChanges;
+pub use runtime::{
+    Counters, GracefulRestart, PeerConfig, PeerStatus, Shutdown, Speaker, SpeakerConfig, SpeakerStatus,
+    StartError,
+};

@@ -1,0 +1,107 @@
+//! What a speaker and its peers are configured with.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::time::Duration;
+
+use crate::Families;
+use crate::session::Backoff;
+
+/// What all sessions of a speaker share.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SpeakerConfig {
+    /// This speaker's ASN.
+    pub asn: u32,
+    /// This speaker's BGP Identifier; must be unique among its peers and not zero.
+    pub router_id: Ipv4Addr,
+    /// Where connections are taken; `None` takes none, every session is then made from this side.
+    pub listen: Option<Vec<SocketAddr>>,
+    /// Ask peers to keep routes while this speaker restarts (RFC 4724); `None` does not.
+    pub graceful_restart: Option<GracefulRestart>,
+    /// This start is a restart, with forwarding kept by the kernel: peers are told so, and End-of-RIB waits for
+    /// [`Speaker::initial_routes_complete`](super::Speaker::initial_routes_complete). On a cold start it must be
+    /// false: peers then drop at once what they kept of an earlier life.
+    pub restarting: bool,
+}
+
+/// Graceful restart as restarting speaker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GracefulRestart {
+    /// How long peers are asked to keep routes without a session; whole seconds up to 4095.
+    pub restart_time: Duration,
+}
+
+/// One peer. Two equal configurations are the same session to [`Speaker::set_peers`](super::Speaker::set_peers).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PeerConfig {
+    /// The peer's address: where to connect, and from where it may connect.
+    pub address: IpAddr,
+    /// The peer's ASN; equal to the speaker's own makes the session iBGP.
+    pub asn: u32,
+    /// The peer's port.
+    pub port: u16,
+    /// The address to connect from; the kernel's choice where unset.
+    pub local_address: Option<IpAddr>,
+    /// Wait for the peer to connect.
+    pub passive: bool,
+    /// eBGP: how many hops away the peer may be (the TTL of what is sent); `None` is 1, directly connected.
+    pub multihop: Option<u8>,
+    /// Hold time to propose; zero turns KEEPALIVEs off, else at least 3 s.
+    pub hold_time: Duration,
+    /// Pauses between attempts to connect, and after errors.
+    pub connect_retry: Backoff,
+    /// Families to offer.
+    pub families: Families,
+    /// Next hop of IPv4 prefixes; on an IPv4 session its local address where unset.
+    pub next_hop_v4: Option<Ipv4Addr>,
+    /// Next hop of IPv6 prefixes; on an IPv6 session its local address where unset.
+    pub next_hop_v6: Option<Ipv6Addr>,
+}
+
+impl PeerConfig {
+    /// A peer with everything at its default: port 179, hold time 90 s, both families, active.
+    pub fn new(address: IpAddr, asn: u32) -> PeerConfig {
+        PeerConfig {
+            address,
+            asn,
+            port: 179,
+            local_address: None,
+            passive: false,
+            multihop: None,
+            hold_time: Duration::from_secs(90),
+            connect_retry: Backoff::default(),
+            families: Families::ALL,
+            next_hop_v4: None,
+            next_hop_v6: None,
+        }
+    }
+}
+
+/// How [`Speaker::shutdown`](super::Speaker::shutdown) leaves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shutdown {
+    /// Connections are closed without a NOTIFICATION, so that peers which agreed to graceful restart keep routes.
+    GracefulRestart,
+    /// CEASE/administrative shutdown: peers drop every route at once.
+    Cease,
+}
+
+/// Why a speaker could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// A listening socket could not be made.
+    #[error("listen on {address}: {source}")]
+    Listen {
+        /// Where.
+        address: SocketAddr,
+        /// What the kernel said.
+        source: std::io::Error,
+    },
+    /// A field of the configuration is out of range.
+    #[error("{field}: {problem}")]
+    Config {
+        /// Which field.
+        field: &'static str,
+        /// What is wrong with it, and what would be right.
+        problem: &'static str,
+    },
+}

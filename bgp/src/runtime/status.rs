@@ -1,0 +1,102 @@
+//! What a speaker tells about itself.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::time::{Duration, SystemTime};
+
+use crate::Family;
+use crate::session::{Down, Negotiated, State};
+
+/// A speaker at one moment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SpeakerStatus {
+    /// This speaker's ASN.
+    pub asn: u32,
+    /// This speaker's BGP Identifier.
+    pub router_id: Ipv4Addr,
+    /// How many routes are to be announced (Loc-RIB).
+    pub routes: usize,
+    /// Its peers by address.
+    pub peers: Vec<PeerStatus>,
+}
+
+/// A peer at one moment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PeerStatus {
+    /// The peer's address.
+    pub address: IpAddr,
+    /// The peer's ASN as configured.
+    pub asn: u32,
+    /// Where the session is in its life.
+    pub state: State,
+    /// Since when.
+    pub since: SystemTime,
+    /// How long the session has been Established, if it is.
+    pub uptime: Option<Duration>,
+    /// What ended the last session or attempt, and when.
+    pub last_error: Option<LastError>,
+    /// What is known only of an Established session.
+    pub session: Option<SessionStatus>,
+    /// Totals over all sessions with this peer.
+    pub counters: Counters,
+}
+
+/// An Established session.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SessionStatus {
+    /// This side's address and port.
+    pub local: SocketAddr,
+    /// What both OPENs add up to.
+    pub negotiated: Negotiated,
+    /// Per negotiated family.
+    pub families: Vec<FamilyStatus>,
+}
+
+/// One family of an Established session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FamilyStatus {
+    /// Which.
+    pub family: Family,
+    /// The next hop that our routes are announced with; `None` where it is not known, and nothing is announced
+    /// then: set the peer's `next_hop_v4` or `next_hop_v6`.
+    pub next_hop: Option<IpAddr>,
+    /// Prefixes that the peer has been told and not withdrawn.
+    pub prefixes_sent: usize,
+    /// Changes the peer has yet to be told.
+    pub prefixes_pending: usize,
+    /// End-of-RIB has been sent.
+    pub end_of_rib_sent: bool,
+}
+
+/// What ended a session or an attempt at one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LastError {
+    /// When.
+    pub at: SystemTime,
+    /// What.
+    pub reason: Down,
+}
+
+/// Totals since the peer was configured.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// How often the session became Established.
+    pub established: u64,
+    /// UPDATE messages sent.
+    pub updates_sent: u64,
+    /// UPDATE messages received.
+    pub updates_received: u64,
+    /// Reachable prefixes in received UPDATEs. They are validated and counted, not stored.
+    pub prefixes_received: u64,
+    /// Withdrawn prefixes in received UPDATEs.
+    pub prefixes_withdrawn: u64,
+    /// Received UPDATEs with malformed attributes, handled by RFC 7606 without a reset.
+    pub malformed_updates: u64,
+    /// NOTIFICATION messages sent.
+    pub notifications_sent: u64,
+    /// NOTIFICATION messages received.
+    pub notifications_received: u64,
+    /// Bytes sent.
+    pub bytes_sent: u64,
+    /// Bytes received.
+    pub bytes_received: u64,
+}

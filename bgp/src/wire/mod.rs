@@ -1,0 +1,5 @@
+//! Messages and bytes.
+
+mod notification;
+
+pub use notification::{Cease, Notification};

@@ -1,0 +1,141 @@
+//! NOTIFICATION: why a session ends (RFC 4271 §4.5, §6).
+
+use std::fmt;
+
+/// A NOTIFICATION message.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub struct Notification {
+    /// Error code.
+    pub code: u8,
+    /// Error subcode; 0 is "unspecific".
+    pub subcode: u8,
+    /// What the code defines, for instance the offending attribute.
+    pub data: Vec<u8>,
+}
+
+impl Notification {
+    /// Message Header Error (1).
+    pub const MESSAGE_HEADER: u8 = 1;
+    /// OPEN Message Error (2).
+    pub const OPEN_MESSAGE: u8 = 2;
+    /// UPDATE Message Error (3).
+    pub const UPDATE_MESSAGE: u8 = 3;
+    /// Hold Timer Expired (4).
+    pub const HOLD_TIMER_EXPIRED: u8 = 4;
+    /// Finite State Machine Error (5).
+    pub const FSM: u8 = 5;
+    /// Cease (6).
+    pub const CEASE: u8 = 6;
+    /// ROUTE-REFRESH Message Error (7, RFC 7313).
+    pub const ROUTE_REFRESH_MESSAGE: u8 = 7;
+
+    /// A NOTIFICATION without data.
+    pub fn new(code: u8, subcode: u8) -> Notification {
+        Notification { code, subcode, data: Vec::new() }
+    }
+
+    /// A NOTIFICATION with data.
+    pub fn with_data(code: u8, subcode: u8, data: impl Into<Vec<u8>>) -> Notification {
+        Notification { code, subcode, data: data.into() }
+    }
+
+    /// A CEASE for `reason`.
+    pub fn cease(reason: Cease) -> Notification {
+        Notification::new(Notification::CEASE, reason as u8)
+    }
+}
+
+/// Subcodes of CEASE (RFC 4486, RFC 8538).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum Cease {
+    /// This speaker was told to stop for good, or for long.
+    AdministrativeShutdown = 2,
+    /// The peer is no longer configured.
+    PeerDeconfigured = 3,
+    /// The session was told to start over.
+    AdministrativeReset = 4,
+    /// The connection came from an address that is no peer, or at a time when none is taken.
+    ConnectionRejected = 5,
+    /// The peer's configuration changed.
+    OtherConfigurationChange = 6,
+    /// The other of two connections was kept (RFC 4271 §6.8).
+    ConnectionCollisionResolution = 7,
+}
+
+/// Prints as the RFCs name it: `Cease/Administrative Shutdown`.
+impl fmt::Display for Notification {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (code, subcodes): (&str, &[&str]) = match self.code {
+            1 => (
+                "Message Header Error",
+                &["Connection Not Synchronized", "Bad Message Length", "Bad Message Type"],
+            ),
+            2 => (
+                "OPEN Message Error",
+                &[
+                    "Unsupported Version Number",
+                    "Bad Peer AS",
+                    "Bad BGP Identifier",
+                    "Unsupported Optional Parameter",
+                    "Authentication Failure",
+                    "Unacceptable Hold Time",
+                    "Unsupported Capability",
+                ],
+            ),
+            3 => (
+                "UPDATE Message Error",
+                &[
+                    "Malformed Attribute List",
+                    "Unrecognized Well-known Attribute",
+                    "Missing Well-known Attribute",
+                    "Attribute Flags Error",
+                    "Attribute Length Error",
+                    "Invalid ORIGIN Attribute",
+                    "AS Routing Loop",
+                    "Invalid NEXT_HOP Attribute",
+                    "Optional Attribute Error",
+                    "Invalid Network Field",
+                    "Malformed AS_PATH",
+                ],
+            ),
+            4 => ("Hold Timer Expired", &[]),
+            5 => (
+                "Finite State Machine Error",
+                &[
+                    "Unexpected Message in OpenSent",
+                    "Unexpected Message in OpenConfirm",
+                    "Unexpected Message in Established",
+                ],
+            ),
+            6 => (
+                "Cease",
+                &[
+                    "Maximum Number of Prefixes Reached",
+                    "Administrative Shutdown",
+                    "Peer De-configured",
+                    "Administrative Reset",
+                    "Connection Rejected",
+                    "Other Configuration Change",
+                    "Connection Collision Resolution",
+                    "Out of Resources",
+                    "Hard Reset",
+                    "BFD Down",
+                ],
+            ),
+            7 => ("ROUTE-REFRESH Message Error", &["Invalid Message Length"]),
+            other => return write!(f, "code {other} subcode {}", self.subcode),
+        };
+        match (self.subcode, subcodes.get(usize::from(self.subcode).wrapping_sub(1))) {
+            (0, _) => f.write_str(code),
+            (_, Some(subcode)) => write!(f, "{code}/{subcode}"),
+            (subcode, None) => write!(f, "{code}/{subcode}"),
+        }
+    }
+}
+
+impl fmt::Debug for Notification {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Notification({}/{} {self}, {} bytes of data)", self.code, self.subcode, self.data.len())
+    }
+}
