@@ -1,0 +1,447 @@
+//! The network of the lab: routers, nodes and pods as network namespaces.
+//!
+//! ```text
+//!   client ──┐       ┌── leaf1 (BIRD, AS 65001) ──┬── node-a ── pods a1, a2
+//!            ├ spine ┤             ╲ ╱            ├── node-b ── pods b1, b2
+//! external ──┘       └── leaf2 (BIRD, AS 65002) ──┴── node-c ── pods c1, c2
+//! ```
+//!
+//! Every node has a link to each leaf and its address on its loopback device, as where routing reaches down to the hosts.
+//! The leaves know nodes and pods by static routes and learn virtual IPs from the agents (AS 64512), several paths at once;
+//! the spine spreads over both leaves. All links are veth with an MTU of 1500, all have IPv4 and IPv6.
+
+pub mod addresses;
+mod bird;
+mod counters;
+
+use std::collections::BTreeSet;
+use std::fmt::Write as _;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result};
+
+use crate::netns::NetNs;
+use crate::process::{self, Daemon};
+use addresses::Family;
+
+pub use counters::{Counted, Direction};
+
+/// Number of leaf routers.
+pub const LEAVES: u8 = 2;
+
+/// Pods of each node.
+pub const PODS: u8 = 2;
+
+/// A node of the cluster.
+#[derive(Debug)]
+pub struct Node {
+    /// Its name: `node-a`, `node-b`, …
+    pub name: String,
+    /// Counted from 1; addresses follow from it.
+    pub number: u8,
+    /// Where the agent runs.
+    pub ns: NetNs,
+    /// Its pods.
+    pub pods: Vec<Pod>,
+}
+
+impl Node {
+    /// Its address (the Node's `InternalIP`).
+    pub fn address(&self, family: Family) -> IpAddr {
+        addresses::node(family, self.number)
+    }
+}
+
+/// A pod: a namespace behind a node, reached by host routes.
+#[derive(Clone, Debug)]
+pub struct Pod {
+    /// Its name: `a1` is the first of `node-a`.
+    pub name: String,
+    /// Its node's number.
+    pub node: u8,
+    /// Counted from 1 on each node.
+    pub number: u8,
+    /// Its namespace.
+    pub ns: NetNs,
+}
+
+impl Pod {
+    /// Its address.
+    pub fn address(&self, family: Family) -> IpAddr {
+        addresses::pod(family, self.node, self.number)
+    }
+}
+
+/// A router that learns virtual IPs over BGP.
+#[derive(Debug)]
+pub struct Leaf {
+    /// Counted from 1.
+    pub number: u8,
+    /// Its namespace.
+    pub ns: NetNs,
+    bird: Daemon,
+    control: PathBuf,
+}
+
+/// The whole network. Namespaces are deleted when it is dropped.
+#[derive(Debug)]
+pub struct Fabric {
+    /// The client outside the cluster.
+    pub client: NetNs,
+    /// A host outside the cluster that can be an endpoint.
+    pub external: NetNs,
+    /// The router between client and leaves.
+    pub spine: NetNs,
+    /// The leaf routers.
+    pub leaves: Vec<Leaf>,
+    /// The cluster's nodes.
+    pub nodes: Vec<Node>,
+}
+
+/// `node-a` for 1, and so on.
+fn node_name(number: u8) -> String {
+    format!("node-{}", char::from(b'a' + number - 1))
+}
+
+fn pod_name(node: u8, pod: u8) -> String {
+    format!("{}{pod}", char::from(b'a' + node - 1))
+}
+
+const ROUTER: &[(&str, &str)] = &[
+    ("ipv4.ip_forward", "1"),
+    ("ipv6.conf.all.forwarding", "1"),
+    ("ipv4.fib_multipath_hash_policy", "1"),
+    ("ipv6.fib_multipath_hash_policy", "1"),
+    ("ipv6.conf.default.accept_dad", "0"),
+];
+/// A node as a distribution and a CNI leave it: loose source checks, forwarding on.
+const NODE: &[(&str, &str)] = &[
+    ("ipv4.ip_forward", "1"),
+    ("ipv6.conf.all.forwarding", "1"),
+    ("ipv4.conf.all.rp_filter", "2"),
+    ("ipv4.conf.default.rp_filter", "2"),
+    ("ipv6.conf.default.accept_dad", "0"),
+];
+const HOST: &[(&str, &str)] = &[("ipv6.conf.default.accept_dad", "0"), ("ipv6.conf.default.accept_ra", "0")];
+
+impl Fabric {
+    /// Builds it with `nodes` nodes; configuration and logs of the routers go to `dir`.
+    pub fn build(nodes: u8, dir: &Path) -> Result<Self> {
+        let fabric = Names { nodes }.create(dir).context("building the lab's network")?;
+        Ok(fabric)
+    }
+
+    /// The node with this name.
+    pub fn node(&self, name: &str) -> Result<&Node> {
+        self.nodes.iter().find(|node| node.name == name).with_context(|| format!("no node {name}"))
+    }
+
+    /// The pod with this name.
+    pub fn pod(&self, name: &str) -> Result<&Pod> {
+        let mut pods = self.nodes.iter().flat_map(|node| &node.pods);
+        pods.find(|pod| pod.name == name).with_context(|| format!("no pod {name}"))
+    }
+
+    /// The nodes to which a leaf sends packets for a virtual IP.
+    pub fn directors(&self, leaf: &Leaf, vip: IpAddr) -> Result<BTreeSet<String>> {
+        let family = Family::of(vip);
+        let routes = leaf.ns.run(&format!("ip {} route show {vip}/{}", family.flag(), family.bits()))?;
+        let words: Vec<&str> = routes.split_whitespace().collect();
+        let devices = words.windows(2).filter(|pair| pair[0] == "dev").map(|pair| pair[1].to_owned());
+        Ok(devices.collect())
+    }
+
+    /// Sends all packets for a virtual IP to one node, whatever BGP says; `None` undoes that.
+    pub fn steer(&self, vip: IpAddr, node: Option<&Node>) -> Result<()> {
+        let family = Family::of(vip);
+        let prefix = format!("{vip}/{}", family.bits());
+        for leaf in &self.leaves {
+            let flag = family.flag();
+            match node {
+                Some(node) => {
+                    let via = addresses::node_link(family, leaf.number, node.number);
+                    leaf.ns.ip(&format!("route replace {prefix} via {via} dev {} metric 1\n", node.name))?;
+                }
+                None => drop(leaf.ns.run(&format!("ip {flag} route del {prefix} metric 1"))?),
+            }
+        }
+        Ok(())
+    }
+
+    /// Cuts all links of a node, as if its power had gone.
+    pub fn cut(&self, node: &Node) -> Result<()> {
+        self.leaves.iter().try_for_each(|leaf| leaf.ns.ip(&format!("link set {} down\n", node.name)))
+    }
+
+    /// Undoes [`cut`](Self::cut).
+    pub fn mend(&self, node: &Node) -> Result<()> {
+        self.leaves.iter().try_for_each(|leaf| leaf.ns.ip(&leaf_to_node(leaf.number, node.number)))
+    }
+
+    /// Has every router drop, or pass again, ICMP errors about packets that are too big.
+    pub fn filter_icmp(&self, on: bool) -> Result<()> {
+        let rules = if on {
+            "table inet icmpfilter { chain forward { type filter hook forward priority 0;
+                icmp type destination-unreachable icmp code frag-needed drop; icmpv6 type packet-too-big drop; }
+              chain output { type filter hook output priority 0;
+                icmp type destination-unreachable icmp code frag-needed drop; icmpv6 type packet-too-big drop; } }"
+        } else {
+            "delete table inet icmpfilter"
+        };
+        let routers = self.leaves.iter().map(|leaf| &leaf.ns).chain([&self.spine]);
+        routers.into_iter().try_for_each(|ns| ns.run_with_input("nft -f -", rules).map(drop))
+    }
+
+    /// An error if a router's BGP daemon is gone.
+    pub fn ensure_running(&mut self) -> Result<()> {
+        self.leaves.iter_mut().try_for_each(|leaf| leaf.bird.ensure_running())
+    }
+}
+
+impl Leaf {
+    /// Its name.
+    pub fn name(&self) -> &str {
+        self.ns.name()
+    }
+
+    /// Asks its BIRD, e.g. `show route`.
+    pub fn birdc(&self, question: &str) -> Result<String> {
+        let mut command = Command::new("birdc");
+        command.arg("-s").arg(&self.control).args(question.split_whitespace());
+        process::run(command, "")
+    }
+}
+
+impl Drop for Fabric {
+    fn drop(&mut self) {
+        let mut names = String::new();
+        let pods = self.nodes.iter().flat_map(|node| node.pods.iter().map(|pod| &pod.ns).chain([&node.ns]));
+        let routers = self.leaves.iter().map(|leaf| &leaf.ns);
+        for ns in pods.chain(routers).chain([&self.client, &self.external, &self.spine]) {
+            let _ = writeln!(names, "netns del {}", ns.name());
+        }
+        let mut command = Command::new("ip");
+        command.args(["-force", "-batch", "-"]);
+        // One that is already gone is no matter.
+        let _ = process::run(command, &names);
+    }
+}
+
+/// What is to be built, before it exists.
+struct Names {
+    nodes: u8,
+}
+
+impl Names {
+    fn create(&self, dir: &Path) -> Result<Fabric> {
+        let mut command = Command::new("ip");
+        command.args(["-batch", "-"]);
+        process::run(command, &self.namespaces())?;
+
+        let (client, external, spine) =
+            (NetNs::open("client")?, NetNs::open("external")?, NetNs::open("spine")?);
+        let mut nodes = Vec::new();
+        for number in 1..=self.nodes {
+            let ns = NetNs::open(&node_name(number))?;
+            let pods = (1..=PODS).map(|pod| {
+                let name = pod_name(number, pod);
+                Ok(Pod { ns: NetNs::open(&name)?, name, node: number, number: pod })
+            });
+            let pods = pods.collect::<Result<_>>()?;
+            nodes.push(Node { name: node_name(number), number, ns, pods });
+        }
+        let leaves: Vec<NetNs> =
+            (1..=LEAVES).map(|number| NetNs::open(&format!("leaf{number}"))).collect::<Result<_>>()?;
+
+        for ns in leaves.iter().chain([&spine]) {
+            ns.sysctl(ROUTER)?;
+        }
+        for ns in [&client, &external]
+            .into_iter()
+            .chain(nodes.iter().flat_map(|node| node.pods.iter().map(|pod| &pod.ns)))
+        {
+            ns.sysctl(HOST)?;
+        }
+        for node in &nodes {
+            node.ns.sysctl(NODE)?;
+        }
+        let mut command = Command::new("ip");
+        command.args(["-batch", "-"]);
+        process::run(command, &self.links())?;
+
+        client.ip(&outside_host(addresses::client, 101))?;
+        external.ip(&outside_host(addresses::external, 102))?;
+        spine.ip(&spine_config())?;
+        for (number, ns) in (1..).zip(&leaves) {
+            let nodes: String = (1..=self.nodes).map(|node| leaf_to_node(number, node)).collect();
+            ns.ip(&format!("{}{nodes}", leaf_config(number)))?;
+            counters::install(ns)?;
+        }
+        for node in &nodes {
+            node.ns.ip(&node_config(node.number))?;
+            for pod in &node.pods {
+                pod.ns.ip(&pod_config(pod))?;
+            }
+        }
+        let leaves = (1..).zip(leaves).map(|(number, ns)| {
+            let (bird, control) = bird::start(&ns, number, self.nodes, dir)?;
+            Ok(Leaf { number, ns, bird, control })
+        });
+        Ok(Fabric { client, external, spine, leaves: leaves.collect::<Result<_>>()?, nodes })
+    }
+
+    fn namespaces(&self) -> String {
+        let mut lines = String::from("netns add client\nnetns add external\nnetns add spine\n");
+        for leaf in 1..=LEAVES {
+            let _ = writeln!(lines, "netns add leaf{leaf}");
+        }
+        for node in 1..=self.nodes {
+            let _ = writeln!(lines, "netns add {}", node_name(node));
+            for pod in 1..=PODS {
+                let _ = writeln!(lines, "netns add {}", pod_name(node, pod));
+            }
+        }
+        lines
+    }
+
+    /// Every device is named after what is at its other end.
+    fn links(&self) -> String {
+        let mut lines = String::new();
+        let mut link = |left: &str, right: &str| {
+            let _ = writeln!(
+                lines,
+                "link add name {right} netns {left} type veth peer name {left} netns {right}"
+            );
+        };
+        link("client", "spine");
+        link("external", "spine");
+        for leaf in 1..=LEAVES {
+            let leaf = format!("leaf{leaf}");
+            link("spine", &leaf);
+            for node in 1..=self.nodes {
+                link(&leaf, &node_name(node));
+            }
+        }
+        for node in 1..=self.nodes {
+            for pod in 1..=PODS {
+                link(&node_name(node), &pod_name(node, pod));
+            }
+        }
+        lines
+    }
+}
+
+fn outside_host(address: fn(Family) -> IpAddr, link: u8) -> String {
+    let mut lines = String::from("link set lo up\nlink set spine up\n");
+    for family in Family::BOTH {
+        let bits = family.bits();
+        let (own, gateway) = (address(family), addresses::spine_link(family, link));
+        let _ = writeln!(lines, "addr add {own}/{bits} dev spine");
+        let _ = writeln!(lines, "route add {gateway}/{bits} dev spine");
+        let _ = writeln!(lines, "route add default via {gateway} dev spine src {own}");
+    }
+    lines
+}
+
+fn spine_config() -> String {
+    let mut lines = String::from("link set lo up\nlink set client up\nlink set external up\n");
+    for leaf in 1..=LEAVES {
+        let _ = writeln!(lines, "link set leaf{leaf} up");
+    }
+    for family in Family::BOTH {
+        let bits = family.bits();
+        for (host, device, link) in
+            [(addresses::client(family), "client", 101), (addresses::external(family), "external", 102)]
+        {
+            let _ = writeln!(lines, "addr add {}/{bits} dev {device}", addresses::spine_link(family, link));
+            let _ = writeln!(lines, "route add {host}/{bits} dev {device}");
+        }
+        for leaf in 1..=LEAVES {
+            let own = addresses::spine_link(family, leaf);
+            let _ = writeln!(lines, "addr add {own}/{} dev leaf{leaf}", bits - 2);
+        }
+        let hops: String = (1..=LEAVES)
+            .map(|leaf| format!(" nexthop via {} dev leaf{leaf}", addresses::leaf_uplink(family, leaf)))
+            .collect();
+        for prefix in addresses::cluster_prefixes(family) {
+            let _ = writeln!(lines, "route add {prefix}{hops}");
+        }
+    }
+    lines
+}
+
+fn leaf_config(leaf: u8) -> String {
+    let mut lines = String::from("link set lo up\nlink set spine up\n");
+    for family in Family::BOTH {
+        let (own, spine) = (addresses::leaf_uplink(family, leaf), addresses::spine_link(family, leaf));
+        let _ = writeln!(lines, "addr add {own}/{} dev spine", family.bits() - 2);
+        for host in [addresses::client(family), addresses::external(family)] {
+            let _ = writeln!(lines, "route add {host}/{} via {spine}", family.bits());
+        }
+        // What no node announces is unreachable here instead of going back to the spine.
+        for prefix in addresses::cluster_prefixes(family) {
+            let _ = writeln!(lines, "route add unreachable {prefix}");
+        }
+    }
+    lines
+}
+
+/// A leaf's part of its link to a node, and its routes to what is there.
+fn leaf_to_node(leaf: u8, node: u8) -> String {
+    let name = node_name(node);
+    let mut lines = format!("link set {name} up\n");
+    for family in Family::BOTH {
+        let (own, via) = (addresses::leaf_link(family, leaf, node), addresses::node_link(family, leaf, node));
+        let _ = writeln!(lines, "addr replace {own}/{} dev {name}", family.bits() - 2);
+        let _ =
+            writeln!(lines, "route replace {}/{} via {via}", addresses::node(family, node), family.bits());
+        let _ = writeln!(lines, "route replace {} via {via}", addresses::pod_cidr(family, node));
+    }
+    lines
+}
+
+fn node_config(node: u8) -> String {
+    let mut lines = String::from("link set lo up\n");
+    for leaf in 1..=LEAVES {
+        let _ = writeln!(lines, "link set leaf{leaf} up");
+    }
+    for pod in 1..=PODS {
+        let name = pod_name(node, pod);
+        let _ = writeln!(lines, "link set {name} up\naddr add 169.254.1.1/32 dev {name} scope link");
+        let _ = writeln!(lines, "addr add fe80::1/64 dev {name}");
+    }
+    for family in Family::BOTH {
+        let own = addresses::node(family, node);
+        let _ = writeln!(lines, "addr add {own}/{} dev lo", family.bits());
+        let mut hops = String::new();
+        for leaf in 1..=LEAVES {
+            let link = addresses::node_link(family, leaf, node);
+            let _ = writeln!(lines, "addr add {link}/{} dev leaf{leaf}", family.bits() - 2);
+            let _ = write!(hops, " nexthop via {} dev leaf{leaf}", addresses::leaf_link(family, leaf, node));
+        }
+        let _ = writeln!(lines, "route add default src {own}{hops}");
+        for pod in 1..=PODS {
+            let address = addresses::pod(family, node, pod);
+            let _ = writeln!(
+                lines,
+                "route add {address}/{} dev {} src {own}",
+                family.bits(),
+                pod_name(node, pod)
+            );
+        }
+    }
+    lines
+}
+
+fn pod_config(pod: &Pod) -> String {
+    let node = node_name(pod.node);
+    let mut lines = format!("link set lo up\nlink set {node} up\nroute add 169.254.1.1/32 dev {node}\n");
+    for (family, gateway) in [(Family::V4, "169.254.1.1"), (Family::V6, "fe80::1")] {
+        let own = pod.address(family);
+        let _ = writeln!(lines, "addr add {own}/{} dev {node}", family.bits());
+        let _ = writeln!(lines, "route add default via {gateway} dev {node} src {own}");
+    }
+    lines
+}

@@ -1,0 +1,85 @@
+//! Connections that stay open while the network under them changes.
+
+use std::io::{self, Write};
+use std::net::{IpAddr, SocketAddr};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use sheave::cluster::Protocol;
+use socket2::Socket;
+
+use super::{Request, read_line};
+use crate::netns::NetNs;
+
+/// How long a connection may take to answer before it counts as lost.
+const STALL: Duration = Duration::from_secs(8);
+
+/// A set of established connections (or UDP flows) to one virtual server.
+#[derive(Debug)]
+pub struct Connections {
+    to: SocketAddr,
+    sockets: Vec<(Socket, String)>,
+}
+
+impl Connections {
+    /// Opens `count` of them, each checked by one question.
+    pub fn open(from: &NetNs, protocol: Protocol, address: IpAddr, port: u16, count: usize) -> Result<Self> {
+        let request = Request::new(protocol, address, port);
+        let open = || -> io::Result<(Socket, String)> {
+            let mut socket = request.connect()?;
+            socket.set_read_timeout(Some(STALL))?;
+            let answer = ask(&mut socket)?;
+            Ok((socket, answer))
+        };
+        let sockets =
+            from.enter(|| (0..count).map(|_| open()).collect::<io::Result<Vec<_>>>())?.with_context(
+                || format!("{} → {count} connections to {protocol} {address}:{port}", from.name()),
+            )?;
+        Ok(Self { to: (address, port).into(), sockets })
+    }
+
+    /// How many of them go to each endpoint's name.
+    pub fn endpoints(&self) -> std::collections::BTreeMap<&str, usize> {
+        let mut counts = std::collections::BTreeMap::new();
+        for (_, answer) in &self.sockets {
+            *counts.entry(endpoint(answer)).or_default() += 1;
+        }
+        counts
+    }
+
+    /// Puts a question through each; an error tells how many are lost, reset or answered by somebody else.
+    pub fn check(&mut self) -> Result<()> {
+        let end = Instant::now() + STALL;
+        let asked: Vec<io::Result<()>> =
+            self.sockets.iter_mut().map(|(socket, _)| socket.write_all(b"who\n")).collect();
+        let mut lost = Vec::new();
+        for ((socket, expected), asked) in self.sockets.iter_mut().zip(asked) {
+            let left = end.saturating_duration_since(Instant::now()).max(Duration::from_millis(10));
+            let answer =
+                asked.and_then(|()| socket.set_read_timeout(Some(left))).and_then(|()| read_line(socket));
+            match answer {
+                Ok(answer) if answer == *expected => {}
+                Ok(answer) => lost.push(format!("{expected:?} became {answer:?}")),
+                Err(error) => lost.push(format!("{}: {error}", endpoint(expected))),
+            }
+        }
+        ensure!(
+            lost.is_empty(),
+            "{} of {} connections to {} lost: {}",
+            lost.len(),
+            self.sockets.len(),
+            self.to,
+            lost.join("; ")
+        );
+        Ok(())
+    }
+}
+
+fn ask(socket: &mut Socket) -> io::Result<String> {
+    socket.write_all(b"who\n")?;
+    read_line(socket)
+}
+
+fn endpoint(answer: &str) -> &str {
+    answer.split(' ').next().unwrap_or(answer)
+}

@@ -1,0 +1,142 @@
+//! One question, one answer.
+
+use std::io::{self, Write};
+use std::net::{IpAddr, SocketAddr};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use sheave::cluster::Protocol;
+use socket2::Socket;
+
+use super::{LIMIT, any, read_line, socket};
+use crate::netns::NetNs;
+
+/// What an endpoint said.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Answer {
+    /// The endpoint's name.
+    pub endpoint: String,
+    /// The client's address as the endpoint saw it.
+    pub peer: IpAddr,
+    /// Time from the first packet to the answer.
+    pub took: Duration,
+}
+
+impl Answer {
+    fn parse(line: &str, took: Duration) -> io::Result<Self> {
+        let parts = line.split_once(' ').and_then(|(endpoint, peer)| {
+            Some(Self { endpoint: endpoint.to_owned(), peer: peer.trim_end().parse().ok()?, took })
+        });
+        parts.ok_or_else(|| io::Error::other(format!("not an answer: {line:?}")))
+    }
+}
+
+/// A question to a virtual server.
+#[derive(Clone, Copy, Debug)]
+pub struct Request {
+    protocol: Protocol,
+    to: SocketAddr,
+    source_port: u16,
+    limit: Duration,
+    size: usize,
+}
+
+impl Request {
+    /// To this address and port.
+    pub fn new(protocol: Protocol, address: IpAddr, port: u16) -> Self {
+        Self { protocol, to: (address, port).into(), source_port: 0, limit: LIMIT, size: 0 }
+    }
+
+    /// From this port of the client.
+    pub fn from_port(self, source_port: u16) -> Self {
+        Self { source_port, ..self }
+    }
+
+    /// Gives up after this time.
+    pub fn within(self, limit: Duration) -> Self {
+        Self { limit, ..self }
+    }
+
+    /// Datagrams of this many bytes of payload, both ways (UDP).
+    pub fn size(self, size: usize) -> Self {
+        Self { size, ..self }
+    }
+
+    /// Asks from a namespace.
+    pub fn send(&self, from: &NetNs) -> Result<Answer> {
+        from.enter(|| self.ask())?.with_context(|| format!("{} → {} {}", from.name(), self.protocol, self.to))
+    }
+
+    /// Asks from the namespace of this thread.
+    pub(super) fn ask(&self) -> io::Result<Answer> {
+        let start = Instant::now();
+        let mut stream = self.connect()?;
+        stream.set_read_timeout(Some(
+            self.limit.saturating_sub(start.elapsed()).max(Duration::from_millis(1)),
+        ))?;
+        let line = if self.protocol == Protocol::Udp {
+            stream.write_all(&self.datagram())?;
+            read_datagram(&stream, self.size)?
+        } else {
+            stream.write_all(b"who\n")?;
+            read_line(&mut stream)?
+        };
+        Answer::parse(&line, start.elapsed())
+    }
+
+    /// A connected socket (for UDP: with its peer set).
+    pub(super) fn connect(&self) -> io::Result<Socket> {
+        let socket = socket(self.protocol, self.to)?;
+        if self.source_port != 0 {
+            socket.set_reuse_address(true)?;
+            socket.bind(&any(self.to.ip(), self.source_port).into())?;
+        }
+        if self.protocol == Protocol::Tcp {
+            socket.connect_timeout(&self.to.into(), self.limit)?;
+            socket.set_tcp_nodelay(true)?;
+        } else {
+            // SCTP's connect has no select-able progress in socket2; the send time-out bounds it.
+            socket.set_write_timeout(Some(self.limit))?;
+            socket.connect(&self.to.into())?;
+        }
+        Ok(socket)
+    }
+
+    fn datagram(&self) -> Vec<u8> {
+        let mut datagram = b"who\n".to_vec();
+        datagram.resize(datagram.len().max(self.size), b'.');
+        datagram
+    }
+}
+
+fn read_datagram(socket: &Socket, at_least: usize) -> io::Result<String> {
+    let socket: std::net::UdpSocket = socket.try_clone()?.into();
+    let mut buffer = vec![0; 65_536];
+    let length = socket.recv(&mut buffer)?;
+    if length < at_least {
+        return Err(io::Error::other(format!("an answer of {length} bytes, not {at_least}")));
+    }
+    let text = String::from_utf8_lossy(&buffer[..length]);
+    text.lines().next().map(str::to_owned).ok_or_else(|| io::Error::other("an empty datagram"))
+}
+
+/// Sends one datagram from each of `ports` and tells which endpoint answered each, in their order; `None` where no answer came.
+pub fn flows(from: &NetNs, to: SocketAddr, ports: std::ops::Range<u16>) -> Result<Vec<Option<String>>> {
+    from.enter(|| -> io::Result<_> {
+        let mut sockets = Vec::new();
+        for port in ports {
+            let request = Request::new(Protocol::Udp, to.ip(), to.port()).from_port(port);
+            let mut socket = request.connect()?;
+            socket.write_all(&request.datagram())?;
+            sockets.push(socket);
+        }
+        let end = Instant::now() + LIMIT;
+        let answer = |socket: &Socket| -> io::Result<String> {
+            let left = end.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
+            socket.set_read_timeout(Some(left))?;
+            Ok(Answer::parse(&read_datagram(socket, 0)?, left)?.endpoint)
+        };
+        Ok(sockets.iter().map(|socket| answer(socket).ok()).collect())
+    })?
+    .with_context(|| format!("{} → flows to {to}", from.name()))
+}
