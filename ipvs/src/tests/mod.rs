@@ -1,0 +1,4 @@
+//! Tests of the encoding: byte vectors, then properties.
+
+mod properties;
+mod vectors;
