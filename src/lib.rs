@@ -4,4 +4,6 @@
 
 pub mod cli;
 pub mod cluster;
+pub mod config;
 pub mod plan;
+mod yaml;
