@@ -4,6 +4,5 @@
 
 pub mod cli;
 pub mod cluster;
-pub mod config;
+pub mod dataplane;
 pub mod plan;
-mod yaml;

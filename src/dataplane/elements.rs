@@ -1,0 +1,251 @@
+//! The elements of our nftables sets and maps: typed, as nft text, and read back from nft's JSON.
+
+use std::net::{IpAddr, SocketAddr};
+
+use ipnet::IpNet;
+use serde_json::Value;
+
+use crate::cluster::Protocol;
+use crate::plan::VipPort;
+
+/// One element. Its set follows from its kind and family.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Element {
+    /// `nodes`: a permitted tunnel source.
+    Node(IpAddr),
+    /// `vips`: a VIP, or a service CIDR.
+    Vip(IpNet),
+    /// `pods`: where tunnelled packets may come for that no map knows (own pod CIDRs, stand-ins).
+    Pods(IpNet),
+    /// `own`: an endpoint of this node, whose replies pass this node anyhow.
+    Own(IpAddr),
+    /// `hairpin`: an endpoint of this node, with itself.
+    Hairpin(IpAddr),
+    /// `nodeports`: a virtual server on an address of this node.
+    NodePort(VipPort),
+    /// `restricted`: a virtual server that not everyone may reach.
+    Restricted(VipPort),
+    /// `sources`: who may reach it.
+    Source(VipPort, IpNet),
+    /// `mark`: destination of the outer packet → mark.
+    Mark(IpAddr, u32),
+    /// `endpoints`: mark and destination of the inner packet → endpoint.
+    Endpoint(u32, VipPort, SocketAddr),
+}
+
+impl Element {
+    /// Name of the set or map that holds it.
+    pub fn set(&self) -> &'static str {
+        let (names, v4) = match self {
+            Self::Node(address) => (["nodes4", "nodes6"], address.is_ipv4()),
+            Self::Vip(net) => (["vips4", "vips6"], net.addr().is_ipv4()),
+            Self::Pods(net) => (["pods4", "pods6"], net.addr().is_ipv4()),
+            Self::Own(address) => (["own4", "own6"], address.is_ipv4()),
+            Self::Hairpin(address) => (["hairpin4", "hairpin6"], address.is_ipv4()),
+            Self::NodePort(vip) => (["nodeports4", "nodeports6"], vip.address.is_ipv4()),
+            Self::Restricted(vip) => (["restricted4", "restricted6"], vip.address.is_ipv4()),
+            Self::Source(vip, _) => (["sources4", "sources6"], vip.address.is_ipv4()),
+            Self::Mark(outer, _) => (["mark4", "mark6"], outer.is_ipv4()),
+            Self::Endpoint(_, vip, _) => (["endpoints4", "endpoints6"], vip.address.is_ipv4()),
+        };
+        names[usize::from(!v4)]
+    }
+
+    /// Its key in nft's syntax: enough to delete it.
+    pub fn key(&self) -> String {
+        match self {
+            Self::Node(address) | Self::Own(address) | Self::Mark(address, _) => address.to_string(),
+            Self::Vip(net) | Self::Pods(net) => net_text(*net),
+            Self::Hairpin(address) => format!("{address} . {address}"),
+            Self::NodePort(vip) | Self::Restricted(vip) => vip_text(vip),
+            Self::Source(vip, net) => format!("{} . {}", vip_text(vip), net_text(*net)),
+            Self::Endpoint(mark, vip, _) => {
+                format!("{mark} . {} . {} . {}", protocol_text(vip.protocol), vip.address, vip.port)
+            }
+        }
+    }
+
+    /// Key and, for a map, value in nft's syntax.
+    pub fn text(&self) -> String {
+        match self {
+            Self::Mark(_, mark) => format!("{} : {mark}", self.key()),
+            Self::Endpoint(_, _, to) => format!("{} : {} . {}", self.key(), to.ip(), to.port()),
+            _ => self.key(),
+        }
+    }
+
+    /// Reads one member of an `elem` list of `nft -j list table`; `None` for what we could not have written.
+    pub fn parse(set: &str, value: &Value) -> Option<Self> {
+        let name = set.strip_suffix(['4', '6'])?;
+        Some(match name {
+            "nodes" => Self::Node(address(value)?),
+            "vips" => Self::Vip(net(value)?),
+            "pods" => Self::Pods(net(value)?),
+            "own" => Self::Own(address(value)?),
+            "hairpin" => {
+                let [one, two] = concat(value)?;
+                (one == two).then_some(())?;
+                Self::Hairpin(address(one)?)
+            }
+            "nodeports" => Self::NodePort(vip(concat(value)?)?),
+            "restricted" => Self::Restricted(vip(concat(value)?)?),
+            "sources" => {
+                let [ip, protocol, port, source] = concat(value)?;
+                Self::Source(vip([ip, protocol, port])?, net(source)?)
+            }
+            "mark" => {
+                let [outer, mark] = pair(value)?;
+                Self::Mark(address(outer)?, u32::try_from(mark.as_u64()?).ok()?)
+            }
+            "endpoints" => {
+                let [key, to] = pair(value)?;
+                let [mark, protocol, ip, port] = concat(key)?;
+                let [to, to_port] = concat(to)?;
+                Self::Endpoint(
+                    u32::try_from(mark.as_u64()?).ok()?,
+                    vip([ip, protocol, port])?,
+                    SocketAddr::new(address(to)?, number(to_port)?),
+                )
+            }
+            _ => return None,
+        })
+    }
+}
+
+fn vip_text(vip: &VipPort) -> String {
+    format!("{} . {} . {}", vip.address, protocol_text(vip.protocol), vip.port)
+}
+
+/// A prefix; a host prefix without its length, since nft lists it so.
+fn net_text(net: IpNet) -> String {
+    if net.prefix_len() == net.max_prefix_len() { net.addr().to_string() } else { net.to_string() }
+}
+
+fn protocol_text(protocol: Protocol) -> &'static str {
+    match protocol {
+        Protocol::Tcp => "tcp",
+        Protocol::Udp => "udp",
+        Protocol::Sctp => "sctp",
+    }
+}
+
+fn address(value: &Value) -> Option<IpAddr> {
+    value.as_str()?.parse().ok()
+}
+
+fn net(value: &Value) -> Option<IpNet> {
+    match value.get("prefix") {
+        Some(prefix) => {
+            let length = u8::try_from(prefix.get("len")?.as_u64()?).ok()?;
+            IpNet::new(address(prefix.get("addr")?)?, length).ok()
+        }
+        None => address(value).map(IpNet::from),
+    }
+}
+
+fn number(value: &Value) -> Option<u16> {
+    u16::try_from(value.as_u64()?).ok()
+}
+
+fn vip([ip, protocol, port]: [&Value; 3]) -> Option<VipPort> {
+    let protocol = match protocol.as_str()? {
+        "tcp" => Protocol::Tcp,
+        "udp" => Protocol::Udp,
+        "sctp" => Protocol::Sctp,
+        _ => return None,
+    };
+    Some(VipPort { address: address(ip)?, protocol, port: number(port)? })
+}
+
+fn concat<const N: usize>(value: &Value) -> Option<[&Value; N]> {
+    members(value.get("concat")?)
+}
+
+fn pair(value: &Value) -> Option<[&Value; 2]> {
+    members(value)
+}
+
+fn members<const N: usize>(value: &Value) -> Option<[&Value; N]> {
+    value.as_array()?.iter().collect::<Vec<_>>().try_into().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn vip(address: &str, protocol: Protocol, port: u16) -> VipPort {
+        VipPort { address: address.parse().unwrap(), protocol, port }
+    }
+
+    #[test]
+    fn text_set_and_json_of_every_kind() {
+        let web = vip("10.96.0.80", Protocol::Tcp, 80);
+        let dns = vip("fd00:96::a", Protocol::Udp, 53);
+        let prefix = |addr: &str, len: u8| json!({"prefix": {"addr": addr, "len": len}});
+        let cases = [
+            (Element::Node("10.0.0.1".parse().unwrap()), "nodes4", "10.0.0.1", json!("10.0.0.1")),
+            (Element::Vip("10.96.0.0/16".parse().unwrap()), "vips4", "10.96.0.0/16", prefix("10.96.0.0", 16)),
+            (Element::Vip("fd00::1/128".parse().unwrap()), "vips6", "fd00::1", json!("fd00::1")),
+            (Element::Pods("240.0.0.0/4".parse().unwrap()), "pods4", "240.0.0.0/4", prefix("240.0.0.0", 4)),
+            (Element::Own("fd00::2".parse().unwrap()), "own6", "fd00::2", json!("fd00::2")),
+            (
+                Element::Hairpin("10.244.0.1".parse().unwrap()),
+                "hairpin4",
+                "10.244.0.1 . 10.244.0.1",
+                json!({"concat": ["10.244.0.1", "10.244.0.1"]}),
+            ),
+            (
+                Element::NodePort(web),
+                "nodeports4",
+                "10.96.0.80 . tcp . 80",
+                json!({"concat": ["10.96.0.80", "tcp", 80]}),
+            ),
+            (
+                Element::Restricted(dns),
+                "restricted6",
+                "fd00:96::a . udp . 53",
+                json!({"concat": ["fd00:96::a", "udp", 53]}),
+            ),
+            (
+                Element::Source(web, "203.0.113.0/24".parse().unwrap()),
+                "sources4",
+                "10.96.0.80 . tcp . 80 . 203.0.113.0/24",
+                json!({"concat": ["10.96.0.80", "tcp", 80, prefix("203.0.113.0", 24)]}),
+            ),
+            (
+                Element::Mark("10.244.0.1".parse().unwrap(), 0x2001),
+                "mark4",
+                "10.244.0.1 : 8193",
+                json!(["10.244.0.1", 8193]),
+            ),
+            (
+                Element::Endpoint(0x2001, dns, "[fd00::5]:5353".parse().unwrap()),
+                "endpoints6",
+                "8193 . udp . fd00:96::a . 53 : fd00::5 . 5353",
+                json!([{"concat": [8193, "udp", "fd00:96::a", 53]}, {"concat": ["fd00::5", 5353]}]),
+            ),
+        ];
+        for (element, set, text, listed) in cases {
+            assert_eq!((element.set(), element.text().as_str()), (set, text));
+            assert_eq!(Element::parse(set, &listed), Some(element), "{listed}");
+        }
+    }
+
+    #[test]
+    fn what_we_did_not_write_is_not_understood() {
+        for (set, value) in [
+            ("nodes4", json!(7)),
+            ("other", json!("10.0.0.1")),
+            ("hairpin4", json!({"concat": ["10.0.0.1", "10.0.0.2"]})),
+            ("nodeports4", json!({"concat": ["10.0.0.1", "icmp", 80]})),
+            ("nodeports4", json!({"concat": ["10.0.0.1", "tcp", 80_000]})),
+            ("vips4", json!({"prefix": {"addr": "10.0.0.0", "len": 99}})),
+            ("vips4", json!({"range": ["10.0.0.0", "10.0.0.9"]})),
+            ("mark4", json!(["10.0.0.1"])),
+        ] {
+            assert_eq!(Element::parse(set, &value), None, "{set} {value}");
+        }
+    }
+}

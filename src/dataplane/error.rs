@@ -1,0 +1,59 @@
+//! Errors of the dataplane.
+
+use std::{fmt, io};
+
+use super::nft::NftError;
+use super::sysctl::SysctlError;
+use super::virtual_servers::VirtualServersError;
+
+/// What the kernel refused or lacks.
+#[derive(Debug, thiserror::Error)]
+pub enum DataplaneError {
+    /// No rtnetlink socket.
+    #[error("rtnetlink socket: {0}")]
+    Rtnetlink(io::Error),
+    /// Links, addresses, routes.
+    #[error(transparent)]
+    Route(#[from] RouteError),
+    /// nftables.
+    #[error(transparent)]
+    Nft(#[from] NftError),
+    /// Settings.
+    #[error(transparent)]
+    Sysctl(#[from] SysctlError),
+    /// IPVS.
+    #[error(transparent)]
+    VirtualServers(#[from] VirtualServersError),
+}
+
+/// What was tried over rtnetlink, and why it failed.
+#[derive(Debug, thiserror::Error)]
+#[error("{action}: {reason}")]
+pub struct RouteError {
+    action: String,
+    reason: String,
+}
+
+impl RouteError {
+    pub(super) fn new(action: String, reason: impl fmt::Display) -> Self {
+        Self { action, reason: reason.to_string() }
+    }
+
+    pub(super) fn of(action: &str) -> impl FnOnce(rtnetlink::Error) -> Self {
+        let action = action.to_owned();
+        move |error| Self::new(action, describe(&error))
+    }
+}
+
+fn describe(error: &rtnetlink::Error) -> String {
+    match error {
+        rtnetlink::Error::NetlinkError(message) => message.to_io().to_string(),
+        other => other.to_string(),
+    }
+}
+
+/// Whether the kernel says that what a request names is not there (ENOENT, ESRCH, ENODEV).
+pub(super) fn is_absent(error: &rtnetlink::Error) -> bool {
+    let rtnetlink::Error::NetlinkError(message) = error else { return false };
+    matches!(message.raw_code(), -2 | -3 | -19)
+}

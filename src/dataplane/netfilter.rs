@@ -1,0 +1,407 @@
+//! Our nftables table: rules and elements, kept equal to the plan.
+//!
+//! What a plan asks for is turned into [`Element`]s; the table is listed only on [`Netfilter::sync`] (start and
+//! periodic), while [`Netfilter::apply`] writes just the elements that a change touches, since what is held
+//! is known.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::{IpAddr, SocketAddr};
+use std::time::{Duration, Instant};
+
+use ipnet::IpNet;
+use serde_json::Value;
+
+use super::elements::Element;
+use super::nft::{self, Listing, NftError};
+use super::numbers::{Captured, MarkMask, Numbers};
+use super::ruleset::{Rules, TABLE};
+use super::{standin, vip_net, vip_nets};
+use crate::plan::{AcceptedIn, Delta, NodePlan, Rewrite, RewriteKey, VipKind, VipPort};
+
+/// How long a rewrite outlives its wish: other directors hear of a removed endpoint a little later, and what
+/// they send meanwhile should still arrive.
+const LINGER: Duration = Duration::from_secs(5);
+
+/// The table, as we believe the kernel holds it.
+#[derive(Debug)]
+pub struct Netfilter {
+    mask: MarkMask,
+    /// Rules in force, with how nft lists them.
+    rules: Option<(Rules, Vec<Value>)>,
+    numbers: Option<Numbers>,
+    /// Rewrites held, and how many of them make an endpoint local.
+    rewrites: HashMap<RewriteKey, Rewrite>,
+    locals: HashMap<IpAddr, usize>,
+    lingering: BTreeMap<RewriteKey, Instant>,
+    /// Elements held, apart from those that follow from `rewrites`.
+    base: BTreeSet<Element>,
+    /// Rewrites that could not be made, with the reason.
+    pub refused: BTreeMap<RewriteKey, String>,
+}
+
+/// Elements on their way out and in.
+#[derive(Default)]
+struct Changes {
+    gone: BTreeSet<Element>,
+    new: BTreeSet<Element>,
+}
+
+impl Changes {
+    fn remove(&mut self, element: Element) {
+        if !self.new.remove(&element) {
+            self.gone.insert(element);
+        }
+    }
+
+    fn add(&mut self, element: Element) {
+        if !self.gone.remove(&element) {
+            self.new.insert(element);
+        }
+    }
+
+    fn set(&mut self, element: Element, had: bool, wanted: bool) {
+        match (had, wanted) {
+            (true, false) => self.remove(element),
+            (false, true) => self.add(element),
+            _ => {}
+        }
+    }
+}
+
+impl Netfilter {
+    /// Nothing is known of the kernel before the first [`Self::sync`].
+    pub fn new(mask: MarkMask) -> Self {
+        Self {
+            mask,
+            rules: None,
+            numbers: None,
+            rewrites: HashMap::new(),
+            locals: HashMap::new(),
+            lingering: BTreeMap::new(),
+            base: BTreeSet::new(),
+            refused: BTreeMap::new(),
+        }
+    }
+
+    /// Lists the table and makes it what the plan says; `mtu` is the uplinks' smallest. Gives what had to be
+    /// repaired, in words; on the first call that is everything there was to do.
+    ///
+    /// # Errors
+    /// [`NftError`]; the table is as before then.
+    pub fn sync(&mut self, plan: &NodePlan, mtu: u32, now: Instant) -> Result<Vec<String>, NftError> {
+        let listing = nft::list()?;
+        let existed = listing.is_some();
+        let listing = listing.unwrap_or_default();
+        if self.numbers.is_none() {
+            self.adopt(&listing, now);
+        }
+        self.rebuild(plan, now);
+
+        let rules = Rules { mask: self.mask, mtu };
+        let rules_stand =
+            self.rules.as_ref().is_some_and(|(held, listed)| *held == rules && *listed == listing.rules);
+        let wanted = self.elements();
+        let mut text = if rules_stand { String::new() } else { rules.transaction() };
+        let strange: BTreeSet<&str> = listing.strange.iter().map(|(set, _)| set.as_str()).collect();
+        for set in &strange {
+            let kind = if set.starts_with("mark") || set.starts_with("endpoints") { "map" } else { "set" };
+            text.push_str(&format!("flush {kind} inet {TABLE} {set}\n"));
+        }
+        // A flushed set is filled again whole.
+        let found: BTreeSet<Element> =
+            listing.elements.into_iter().filter(|element| !strange.contains(element.set())).collect();
+        let (gone, new): (Vec<_>, Vec<_>) =
+            (found.difference(&wanted).collect(), wanted.difference(&found).collect());
+        text.push_str(&nft::changes(gone.iter().copied(), new.iter().copied()));
+        if text.is_empty() {
+            return Ok(Vec::new());
+        }
+        match nft::transact(&text) {
+            // A table of another version may have sets of another shape: made anew, in one transaction.
+            Err(NftError::Refused(_)) if existed && !rules_stand => nft::transact(&format!(
+                "delete table inet {TABLE}\n{}{}",
+                rules.transaction(),
+                nft::changes([], &wanted)
+            ))?,
+            result => result?,
+        }
+        let mut repaired = Vec::new();
+        if !rules_stand {
+            let listed = nft::list()?.unwrap_or_default().rules;
+            let what = match (&self.rules, existed) {
+                (_, false) => "made table inet sheave",
+                (None, true) => "took over table inet sheave",
+                (Some(_), true) => "put back rules of table inet sheave",
+            };
+            repaired.push(what.into());
+            self.rules = Some((rules, listed));
+        }
+        for (verb, elements) in [("removed from", &gone), ("added to", &new)] {
+            let mut counts = BTreeMap::<&str, usize>::new();
+            for element in elements {
+                *counts.entry(element.set()).or_default() += 1;
+            }
+            repaired.extend(counts.iter().map(|(set, count)| format!("{verb} {set}: {count} elements")));
+        }
+        Ok(repaired)
+    }
+
+    /// Writes what a change touches, in one transaction; rewrites that are not wanted any more linger.
+    ///
+    /// # Errors
+    /// [`NftError`]: what is held is unknown then, and [`Self::sync`] is due.
+    pub fn apply(&mut self, plan: &NodePlan, delta: &Delta, now: Instant) -> Result<(), NftError> {
+        let mut changes = Changes::default();
+        if delta.node {
+            self.node_changes(plan, &mut changes);
+        }
+        for vip in &delta.vips {
+            let element = Element::Vip(IpNet::from(*vip));
+            let bound_alone = vip_net(plan, *vip) == IpNet::from(*vip);
+            changes.set(element, self.base.contains(&element), plan.vips.contains_key(vip) && bound_alone);
+        }
+        for vip in &delta.virtual_servers {
+            let element = Element::NodePort(*vip);
+            changes.set(element, self.base.contains(&element), is_node_port(plan, vip));
+        }
+        for vip in &delta.source_ranges {
+            let wanted: BTreeSet<Element> = sources(plan, vip).collect();
+            let held: BTreeSet<Element> = std::iter::once(Element::Restricted(*vip))
+                .filter(|element| self.base.contains(element))
+                .chain(
+                    self.base
+                        .range(Element::Source(*vip, IpNet::default())..)
+                        .take_while(|element| matches!(element, Element::Source(of, _) if of == vip))
+                        .copied(),
+                )
+                .collect();
+            held.difference(&wanted).for_each(|element| changes.remove(*element));
+            wanted.difference(&held).for_each(|element| changes.add(*element));
+        }
+        for element in &changes.gone {
+            self.base.remove(element);
+        }
+        self.base.extend(&changes.new);
+        for key in &delta.rewrites {
+            match plan.rewrites.get(key) {
+                Some(rewrite) => self.hold(*key, *rewrite, &mut changes),
+                None if self.rewrites.contains_key(key) => {
+                    self.lingering.insert(*key, now + LINGER);
+                }
+                None => drop(self.refused.remove(key)),
+            }
+        }
+        self.write(&changes)
+    }
+
+    /// Removes the rewrites whose time is up.
+    ///
+    /// # Errors
+    /// As [`Self::apply`].
+    pub fn expire(&mut self, now: Instant) -> Result<(), NftError> {
+        let mut changes = Changes::default();
+        for key in self.due(now) {
+            self.drop(key, &mut changes);
+        }
+        self.write(&changes)
+    }
+
+    fn write(&self, changes: &Changes) -> Result<(), NftError> {
+        let text = nft::changes(&changes.gone, &changes.new);
+        if text.is_empty() { Ok(()) } else { nft::transact(&text) }
+    }
+
+    /// Takes over numbers and rewrites of an agent before this one; the plan then says which stay.
+    fn adopt(&mut self, listing: &Listing, now: Instant) {
+        let mut by_mark = HashMap::new();
+        let mut adopted = HashMap::new();
+        for element in &listing.elements {
+            if let Element::Mark(outer, mark) = element
+                && let Some(number) = self.mask.number(*mark)
+            {
+                adopted.insert(*outer, number);
+                by_mark.insert((*mark, outer.is_ipv4()), *outer);
+            }
+        }
+        self.numbers = Some(Numbers::new(self.mask, adopted));
+        let locals: BTreeSet<IpAddr> = listing
+            .elements
+            .iter()
+            .filter_map(|element| match element {
+                Element::Own(address) => Some(*address),
+                _ => None,
+            })
+            .collect();
+        for element in &listing.elements {
+            let Element::Endpoint(mark, vip, to) = element else { continue };
+            let Some(outer) = by_mark.get(&(*mark, vip.address.is_ipv4())) else { continue };
+            let side = if standin::is(*outer) {
+                crate::plan::RewriteSide::Director
+            } else {
+                crate::plan::RewriteSide::Endpoint
+            };
+            let key = RewriteKey { endpoint: to.ip(), side, vip: *vip };
+            let rewrite = Rewrite {
+                target_port: to.port(),
+                accepted_in: AcceptedIn::Node,
+                local: locals.contains(&to.ip()),
+            };
+            self.hold(key, rewrite, &mut Changes::default());
+            self.lingering.insert(key, now + LINGER);
+        }
+        if let Some(numbers) = &mut self.numbers {
+            numbers.adoption_done();
+        }
+    }
+
+    /// Makes our belief what the plan says, whatever it was.
+    fn rebuild(&mut self, plan: &NodePlan, now: Instant) {
+        let unwanted: Vec<RewriteKey> =
+            self.rewrites.keys().filter(|key| !plan.rewrites.contains_key(key)).copied().collect();
+        for key in unwanted {
+            self.lingering.entry(key).or_insert(now + LINGER);
+        }
+        let mut ignored = Changes::default();
+        for key in self.due(now) {
+            self.drop(key, &mut ignored);
+        }
+        self.refused.clear();
+        for (key, rewrite) in &plan.rewrites {
+            self.hold(*key, *rewrite, &mut ignored);
+        }
+        self.base = base(plan);
+    }
+
+    fn due(&self, now: Instant) -> Vec<RewriteKey> {
+        self.lingering.iter().filter(|(_, until)| **until <= now).map(|(key, _)| *key).collect()
+    }
+
+    fn node_changes(&self, plan: &NodePlan, changes: &mut Changes) {
+        let of_node =
+            |element: &&Element| matches!(element, Element::Node(_) | Element::Vip(_) | Element::Pods(_));
+        let wanted = base(plan);
+        for element in self.base.iter().filter(of_node) {
+            changes.set(*element, true, wanted.contains(element));
+        }
+        for element in wanted.iter().filter(of_node) {
+            changes.set(*element, self.base.contains(element), true);
+        }
+    }
+
+    fn hold(&mut self, key: RewriteKey, rewrite: Rewrite, changes: &mut Changes) {
+        self.lingering.remove(&key);
+        if self.rewrites.get(&key) == Some(&rewrite) {
+            return;
+        }
+        self.drop(key, changes);
+        self.refused.remove(&key);
+        if rewrite.accepted_in == AcceptedIn::Pod {
+            return;
+        }
+        let captured = Captured { endpoint: key.endpoint, side: key.side };
+        let Some(numbers) = &mut self.numbers else { return };
+        let known = numbers.mark(captured).is_some();
+        if let Err(error) = numbers.acquire(captured) {
+            self.refused.insert(key, error.to_string());
+            return;
+        }
+        let Some(mark) = numbers.mark(captured) else { return };
+        self.rewrites.insert(key, rewrite);
+        if !known {
+            changes.add(Element::Mark(captured.outer(), mark));
+        }
+        changes.add(endpoint_element(mark, &key, &rewrite));
+        if rewrite.local {
+            let uses = self.locals.entry(key.endpoint).or_default();
+            *uses += 1;
+            if *uses == 1 {
+                changes.add(Element::Own(key.endpoint));
+                changes.add(Element::Hairpin(key.endpoint));
+            }
+        }
+    }
+
+    fn drop(&mut self, key: RewriteKey, changes: &mut Changes) {
+        self.lingering.remove(&key);
+        let Some(rewrite) = self.rewrites.remove(&key) else { return };
+        let captured = Captured { endpoint: key.endpoint, side: key.side };
+        let Some(numbers) = &mut self.numbers else { return };
+        let Some(mark) = numbers.mark(captured) else { return };
+        changes.remove(endpoint_element(mark, &key, &rewrite));
+        numbers.release(captured);
+        if numbers.mark(captured).is_none() {
+            changes.remove(Element::Mark(captured.outer(), mark));
+        }
+        if rewrite.local
+            && let Some(uses) = self.locals.get_mut(&key.endpoint)
+        {
+            *uses -= 1;
+            if *uses == 0 {
+                self.locals.remove(&key.endpoint);
+                changes.remove(Element::Own(key.endpoint));
+                changes.remove(Element::Hairpin(key.endpoint));
+            }
+        }
+    }
+
+    /// Every element that the table should hold now.
+    fn elements(&self) -> BTreeSet<Element> {
+        let mut elements = self.base.clone();
+        for (key, rewrite) in &self.rewrites {
+            let captured = Captured { endpoint: key.endpoint, side: key.side };
+            if let Some(mark) = self.numbers.as_ref().and_then(|numbers| numbers.mark(captured)) {
+                elements.insert(Element::Mark(captured.outer(), mark));
+                elements.insert(endpoint_element(mark, key, rewrite));
+            }
+        }
+        for address in self.locals.keys() {
+            elements.insert(Element::Own(*address));
+            elements.insert(Element::Hairpin(*address));
+        }
+        elements
+    }
+}
+
+/// Removes our table. Gives whether there was one.
+///
+/// # Errors
+/// [`NftError`].
+pub fn remove() -> Result<bool, NftError> {
+    if nft::list()?.is_none() {
+        return Ok(false);
+    }
+    nft::transact(&format!("delete table inet {TABLE}\n")).map(|()| true)
+}
+
+fn endpoint_element(mark: u32, key: &RewriteKey, rewrite: &Rewrite) -> Element {
+    Element::Endpoint(mark, key.vip, SocketAddr::new(key.endpoint, rewrite.target_port))
+}
+
+/// Whether a virtual server on an address of this node stands, so that its packets must not be tracked.
+fn is_node_port(plan: &NodePlan, vip: &VipPort) -> bool {
+    plan.virtual_servers
+        .get(vip)
+        .is_some_and(|server| server.kind == VipKind::NodePort && !server.destinations.is_empty())
+}
+
+fn sources(plan: &NodePlan, vip: &VipPort) -> impl Iterator<Item = Element> {
+    plan.source_ranges.get(vip).into_iter().flat_map(|range| {
+        let allowed = IpNet::aggregate(&range.allow.iter().copied().collect());
+        std::iter::once(Element::Restricted(range.vip))
+            .chain(allowed.into_iter().map(|net| Element::Source(range.vip, net)))
+    })
+}
+
+/// The elements of a plan apart from its rewrites.
+fn base(plan: &NodePlan) -> BTreeSet<Element> {
+    let pods = plan.node.pod_cidrs.iter().copied().chain(standin::ranges()).collect();
+    let mut elements = BTreeSet::new();
+    elements.extend(plan.node.tunnel_sources.iter().map(|address| Element::Node(*address)));
+    elements.extend(vip_nets(plan).map(Element::Vip));
+    elements.extend(IpNet::aggregate(&pods).into_iter().map(Element::Pods));
+    elements.extend(
+        plan.virtual_servers.keys().filter(|vip| is_node_port(plan, vip)).map(|vip| Element::NodePort(*vip)),
+    );
+    elements.extend(plan.source_ranges.keys().flat_map(|vip| sources(plan, vip)));
+    elements
+}

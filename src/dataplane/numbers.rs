@@ -1,0 +1,263 @@
+//! Numbers for endpoints: what tells the kernel, after decapsulation, for whom a tunnelled packet came.
+//!
+//! A packet mark is all that survives decapsulation, so every endpoint this node rewrites for has a number in
+//! the bits of the mark that are ours; the highest of these, [`MarkMask::bit`], says that the mark is ours.
+//! An endpoint may have two numbers: one for packets of any director ([`RewriteSide::Endpoint`]), one for packets
+//! of this node that it rewrites itself ([`RewriteSide::Director`]).
+
+use std::collections::{BTreeSet, HashMap};
+use std::net::IpAddr;
+
+use super::standin;
+use crate::plan::RewriteSide;
+
+/// The contiguous bits of the packet mark that Sheave may use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MarkMask(u32);
+
+impl MarkMask {
+    /// Takes a mask of at least two contiguous bits; `None` for any other.
+    pub fn new(mask: u32) -> Option<Self> {
+        let shifted = mask.checked_shr(mask.trailing_zeros())?;
+        (mask.count_ones() >= 2 && shifted.wrapping_add(1) & shifted == 0).then_some(Self(mask))
+    }
+
+    /// All bits.
+    pub fn mask(self) -> u32 {
+        self.0
+    }
+
+    /// The reserved bit: the highest one.
+    pub fn bit(self) -> u32 {
+        1 << (31 - self.0.leading_zeros())
+    }
+
+    /// How many endpoints can be numbered. Number 0 is for what no map knows.
+    pub fn capacity(self) -> u32 {
+        (1 << (self.0.count_ones() - 1)) - 1
+    }
+
+    /// The mark of an endpoint's number.
+    pub fn mark(self, number: u32) -> u32 {
+        self.bit() | number << self.0.trailing_zeros()
+    }
+
+    /// The number within a mark, where it is one of ours.
+    pub fn number(self, mark: u32) -> Option<u32> {
+        (mark & !self.0 == 0 && mark & self.bit() != 0)
+            .then(|| (mark & !self.bit()) >> self.0.trailing_zeros())
+    }
+}
+
+/// Whom a number stands for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Captured {
+    /// The endpoint's address.
+    pub endpoint: IpAddr,
+    /// On whose behalf.
+    pub side: RewriteSide,
+}
+
+impl Captured {
+    /// Destination of the outer packets.
+    pub fn outer(self) -> IpAddr {
+        match self.side {
+            RewriteSide::Endpoint => self.endpoint,
+            RewriteSide::Director => standin::of(self.endpoint),
+        }
+    }
+}
+
+/// Why an endpoint has no number.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NumberError {
+    /// The mask is too narrow.
+    #[error("all {0} endpoint numbers are in use: widen services.markMask")]
+    Exhausted(u32),
+    /// Two endpoints differ in the high 4 bits of their IPv4 address alone.
+    #[error("{0} has the same stand-in address as {1}: give one of them another address")]
+    SharedStandIn(IpAddr, IpAddr),
+}
+
+/// The numbers in use, with how many rewrites use each.
+#[derive(Debug)]
+pub struct Numbers {
+    mask: MarkMask,
+    used: HashMap<Captured, (u32, usize)>,
+    by_outer: HashMap<IpAddr, Captured>,
+    free4: Free,
+    free6: Free,
+    /// What the kernel held when this agent started: an endpoint keeps its number over a restart.
+    adopted: HashMap<IpAddr, u32>,
+}
+
+impl Numbers {
+    /// `adopted`: outer address → number, as found in the kernel.
+    pub fn new(mask: MarkMask, adopted: HashMap<IpAddr, u32>) -> Self {
+        let free = |v4: bool| {
+            Free::new(adopted.iter().filter(|(outer, _)| outer.is_ipv4() == v4).map(|(_, number)| *number))
+        };
+        Self {
+            mask,
+            used: HashMap::new(),
+            by_outer: HashMap::new(),
+            free4: free(true),
+            free6: free(false),
+            adopted,
+        }
+    }
+
+    /// Counts one more rewrite; gives the endpoint a number if it has none.
+    ///
+    /// # Errors
+    /// [`NumberError`]: the endpoint cannot be served; nothing has changed.
+    pub fn acquire(&mut self, captured: Captured) -> Result<(), NumberError> {
+        if let Some((_, uses)) = self.used.get_mut(&captured) {
+            *uses += 1;
+            return Ok(());
+        }
+        let outer = captured.outer();
+        if let Some(other) = self.by_outer.get(&outer) {
+            return Err(NumberError::SharedStandIn(captured.endpoint, other.endpoint));
+        }
+        let capacity = self.mask.capacity();
+        let number = match self.adopted.remove(&outer) {
+            Some(number) => number,
+            None => self.free(outer).take(capacity).ok_or(NumberError::Exhausted(capacity))?,
+        };
+        self.used.insert(captured, (number, 1));
+        self.by_outer.insert(outer, captured);
+        Ok(())
+    }
+
+    /// Counts one rewrite less; the last one frees the number.
+    pub fn release(&mut self, captured: Captured) {
+        let Some((number, uses)) = self.used.get_mut(&captured) else { return };
+        *uses -= 1;
+        if *uses == 0 {
+            let number = *number;
+            self.used.remove(&captured);
+            self.by_outer.remove(&captured.outer());
+            self.free(captured.outer()).put_back(number);
+        }
+    }
+
+    /// Forgets what was adopted and not asked for since: those numbers are free.
+    pub fn adoption_done(&mut self) {
+        for (outer, number) in std::mem::take(&mut self.adopted) {
+            self.free(outer).put_back(number);
+        }
+    }
+
+    /// The mark of an endpoint that has a number.
+    pub fn mark(&self, captured: Captured) -> Option<u32> {
+        self.used.get(&captured).map(|(number, _)| self.mask.mark(*number))
+    }
+
+    fn free(&mut self, of: IpAddr) -> &mut Free {
+        if of.is_ipv4() { &mut self.free4 } else { &mut self.free6 }
+    }
+}
+
+/// The free numbers of one family: the gaps, and everything from `next` on.
+#[derive(Debug)]
+struct Free {
+    gaps: BTreeSet<u32>,
+    next: u32,
+}
+
+impl Free {
+    fn new(reserved: impl Iterator<Item = u32>) -> Self {
+        let reserved: BTreeSet<u32> = reserved.collect();
+        let next = reserved.last().map_or(1, |last| last + 1);
+        Self { gaps: (1..next).filter(|number| !reserved.contains(number)).collect(), next }
+    }
+
+    fn take(&mut self, capacity: u32) -> Option<u32> {
+        if let Some(gap) = self.gaps.pop_first() {
+            return Some(gap);
+        }
+        (self.next <= capacity).then(|| {
+            self.next += 1;
+            self.next - 1
+        })
+    }
+
+    fn put_back(&mut self, number: u32) {
+        self.gaps.insert(number);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn captured(endpoint: &str, side: RewriteSide) -> Captured {
+        Captured { endpoint: endpoint.parse().unwrap(), side }
+    }
+
+    #[test]
+    fn masks() {
+        let mask = MarkMask::new(0x3fff).unwrap();
+        assert_eq!((mask.bit(), mask.capacity(), mask.mark(5)), (0x2000, 0x1fff, 0x2005));
+        let high = MarkMask::new(0x0ff0_0000).unwrap();
+        assert_eq!((high.bit(), high.capacity(), high.mark(5)), (0x0800_0000, 127, 0x0850_0000));
+        assert_eq!(
+            (high.number(0x0850_0000), high.number(0x0050_0000), high.number(1)),
+            (Some(5), None, None)
+        );
+        for wrong in [0, 1, 0x8000_0000, 0x5, 0xf0f0] {
+            assert_eq!(MarkMask::new(wrong), None, "{wrong:#x}");
+        }
+        assert_eq!(MarkMask::new(u32::MAX).map(MarkMask::bit), Some(0x8000_0000));
+    }
+
+    #[test]
+    fn an_endpoint_has_one_number_per_side_until_its_last_rewrite_goes() {
+        let mut numbers = Numbers::new(MarkMask::new(0x3fff).unwrap(), HashMap::new());
+        let endpoint = captured("10.244.1.10", RewriteSide::Endpoint);
+        let director = captured("10.244.1.10", RewriteSide::Director);
+        for _ in 0..2 {
+            numbers.acquire(endpoint).unwrap();
+        }
+        numbers.acquire(director).unwrap();
+        assert_eq!((numbers.mark(endpoint), numbers.mark(director)), (Some(0x2001), Some(0x2002)));
+        numbers.release(endpoint);
+        assert_eq!(numbers.mark(endpoint), Some(0x2001));
+        numbers.release(endpoint);
+        assert_eq!(numbers.mark(endpoint), None);
+        numbers.acquire(captured("10.244.1.11", RewriteSide::Endpoint)).unwrap();
+        assert_eq!(numbers.mark(captured("10.244.1.11", RewriteSide::Endpoint)), Some(0x2001));
+    }
+
+    #[test]
+    fn numbers_survive_a_restart() {
+        let adopted = HashMap::from([("10.0.0.2".parse().unwrap(), 7), ("10.0.0.3".parse().unwrap(), 1)]);
+        let mut numbers = Numbers::new(MarkMask::new(0x3fff).unwrap(), adopted);
+        for address in ["10.0.0.9", "10.0.0.2"] {
+            numbers.acquire(captured(address, RewriteSide::Endpoint)).unwrap();
+        }
+        numbers.adoption_done();
+        numbers.acquire(captured("10.0.0.4", RewriteSide::Endpoint)).unwrap();
+        let mark = |address| numbers.mark(captured(address, RewriteSide::Endpoint));
+        assert_eq!((mark("10.0.0.2"), mark("10.0.0.9")), (Some(0x2007), Some(0x2002)));
+        assert_eq!(mark("10.0.0.4"), Some(0x2001), "the number nobody asked for is free again");
+    }
+
+    #[test]
+    fn what_cannot_be_numbered_is_refused() {
+        let mut numbers = Numbers::new(MarkMask::new(0x3).unwrap(), HashMap::new());
+        numbers.acquire(captured("10.0.0.1", RewriteSide::Endpoint)).unwrap();
+        assert_eq!(
+            numbers.acquire(captured("10.0.0.2", RewriteSide::Endpoint)),
+            Err(NumberError::Exhausted(1))
+        );
+        numbers.acquire(captured("fd00::1", RewriteSide::Endpoint)).unwrap();
+        let mut numbers = Numbers::new(MarkMask::new(0x3fff).unwrap(), HashMap::new());
+        numbers.acquire(captured("10.0.0.1", RewriteSide::Director)).unwrap();
+        assert!(matches!(
+            numbers.acquire(captured("26.0.0.1", RewriteSide::Director)),
+            Err(NumberError::SharedStandIn(..))
+        ));
+    }
+}

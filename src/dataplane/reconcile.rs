@@ -1,0 +1,245 @@
+//! PURE: what a virtual server should be and what the kernel lists → the IPVS operations between them.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+
+use sheave_ipvs::{
+    Destination, DestinationEntry, ForwardingMethod, Operation, Protocol, SchedulerName, Service,
+    ServiceEntry, ServiceFlags, ServiceKey, TunnelType,
+};
+
+use super::standin;
+use crate::cluster;
+use crate::plan::{Forwarding, Scheduler, VipPort, VirtualServer};
+
+/// Marks a virtual server as ours, since IPVS has no owner: the third scheduler flag, which no scheduler reads
+/// (`mh` and `sh` read the first two: include/uapi/linux/ip_vs.h).
+pub const OURS: ServiceFlags = ServiceFlags::SCHED3;
+
+/// A virtual server in the kernel's terms.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Wanted {
+    service: Service,
+    /// In canonical order.
+    destinations: Vec<Destination>,
+    /// The scheduler's table depends on the order in which destinations were added.
+    ordered: bool,
+}
+
+/// What to do, and what stays to be done.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Steps {
+    /// In this order.
+    pub operations: Vec<Operation>,
+    /// Destinations remain at weight 0 until their connections are gone: look again.
+    pub draining: bool,
+    /// Destinations are deleted and added again: their connections must survive that
+    /// (`net.ipv4.vs.expire_nodest_conn` = 0 meanwhile).
+    pub reorders: bool,
+    /// The kernel's virtual server of this address is somebody else's: nothing is done.
+    pub foreign: bool,
+}
+
+/// The kernel's key of a virtual server.
+pub fn service_key(vip: &VipPort) -> ServiceKey {
+    let protocol = match vip.protocol {
+        cluster::Protocol::Tcp => Protocol::Tcp,
+        cluster::Protocol::Udp => Protocol::Udp,
+        cluster::Protocol::Sctp => Protocol::Sctp,
+    };
+    ServiceKey::Address { protocol, address: vip.address, port: vip.port }
+}
+
+/// The plan's key of a virtual server; `None` for one that matches a firewall mark.
+pub fn vip_port(key: &ServiceKey) -> Option<VipPort> {
+    let ServiceKey::Address { protocol, address, port } = *key else { return None };
+    let protocol = match protocol {
+        Protocol::Tcp => cluster::Protocol::Tcp,
+        Protocol::Udp => cluster::Protocol::Udp,
+        Protocol::Sctp => cluster::Protocol::Sctp,
+    };
+    Some(VipPort { address, port, protocol })
+}
+
+impl Wanted {
+    /// Translates a planned virtual server.
+    pub fn new(server: &VirtualServer) -> Self {
+        let mut flags = OURS;
+        // The hashing schedulers `mh` and `sh` have the same flags under two names.
+        if server.scheduler_flags.fallback {
+            flags = flags | ServiceFlags::MH_FALLBACK;
+        }
+        if server.scheduler_flags.port {
+            flags = flags | ServiceFlags::MH_PORT;
+        }
+        if server.persistence.is_some() {
+            flags = flags | ServiceFlags::PERSISTENT;
+        }
+        let key = service_key(&server.vip);
+        Self {
+            service: Service {
+                key,
+                scheduler: scheduler_name(server.scheduler),
+                flags,
+                timeout: server.persistence.unwrap_or(0),
+                netmask: key.family().bits(),
+                pe_name: None,
+            },
+            destinations: server.destinations.iter().map(destination).collect(),
+            ordered: matches!(server.scheduler, Scheduler::Mh | Scheduler::Sh | Scheduler::Dh),
+        }
+    }
+}
+
+fn destination(planned: &crate::plan::Destination) -> Destination {
+    let (address, forwarding) = match planned.forwarding {
+        Forwarding::Tunnel => (planned.address, ForwardingMethod::Tunnel),
+        Forwarding::Nat => (standin::of(planned.address), ForwardingMethod::Tunnel),
+        Forwarding::Masquerade => (planned.address, ForwardingMethod::Masquerade),
+    };
+    Destination {
+        address,
+        port: planned.port,
+        forwarding,
+        weight: planned.weight,
+        upper_threshold: 0,
+        lower_threshold: 0,
+        tunnel: TunnelType::Ipip,
+    }
+}
+
+fn scheduler_name(scheduler: Scheduler) -> SchedulerName {
+    let name = match scheduler {
+        Scheduler::Rr => "rr",
+        Scheduler::Wrr => "wrr",
+        Scheduler::Lc => "lc",
+        Scheduler::Wlc => "wlc",
+        Scheduler::Lblc => "lblc",
+        Scheduler::Lblcr => "lblcr",
+        Scheduler::Dh => "dh",
+        Scheduler::Sh => "sh",
+        Scheduler::Sed => "sed",
+        Scheduler::Nq => "nq",
+        Scheduler::Fo => "fo",
+        Scheduler::Ovf => "ovf",
+        Scheduler::Mh => "mh",
+        Scheduler::Twos => "twos",
+    };
+    name.parse().expect("every name above is shorter than IP_VS_SCHEDNAME_MAXLEN")
+}
+
+/// Compares `wanted` (`None`: the Service is gone) with what the kernel lists.
+///
+/// A destination that is not wanted any more goes to weight 0 and is deleted when its connections are gone
+/// (UDP has none that could end: at once). A virtual server without wanted destinations stays as long as one
+/// drains. Destinations of a hashing scheduler are brought into canonical order, so that every director has the
+/// same table; one with weight 0 is added with its weight first, which keeps the table equal to that of
+/// a director that knew it before.
+pub fn steps(wanted: Option<&Wanted>, listed: Option<&ServiceEntry>) -> Steps {
+    let mut steps = Steps::default();
+    match (wanted, listed) {
+        (_, Some(listed)) if !listed.service.flags.contains(OURS) => steps.foreign = true,
+        (None, Some(listed)) => steps.operations.push(Operation::DelService(listed.service.key)),
+        (Some(wanted), None) if !wanted.destinations.is_empty() => {
+            steps.operations.reserve(1 + wanted.destinations.len());
+            steps.operations.push(Operation::AddService(wanted.service));
+            for destination in &wanted.destinations {
+                steps.add(wanted, destination);
+            }
+        }
+        (Some(wanted), Some(listed)) => steps.change(wanted, listed),
+        (_, None) => {}
+    }
+    steps
+}
+
+impl Steps {
+    fn add(&mut self, wanted: &Wanted, destination: &Destination) {
+        let key = wanted.service.key;
+        let weight = destination.weight.max(1);
+        self.operations.push(Operation::AddDestination(key, Destination { weight, ..*destination }));
+        if destination.weight == 0 {
+            self.operations.push(Operation::SetDestination(key, *destination));
+        }
+    }
+
+    fn change(&mut self, wanted: &Wanted, listed: &ServiceEntry) {
+        let key = wanted.service.key;
+        let index: HashMap<(IpAddr, u16), usize> = wanted
+            .destinations
+            .iter()
+            .enumerate()
+            .map(|(index, destination)| ((destination.address, destination.port), index))
+            .collect();
+        // The kernel lists the newest first.
+        let present: Vec<(Option<usize>, &DestinationEntry)> = listed
+            .destinations
+            .iter()
+            .rev()
+            .map(|entry| (index.get(&(entry.destination.address, entry.destination.port)).copied(), entry))
+            .collect();
+        for (_, entry) in present.iter().filter(|(wanted, _)| wanted.is_none()) {
+            self.leave(key, entry);
+        }
+        if wanted.destinations.is_empty() {
+            if !self.draining {
+                self.operations = vec![Operation::DelService(key)];
+            }
+            return;
+        }
+        if listed.service != wanted.service {
+            self.operations.push(Operation::SetService(wanted.service));
+        }
+        let mut held: Vec<Option<&Destination>> = vec![None; wanted.destinations.len()];
+        for (index, entry) in &present {
+            if let Some(slot) = index.and_then(|index| held.get_mut(index)) {
+                *slot = Some(&entry.destination);
+            }
+        }
+        // Up to here the kernel's order is the canonical one; later ones move to the end, one by one.
+        let in_order = present
+            .iter()
+            .filter_map(|(index, _)| *index)
+            .enumerate()
+            .take_while(|(at, index)| at == index)
+            .count();
+        for (at, (destination, held)) in wanted.destinations.iter().zip(held).enumerate() {
+            match held {
+                Some(held) if !wanted.ordered || at < in_order => {
+                    if held != destination {
+                        self.operations.push(Operation::SetDestination(key, *destination));
+                    }
+                }
+                Some(_) => {
+                    self.reorders = true;
+                    self.operations.push(Operation::DelDestination(
+                        key,
+                        destination.address,
+                        destination.port,
+                    ));
+                    self.add(wanted, destination);
+                }
+                None => self.add(wanted, destination),
+            }
+        }
+    }
+
+    /// A destination that nobody wants.
+    fn leave(&mut self, key: ServiceKey, entry: &DestinationEntry) {
+        let Destination { address, port, weight, .. } = entry.destination;
+        let udp = matches!(key, ServiceKey::Address { protocol: Protocol::Udp, .. });
+        if udp || weight == 0 && entry.active_connections == 0 && entry.inactive_connections == 0 {
+            self.operations.push(Operation::DelDestination(key, address, port));
+            return;
+        }
+        self.draining = true;
+        if weight != 0 {
+            self.operations
+                .push(Operation::SetDestination(key, Destination { weight: 0, ..entry.destination }));
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "reconcile_tests.rs"]
+mod tests;

@@ -1,0 +1,242 @@
+use proptest::prelude::*;
+use sheave_ipvs::Stats;
+
+use super::*;
+use crate::cluster::ServiceName;
+use crate::plan::{SchedulerFlags, VipKind};
+
+/// What `ip_vs_ctl.c` does with operations, as far as it matters here.
+#[derive(Clone, Debug, Default)]
+struct Kernel(Option<ServiceEntry>);
+
+impl Kernel {
+    fn apply(&mut self, operations: &[Operation]) {
+        for operation in operations {
+            match *operation {
+                Operation::AddService(service) => {
+                    assert!(self.0.is_none(), "EEXIST");
+                    self.0 = Some(ServiceEntry { service, stats: Stats::default(), destinations: vec![] });
+                }
+                Operation::SetService(service) => self.0.as_mut().expect("ESRCH").service = service,
+                Operation::DelService(_) => drop(self.0.take().expect("ESRCH")),
+                Operation::AddDestination(_, destination) => {
+                    let entries = &mut self.0.as_mut().expect("ESRCH").destinations;
+                    assert!(
+                        !entries.iter().any(|entry| id(entry) == (destination.address, destination.port))
+                    );
+                    entries.insert(0, entry(destination, 0));
+                }
+                Operation::SetDestination(_, destination) => {
+                    let entries = &mut self.0.as_mut().expect("ESRCH").destinations;
+                    let at = entries.iter_mut().find(|e| id(e) == (destination.address, destination.port));
+                    at.expect("ENOENT").destination = destination;
+                }
+                Operation::DelDestination(_, address, port) => {
+                    let entries = &mut self.0.as_mut().expect("ESRCH").destinations;
+                    let at = entries.iter().position(|e| id(e) == (address, port)).expect("ENOENT");
+                    entries.remove(at);
+                }
+                ref other => panic!("{other:?}"),
+            }
+        }
+    }
+
+    /// Destinations in the order of their addition.
+    fn destinations(&self) -> Vec<Destination> {
+        self.0.iter().flat_map(|s| s.destinations.iter().rev().map(|entry| entry.destination)).collect()
+    }
+}
+
+fn id(entry: &DestinationEntry) -> (IpAddr, u16) {
+    (entry.destination.address, entry.destination.port)
+}
+
+fn entry(destination: Destination, connections: u32) -> DestinationEntry {
+    DestinationEntry {
+        destination,
+        active_connections: connections,
+        inactive_connections: 0,
+        persistent_connections: 0,
+        stats: Stats::default(),
+    }
+}
+
+/// A virtual server on 10.96.0.80:80 with tunnel destinations 10.244.0.N:8080, with weights.
+fn server(protocol: cluster::Protocol, scheduler: Scheduler, endpoints: &[(u8, u32)]) -> Wanted {
+    let mut destinations: Vec<_> = endpoints
+        .iter()
+        .map(|&(last, weight)| crate::plan::Destination {
+            address: IpAddr::from([10, 244, 0, last]),
+            port: 8080,
+            forwarding: Forwarding::Tunnel,
+            weight,
+            node: None,
+        })
+        .collect();
+    destinations.sort();
+    destinations.dedup_by_key(|destination| destination.address);
+    Wanted::new(&VirtualServer {
+        vip: VipPort { address: IpAddr::from([10, 96, 0, 80]), port: 80, protocol },
+        service: ServiceName { namespace: "default".into(), name: "web".into() },
+        service_port: None,
+        kind: VipKind::ClusterIP,
+        scheduler,
+        scheduler_flags: SchedulerFlags { fallback: true, port: true },
+        persistence: None,
+        destinations,
+    })
+}
+
+fn mh(endpoints: &[(u8, u32)]) -> Wanted {
+    server(cluster::Protocol::Tcp, Scheduler::Mh, endpoints)
+}
+
+fn held(wanted: &Wanted) -> Kernel {
+    let mut kernel = Kernel::default();
+    kernel.apply(&steps(Some(wanted), None).operations);
+    kernel
+}
+
+#[test]
+fn a_new_virtual_server_is_added_in_canonical_order_and_marked_ours() {
+    let wanted = mh(&[(3, 1), (1, 1), (2, 1)]);
+    let kernel = held(&wanted);
+    assert_eq!(kernel.destinations(), wanted.destinations);
+    assert!(kernel.0.unwrap().service.flags.contains(OURS));
+}
+
+#[test]
+fn weight_0_is_added_with_its_weight_first() {
+    let operations = steps(Some(&mh(&[(1, 0)])), None).operations;
+    let weights: Vec<_> = operations
+        .iter()
+        .filter_map(|operation| match operation {
+            Operation::AddDestination(_, d) | Operation::SetDestination(_, d) => Some(d.weight),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(weights, [1, 0]);
+}
+
+#[test]
+fn a_foreign_virtual_server_is_left_alone() {
+    let wanted = mh(&[(1, 1)]);
+    let mut listed = held(&wanted).0.unwrap();
+    listed.service.flags = ServiceFlags::MH_FALLBACK;
+    for wanted in [Some(&wanted), None] {
+        let steps = steps(wanted, Some(&listed));
+        assert!(steps.foreign && steps.operations.is_empty());
+    }
+}
+
+#[test]
+fn a_destination_drains_before_it_goes() {
+    let mut kernel = held(&mh(&[(1, 1), (2, 1)]));
+    kernel.0.as_mut().unwrap().destinations[0].active_connections = 3;
+    let fewer = mh(&[(1, 1)]);
+
+    let first = steps(Some(&fewer), kernel.0.as_ref());
+    assert!(first.draining && !first.reorders);
+    kernel.apply(&first.operations);
+    assert_eq!(kernel.destinations()[1].weight, 0);
+
+    let second = steps(Some(&fewer), kernel.0.as_ref());
+    assert!(second.draining && second.operations.is_empty());
+
+    kernel.0.as_mut().unwrap().destinations[0].active_connections = 0;
+    let third = steps(Some(&fewer), kernel.0.as_ref());
+    assert!(!third.draining);
+    kernel.apply(&third.operations);
+    assert_eq!(kernel.destinations(), fewer.destinations);
+}
+
+#[test]
+fn a_udp_destination_goes_at_once() {
+    let udp = |endpoints: &[_]| server(cluster::Protocol::Udp, Scheduler::Rr, endpoints);
+    let mut kernel = held(&udp(&[(1, 1), (2, 1)]));
+    kernel.0.as_mut().unwrap().destinations[0].inactive_connections = 9;
+    let steps = steps(Some(&udp(&[(1, 1)])), kernel.0.as_ref());
+    assert!(!steps.draining);
+    kernel.apply(&steps.operations);
+    assert_eq!(kernel.destinations().len(), 1);
+}
+
+#[test]
+fn the_last_destination_drains_before_the_virtual_server_goes() {
+    let mut kernel = held(&mh(&[(1, 1)]));
+    kernel.0.as_mut().unwrap().destinations[0].active_connections = 1;
+    let empty = mh(&[]);
+    let first = steps(Some(&empty), kernel.0.as_ref());
+    assert!(first.draining);
+    kernel.apply(&first.operations);
+    assert!(kernel.0.is_some());
+    kernel.0.as_mut().unwrap().destinations[0].active_connections = 0;
+    kernel.apply(&steps(Some(&empty), kernel.0.as_ref()).operations);
+    assert!(kernel.0.is_none());
+    assert_eq!(steps(Some(&empty), None), Steps::default());
+}
+
+#[test]
+fn a_deleted_service_takes_its_virtual_server_along() {
+    let mut kernel = held(&mh(&[(1, 1)]));
+    kernel.apply(&steps(None, kernel.0.as_ref()).operations);
+    assert!(kernel.0.is_none());
+}
+
+#[test]
+fn only_what_comes_after_a_new_destination_moves() {
+    let mut kernel = held(&mh(&[(1, 1), (3, 1), (5, 1)]));
+    let wanted = mh(&[(1, 1), (3, 1), (4, 1), (5, 1)]);
+    let steps = steps(Some(&wanted), kernel.0.as_ref());
+    assert!(steps.reorders);
+    assert_eq!(steps.operations.len(), 3, "add 4, delete and add 5: {:?}", steps.operations);
+    kernel.apply(&steps.operations);
+    assert_eq!(kernel.destinations(), wanted.destinations);
+}
+
+#[test]
+fn order_is_nothing_to_a_scheduler_that_does_not_hash() {
+    let rr = |endpoints: &[_]| server(cluster::Protocol::Tcp, Scheduler::Rr, endpoints);
+    let kernel = held(&rr(&[(1, 1), (5, 1)]));
+    let steps = steps(Some(&rr(&[(1, 1), (3, 1), (5, 1)])), kernel.0.as_ref());
+    assert_eq!((steps.operations.len(), steps.reorders), (1, false));
+}
+
+fn endpoints() -> impl Strategy<Value = Vec<(u8, u32)>> {
+    prop::collection::vec((1u8..12, 0u32..2), 0..8)
+}
+
+proptest! {
+    /// Whatever came before, the kernel ends as a director that starts now would build it, draining ones apart;
+    /// and once it does, nothing more is done.
+    #[test]
+    fn every_history_ends_in_the_same_table(
+        history in prop::collection::vec((endpoints(), prop::collection::vec(0u32..2, 12)), 1..6),
+    ) {
+        let mut kernel = Kernel::default();
+        for (endpoints, connections) in history {
+            let wanted = mh(&endpoints);
+            if let Some(entry) = &mut kernel.0 {
+                for (destination, connections) in entry.destinations.iter_mut().zip(connections) {
+                    destination.active_connections = connections;
+                }
+            }
+            let before = kernel.clone();
+            let steps = steps(Some(&wanted), kernel.0.as_ref());
+            kernel.apply(&steps.operations);
+            let live: Vec<_> = kernel
+                .destinations()
+                .into_iter()
+                .filter(|d| wanted.destinations.iter().any(|w| (w.address, w.port) == (d.address, d.port)))
+                .collect();
+            prop_assert_eq!(&live, &wanted.destinations);
+            for entry in before.0.iter().flat_map(|service| &service.destinations) {
+                let kept = kernel.0.iter().flat_map(|service| &service.destinations).any(|e| id(e) == id(entry));
+                prop_assert!(kept || entry.active_connections == 0, "{entry:?} had connections");
+            }
+            // Connections of what was added again are the kernel's to keep; here they count as none.
+            let again = super::steps(Some(&wanted), kernel.0.as_ref());
+            prop_assert!(again.operations.iter().all(|o| matches!(o, Operation::DelDestination(..) | Operation::DelService(_))));
+        }
+    }
+}

@@ -1,0 +1,266 @@
+//! The nftables ruleset as text: one table of ours, `inet sheave`. Its sets and maps are filled element by
+//! element ([`super::elements`]); its rules change only with the settings below.
+//!
+//! ```text
+//! from the wire ─► vip_in ─► outer ──(protocol 4/41 for an endpoint here: mark, destination := our tunnel)──┐
+//!                  notrack   │                                                                              │
+//! from this node ─► vip_out ─► loop ──(the same for own pods and stand-ins)──► lo ─► outer ──────────────────┤
+//!                                                                                                           ▼
+//!        the inner packet, on sheave4/sheave6: inner (dnat by mark) ─► clear (unknown: refuse) ─► forward ─► source_nat
+//!        to a VIP, and IPVS left it: guard (refuse, answer ping).   SYN-ACK from a VIP: mss
+//! ```
+
+use std::fmt::Write as _;
+
+use super::numbers::MarkMask;
+use super::standin;
+use super::tunnel::{self, TUNNEL4, TUNNEL6};
+
+/// Name of the table; its family is `inet`.
+pub const TABLE: &str = "sheave";
+
+/// What the rules (not the elements) depend on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rules {
+    /// Packet mark bits to use.
+    pub mask: MarkMask,
+    /// Smallest MTU of the uplinks, in bytes.
+    pub mtu: u32,
+}
+
+/// Bytes of an IPv4 and of a TCP header without options.
+const IPV4_HEADER: u32 = 20;
+const IPV6_HEADER: u32 = 40;
+const TCP_HEADER: u32 = 20;
+
+impl Rules {
+    /// A transaction for `nft -f` that puts all rules in force at once, whatever was there, and leaves elements
+    /// as they are.
+    pub fn transaction(self) -> String {
+        let mut text = format!("add table inet {TABLE}\nflush table inet {TABLE}\ntable inet {TABLE} {{\n");
+        for family in [&FAMILY4, &FAMILY6] {
+            text.push_str(&family.sets());
+        }
+        text.push_str(&self.chains());
+        text.push_str("}\n");
+        text
+    }
+
+    fn chains(self) -> String {
+        let mut text = String::new();
+        let mut chain = |name: &str, hook: &str, rules: &[String]| {
+            let _ = writeln!(text, "  chain {name} {{");
+            if !hook.is_empty() {
+                let _ = writeln!(text, "    type {hook}; policy accept;");
+            }
+            for rule in rules {
+                let _ = writeln!(text, "    {rule}");
+            }
+            let _ = writeln!(text, "  }}");
+        };
+        let families = [(&FAMILY4, self.mss(IPV4_HEADER)), (&FAMILY6, self.mss(IPV6_HEADER))];
+        let each = |rule: &dyn Fn(&FamilyNames) -> Vec<String>| -> Vec<String> {
+            families.iter().flat_map(|(family, _)| rule(family)).collect()
+        };
+        let (mask, bit) = (self.mask.mask(), self.mask.bit());
+        let keep = !mask;
+
+        chain(
+            "to_vip",
+            "",
+            &each(&|f| {
+                vec![
+                    format!(
+                        "{ip} daddr . meta l4proto . th dport @restricted{n} \
+                         {ip} daddr . meta l4proto . th dport . {ip} saddr != @sources{n} drop",
+                        ip = f.ip,
+                        n = f.suffix
+                    ),
+                    format!("{ip} daddr @vips{n} notrack", ip = f.ip, n = f.suffix),
+                    format!(
+                        "{ip} daddr . meta l4proto . th dport @nodeports{n} notrack",
+                        ip = f.ip,
+                        n = f.suffix
+                    ),
+                ]
+            }),
+        );
+        // Before conntrack (-200): with an entry for the VIP, a connection that moves between directors dies.
+        chain(
+            "vip_in",
+            "filter hook prerouting priority -301",
+            &[format!("iifname != {{ \"{TUNNEL4}\", \"{TUNNEL6}\" }} jump to_vip")],
+        );
+        chain("vip_out", "filter hook output priority -301", &["jump to_vip".into()]);
+
+        let catch = |f: &FamilyNames, then: &str| {
+            vec![
+                format!(
+                    "{} meta mark set {} daddr map @mark{} goto {then}{}",
+                    f.outer, f.ip, f.suffix, f.suffix
+                ),
+                // A pod that is gone: taken in to be refused; else it would bounce until its TTL is spent.
+                format!(
+                    "{} {} daddr @pods{} meta mark set {bit:#x} goto {then}{}",
+                    f.outer, f.ip, f.suffix, f.suffix
+                ),
+            ]
+        };
+        for (f, _) in &families {
+            chain(
+                &format!("take{}", f.suffix),
+                "",
+                &[
+                    format!("{} saddr != @nodes{} drop", f.ip, f.suffix),
+                    format!("notrack {} daddr set {}", f.ip, f.local),
+                ],
+            );
+            chain(&format!("turn{}", f.suffix), "", &[format!("notrack {} daddr set {}", f.ip, f.local)]);
+        }
+        let mut outer = each(&|f| {
+            vec![
+                format!("iifname != \"lo\" {} daddr {} drop", f.ip, f.local),
+                format!("iifname != \"lo\" {} {} daddr {} drop", f.outer, f.ip, f.stand_ins),
+            ]
+        });
+        outer.extend(each(&|f| catch(f, "take")));
+        chain("outer", "filter hook prerouting priority raw", &outer);
+        chain("loop", "route hook output priority raw", &each(&|f| catch(f, "turn")));
+
+        chain(
+            "inner",
+            "nat hook prerouting priority dstnat",
+            &each(&|f| {
+                vec![format!(
+                    "iifname \"{}\" dnat {} to meta mark & {mask:#x} . meta l4proto . {} daddr . th dport map @endpoints{}",
+                    f.tunnel, f.ip, f.ip, f.suffix
+                )]
+            }),
+        );
+        chain(
+            "refuse",
+            "",
+            &["meta l4proto tcp reject with tcp reset".into(), "reject with icmpx port-unreachable".into()],
+        );
+        let mut cleared = vec![format!("meta mark set meta mark & {keep:#x}")];
+        cleared.extend(each(&|f| {
+            vec![
+                format!("{} daddr @vips{} goto refuse", f.ip, f.suffix),
+                format!(
+                    "{ip} daddr . meta l4proto . th dport @nodeports{n} goto refuse",
+                    ip = f.ip,
+                    n = f.suffix
+                ),
+            ]
+        }));
+        chain("cleared", "", &cleared);
+        // After dstnat (-100): what still goes to a VIP is what no map knew, and must not be scheduled again.
+        chain(
+            "clear",
+            "filter hook prerouting priority -90",
+            &[format!(
+                "iifname {{ \"{TUNNEL4}\", \"{TUNNEL6}\" }} meta mark & {bit:#x} == {bit:#x} jump cleared"
+            )],
+        );
+        // IPVS takes its packets at 98 and 99 of the input hook (ip_vs_core.c); 99 and below would hit real traffic.
+        chain(
+            "guard",
+            "filter hook input priority 101",
+            &each(&|f| {
+                vec![
+                    format!("{} daddr @vips{} {} type echo-request accept", f.ip, f.suffix, f.icmp),
+                    format!("{} daddr @vips{} goto refuse", f.ip, f.suffix),
+                ]
+            }),
+        );
+        chain(
+            "mss",
+            "filter hook postrouting priority 150",
+            &families
+                .iter()
+                .map(|(f, mss)| {
+                    format!(
+                        "{} saddr @vips{} tcp flags & (syn|rst) == syn tcp option maxseg size set {mss}",
+                        f.ip, f.suffix
+                    )
+                })
+                .collect::<Vec<_>>(),
+        );
+        chain(
+            "source_nat",
+            "nat hook postrouting priority srcnat",
+            &each(&|f| {
+                vec![
+                    // A pod that reached itself would answer itself.
+                    format!(
+                        "iifname \"{}\" {} saddr . {} daddr @hairpin{} masquerade",
+                        f.tunnel, f.ip, f.ip, f.suffix
+                    ),
+                    // As director: the reply of an endpoint that is not ours would miss this node.
+                    format!("iifname \"{}\" {} daddr != @own{} masquerade", f.tunnel, f.ip, f.suffix),
+                ]
+            }),
+        );
+        text
+    }
+
+    /// The largest segment whose packet still fits the uplink inside a tunnel packet of its own family.
+    fn mss(self, ip_header: u32) -> u32 {
+        self.mtu.saturating_sub(2 * ip_header + TCP_HEADER)
+    }
+}
+
+/// What differs between the families.
+struct FamilyNames {
+    suffix: char,
+    ip: &'static str,
+    address: &'static str,
+    /// Matches an outer packet.
+    outer: &'static str,
+    icmp: &'static str,
+    tunnel: &'static str,
+    local: std::net::IpAddr,
+    stand_ins: ipnet::IpNet,
+}
+
+const FAMILY4: FamilyNames = FamilyNames {
+    suffix: '4',
+    ip: "ip",
+    address: "ipv4_addr",
+    // nft's name `ipip` is protocol 94.
+    outer: "ip protocol 4",
+    icmp: "icmp",
+    tunnel: TUNNEL4,
+    local: std::net::IpAddr::V4(tunnel::LOCAL4),
+    stand_ins: ipnet::IpNet::V4(standin::RANGE4),
+};
+
+const FAMILY6: FamilyNames = FamilyNames {
+    suffix: '6',
+    ip: "ip6",
+    address: "ipv6_addr",
+    outer: "ip6 nexthdr 41",
+    icmp: "icmpv6",
+    tunnel: TUNNEL6,
+    local: std::net::IpAddr::V6(tunnel::LOCAL6),
+    stand_ins: ipnet::IpNet::V6(standin::RANGE6),
+};
+
+impl FamilyNames {
+    fn sets(&self) -> String {
+        let Self { suffix: n, address, .. } = self;
+        format!(
+            "  set nodes{n} {{ type {address}; }}
+  set vips{n} {{ type {address}; flags interval; }}
+  set pods{n} {{ type {address}; flags interval; }}
+  set own{n} {{ type {address}; }}
+  set hairpin{n} {{ type {address} . {address}; }}
+  set nodeports{n} {{ type {address} . inet_proto . inet_service; }}
+  set restricted{n} {{ type {address} . inet_proto . inet_service; }}
+  set sources{n} {{ type {address} . inet_proto . inet_service . {address}; flags interval; }}
+  map mark{n} {{ type {address} : mark; }}
+  map endpoints{n} {{ type mark . inet_proto . {address} . inet_service : {address} . inet_service; }}
+"
+        )
+    }
+}

@@ -1,0 +1,184 @@
+//! Kernel settings: written where they differ, with the value found first kept aside for `cleanup`.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+/// A setting below `/proc/sys`, with the value it must have.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Sysctl {
+    /// Path below `/proc/sys`, for example `net/ipv4/ip_forward`.
+    pub path: String,
+    /// Value.
+    pub value: &'static str,
+}
+
+/// What went wrong with a setting.
+#[derive(Debug, thiserror::Error)]
+#[error("sysctl {path}: {action}: {error}")]
+pub struct SysctlError {
+    path: String,
+    action: &'static str,
+    error: io::Error,
+}
+
+impl SysctlError {
+    fn of(path: impl Into<String>, action: &'static str) -> impl FnOnce(io::Error) -> Self {
+        let path = path.into();
+        move |error| Self { path, action, error }
+    }
+}
+
+/// Settings of the whole network namespace. Why each: see `docs/decisions/sysctls.md`.
+pub fn namespace(ipv6: bool) -> Vec<Sysctl> {
+    let mut settings = vec![
+        ("net/ipv4/ip_forward", "1"),
+        ("net/ipv4/vs/conntrack", "0"),
+        ("net/ipv4/vs/sloppy_tcp", "1"),
+        ("net/ipv4/vs/sloppy_sctp", "1"),
+        ("net/ipv4/vs/pmtu_disc", "0"),
+        ("net/ipv4/vs/schedule_icmp", "1"),
+        ("net/ipv4/vs/expire_quiescent_template", "1"),
+        (EXPIRE_NODEST_CONN, "1"),
+    ];
+    if ipv6 {
+        settings.push(("net/ipv6/conf/all/forwarding", "1"));
+    }
+    settings.into_iter().map(|(path, value)| Sysctl { path: path.into(), value }).collect()
+}
+
+/// Whether connections of a removed destination are ended at once (1), or left to find it again (0).
+pub const EXPIRE_NODEST_CONN: &str = "net/ipv4/vs/expire_nodest_conn";
+
+/// Settings of one interface that replies from VIPs, or decapsulated packets, arrive on: they may carry a local
+/// address as source, and need not come the way their answer would go.
+///
+/// # Errors
+/// [`SysctlError`] when the present value cannot be read.
+pub fn interface(name: &str) -> Result<Vec<Sysctl>, SysctlError> {
+    let setting = |key: &str, value| Sysctl { path: format!("net/ipv4/conf/{name}/{key}"), value };
+    let mut settings = vec![setting("accept_local", "1")];
+    // The larger of `all` and the interface's own is in force (ip-sysctl.rst); only strict (1) is in the way.
+    let strict = |of: &str| read(&format!("net/ipv4/conf/{of}/rp_filter")).map(|value| value == "1");
+    if strict("all")? || strict(name)? {
+        settings.push(setting("rp_filter", "2"));
+    }
+    Ok(settings)
+}
+
+/// Writes settings, and remembers what was there before the first write.
+#[derive(Debug)]
+pub struct Sysctls {
+    file: PathBuf,
+    /// By path, as in the file.
+    changes: BTreeMap<String, Change>,
+}
+
+/// A setting that we changed.
+#[derive(Debug, Serialize, Deserialize)]
+struct Change {
+    found: String,
+    written: String,
+}
+
+impl Sysctls {
+    /// `directory` must outlive the agent, not the boot (`/run/…`).
+    ///
+    /// # Errors
+    /// [`SysctlError`] when an existing file cannot be read.
+    pub fn open(directory: &Path) -> Result<Self, SysctlError> {
+        let file = directory.join("sysctls.json");
+        let name = file.display().to_string();
+        let changes = match fs::read(&file) {
+            Ok(bytes) => serde_json::from_slice(&bytes)
+                .map_err(|error| SysctlError::of(name, "parse")(error.into()))?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => BTreeMap::new(),
+            Err(error) => return Err(SysctlError::of(name, "read")(error)),
+        };
+        Ok(Self { file, changes })
+    }
+
+    /// Writes those that differ. Gives them.
+    ///
+    /// # Errors
+    /// [`SysctlError`] naming the setting; those before it are written.
+    pub fn ensure(&mut self, settings: &[Sysctl]) -> Result<Vec<Sysctl>, SysctlError> {
+        let mut changed = Vec::new();
+        for setting in settings {
+            let value = read(&setting.path)?;
+            if value == setting.value {
+                continue;
+            }
+            if !self.changes.contains_key(&setting.path) {
+                let change = Change { found: value, written: setting.value.into() };
+                self.changes.insert(setting.path.clone(), change);
+                self.save()?;
+            }
+            write(&setting.path, setting.value)?;
+            changed.push(setting.clone());
+        }
+        Ok(changed)
+    }
+
+    /// Puts back what was found, except where someone has changed a setting since; forgets it.
+    ///
+    /// # Errors
+    /// [`SysctlError`] naming the first setting that could not be written; the others are.
+    pub fn restore(mut self) -> Result<usize, SysctlError> {
+        let (mut restored, mut failed) = (0, None);
+        for (path, Change { found, written }) in std::mem::take(&mut self.changes) {
+            match read(&path) {
+                // The interface is gone, and its settings with it.
+                Err(error) if error.error.kind() == io::ErrorKind::NotFound => continue,
+                Ok(now) if now != written => continue,
+                _ => {}
+            }
+            match write(&path, &found) {
+                Ok(()) => restored += 1,
+                Err(error) => drop(failed.get_or_insert(error)),
+            }
+        }
+        match fs::remove_file(&self.file) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                failed.get_or_insert(SysctlError::of(self.file.display().to_string(), "remove")(error));
+            }
+            _ => {}
+        }
+        failed.map_or(Ok(restored), Err)
+    }
+
+    fn save(&self) -> Result<(), SysctlError> {
+        let name = self.file.display().to_string();
+        let text = serde_json::to_vec_pretty(&self.changes)
+            .map_err(|error| SysctlError::of(name.clone(), "serialize")(error.into()))?;
+        // Renamed into place: a crash must not leave half a file.
+        let draft = self.file.with_extension("tmp");
+        if let Some(directory) = self.file.parent() {
+            fs::create_dir_all(directory).map_err(SysctlError::of(name.clone(), "create directory"))?;
+        }
+        fs::write(&draft, text)
+            .and_then(|()| fs::rename(&draft, &self.file))
+            .map_err(SysctlError::of(name, "write"))
+    }
+}
+
+/// Reads one setting below `/proc/sys`.
+///
+/// # Errors
+/// [`SysctlError`] naming the setting.
+pub fn read(path: &str) -> Result<String, SysctlError> {
+    fs::read_to_string(Path::new("/proc/sys").join(path))
+        .map(|value| value.trim().to_owned())
+        .map_err(SysctlError::of(path, "read"))
+}
+
+/// Writes one setting below `/proc/sys`.
+///
+/// # Errors
+/// [`SysctlError`] naming the setting.
+pub fn write(path: &str, value: &str) -> Result<(), SysctlError> {
+    fs::write(Path::new("/proc/sys").join(path), value).map_err(SysctlError::of(path, "write"))
+}

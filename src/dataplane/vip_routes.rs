@@ -1,0 +1,133 @@
+//! VIP routes: each service CIDR, and each VIP outside of them, as a `local` route; and the routes that lead
+//! stand-ins to the tunnel devices.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use rtnetlink::Handle;
+
+use super::routing::{self, Kind, Route};
+use super::{RouteError, standin, vip_net, vip_nets};
+use crate::plan::NodePlan;
+
+/// Device indices that routes of ours point to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Devices {
+    /// The loopback device.
+    pub loopback: u32,
+    /// The IPv4 tunnel device.
+    pub tunnel4: u32,
+    /// The IPv6 tunnel device.
+    pub tunnel6: u32,
+}
+
+/// Our routes as we believe the kernel holds them.
+#[derive(Debug, Default)]
+pub struct VipRoutes {
+    held: BTreeMap<IpNet, Route>,
+    /// Prefixes whose route could not be made, with the reason.
+    pub failed: BTreeMap<IpNet, String>,
+}
+
+impl VipRoutes {
+    /// Whether packets to this VIP are taken in.
+    pub fn holds(&self, plan: &NodePlan, vip: IpAddr) -> bool {
+        self.held.contains_key(&vip_net(plan, vip))
+    }
+
+    /// Lists our routes and makes them what the plan says. Gives what changed, in words.
+    ///
+    /// # Errors
+    /// [`RouteError`] when they cannot be listed; single routes that fail are in [`Self::failed`].
+    pub async fn sync(
+        &mut self,
+        handle: &Handle,
+        plan: &NodePlan,
+        devices: Devices,
+    ) -> Result<Vec<String>, RouteError> {
+        self.held = routing::list(handle).await?;
+        let wanted = wanted(plan, devices);
+        self.failed.clear();
+        let mut changed = Vec::new();
+        for (prefix, route) in &wanted {
+            if self.held.get(prefix) != Some(route) {
+                self.put(handle, *prefix, *route).await;
+                changed.push(format!("put route {prefix}"));
+            }
+        }
+        let gone: Vec<IpNet> =
+            self.held.keys().filter(|prefix| !wanted.contains_key(prefix)).copied().collect();
+        for prefix in gone {
+            self.delete(handle, prefix).await;
+            changed.push(format!("removed route {prefix}"));
+        }
+        Ok(changed)
+    }
+
+    /// Adds routes of VIPs that came.
+    pub async fn add(&mut self, handle: &Handle, plan: &NodePlan, vips: &BTreeSet<IpAddr>, devices: Devices) {
+        for vip in vips.iter().filter(|vip| plan.vips.contains_key(vip)) {
+            let prefix = vip_net(plan, *vip);
+            if !self.held.contains_key(&prefix) {
+                self.put(handle, prefix, vip_route(plan, prefix, devices)).await;
+            }
+        }
+    }
+
+    /// Removes routes of VIPs that went.
+    pub async fn remove(&mut self, handle: &Handle, plan: &NodePlan, vips: &BTreeSet<IpAddr>) {
+        for vip in vips.iter().filter(|vip| !plan.vips.contains_key(vip)) {
+            self.delete(handle, IpNet::from(*vip)).await;
+        }
+    }
+
+    /// Removes everything. Gives how many there were.
+    ///
+    /// # Errors
+    /// [`RouteError`] of the first that could not be removed.
+    pub async fn clear(handle: &Handle) -> Result<usize, RouteError> {
+        let held = routing::list(handle).await?;
+        for (prefix, route) in &held {
+            routing::delete(handle, *prefix, route).await?;
+        }
+        Ok(held.len())
+    }
+
+    async fn put(&mut self, handle: &Handle, prefix: IpNet, route: Route) {
+        match routing::put(handle, prefix, &route).await {
+            Ok(()) => {
+                self.held.insert(prefix, route);
+                self.failed.remove(&prefix);
+            }
+            Err(error) => {
+                self.held.remove(&prefix);
+                self.failed.insert(prefix, error.to_string());
+            }
+        }
+    }
+
+    async fn delete(&mut self, handle: &Handle, prefix: IpNet) {
+        self.failed.remove(&prefix);
+        let Some(route) = self.held.remove(&prefix) else { return };
+        if let Err(error) = routing::delete(handle, prefix, &route).await {
+            self.failed.insert(prefix, error.to_string());
+        }
+    }
+}
+
+fn wanted(plan: &NodePlan, devices: Devices) -> BTreeMap<IpNet, Route> {
+    let mut routes: BTreeMap<IpNet, Route> =
+        vip_nets(plan).map(|prefix| (prefix, vip_route(plan, prefix, devices))).collect();
+    for (prefix, device) in standin::ranges().into_iter().zip([devices.tunnel4, devices.tunnel6]) {
+        routes.insert(prefix, Route { kind: Kind::Device, device, source: None });
+    }
+    routes
+}
+
+/// With the node's address as source: its own clients would send from the VIP otherwise.
+fn vip_route(plan: &NodePlan, prefix: IpNet, devices: Devices) -> Route {
+    let source =
+        plan.node.addresses.iter().find(|address| address.is_ipv4() == prefix.addr().is_ipv4()).copied();
+    Route { kind: Kind::Local, device: devices.loopback, source }
+}

@@ -1,0 +1,164 @@
+//! Virtual servers: each reconciled with what the kernel lists for it, all operations of a change in one batch.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use sheave_ipvs::{Ipvs, Operation, ServiceEntry};
+
+use super::reconcile::{self, Steps, Wanted};
+use super::sysctl;
+use crate::plan::{NodePlan, VipPort};
+
+/// IPVS, and what is to be looked at again.
+pub struct VirtualServers {
+    ipvs: Ipvs,
+    draining: BTreeSet<VipPort>,
+    /// Virtual servers that the kernel does not hold as planned, with the reason.
+    pub failed: BTreeMap<VipPort, String>,
+    /// Since the start, for metrics and benchmarks.
+    pub messages: u64,
+}
+
+/// What went wrong with IPVS as a whole.
+#[derive(Debug, thiserror::Error)]
+pub enum VirtualServersError {
+    /// The kernel's answer.
+    #[error(transparent)]
+    Ipvs(#[from] sheave_ipvs::Error),
+    /// A setting around a batch.
+    #[error(transparent)]
+    Sysctl(#[from] sysctl::SysctlError),
+}
+
+impl VirtualServers {
+    /// Opens IPVS.
+    ///
+    /// # Errors
+    /// [`sheave_ipvs::Error`] where the kernel has none.
+    pub fn open() -> Result<Self, VirtualServersError> {
+        Ok(Self { ipvs: Ipvs::open()?, draining: BTreeSet::new(), failed: BTreeMap::new(), messages: 0 })
+    }
+
+    /// Lists all virtual servers and makes ours what the plan says. Gives how many operations that took.
+    ///
+    /// # Errors
+    /// [`VirtualServersError`]: what the kernel holds is unknown then, and another sync is due.
+    pub fn sync(&mut self, plan: &NodePlan) -> Result<usize, VirtualServersError> {
+        let listed: HashMap<VipPort, ServiceEntry> = self
+            .ipvs
+            .dump()?
+            .into_iter()
+            .filter_map(|entry| Some((reconcile::vip_port(&entry.service.key)?, entry)))
+            .collect();
+        self.draining.clear();
+        self.failed.clear();
+        let gone = listed.iter().filter(|(vip, entry)| {
+            !plan.virtual_servers.contains_key(vip) && entry.service.flags.contains(reconcile::OURS)
+        });
+        let mut vips: Vec<VipPort> =
+            plan.virtual_servers.keys().chain(gone.map(|(vip, _)| vip)).copied().collect();
+        vips.sort_unstable();
+        self.run(plan, &vips, |_, vip| Ok(listed.get(vip).cloned()))
+    }
+
+    /// Reconciles these virtual servers. Gives how many operations that took.
+    ///
+    /// # Errors
+    /// As [`Self::sync`].
+    pub fn apply(&mut self, plan: &NodePlan, vips: &BTreeSet<VipPort>) -> Result<usize, VirtualServersError> {
+        let vips: Vec<VipPort> = vips.iter().copied().collect();
+        self.run(plan, &vips, |ipvs, vip| ipvs.service(&reconcile::service_key(vip)))
+    }
+
+    /// Looks again at those that drain. Gives how many operations that took.
+    ///
+    /// # Errors
+    /// As [`Self::sync`].
+    pub fn drain(&mut self, plan: &NodePlan) -> Result<usize, VirtualServersError> {
+        if self.draining.is_empty() {
+            return Ok(0);
+        }
+        let draining = std::mem::take(&mut self.draining);
+        let result = self.apply(plan, &draining);
+        if result.is_err() {
+            self.draining.extend(draining);
+        }
+        result
+    }
+
+    /// Whether some destination drains.
+    pub fn is_draining(&self) -> bool {
+        !self.draining.is_empty()
+    }
+
+    /// Everything in the kernel that is ours, with connection counts.
+    ///
+    /// # Errors
+    /// As [`Self::sync`].
+    pub fn list(&mut self) -> Result<Vec<ServiceEntry>, VirtualServersError> {
+        let mut entries = self.ipvs.dump()?;
+        entries.retain(|entry| entry.service.flags.contains(reconcile::OURS));
+        Ok(entries)
+    }
+
+    /// Removes all of ours. Gives how many there were.
+    ///
+    /// # Errors
+    /// As [`Self::sync`].
+    pub fn clear(&mut self) -> Result<usize, VirtualServersError> {
+        let ours: Vec<Operation> =
+            self.list()?.iter().map(|entry| Operation::DelService(entry.service.key)).collect();
+        self.ipvs.apply(&ours)?;
+        Ok(ours.len())
+    }
+
+    fn run(
+        &mut self,
+        plan: &NodePlan,
+        vips: &[VipPort],
+        mut listed: impl FnMut(&mut Ipvs, &VipPort) -> Result<Option<ServiceEntry>, sheave_ipvs::Error>,
+    ) -> Result<usize, VirtualServersError> {
+        let mut operations = Vec::new();
+        let mut reorders = false;
+        for vip in vips {
+            let wanted = plan.virtual_servers.get(vip).map(Wanted::new);
+            let steps = reconcile::steps(wanted.as_ref(), listed(&mut self.ipvs, vip)?.as_ref());
+            self.failed.remove(vip);
+            self.draining.remove(vip);
+            let Steps { operations: mut more, draining, reorders: also, foreign } = steps;
+            operations.append(&mut more);
+            reorders |= also;
+            if draining {
+                self.draining.insert(*vip);
+            }
+            if foreign && wanted.is_some() {
+                self.failed.insert(
+                    *vip,
+                    "the kernel has a virtual server of another owner here: stop that owner and remove it \
+                     (kube-proxy: `kube-proxy --cleanup`; else `ipvsadm -D`)"
+                        .into(),
+                );
+            }
+        }
+        if operations.is_empty() {
+            return Ok(0);
+        }
+        if reorders {
+            sysctl::write(sysctl::EXPIRE_NODEST_CONN, "0")?;
+        }
+        let applied = self.ipvs.apply(&operations);
+        if reorders {
+            sysctl::write(sysctl::EXPIRE_NODEST_CONN, "1")?;
+        }
+        let applied = applied?;
+        self.messages += applied.messages as u64;
+        for failure in applied.failures {
+            if let Some(operation) = operations.get(failure.index)
+                && let Some(vip) = reconcile::vip_port(&operation.key())
+            {
+                let why = format!("{operation}: {} ({})", operation.explain(failure.errno), failure.errno);
+                self.failed.insert(vip, why);
+            }
+        }
+        Ok(operations.len())
+    }
+}
