@@ -1,14 +1,19 @@
 //! The lab: networks of namespaces, real peers, real traffic, and the scenarios that run on them.
 //!
-//! [`fabric`] builds the network, [`traffic`] uses it.
+//! [`fabric`] builds the network, [`lab`] puts a cluster on it (agents, pods, manifests), [`traffic`] uses it, [`scenarios`] says what
+//! must hold.
 
 #![expect(
     clippy::cast_possible_truncation,
     reason = "sizes here are the lab's own: ports, node numbers, bytes of a pattern"
 )]
 
+pub mod cluster;
 pub mod fabric;
+pub mod kernel;
+pub mod lab;
 pub mod netns;
 pub mod process;
+pub mod scenarios;
 pub mod traffic;
 pub mod wait;

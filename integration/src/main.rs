@@ -1,1 +1,66 @@
-fn main() {}
+//! `sheave-lab`: the part of `integration/lab` that runs where the kernel can do it.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use sheave_integration::scenarios::{self, Scenario};
+
+/// Runs the lab. Start it with `integration/lab`, which prepares what it needs.
+#[derive(Parser)]
+struct Cli {
+    #[command(subcommand)]
+    command: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Run scenarios; prints a line for each and then the counts.
+    Scenarios {
+        /// Only those whose name begins with this.
+        #[arg(long, value_name = "NAME")]
+        scenario: Option<String>,
+        /// Print them and what they prove, and run none.
+        #[arg(long)]
+        list: bool,
+    },
+}
+
+/// Files of the running lab; in memory, and each run's own.
+fn work_dir() -> PathBuf {
+    PathBuf::from(format!("/run/sheave-lab-{}", std::process::id()))
+}
+
+fn main() -> ExitCode {
+    let Cli { command } = Cli::parse();
+    match command {
+        Task::Scenarios { scenario, list } => {
+            let prefix = scenario.unwrap_or_default();
+            let chosen: Vec<Scenario> =
+                scenarios::all().into_iter().filter(|s| s.name.starts_with(&prefix)).collect();
+            if list {
+                chosen.iter().for_each(|s| println!("{}: {}", s.name, s.proves));
+                return ExitCode::SUCCESS;
+            }
+            if chosen.is_empty() {
+                eprintln!("no scenario's name begins with {prefix}; --list prints them");
+                return ExitCode::from(2);
+            }
+            run_scenarios(&chosen)
+        }
+    }
+}
+
+fn run_scenarios(chosen: &[Scenario]) -> ExitCode {
+    // Set by `integration/lab`: where all there is to know about a failure goes.
+    let failures = std::env::var_os("LAB_FAILURES").map(PathBuf::from);
+    let counts = scenarios::run(chosen, &sheave_binary(), &work_dir(), failures.as_deref());
+    println!("scenarios: {} passed, {} failed", counts.passed, counts.failed);
+    if counts.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// The agent lies beside this program: both are built together.
+fn sheave_binary() -> PathBuf {
+    let own = std::env::current_exe().unwrap_or_default();
+    own.with_file_name("sheave")
+}

@@ -47,6 +47,14 @@ impl fmt::Display for Family {
     }
 }
 
+/// The nodes' AS.
+pub const NODE_ASN: u32 = 64512;
+
+/// The AS of a leaf.
+pub fn leaf_asn(leaf: u8) -> u32 {
+    65000 + u32::from(leaf)
+}
+
 fn pick(family: Family, v4: [u8; 4], v6: [u16; 8]) -> IpAddr {
     match family {
         Family::V4 => Ipv4Addr::from(v4).into(),

@@ -7,19 +7,11 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
-use super::addresses::{self, Family};
+use super::addresses::{self, Family, NODE_ASN};
 use super::node_name;
 use crate::netns::NetNs;
 use crate::process::Daemon;
 use crate::wait::await_until;
-
-/// The nodes' AS.
-pub(super) const NODE_ASN: u32 = 64512;
-
-/// The AS of a leaf.
-pub(super) fn leaf_asn(leaf: u8) -> u32 {
-    65000 + u32::from(leaf)
-}
 
 /// Starts BIRD on a leaf; returns it with its control socket once it answers there.
 pub(super) fn start(ns: &NetNs, leaf: u8, nodes: u8, dir: &Path) -> Result<(Daemon, PathBuf)> {
@@ -50,7 +42,7 @@ template bgp node {{
 }}
 ",
         router_id = addresses::leaf_uplink(Family::V4, leaf),
-        asn = leaf_asn(leaf),
+        asn = addresses::leaf_asn(leaf),
     );
     for node in 1..=nodes {
         for (family, channel) in [(Family::V4, "ipv4"), (Family::V6, "ipv6")] {

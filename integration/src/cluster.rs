@@ -1,0 +1,224 @@
+//! The cluster as its agents see it: Services, EndpointSlices and Nodes, written as manifests.
+
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use serde_json::{Value, json};
+use sheave::cluster::Protocol;
+
+use crate::fabric::addresses::{self, Family};
+use crate::fabric::{Node, Pod};
+
+/// A port of a Service.
+#[derive(Clone, Debug)]
+pub struct Port {
+    /// Its protocol.
+    pub protocol: Protocol,
+    /// The Service port.
+    pub port: u16,
+    /// The endpoints' port.
+    pub target: u16,
+    /// The NodePort, if it has one.
+    pub node_port: Option<u16>,
+}
+
+/// An endpoint: its address in each family, and its node if it has one.
+#[derive(Clone, Debug)]
+pub struct Endpoint {
+    addresses: [IpAddr; 2],
+    node: Option<String>,
+}
+
+impl From<&Pod> for Endpoint {
+    fn from(pod: &Pod) -> Self {
+        let node = char::from(b'a' + pod.node - 1);
+        Self { addresses: Family::BOTH.map(|family| pod.address(family)), node: Some(format!("node-{node}")) }
+    }
+}
+
+/// A hostNetwork endpoint.
+impl From<&Node> for Endpoint {
+    fn from(node: &Node) -> Self {
+        Self { addresses: Family::BOTH.map(|family| node.address(family)), node: Some(node.name.clone()) }
+    }
+}
+
+impl Endpoint {
+    /// The host outside the cluster.
+    pub fn external() -> Self {
+        Self { addresses: Family::BOTH.map(addresses::external), node: None }
+    }
+}
+
+/// A dual-stack Service of type LoadBalancer with its endpoints.
+#[derive(Clone, Debug)]
+pub struct Service {
+    /// Its name, in namespace `default`.
+    pub name: String,
+    /// The number its addresses are made from.
+    pub number: u8,
+    /// Its ports.
+    pub ports: Vec<Port>,
+    /// Its endpoints.
+    pub endpoints: Vec<Endpoint>,
+    affinity: bool,
+}
+
+impl Service {
+    /// One without ports and endpoints.
+    pub fn new(name: &str, number: u8) -> Self {
+        Self { name: name.to_owned(), number, ports: Vec::new(), endpoints: Vec::new(), affinity: false }
+    }
+
+    /// Adds a port.
+    pub fn port(mut self, protocol: Protocol, port: u16, target: u16) -> Self {
+        self.ports.push(Port { protocol, port, target, node_port: None });
+        self
+    }
+
+    /// Adds TCP, UDP and SCTP on the same port number.
+    pub fn all_protocols(self, port: u16, target: u16) -> Self {
+        [Protocol::Tcp, Protocol::Udp, Protocol::Sctp]
+            .into_iter()
+            .fold(self, |s, protocol| s.port(protocol, port, target))
+    }
+
+    /// Gives its ports this NodePort (each protocol has its own port space).
+    pub fn node_port(mut self, node_port: u16) -> Self {
+        self.ports.iter_mut().for_each(|port| port.node_port = Some(node_port));
+        self
+    }
+
+    /// Sets its endpoints.
+    pub fn endpoints<E: Into<Endpoint>>(mut self, endpoints: impl IntoIterator<Item = E>) -> Self {
+        self.endpoints = endpoints.into_iter().map(Into::into).collect();
+        self
+    }
+
+    /// Takes all its endpoints away.
+    pub fn without_endpoints(mut self) -> Self {
+        self.endpoints.clear();
+        self
+    }
+
+    /// Sets `sessionAffinity: ClientIP`.
+    pub fn affinity(mut self) -> Self {
+        self.affinity = true;
+        self
+    }
+
+    /// Its announced load-balancer IP.
+    pub fn vip(&self, family: Family) -> IpAddr {
+        addresses::external_vip(family, self.number)
+    }
+
+    /// Its cluster IP.
+    pub fn cluster_ip(&self, family: Family) -> IpAddr {
+        addresses::cluster_ip(family, self.number)
+    }
+
+    fn manifests(&self) -> Vec<Value> {
+        let port_name = |port: &Port| format!("{}-{}", port.protocol, port.port).to_lowercase();
+        let ports: Vec<Value> = self
+            .ports
+            .iter()
+            .map(|port| {
+                let mut value = json!({"name": port_name(port), "protocol": port.protocol, "port": port.port, "targetPort": port.target});
+                if let Some(node_port) = port.node_port {
+                    value["nodePort"] = node_port.into();
+                }
+                value
+            })
+            .collect();
+        let ips = |of: fn(&Self, Family) -> IpAddr| Family::BOTH.map(|family| of(self, family).to_string());
+        let ingress = ips(Self::vip).map(|ip| json!({"ip": ip, "ipMode": "VIP"}));
+        let service = json!({
+            "apiVersion": "v1", "kind": "Service",
+            "metadata": {"name": self.name, "namespace": "default", "creationTimestamp": "2026-01-01T00:00:00Z", "uid": self.name},
+            "spec": {"type": "LoadBalancer", "allocateLoadBalancerNodePorts": false, "clusterIP": ips(Self::cluster_ip)[0],
+                "clusterIPs": ips(Self::cluster_ip), "ipFamilies": ["IPv4", "IPv6"], "ipFamilyPolicy": "RequireDualStack",
+                "externalTrafficPolicy": "Cluster", "internalTrafficPolicy": "Cluster",
+                "sessionAffinity": if self.affinity { "ClientIP" } else { "None" }, "ports": ports},
+            "status": {"loadBalancer": {"ingress": ingress}},
+        });
+        let slices = Family::BOTH.iter().enumerate().map(|(index, family)| {
+            let endpoints: Vec<Value> = self
+                .endpoints
+                .iter()
+                .map(|endpoint| {
+                    let mut value = json!({"addresses": [endpoint.addresses[index]],
+                        "conditions": {"ready": true, "serving": true, "terminating": false}});
+                    if let Some(node) = &endpoint.node {
+                        value["nodeName"] = node.as_str().into();
+                    }
+                    value
+                })
+                .collect();
+            let ports: Vec<Value> = self
+                .ports
+                .iter()
+                .map(|port| json!({"name": port_name(port), "protocol": port.protocol, "port": port.target}))
+                .collect();
+            json!({
+                "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": family.to_string(),
+                "metadata": {"name": format!("{}-{}", self.name, family.to_string().to_lowercase()), "namespace": "default",
+                    "labels": {"kubernetes.io/service-name": self.name}},
+                "endpoints": endpoints, "ports": ports,
+            })
+        });
+        std::iter::once(service).chain(slices).collect()
+    }
+}
+
+/// A directory of manifests that agents watch.
+#[derive(Debug)]
+pub struct Manifests {
+    dir: PathBuf,
+}
+
+impl Manifests {
+    /// Makes the directory, with the Nodes in it.
+    pub fn create(dir: PathBuf, nodes: &[Node]) -> Result<Self> {
+        std::fs::create_dir_all(&dir).with_context(|| dir.display().to_string())?;
+        let manifests = Self { dir };
+        let nodes: Vec<Value> = nodes
+            .iter()
+            .map(|node| {
+                let addresses =
+                    Family::BOTH.map(|family| json!({"type": "InternalIP", "address": node.address(family)}));
+                let cidrs = Family::BOTH.map(|family| addresses::pod_cidr(family, node.number));
+                json!({"apiVersion": "v1", "kind": "Node",
+                    "metadata": {"name": node.name, "annotations": {"sheave.io/accepts": "ipip"}},
+                    "spec": {"podCIDR": cidrs[0], "podCIDRs": cidrs}, "status": {"addresses": addresses}})
+            })
+            .collect();
+        manifests.write("nodes", &nodes)?;
+        Ok(manifests)
+    }
+
+    /// Where they are.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Writes or replaces a Service with its EndpointSlices, in one step.
+    pub fn apply(&self, service: &Service) -> Result<()> {
+        self.write(&service.name, &service.manifests())
+    }
+
+    /// Removes a Service and its EndpointSlices.
+    pub fn remove(&self, service: &Service) -> Result<()> {
+        let path = self.dir.join(format!("{}.yaml", service.name));
+        std::fs::remove_file(&path).with_context(|| path.display().to_string())
+    }
+
+    fn write(&self, name: &str, documents: &[Value]) -> Result<()> {
+        let text: Vec<String> = documents.iter().map(|document| format!("{document:#}\n")).collect();
+        let path = self.dir.join(format!("{name}.yaml"));
+        let draft = self.dir.with_extension("draft");
+        std::fs::write(&draft, text.join("---\n"))
+            .and_then(|()| std::fs::rename(&draft, &path))
+            .with_context(|| path.display().to_string())
+    }
+}

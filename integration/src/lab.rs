@@ -1,0 +1,272 @@
+//! The fabric with a cluster on it: servers in the pods, an agent on every node.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use sheave::cluster::Protocol;
+
+use crate::cluster::{Manifests, Service};
+use crate::fabric::addresses::{self, Family};
+use crate::fabric::{Fabric, LEAVES, Node};
+use crate::kernel;
+use crate::process::Daemon;
+use crate::traffic::Server;
+use crate::wait::await_some;
+
+/// Port of the servers in pods and on the external host.
+pub const POD_PORT: u16 = 8080;
+
+/// Port of the servers on the nodes' own addresses (hostNetwork).
+pub const HOST_PORT: u16 = 9090;
+
+/// How long the agents may take to follow a change; a BGP session may have to come up first.
+const CONVERGENCE: Duration = Duration::from_secs(40);
+
+/// How long an agent may take to end after SIGTERM.
+const STOP: Duration = Duration::from_secs(10);
+
+/// A running lab.
+#[derive(Debug)]
+pub struct Lab {
+    agents: BTreeMap<String, Daemon>,
+    servers: Vec<Server>,
+    /// The network.
+    pub fabric: Fabric,
+    /// What the agents are told.
+    pub manifests: Manifests,
+    binary: PathBuf,
+    dir: PathBuf,
+}
+
+impl Lab {
+    /// Builds the network, starts a server in each pod, on each node and on the external host; no agent yet. `binary` is
+    /// `sheave`; configuration, logs and manifests go to `dir`, which is emptied.
+    pub fn build(binary: &Path, dir: &Path) -> Result<Self> {
+        if dir.exists() {
+            std::fs::remove_dir_all(dir).with_context(|| dir.display().to_string())?;
+        }
+        std::fs::create_dir_all(dir).with_context(|| dir.display().to_string())?;
+        let fabric = Fabric::build(3, dir)?;
+        let manifests = Manifests::create(dir.join("manifests"), &fabric.nodes)?;
+        let every = |port| [(Protocol::Tcp, port), (Protocol::Udp, port), (Protocol::Sctp, port)];
+        let mut servers = vec![Server::start(&fabric.external, "external", &every(POD_PORT))?];
+        for node in &fabric.nodes {
+            servers.push(Server::start(&node.ns, &node.name, &every(HOST_PORT))?);
+            for pod in &node.pods {
+                servers.push(Server::start(&pod.ns, &pod.name, &every(POD_PORT))?);
+            }
+        }
+        let lab = Self {
+            agents: BTreeMap::new(),
+            servers,
+            fabric,
+            manifests,
+            binary: binary.to_owned(),
+            dir: dir.to_owned(),
+        };
+        for node in &lab.fabric.nodes {
+            let path = lab.config(node);
+            std::fs::write(&path, lab.configuration(node)).with_context(|| path.display().to_string())?;
+        }
+        Ok(lab)
+    }
+
+    /// The same with an agent on every node.
+    pub fn start(binary: &Path, dir: &Path) -> Result<Self> {
+        let mut lab = Self::build(binary, dir)?;
+        for name in lab.node_names() {
+            lab.start_agent(&name)?;
+        }
+        Ok(lab)
+    }
+
+    /// The nodes' names.
+    pub fn node_names(&self) -> Vec<String> {
+        self.fabric.nodes.iter().map(|node| node.name.clone()).collect()
+    }
+
+    /// Where a node's agent has its configuration.
+    pub fn config(&self, node: &Node) -> PathBuf {
+        self.dir.join(format!("{}.yaml", node.name))
+    }
+
+    /// Where a node's agent has its status socket.
+    pub fn status_socket(&self, node: &Node) -> PathBuf {
+        self.dir.join(format!("{}.sock", node.name))
+    }
+
+    /// One BGP session per leaf and family.
+    fn configuration(&self, node: &Node) -> String {
+        let mut peers = String::new();
+        for leaf in 1..=LEAVES {
+            for (family, name) in [(Family::V4, "ipv4"), (Family::V6, "ipv6")] {
+                let address = addresses::leaf_link(family, leaf, node.number);
+                let _ = writeln!(
+                    peers,
+                    "    - {{address: \"{address}\", asn: {}, families: [{name}]}}",
+                    addresses::leaf_asn(leaf)
+                );
+            }
+        }
+        format!(
+            "router:\n  asn: {asn}\n  peers:\n{peers}services:\n  serviceCIDRs: [10.96.0.0/16, \"fd00:96::/112\"]\nobserve:\n  status: {}\n",
+            self.status_socket(node).display(),
+            asn = addresses::NODE_ASN,
+        )
+    }
+
+    /// A command of `sheave` for a node, with its configuration.
+    pub fn sheave(&self, node: &Node, command: &str) -> Command {
+        let mut sheave = Command::new(&self.binary);
+        sheave.arg(command).arg("--config").arg(self.config(node));
+        sheave
+    }
+
+    /// Starts the agent of a node.
+    pub fn start_agent(&mut self, name: &str) -> Result<()> {
+        let node = self.fabric.node(name)?;
+        let mut command = self.sheave(node, "agent");
+        command.arg("--node").arg(name).arg("--manifests").arg(self.manifests.dir());
+        let agent = node.ns.daemon(command, &self.log(name))?;
+        self.agents.insert(name.to_owned(), agent);
+        Ok(())
+    }
+
+    /// Ends the agent of a node as an upgrade does (SIGTERM), and waits for that.
+    pub fn stop_agent(&mut self, name: &str) -> Result<()> {
+        self.agents.remove(name).with_context(|| format!("no agent runs on {name}"))?.terminate(STOP)
+    }
+
+    /// Ends the agent of a node as a crash does (SIGKILL).
+    pub fn kill_agent(&mut self, name: &str) -> Result<()> {
+        self.agents.remove(name).with_context(|| format!("no agent runs on {name}"))?.kill();
+        Ok(())
+    }
+
+    fn log(&self, name: &str) -> PathBuf {
+        self.dir.join(format!("{name}.log"))
+    }
+
+    /// An error if an agent or a router's BGP daemon has ended by itself.
+    pub fn ensure_running(&mut self) -> Result<()> {
+        self.fabric.ensure_running()?;
+        self.agents.values_mut().try_for_each(Daemon::ensure_running)
+    }
+
+    /// Writes a Service and waits until every agent's kernel holds it and the leaves send its VIPs to all of them.
+    pub fn apply(&mut self, service: &Service) -> Result<()> {
+        self.manifests.apply(service)?;
+        self.await_applied(service)
+    }
+
+    /// Waits for that.
+    pub fn await_applied(&mut self, service: &Service) -> Result<()> {
+        await_some(CONVERGENCE, &format!("Service {} in force on all nodes", service.name), || {
+            self.ensure_running().map_err(|error| error.to_string())?;
+            self.applied(service)
+        })
+    }
+
+    /// Removes a Service and waits until no agent's kernel holds it.
+    pub fn remove(&mut self, service: &Service) -> Result<()> {
+        self.manifests.remove(service)?;
+        self.await_applied(&service.clone().without_endpoints())
+    }
+
+    /// What is still missing, if anything.
+    fn applied(&self, service: &Service) -> Result<(), String> {
+        for name in self.agents.keys() {
+            let node = self.fabric.node(name).map_err(|error| error.to_string())?;
+            let servers = kernel::virtual_servers(&node.ns).map_err(|error| format!("{error:#}"))?;
+            for family in Family::BOTH {
+                for port in &service.ports {
+                    let mut expected =
+                        vec![(service.vip(family), port.port), (service.cluster_ip(family), port.port)];
+                    expected.extend(port.node_port.map(|node_port| (node.address(family), node_port)));
+                    for address in expected.into_iter().map(SocketAddr::from) {
+                        let protocol = port.protocol.to_string();
+                        let server = servers.iter().find(|s| s.protocol == protocol && s.address == address);
+                        let active = server.map_or(0, |s| s.destinations.iter().filter(|d| d.2 > 0).count());
+                        if active != service.endpoints.len() {
+                            let wanted = service.endpoints.len();
+                            return Err(format!(
+                                "{name}: {protocol} {address} has {active} destinations of {wanted}"
+                            ));
+                        }
+                    }
+                }
+            }
+        }
+        if service.endpoints.is_empty() {
+            return Ok(());
+        }
+        let expected: BTreeSet<String> = self.agents.keys().cloned().collect();
+        for leaf in &self.fabric.leaves {
+            for family in Family::BOTH {
+                let vip = service.vip(family);
+                let directors = self.fabric.directors(leaf, vip).map_err(|error| format!("{error:#}"))?;
+                if directors != expected {
+                    return Err(format!("{}: {vip} goes to {directors:?}, not {expected:?}", leaf.name()));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// What a reader needs who wants to know why something failed: all there is to `full`, in short as the result.
+    pub fn dump(&self, full: Option<&Path>) -> String {
+        let mut short = String::new();
+        let mut long = String::new();
+        for node in &self.fabric.nodes {
+            let table = node.ns.run("ipvsadm -Ln").unwrap_or_else(|error| format!("{error:#}"));
+            let log = crate::process::tail(&self.log(&node.name), 12);
+            let _ = writeln!(
+                short,
+                "--- {}: IPVS\n{}\n--- {}: end of the agent's log\n{log}",
+                node.name,
+                table.trim_end(),
+                node.name
+            );
+            let log = crate::process::tail(&self.log(&node.name), 5000);
+            let _ = writeln!(
+                long,
+                "--- {}\n{}\n{}\n--- log\n{log}",
+                node.name,
+                kernel::dump(&node.ns),
+                kernel::sysctls(&node.ns)
+            );
+        }
+        for leaf in &self.fabric.leaves {
+            let ask = |question| leaf.birdc(question).unwrap_or_else(|error| format!("{error:#}"));
+            let _ = writeln!(short, "--- {}: BIRD\n{}", leaf.name(), ask("show route").trim_end());
+            let _ = writeln!(
+                long,
+                "--- {}\n{}\n{}\n{}",
+                leaf.name(),
+                ask("show protocols all"),
+                ask("show route all"),
+                kernel::dump(&leaf.ns)
+            );
+        }
+        if let Some(path) = full {
+            match std::fs::write(path, long) {
+                Ok(()) => drop(writeln!(short, "--- nftables, routes and whole logs: {}", path.display())),
+                Err(error) => drop(writeln!(short, "--- {}: {error}", path.display())),
+            }
+        }
+        short
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        // Agents first, while the namespaces they work in still exist.
+        self.agents.clear();
+        self.servers.clear();
+    }
+}

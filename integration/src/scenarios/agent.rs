@@ -1,0 +1,212 @@
+//! The agent comes and goes, others meddle, and traffic does not notice.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use sheave::cluster::Protocol::Tcp;
+
+use super::Scenario;
+use crate::cluster::Service;
+use crate::fabric::addresses::Family;
+use crate::kernel;
+use crate::lab::{Lab, POD_PORT};
+use crate::netns::NetNs;
+use crate::process;
+use crate::traffic::{Connections, Load, Request};
+use crate::wait::await_some;
+
+pub(super) const SCENARIOS: &[Scenario] = &[
+    Scenario {
+        name: "endpoints-change",
+        proves: "endpoints come and go under constant load and no request fails; connections to an endpoint that was taken away go on",
+        run: endpoints_change,
+    },
+    Scenario {
+        name: "agent-restarts",
+        proves: "an agent is stopped, started, killed with SIGKILL and started again under constant load and no request fails",
+        run: agent_restarts,
+    },
+    Scenario {
+        name: "tampering",
+        proves: "what somebody else deletes of IPVS, nftables, tunnel devices and routes is back within 30 seconds, and other Services did not notice",
+        run: tampering,
+    },
+    Scenario {
+        name: "cleanup",
+        proves: "after `sheave cleanup` the node's namespace is as it was before the agent came, someone else's virtual server and table included",
+        run: cleanup,
+    },
+];
+
+fn endpoints_change(lab: &mut Lab) -> Result<()> {
+    let pods = ["a1", "b1", "c1"].map(|name| lab.fabric.pod(name).cloned());
+    let pods = pods.into_iter().collect::<Result<Vec<_>>>()?;
+    let all = Service::new("changing", 50).port(Tcp, 80, POD_PORT).endpoints(&pods);
+    lab.apply(&all)?;
+    for family in Family::BOTH {
+        let vip = all.vip(family);
+        let mut connections = Connections::open(&lab.fabric.client, Tcp, vip, 80, 20)?;
+        let load = Load::start(&lab.fabric.client, Tcp, vip, 80, 3)?;
+        for left_out in 0..pods.len() {
+            let some = all
+                .clone()
+                .endpoints(pods.iter().enumerate().filter(|(i, _)| *i != left_out).map(|(_, pod)| pod));
+            lab.apply(&some)?;
+            load.await_answers(30)?;
+            connections.check().with_context(|| format!("{} was taken away", pods[left_out].name))?;
+            lab.apply(&all)?;
+            load.await_answers(30)?;
+        }
+        load.stop()?.ensure_none_failed()?;
+        connections.check()?;
+    }
+    lab.remove(&all)
+}
+
+fn agent_restarts(lab: &mut Lab) -> Result<()> {
+    let pods = [lab.fabric.pod("a1")?, lab.fabric.pod("b1")?, lab.fabric.pod("c1")?];
+    let service = Service::new("restarts", 51).port(Tcp, 80, POD_PORT).endpoints(pods);
+    lab.apply(&service)?;
+    let loads = Family::BOTH.map(|family| Load::start(&lab.fabric.client, Tcp, service.vip(family), 80, 2));
+    let [v4, v6] = loads;
+    let (v4, v6) = (v4?, v6?);
+    for node in lab.node_names() {
+        for kill in [false, true] {
+            let ended = if kill { lab.kill_agent(&node) } else { lab.stop_agent(&node) };
+            ended?;
+            v4.await_answers(30)?;
+            v6.await_answers(30)?;
+            lab.start_agent(&node)?;
+            lab.await_applied(&service)?;
+            v4.await_answers(30)?;
+            v6.await_answers(30)?;
+        }
+    }
+    v4.stop()?.ensure_none_failed().context("IPv4")?;
+    v6.stop()?.ensure_none_failed().context("IPv6")?;
+    lab.remove(&service)
+}
+
+fn tampering(lab: &mut Lab) -> Result<()> {
+    let victim = Service::new("victim", 52).port(Tcp, 80, POD_PORT).endpoints([lab.fabric.pod("b1")?]);
+    let other = Service::new("bystander", 53).port(Tcp, 80, POD_PORT).endpoints([lab.fabric.pod("c1")?]);
+    lab.apply(&victim)?;
+    lab.apply(&other)?;
+    let node = lab.fabric.node("node-a")?.ns.clone();
+    let (vip4, vip6) = (victim.vip(Family::V4), victim.vip(Family::V6));
+    let before = kernel::dump(&node);
+
+    // Only what is the victim's own goes: the other Service, through the same director, must not notice.
+    for family in Family::BOTH {
+        lab.fabric.steer(other.vip(family), Some(lab.fabric.node("node-a")?))?;
+    }
+    let load = Load::start(&lab.fabric.client, Tcp, other.vip(Family::V4), 80, 1)?;
+    for (what, command) in [
+        ("a virtual server", format!("ipvsadm -D -t {vip4}:80")),
+        ("an IPv6 virtual server", format!("ipvsadm -D -t [{vip6}]:80")),
+        ("a VIP's route", format!("ip route del local {vip4}")),
+    ] {
+        node.run(&command).with_context(|| format!("deleting {what}"))?;
+        repaired(&node, &before).with_context(|| format!("after deleting {what}"))?;
+        load.await_answers(10)?;
+    }
+    load.stop()?.ensure_none_failed().context("the other Service")?;
+
+    for (what, command) in [
+        ("the nftables ruleset", "nft flush ruleset"),
+        ("a tunnel device", "ip link del sheave4"),
+        ("the other tunnel device", "ip link del sheave6"),
+        ("all virtual servers", "ipvsadm -C"),
+    ] {
+        node.run(command).with_context(|| format!("deleting {what}"))?;
+        repaired(&node, &before).with_context(|| format!("after deleting {what}"))?;
+        for family in Family::BOTH {
+            for service in [&victim, &other] {
+                Request::new(Tcp, service.vip(family), 80)
+                    .send(&lab.fabric.client)
+                    .with_context(|| what.to_owned())?;
+            }
+        }
+    }
+    for family in Family::BOTH {
+        lab.fabric.steer(other.vip(family), None)?;
+    }
+    lab.remove(&victim)?;
+    lab.remove(&other)
+}
+
+/// Waits until the namespace looks as before, at most the time that a repair may take.
+fn repaired(node: &NetNs, before: &str) -> Result<()> {
+    let before = comparable(before);
+    await_some(Duration::from_secs(30), "repair", || {
+        let now = comparable(&kernel::dump(node));
+        if now == before { Ok(()) } else { Err(difference(&before, &now)) }
+    })
+}
+
+/// A dump without what differs each time: interface and handle numbers, packets counted, elements' order.
+fn comparable(dump: &str) -> Vec<String> {
+    let mut lines: Vec<String> = dump
+        .lines()
+        .map(|line| {
+            let words = line.split_whitespace().filter(|word| !word.starts_with("expires"));
+            let words: Vec<&str> = words.collect();
+            words.join(" ").split('@').next().unwrap_or_default().to_owned()
+        })
+        .filter(|line| !line.is_empty())
+        .collect();
+    lines.sort();
+    lines
+}
+
+/// Lines of one that the other lacks.
+fn difference(before: &[String], now: &[String]) -> String {
+    let missing = before.iter().filter(|line| !now.contains(line)).map(|line| format!("- {line}"));
+    let extra = now.iter().filter(|line| !before.contains(line)).map(|line| format!("+ {line}"));
+    let lines: Vec<String> = missing.chain(extra).take(40).collect();
+    lines.join("\n")
+}
+
+fn cleanup(lab: &mut Lab) -> Result<()> {
+    let node = lab.fabric.node("node-a")?.ns.clone();
+    lab.stop_agent("node-a")?;
+    sheave_cleanup(lab)?;
+    // Somebody else's, as like ours as they can be.
+    node.run("ipvsadm -A -t 198.18.0.1:80 -s rr")?;
+    node.run("ipvsadm -a -t 198.18.0.1:80 -r 10.244.2.1:80 -i")?;
+    node.run_with_input(
+        "nft -f -",
+        "table inet other { chain c { type filter hook input priority 101; counter } }",
+    )?;
+    node.ip("link add other type ipip local 10.0.0.11\nroute add local 198.18.0.1/32 dev lo proto 88\n")?;
+    let before = (kernel::dump(&node), kernel::sysctls(&node));
+
+    lab.start_agent("node-a")?;
+    let service = Service::new("cleaned", 54)
+        .all_protocols(80, POD_PORT)
+        .node_port(30054)
+        .endpoints([lab.fabric.pod("b1")?]);
+    lab.apply(&service)?;
+    for family in Family::BOTH {
+        Request::new(Tcp, service.vip(family), 80).send(&node)?;
+    }
+    lab.stop_agent("node-a")?;
+    sheave_cleanup(lab)?;
+    let after = (kernel::dump(&node), kernel::sysctls(&node));
+    for (before, after) in [(&before.0, &after.0), (&before.1, &after.1)] {
+        let (before, after) = (comparable(before), comparable(after));
+        ensure!(before == after, "left behind, or taken away:\n{}", difference(&before, &after));
+    }
+    node.run("ipvsadm -D -t 198.18.0.1:80")?;
+    node.run("nft delete table inet other")?;
+    node.ip("link del other\nroute del local 198.18.0.1/32 dev lo\n")?;
+    lab.start_agent("node-a")?;
+    lab.await_applied(&service)?;
+    lab.remove(&service)
+}
+
+fn sheave_cleanup(lab: &Lab) -> Result<()> {
+    let node = lab.fabric.node("node-a")?;
+    let command = lab.sheave(node, "cleanup");
+    node.ns.enter(|| process::run(command, ""))?.map(drop)
+}
