@@ -1,8 +1,34 @@
-//! Routes: what is to be announced and what each peer has been told.
+//! Routes: what is to be announced, what each peer has been told, and what it has yet to be told.
+//!
+//! ```text
+//!   RouteChanges ──► Loc-RIB: prefix → attributes
+//!                       │ per Established peer, what differs from what it was sent
+//!                       ▼
+//!                    Adj-RIB-Out: sent, and pending grouped by attributes ──► UPDATEs, as full as they get
+//! ```
+//!
+//! A pending change is an entry for its prefix, not a message: a peer that reads slowly costs no more than one entry
+//! for each prefix, and is told the latest state only. A change that is undone before it was sent is not sent.
+//!
+//! Routes received from peers are validated and counted by the session's owner; an Adj-RIB-In and the decision
+//! process would stand between them and the Loc-RIB here.
+
+mod adj_out;
+mod export;
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, HashSet};
+use std::net::IpAddr;
+use std::sync::Arc;
 
 use ipnet::IpNet;
 
-use crate::Attributes;
+use crate::{Attributes, Family};
+use adj_out::AdjRibOut;
+pub use adj_out::{FamilyOut, Written};
+pub use export::Export;
 
 /// A change to what is announced. A prefix in both lists ends up withdrawn.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -11,4 +37,117 @@ pub struct RouteChanges {
     pub announce: Vec<(IpNet, Attributes)>,
     /// Routes that are no more.
     pub withdraw: Vec<IpNet>,
+}
+
+/// The Loc-RIB, and an Adj-RIB-Out for each Established peer.
+#[derive(Debug, Default)]
+pub struct Rib {
+    routes: BTreeMap<IpNet, Arc<Attributes>>,
+    /// Every attribute set in use, once.
+    attributes: HashSet<Arc<Attributes>>,
+    peers: BTreeMap<IpAddr, AdjRibOut>,
+    /// After a restart: not all routes are in yet.
+    end_of_rib_held: bool,
+    /// Counts calls to [`Rib::apply`].
+    sequence: u64,
+}
+
+impl Rib {
+    /// An empty one. `restarting` holds End-of-RIB back until [`Rib::initial_routes_complete`] (RFC 4724 §4.1).
+    pub fn new(restarting: bool) -> Rib {
+        Rib { end_of_rib_held: restarting, ..Rib::default() }
+    }
+
+    /// How many routes are to be announced.
+    pub fn len(&self) -> usize {
+        self.routes.len()
+    }
+
+    /// Whether nothing is to be announced.
+    pub fn is_empty(&self) -> bool {
+        self.routes.is_empty()
+    }
+
+    /// The number of the latest change, for [`Written::drained`].
+    pub fn sequence(&self) -> u64 {
+        self.sequence
+    }
+
+    /// Changes what is announced.
+    pub fn apply(&mut self, changes: RouteChanges) {
+        self.sequence += 1;
+        for (prefix, attributes) in changes.announce {
+            let prefix = prefix.trunc();
+            let attributes = self.intern(attributes);
+            for peer in self.peers.values_mut() {
+                peer.set(prefix, Some(&attributes));
+            }
+            self.routes.insert(prefix, attributes);
+        }
+        for prefix in changes.withdraw {
+            let prefix = prefix.trunc();
+            if self.routes.remove(&prefix).is_some() {
+                for peer in self.peers.values_mut() {
+                    peer.set(prefix, None);
+                }
+            }
+        }
+        // Sets that only this table still holds; looked for when they may be the greater part.
+        if self.attributes.len() > 2 * self.routes.len() + 16 {
+            self.attributes.retain(|set| Arc::strong_count(set) > 1);
+        }
+    }
+
+    fn intern(&mut self, attributes: Attributes) -> Arc<Attributes> {
+        if let Some(known) = self.attributes.get(&attributes) {
+            return Arc::clone(known);
+        }
+        let new = Arc::new(attributes);
+        self.attributes.insert(Arc::clone(&new));
+        new
+    }
+
+    /// All routes of the earlier life are in again: End-of-RIB may be sent.
+    pub fn initial_routes_complete(&mut self) {
+        self.end_of_rib_held = false;
+    }
+
+    /// A session is Established: everything is to be sent, then End-of-RIB.
+    pub fn peer_up(&mut self, peer: IpAddr, export: Export) {
+        let mut out = AdjRibOut::new(export);
+        for (prefix, attributes) in &self.routes {
+            out.set(*prefix, Some(attributes));
+        }
+        self.peers.insert(peer, out);
+    }
+
+    /// A session is over.
+    pub fn peer_down(&mut self, peer: IpAddr) {
+        self.peers.remove(&peer);
+    }
+
+    /// The peer wants to be sent all of a family again (RFC 2918).
+    pub fn refresh(&mut self, peer: IpAddr, family: Family) {
+        if let Some(out) = self.peers.get_mut(&peer) {
+            out.refresh(family, &self.routes);
+        }
+    }
+
+    /// Whether [`Rib::write`] would write something to this peer.
+    pub fn has_pending(&self, peer: IpAddr) -> bool {
+        self.peers.get(&peer).is_some_and(|out| out.has_pending(self.end_of_rib_held))
+    }
+
+    /// Appends UPDATEs for this peer to `out`, until nothing is pending or `out` has reached `limit` bytes.
+    pub fn write(&mut self, peer: IpAddr, out: &mut Vec<u8>, limit: usize) -> Written {
+        let Some(adj_out) = self.peers.get_mut(&peer) else { return Written::default() };
+        let mut written = adj_out.write(out, limit, self.end_of_rib_held);
+        written.drained = (!adj_out.has_changes()).then_some(self.sequence);
+        written
+    }
+
+    /// What the peer has been told, for each negotiated family; empty while it is not Established.
+    pub fn families(&self, peer: IpAddr) -> &[FamilyOut] {
+        self.peers.get(&peer).map_or(&[], AdjRibOut::families)
+    }
 }

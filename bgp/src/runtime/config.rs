@@ -105,3 +105,24 @@ pub enum StartError {
         problem: &'static str,
     },
 }
+
+impl SpeakerConfig {
+    pub(super) fn check(&self) -> Result<(), StartError> {
+        let problem = |field, problem| Err(StartError::Config { field, problem });
+        if self.asn == 0 {
+            return problem(
+                "asn",
+                "0 is reserved (RFC 7607): give the speaker an ASN, for instance a private one from 64512",
+            );
+        }
+        if self.router_id.is_unspecified() {
+            return problem("router_id", "must not be 0.0.0.0: use an IPv4 address of this node");
+        }
+        match self.graceful_restart {
+            Some(GracefulRestart { restart_time }) if restart_time.as_secs() > 4095 => {
+                problem("graceful_restart.restart_time", "must be at most 4095 s")
+            }
+            _ => Ok(()),
+        }
+    }
+}

@@ -1,60 +1,208 @@
 //! The edge: sockets, tasks and the clock.
+//!
+//! ```text
+//!   Speaker ── set_peers ──► PeerTask (one for each peer) ◄── connections ── listener (one for each address)
+//!           ── update ─────► Rib ── changed ──► every PeerTask
+//!           ◄─ flushed ──── progress ─────────── every PeerTask
+//! ```
+//!
+//! The only module that reads the clock, opens sockets and spawns tasks.
 
 mod config;
+mod peer;
+mod shared;
+mod socket;
 mod status;
 
-use std::sync::{Mutex, PoisonError};
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
+
+use tokio::net::{TcpListener, TcpStream};
+use tokio::runtime::Handle;
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::{JoinHandle, JoinSet};
 
 pub use config::{GracefulRestart, PeerConfig, Shutdown, SpeakerConfig, StartError};
 pub use status::{Counters, FamilyStatus, LastError, PeerStatus, SessionStatus, SpeakerStatus};
 
-use crate::RouteChanges;
+use crate::rib::RouteChanges;
+use crate::session::Farewell;
+use crate::wire::Cease;
+use peer::{Inputs, PeerTask};
+use shared::{Observed, Shared, lock};
 
 /// A running speaker. Dropping it closes every connection without a NOTIFICATION.
 #[derive(Debug)]
 pub struct Speaker {
-    config: SpeakerConfig,
-    peers: Mutex<Vec<PeerConfig>>,
+    shared: Arc<Shared>,
+    peers: Arc<Mutex<Peers>>,
+    listeners: JoinSet<()>,
+    runtime: Handle,
+}
+
+type Peers = BTreeMap<IpAddr, Peer>;
+
+/// A peer's task, seen from outside.
+#[derive(Debug)]
+struct Peer {
+    config: PeerConfig,
+    observed: Arc<Mutex<Observed>>,
+    stop: oneshot::Sender<Farewell>,
+    accepted: mpsc::Sender<TcpStream>,
+    task: JoinHandle<()>,
 }
 
 impl Speaker {
     /// Starts to listen, within the tokio runtime it is called from. Peers and routes come later, in any order.
-    #[expect(clippy::unused_async, reason = "the signature others build against")]
+    ///
+    /// # Errors
+    /// A listening socket cannot be made, or a field of `config` is out of range.
+    #[expect(clippy::unused_async, reason = "sockets need the runtime that an async caller is sure to have")]
     pub async fn start(config: SpeakerConfig) -> Result<Speaker, StartError> {
-        Ok(Speaker { config, peers: Mutex::default() })
+        config.check()?;
+        let peers = Arc::new(Mutex::new(Peers::new()));
+        let mut listeners = JoinSet::new();
+        for &address in config.listen.iter().flatten() {
+            let listener =
+                socket::listen(address).map_err(|source| StartError::Listen { address, source })?;
+            listeners.spawn(accept(listener, Arc::clone(&peers)));
+        }
+        Ok(Speaker { shared: Arc::new(Shared::new(config)), peers, listeners, runtime: Handle::current() })
     }
 
     /// Makes `peers` the peers: adds, removes (CEASE/peer de-configured) and changes; a peer whose configuration is
     /// the same keeps its session. Of two with one address the last counts.
     pub fn set_peers(&self, peers: Vec<PeerConfig>) {
-        *self.peers.lock().unwrap_or_else(PoisonError::into_inner) = peers;
+        let wanted: BTreeMap<IpAddr, PeerConfig> = peers.into_iter().map(|p| (p.address, p)).collect();
+        let mut current = lock(&self.peers);
+        let gone: Vec<IpAddr> =
+            current.keys().filter(|address| !wanted.contains_key(address)).copied().collect();
+        for address in gone {
+            if let Some(peer) = current.remove(&address) {
+                peer.stop(Farewell::Cease(Cease::PeerDeconfigured));
+            }
+        }
+        for (address, config) in wanted {
+            let before = match current.remove(&address) {
+                Some(same) if same.config == config => {
+                    current.insert(address, same);
+                    continue;
+                }
+                changed => changed.map(|peer| peer.stop(Farewell::Cease(Cease::OtherConfigurationChange))),
+            };
+            current.insert(address, self.spawn(config, before));
+        }
+    }
+
+    /// Starts a peer's task, which begins once `before` has ended.
+    fn spawn(&self, config: PeerConfig, before: Option<JoinHandle<()>>) -> Peer {
+        let (stop, stopped) = oneshot::channel();
+        // As many as a peer could have in flight; more are dropped.
+        let (accepted, connections) = mpsc::channel(4);
+        let observed = Arc::new(Mutex::new(Observed::new()));
+        let inputs = Inputs { stop: stopped, accepted: connections };
+        let task = PeerTask::new(Arc::clone(&self.shared), config.clone(), inputs, Arc::clone(&observed));
+        let task = self.runtime.spawn(async move {
+            if let Some(before) = before {
+                // However it ended, it has ended.
+                let _ = before.await;
+            }
+            task.run().await;
+        });
+        Peer { config, observed, stop, accepted, task }
     }
 
     /// Changes what is announced. Returns at once; changes reach each peer in this order, though only the last
     /// one to a prefix need be seen.
     pub fn update(&self, changes: RouteChanges) {
-        drop(changes);
+        self.shared.rib().apply(changes);
+        self.shared.changed.send_replace(());
     }
 
     /// Waits until every peer that is Established has been written all updates made before this call; false
     /// if that took longer than `limit`.
     pub async fn flushed(&self, limit: Duration) -> bool {
-        tokio::time::sleep(limit).await;
-        true
+        let target = self.shared.rib().sequence();
+        let mut progress = self.shared.progress.subscribe();
+        let all = async {
+            while !lock(&self.peers).values().all(|peer| peer.is_flushed(target)) {
+                if progress.changed().await.is_err() {
+                    return;
+                }
+            }
+        };
+        tokio::time::timeout(limit, all).await.is_ok()
     }
 
     /// After a restart: all routes are in, peers may drop what they kept of the earlier life.
-    pub fn initial_routes_complete(&self) {}
+    pub fn initial_routes_complete(&self) {
+        self.shared.rib().initial_routes_complete();
+        self.shared.changed.send_replace(());
+    }
 
     /// What peers, sessions and routes are like now.
     pub fn status(&self) -> SpeakerStatus {
-        SpeakerStatus { asn: self.config.asn, router_id: self.config.router_id, routes: 0, peers: Vec::new() }
+        let peers = lock(&self.peers);
+        let rib = self.shared.rib();
+        SpeakerStatus {
+            asn: self.shared.config.asn,
+            router_id: self.shared.config.router_id,
+            routes: rib.len(),
+            peers: peers
+                .values()
+                .map(|peer| PeerStatus::new(&peer.config, &lock(&peer.observed), &rib))
+                .collect(),
+        }
     }
 
-    /// Ends every session as `how` says, and the listeners.
-    #[expect(clippy::unused_async, reason = "the signature others build against")]
-    pub async fn shutdown(self, how: Shutdown) {
-        drop((self, how));
+    /// Ends every session as `how` says, and the listeners. Takes a second at most.
+    pub async fn shutdown(mut self, how: Shutdown) {
+        self.listeners.shutdown().await;
+        let farewell = match how {
+            Shutdown::GracefulRestart => Farewell::Silent,
+            Shutdown::Cease => Farewell::Cease(Cease::AdministrativeShutdown),
+        };
+        let peers = std::mem::take(&mut *lock(&self.peers));
+        let tasks: Vec<JoinHandle<()>> = peers.into_values().map(|peer| peer.stop(farewell)).collect();
+        for task in tasks {
+            // However it ended, it has ended.
+            let _ = task.await;
+        }
+    }
+}
+
+impl Peer {
+    fn stop(self, farewell: Farewell) -> JoinHandle<()> {
+        // A task that has ended needs no telling.
+        let _ = self.stop.send(farewell);
+        self.task
+    }
+
+    fn is_flushed(&self, target: u64) -> bool {
+        lock(&self.observed).session.as_ref().is_none_or(|session| session.flushed >= Some(target))
+    }
+}
+
+/// Hands each connection to the peer that it comes from.
+async fn accept(listener: TcpListener, peers: Arc<Mutex<Peers>>) {
+    loop {
+        match listener.accept().await {
+            Ok((stream, from)) => {
+                let taken = match lock(&peers).get(&from.ip()) {
+                    Some(peer) => peer.accepted.try_send(stream).is_ok(),
+                    None => false,
+                };
+                if !taken {
+                    tracing::debug!(%from, "connection refused: not a peer");
+                }
+            }
+            Err(error) => {
+                // Out of file descriptors, most likely; trying again at once would not help.
+                tracing::warn!(%error, "accept failed");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        }
     }
 }

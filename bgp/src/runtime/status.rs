@@ -3,7 +3,10 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::{Duration, SystemTime};
 
+use super::config::PeerConfig;
+use super::shared::Observed;
 use crate::Family;
+use crate::rib::{FamilyOut, Rib};
 use crate::session::{Down, Negotiated, State};
 
 /// A speaker at one moment.
@@ -99,4 +102,35 @@ pub struct Counters {
     pub bytes_sent: u64,
     /// Bytes received.
     pub bytes_received: u64,
+}
+
+impl PeerStatus {
+    pub(super) fn new(config: &PeerConfig, observed: &Observed, rib: &Rib) -> PeerStatus {
+        PeerStatus {
+            address: config.address,
+            asn: config.asn,
+            state: observed.state,
+            since: observed.since,
+            uptime: observed.session.as_ref().map(|session| session.since.elapsed()),
+            last_error: observed.last_error.clone(),
+            session: observed.session.as_ref().map(|session| SessionStatus {
+                local: session.local,
+                negotiated: session.negotiated.clone(),
+                families: rib.families(config.address).iter().map(FamilyStatus::from).collect(),
+            }),
+            counters: observed.counters,
+        }
+    }
+}
+
+impl From<&FamilyOut> for FamilyStatus {
+    fn from(out: &FamilyOut) -> FamilyStatus {
+        FamilyStatus {
+            family: out.family(),
+            next_hop: out.next_hop(),
+            prefixes_sent: out.sent(),
+            prefixes_pending: out.pending(),
+            end_of_rib_sent: out.end_of_rib_sent(),
+        }
+    }
 }

@@ -3,11 +3,16 @@
 use std::net::Ipv4Addr;
 
 use super::State;
+use crate::Families;
+use crate::wire::{Capability, Notification, WireError};
 
-/// Why this side ends a session. The variant says whose fault it is;
-
+/// Why this side ends a session. The variant says whose fault it is, [`SessionError::notification`] what the
+/// peer is told.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SessionError {
+    /// The peer sent bytes that are no BGP.
+    #[error("peer sent an invalid message: {0}")]
+    InvalidMessage(#[from] WireError),
     /// The peer broke the protocol.
     #[error("peer misbehaved: {0}")]
     PeerMisbehaved(#[from] PeerMisbehaved),
@@ -51,4 +56,54 @@ pub enum PeerIncompatible {
     /// One or two seconds.
     #[error("peer's hold time of {0} s is neither zero nor at least 3 s")]
     HoldTime(u16),
+    /// No address family that both sides offer.
+    #[error("no common address family: offer one of the peer's in `families`")]
+    Families {
+        /// What this side offers.
+        offered: Families,
+    },
+}
+
+impl SessionError {
+    /// What the peer is told.
+    pub fn notification(&self) -> Notification {
+        match self {
+            SessionError::InvalidMessage(error) => error.notification(),
+            SessionError::PeerMisbehaved(error) => error.notification(),
+            SessionError::PeerIncompatible(error) => error.notification(),
+        }
+    }
+}
+
+impl PeerMisbehaved {
+    fn notification(&self) -> Notification {
+        match self {
+            // RFC 6608.
+            PeerMisbehaved::UnexpectedMessage { state, .. } => Notification::new(
+                Notification::FSM,
+                match state {
+                    State::OpenSent => 1,
+                    State::OpenConfirm => 2,
+                    State::Established => 3,
+                    State::Idle | State::Connect | State::Active => 0,
+                },
+            ),
+            PeerMisbehaved::HoldTimerExpired => Notification::new(Notification::HOLD_TIMER_EXPIRED, 0),
+        }
+    }
+}
+
+impl PeerIncompatible {
+    fn notification(&self) -> Notification {
+        let (subcode, data) = match self {
+            PeerIncompatible::Asn { .. } => (2, Vec::new()),
+            PeerIncompatible::RouterId(_) => (3, Vec::new()),
+            PeerIncompatible::HoldTime(_) => (6, Vec::new()),
+            // RFC 5492 §5: the capabilities that were missed.
+            PeerIncompatible::Families { offered } => {
+                (7, offered.iter().flat_map(|f| Capability::multiprotocol(f).to_bytes()).collect())
+            }
+        };
+        Notification::with_data(Notification::OPEN_MESSAGE, subcode, data)
+    }
 }

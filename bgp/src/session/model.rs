@@ -5,8 +5,114 @@ use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use super::error::SessionError;
-use crate::wire::Notification;
+use crate::wire::{Cease, Notification, Update};
 use crate::{Families, Family};
+
+/// What a session is configured with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SessionConfig {
+    /// This speaker's ASN.
+    pub asn: u32,
+    /// This speaker's BGP Identifier.
+    pub router_id: Ipv4Addr,
+    /// The peer's ASN; equal to this speaker's makes the session iBGP.
+    pub peer_asn: u32,
+    /// Wait for the peer to connect.
+    pub passive: bool,
+    /// Hold time to propose, in seconds: zero, or at least 3.
+    pub hold_time: u16,
+    /// Pauses between attempts.
+    pub connect_retry: Backoff,
+    /// Families to offer.
+    pub families: Families,
+    /// Graceful restart to offer, as restarting speaker.
+    pub graceful_restart: Option<RestartOffer>,
+}
+
+/// What the peer is told about our restarts (RFC 4724 §3).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RestartOffer {
+    /// Seconds the peer is asked to keep routes without a session; up to 4095.
+    pub restart_time: u16,
+    /// This speaker has restarted, and its forwarding went on meanwhile.
+    pub restarting: bool,
+}
+
+/// Who made a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Direction {
+    /// This side.
+    Outgoing,
+    /// The peer.
+    Incoming,
+}
+
+impl Direction {
+    /// Both of them.
+    pub const ALL: [Direction; 2] = [Direction::Outgoing, Direction::Incoming];
+
+    /// The other one.
+    pub fn other(self) -> Direction {
+        match self {
+            Direction::Outgoing => Direction::Incoming,
+            Direction::Incoming => Direction::Outgoing,
+        }
+    }
+}
+
+/// What happens to a session (RFC 4271 §8.1).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event<'a> {
+    /// Its owner wants it up.
+    ManualStart,
+    /// Its owner wants it down.
+    ManualStop(Farewell),
+    /// The outgoing connection stands.
+    TcpConnected,
+    /// The outgoing connection could not be made; why.
+    TcpConnectFailed(String),
+    /// The peer has connected. The connection is taken if the answer has [`Action::Accept`].
+    TcpAccepted,
+    /// A connection was lost, or closed by the peer.
+    TcpClosed(Direction),
+    /// Bytes came, in whatever pieces.
+    Received(Direction, &'a [u8]),
+    /// The time that [`Session::next_deadline`](super::Session::next_deadline) told has come.
+    TimerExpired,
+}
+
+/// How a stopped session leaves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Farewell {
+    /// With a CEASE.
+    Cease(Cease),
+    /// Without a word: the peer keeps routes if it agreed to graceful restart.
+    Silent,
+}
+
+/// What is to be done, in order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(clippy::large_enum_variant, reason = "actions are carried out one at a time, not kept")]
+pub enum Action {
+    /// Make the outgoing connection.
+    Connect,
+    /// Give up the outgoing connection that is being made.
+    AbortConnect,
+    /// Take the connection that [`Event::TcpAccepted`] told of; without this it is to be closed.
+    Accept,
+    /// Write these bytes.
+    Send(Direction, Vec<u8>),
+    /// Close the connection, after what was to be sent.
+    Close(Direction),
+    /// Routes can be exchanged on this connection.
+    Established(Direction, Negotiated),
+    /// The session, or an attempt at one, is over.
+    Down(Down),
+    /// An UPDATE came.
+    Update(Update),
+    /// The peer wants to be sent all routes of a family.
+    RouteRefresh(Family),
+}
 
 /// The states of RFC 4271 §8.2.2.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -32,7 +138,7 @@ impl fmt::Display for State {
 }
 
 /// How the pause between attempts grows: doubled each time from `initial` to `max`, less up to a quarter (jitter,
-/// RFC 4271 §10). A session that stood for `max` starts over at `initial`.
+/// RFC 4271 §10). A session that stood for `max`, or that merely lost its connection, starts over at `initial`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Backoff {
     /// The first pause.

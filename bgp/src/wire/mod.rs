@@ -1,5 +1,40 @@
-//! Messages and bytes.
+//! Messages as types, and as bytes.
+//!
+//! [`frame`] cuts a byte stream into messages, [`Message::decode`] reads one, [`Message::encode`] writes one,
+//! [`pack`] writes UPDATEs that hold as many prefixes as fit. Reading never panics: what is malformed becomes
+//! a [`WireError`], which knows the NOTIFICATION it deserves, or, where RFC 7606 asks for less than the end of the
+//! session, an [`AttributeError`] beside the UPDATE.
 
+mod attribute;
+mod capability;
+mod error;
+mod message;
 mod notification;
+mod open;
+pub mod pack;
+mod prefix;
+mod reader;
+mod update;
 
+#[cfg(test)]
+mod tests;
+
+pub use attribute::{AsPath, Origin, PathAttributes, RawAttribute, Segment, SegmentKind};
+pub use capability::{Capability, GracefulRestartCapability, GracefulRestartFamily};
+pub use error::{AttributeError, AttributeProblem, Handling, OpenError, TooLong, UpdateError, WireError};
+pub use message::{HEADER_LENGTH, MAX_LENGTH, Message, RouteRefresh, frame};
 pub use notification::{Cease, Notification};
+pub use open::Open;
+pub use update::{MpReach, MpUnreach, Update};
+
+/// Stands in for an ASN that a 2-octet speaker cannot be told (RFC 6793).
+pub const AS_TRANS: u16 = 23456;
+
+/// What the meaning of bytes depends on, known once a session is negotiated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Context {
+    /// Both sides speak 4-octet ASNs (RFC 6793).
+    pub four_octet_asn: bool,
+    /// The peer is in this speaker's own AS.
+    pub ibgp: bool,
+}

@@ -1,0 +1,458 @@
+//! A peer's task: moves bytes and time between its sockets, its [`Session`] and the [`Rib`](crate::rib::Rib).
+//!
+//! ```text
+//!   stop ─────────┐                                ┌─► dial
+//!   accepted ─────┤   Event            Action      ├─► output of a connection ─► socket
+//!   dialled ──────┼──────────► Session ────────────┼─► Rib: peer up, down, refresh
+//!   bytes ────────┤                                └─► Observed (status)
+//!   timer ────────┘
+//!   routes changed ── after COALESCE ──► Rib::write ─► output, while it is short
+//! ```
+
+use std::future::Future;
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+
+use socket2::SockRef;
+use tokio::net::TcpStream;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinSet;
+
+use super::config::{PeerConfig, SpeakerConfig};
+use super::shared::{Observed, ObservedSession, Shared, lock};
+use super::socket;
+use crate::Family;
+use crate::rib::Export;
+use crate::session::{
+    Action, Direction, Down, Event, Farewell, Jitter, Negotiated, RestartOffer, Session, SessionConfig,
+};
+use crate::wire::{Context, Update};
+
+/// How long changes are gathered before they are sent, so that those that come together share messages.
+const COALESCE: Duration = Duration::from_millis(10);
+/// Unwritten output beyond which no more UPDATEs are made.
+const OUTPUT_LIMIT: usize = 64 * 1024;
+
+/// What the task of a peer is driven by.
+pub(super) struct Inputs {
+    /// Ends the task; so does dropping the sender, without a NOTIFICATION.
+    pub(super) stop: oneshot::Receiver<Farewell>,
+    /// Connections from the peer.
+    pub(super) accepted: mpsc::Receiver<TcpStream>,
+}
+
+/// The task of one peer.
+pub(super) struct PeerTask {
+    shared: Arc<Shared>,
+    config: PeerConfig,
+    inputs: Inputs,
+    changed: watch::Receiver<()>,
+    observed: Arc<Mutex<Observed>>,
+    session: Session,
+    dialling: Option<Pin<Box<dyn Future<Output = io::Result<TcpStream>> + Send>>>,
+    outgoing: Option<Connection>,
+    incoming: Option<Connection>,
+    /// Connections that are being closed.
+    closing: JoinSet<()>,
+    sending: Sending,
+    input: Box<[u8]>,
+}
+
+/// Where the task is in sending routes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Sending {
+    /// All is made into messages.
+    Done,
+    /// Changes are gathered until then.
+    Gathering { until: Instant },
+    /// There is more to make into messages.
+    Writing,
+}
+
+/// An open connection.
+struct Connection {
+    stream: TcpStream,
+    local: SocketAddr,
+    output: Vec<u8>,
+    /// How much of `output` the kernel has taken.
+    taken: usize,
+    /// All changes up to this one are written once `output` is.
+    drained: Option<u64>,
+}
+
+/// What woke the task.
+enum Input {
+    Stop(Farewell),
+    Accepted(TcpStream),
+    Dialled(io::Result<TcpStream>),
+    Readable(Direction),
+    Writable(Direction),
+    SessionTimer,
+    RoutesChanged,
+    Gathered,
+}
+
+impl Connection {
+    fn new(stream: TcpStream) -> io::Result<Connection> {
+        let local = stream.local_addr()?;
+        Ok(Connection { stream, local, output: Vec::new(), taken: 0, drained: None })
+    }
+
+    fn unwritten(&self) -> usize {
+        self.output.len() - self.taken
+    }
+
+    /// Gives the kernel what it takes.
+    fn write(&mut self) -> io::Result<usize> {
+        let mut total = 0;
+        while self.unwritten() > 0 {
+            match self.stream.try_write(&self.output[self.taken..]) {
+                Ok(count) => {
+                    self.taken += count;
+                    total += count;
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) => return Err(error),
+            }
+        }
+        // What is taken goes when that moves little, or when there is much of it.
+        if self.unwritten() == 0 || self.taken >= OUTPUT_LIMIT {
+            self.output.drain(..self.taken);
+            self.taken = 0;
+        }
+        Ok(total)
+    }
+}
+
+/// Waits for what an absent thing would do: for ever.
+async fn or_never<T>(future: Option<impl Future<Output = T>>) -> T {
+    match future {
+        Some(future) => future.await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn sleep_until(at: Option<Instant>) {
+    or_never(at.map(|at| tokio::time::sleep_until(at.into()))).await;
+}
+
+async fn readable(connection: Option<&Connection>) {
+    // An error shows when it is read.
+    let _ = or_never(connection.map(|c| c.stream.readable())).await;
+}
+
+async fn writable(connection: Option<&Connection>) {
+    let waiting = connection.filter(|c| c.unwritten() > 0);
+    let _ = or_never(waiting.map(|c| c.stream.writable())).await;
+}
+
+impl PeerTask {
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        config: PeerConfig,
+        inputs: Inputs,
+        observed: Arc<Mutex<Observed>>,
+    ) -> PeerTask {
+        let seed = RandomState::new().build_hasher().finish();
+        PeerTask {
+            session: Session::new(session_config(&shared.config, &config), Jitter::seeded(seed)),
+            changed: shared.changed.subscribe(),
+            shared,
+            config,
+            inputs,
+            observed,
+            dialling: None,
+            outgoing: None,
+            incoming: None,
+            closing: JoinSet::new(),
+            sending: Sending::Done,
+            input: vec![0; OUTPUT_LIMIT].into_boxed_slice(),
+        }
+    }
+
+    /// Runs until told to stop.
+    pub(super) async fn run(mut self) {
+        self.event(Event::ManualStart);
+        loop {
+            let input = self.next_input().await;
+            while self.closing.try_join_next().is_some() {}
+            match input {
+                Input::Stop(farewell) => break self.event(Event::ManualStop(farewell)),
+                Input::Accepted(stream) => self.accepted(stream),
+                Input::Dialled(result) => self.dialled(result),
+                Input::Readable(direction) => self.read(direction),
+                Input::Writable(direction) => self.write(direction),
+                Input::SessionTimer => {
+                    // What has come in time must not be missed because this task was late.
+                    Direction::ALL.into_iter().for_each(|direction| self.read(direction));
+                    self.event(Event::TimerExpired);
+                }
+                Input::RoutesChanged => {
+                    self.sending = Sending::Gathering { until: Instant::now() + COALESCE }
+                }
+                Input::Gathered => self.sending = Sending::Writing,
+            }
+            self.send_routes();
+        }
+        self.shared.progress.send_replace(());
+        while self.closing.join_next().await.is_some() {}
+    }
+
+    async fn next_input(&mut self) -> Input {
+        let gathered = match self.sending {
+            Sending::Gathering { until } => Some(until),
+            Sending::Done | Sending::Writing => None,
+        };
+        let idle = self.sending == Sending::Done && self.session.established().is_some();
+        tokio::select! {
+            farewell = &mut self.inputs.stop => Input::Stop(farewell.unwrap_or(Farewell::Silent)),
+            Some(stream) = self.inputs.accepted.recv() => Input::Accepted(stream),
+            result = or_never(self.dialling.as_mut()) => Input::Dialled(result),
+            () = readable(self.outgoing.as_ref()) => Input::Readable(Direction::Outgoing),
+            () = readable(self.incoming.as_ref()) => Input::Readable(Direction::Incoming),
+            () = writable(self.outgoing.as_ref()) => Input::Writable(Direction::Outgoing),
+            () = writable(self.incoming.as_ref()) => Input::Writable(Direction::Incoming),
+            () = sleep_until(self.session.next_deadline()) => Input::SessionTimer,
+            () = sleep_until(gathered) => Input::Gathered,
+            Ok(()) = self.changed.changed(), if idle => Input::RoutesChanged,
+        }
+    }
+
+    fn connection(&mut self, direction: Direction) -> &mut Option<Connection> {
+        match direction {
+            Direction::Outgoing => &mut self.outgoing,
+            Direction::Incoming => &mut self.incoming,
+        }
+    }
+
+    fn observed(&self) -> MutexGuard<'_, Observed> {
+        lock(&self.observed)
+    }
+
+    fn event(&mut self, event: Event<'_>) {
+        let actions = self.session.handle(event, Instant::now());
+        self.act(actions);
+    }
+
+    fn accepted(&mut self, stream: TcpStream) {
+        let ready = socket::configure(&SockRef::from(&stream), &self.config, self.shared.config.asn);
+        let Ok(connection) = ready.and_then(|()| Connection::new(stream)) else { return };
+        let mut actions = self.session.handle(Event::TcpAccepted, Instant::now());
+        let Some(at) = actions.iter().position(|action| *action == Action::Accept) else {
+            tracing::debug!(peer = %self.config.address, "connection refused");
+            return;
+        };
+        let after = actions.split_off(at);
+        self.act(actions);
+        self.incoming = Some(connection);
+        self.act(after);
+    }
+
+    fn dialled(&mut self, result: io::Result<TcpStream>) {
+        self.dialling = None;
+        match result.and_then(Connection::new) {
+            Ok(connection) => {
+                self.outgoing = Some(connection);
+                self.event(Event::TcpConnected);
+            }
+            Err(error) => self.event(Event::TcpConnectFailed(error.to_string())),
+        }
+    }
+
+    fn read(&mut self, direction: Direction) {
+        // Out of `self`, so that the session can be told of what is in it.
+        let mut input = std::mem::take(&mut self.input);
+        let outcome =
+            self.connection(direction).as_ref().map(|connection| connection.stream.try_read(&mut input));
+        match outcome {
+            None => {}
+            Some(Ok(count)) if count > 0 => {
+                self.observed().counters.bytes_received += count as u64;
+                self.event(Event::Received(direction, &input[..count]));
+            }
+            Some(Err(error)) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Some(_) => self.lost(direction),
+        }
+        self.input = input;
+    }
+
+    fn lost(&mut self, direction: Direction) {
+        self.event(Event::TcpClosed(direction));
+    }
+
+    fn write(&mut self, direction: Direction) {
+        let Some(connection) = self.connection(direction) else { return };
+        match connection.write() {
+            Ok(count) => {
+                let drained = if connection.unwritten() == 0 { connection.drained.take() } else { None };
+                let mut observed = self.observed();
+                observed.counters.bytes_sent += count as u64;
+                if let Some((session, drained)) = observed.session.as_mut().zip(drained) {
+                    session.flushed = Some(drained);
+                    drop(observed);
+                    self.shared.progress.send_replace(());
+                }
+            }
+            Err(_) => self.lost(direction),
+        }
+    }
+
+    /// Makes UPDATEs of what is pending, as long as the peer keeps up.
+    fn send_routes(&mut self) {
+        while self.sending == Sending::Writing {
+            let Some((direction, _)) = self.session.established() else {
+                self.sending = Sending::Done;
+                return;
+            };
+            let shared = Arc::clone(&self.shared);
+            let peer = self.config.address;
+            // Before the RIB is looked at: what changes from here on wakes this task again.
+            self.changed.mark_unchanged();
+            let Some(connection) = self.connection(direction) else { return };
+            if connection.unwritten() >= OUTPUT_LIMIT {
+                return;
+            }
+            let limit = connection.taken + OUTPUT_LIMIT;
+            let (written, more) = {
+                let mut rib = shared.rib();
+                (rib.write(peer, &mut connection.output, limit), rib.has_pending(peer))
+            };
+            connection.drained = written.drained;
+            self.observed().counters.updates_sent += written.updates;
+            self.sending = if more { Sending::Writing } else { Sending::Done };
+            self.write(direction);
+        }
+    }
+
+    fn act(&mut self, actions: Vec<Action>) {
+        for action in actions {
+            match action {
+                Action::Connect => {
+                    self.dialling =
+                        Some(Box::pin(socket::connect(self.config.clone(), self.shared.config.asn)));
+                }
+                Action::AbortConnect => self.dialling = None,
+                // `accepted` has put the connection in its place.
+                Action::Accept => {}
+                Action::Send(direction, bytes) => {
+                    if let Some(connection) = self.connection(direction) {
+                        connection.output.extend_from_slice(&bytes);
+                    }
+                }
+                Action::Close(direction) => {
+                    if let Some(mut connection) = self.connection(direction).take() {
+                        let rest = connection.output.split_off(connection.taken);
+                        self.closing.spawn(socket::close(connection.stream, rest));
+                    }
+                }
+                Action::Established(direction, negotiated) => self.established(direction, negotiated),
+                Action::Down(reason) => self.down(reason),
+                Action::Update(update) => self.received(&update),
+                Action::RouteRefresh(family) => {
+                    self.shared.rib().refresh(self.config.address, family);
+                    self.sending = Sending::Writing;
+                }
+            }
+        }
+        let state = self.session.state();
+        self.observed().set_state(state);
+    }
+
+    fn established(&mut self, direction: Direction, negotiated: Negotiated) {
+        let Some(local) = self.connection(direction).as_ref().map(|c| c.local) else { return };
+        let export = Export {
+            asn: self.shared.config.asn,
+            context: Context {
+                four_octet_asn: negotiated.four_octet_asn,
+                ibgp: negotiated.asn == self.shared.config.asn,
+            },
+            next_hops: negotiated
+                .families
+                .iter()
+                .map(|f| (f, next_hop(&self.config, local.ip(), f)))
+                .collect(),
+        };
+        let peer = self.config.address;
+        for (family, _) in export.next_hops.iter().filter(|(_, next_hop)| next_hop.is_none()) {
+            tracing::warn!(%peer, %family, "no next hop, nothing is announced: set `next_hop_v4` or `next_hop_v6`");
+        }
+        tracing::info!(%peer, asn = negotiated.asn, %local, "session established");
+        self.shared.rib().peer_up(peer, export);
+        self.sending = Sending::Writing;
+        let mut observed = self.observed();
+        observed.counters.established += 1;
+        observed.session = Some(ObservedSession { since: Instant::now(), local, negotiated, flushed: None });
+    }
+
+    fn down(&mut self, reason: Down) {
+        let peer = self.config.address;
+        self.shared.rib().peer_down(peer);
+        self.sending = Sending::Done;
+        let mut observed = self.observed();
+        let repeated = observed.last_error.as_ref().is_some_and(|last| last.reason == reason);
+        match &reason {
+            Down::ConnectFailed(_) if repeated => tracing::debug!(%peer, "{reason}"),
+            Down::Stopped => tracing::info!(%peer, "session stopped"),
+            _ => tracing::warn!(%peer, "session down: {reason}"),
+        }
+        match reason {
+            Down::NotificationReceived(_) => observed.counters.notifications_received += 1,
+            Down::Error(_) => observed.counters.notifications_sent += 1,
+            Down::ConnectionClosed | Down::ConnectFailed(_) | Down::Stopped => {}
+        }
+        observed.set_down(reason);
+        drop(observed);
+        self.shared.progress.send_replace(());
+    }
+
+    fn received(&self, update: &Update) {
+        for error in &update.malformed {
+            tracing::warn!(peer = %self.config.address, handling = ?error.handling, "malformed UPDATE: {error}");
+        }
+        let mut observed = self.observed();
+        let counters = &mut observed.counters;
+        counters.updates_received += 1;
+        counters.prefixes_received += update.reachable().count() as u64;
+        counters.prefixes_withdrawn += update.unreachable().count() as u64;
+        counters.malformed_updates += u64::from(!update.malformed.is_empty());
+    }
+}
+
+/// The part of the configuration that the session needs.
+fn session_config(speaker: &SpeakerConfig, peer: &PeerConfig) -> SessionConfig {
+    let seconds = |time: Duration| u16::try_from(time.as_secs()).unwrap_or(u16::MAX);
+    SessionConfig {
+        asn: speaker.asn,
+        router_id: speaker.router_id,
+        peer_asn: peer.asn,
+        passive: peer.passive,
+        hold_time: match seconds(peer.hold_time) {
+            0 if peer.hold_time.is_zero() => 0,
+            // RFC 4271 §4.2: zero, or at least three seconds.
+            short => short.max(3),
+        },
+        connect_retry: peer.connect_retry,
+        families: peer.families,
+        graceful_restart: speaker.graceful_restart.map(|restart| RestartOffer {
+            restart_time: seconds(restart.restart_time),
+            restarting: speaker.restarting,
+        }),
+    }
+}
+
+/// What `family` is announced with on a session from `local`: configured, or this side of the session where that is an
+/// address of the family. A link-local address is none that others could use.
+fn next_hop(peer: &PeerConfig, local: IpAddr, family: Family) -> Option<IpAddr> {
+    match (family, local) {
+        (Family::Ipv4Unicast, IpAddr::V4(local)) => Some(peer.next_hop_v4.unwrap_or(local).into()),
+        (Family::Ipv4Unicast, IpAddr::V6(_)) => peer.next_hop_v4.map(IpAddr::V4),
+        (Family::Ipv6Unicast, IpAddr::V6(local)) if !local.is_unicast_link_local() => {
+            Some(peer.next_hop_v6.unwrap_or(local).into())
+        }
+        (Family::Ipv6Unicast, _) => peer.next_hop_v6.map(IpAddr::V6),
+    }
+}

@@ -1,0 +1,82 @@
+//! What the speaker, its listeners and its peers' tasks share.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Instant, SystemTime};
+
+use tokio::sync::watch;
+
+use super::config::SpeakerConfig;
+use super::status::{Counters, LastError};
+use crate::rib::Rib;
+use crate::session::{Down, Negotiated, State};
+
+/// Shared by all peers' tasks. Locks are held for computing only, never across an await.
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub(super) config: SpeakerConfig,
+    rib: Mutex<Rib>,
+    /// Changes when there may be something to send.
+    pub(super) changed: watch::Sender<()>,
+    /// Changes when a peer has been sent something, or is no longer there to be sent it.
+    pub(super) progress: watch::Sender<()>,
+}
+
+impl Shared {
+    pub(super) fn new(config: SpeakerConfig) -> Shared {
+        let rib = Mutex::new(Rib::new(config.restarting));
+        Shared { config, rib, changed: watch::Sender::new(()), progress: watch::Sender::new(()) }
+    }
+
+    pub(super) fn rib(&self) -> MutexGuard<'_, Rib> {
+        lock(&self.rib)
+    }
+}
+
+/// A poisoned lock means that a task panicked, which is a defect that must not take the other sessions along.
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What a peer's task lets others see.
+#[derive(Debug)]
+pub(super) struct Observed {
+    pub(super) state: State,
+    pub(super) since: SystemTime,
+    pub(super) last_error: Option<LastError>,
+    pub(super) session: Option<ObservedSession>,
+    pub(super) counters: Counters,
+}
+
+/// What there is to see of an Established session.
+#[derive(Debug)]
+pub(super) struct ObservedSession {
+    pub(super) since: Instant,
+    pub(super) local: std::net::SocketAddr,
+    pub(super) negotiated: Negotiated,
+    /// The latest change up to which everything has been written (see [`Rib::sequence`]).
+    pub(super) flushed: Option<u64>,
+}
+
+impl Observed {
+    pub(super) fn new() -> Observed {
+        Observed {
+            state: State::Idle,
+            since: SystemTime::now(),
+            last_error: None,
+            session: None,
+            counters: Counters::default(),
+        }
+    }
+
+    pub(super) fn set_state(&mut self, state: State) {
+        if self.state != state {
+            self.state = state;
+            self.since = SystemTime::now();
+        }
+    }
+
+    pub(super) fn set_down(&mut self, reason: Down) {
+        self.session = None;
+        self.last_error = Some(LastError { at: SystemTime::now(), reason });
+    }
+}

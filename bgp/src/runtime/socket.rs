@@ -1,0 +1,68 @@
+//! TCP as BGP wants it: TTL, local address, orderly close.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+
+use super::config::PeerConfig;
+
+/// How long the end of a connection may take.
+const CLOSE_TIME: Duration = Duration::from_secs(1);
+
+/// The TTL of what is sent to `peer`; `None` leaves it to the kernel. eBGP peers are one hop away unless told
+/// otherwise, iBGP peers anywhere.
+fn ttl(peer: &PeerConfig, own_asn: u32) -> Option<u8> {
+    (peer.asn != own_asn).then(|| peer.multihop.unwrap_or(1))
+}
+
+/// Options that every connection to `peer` has, whoever made it.
+pub(super) fn configure(socket: &SockRef<'_>, peer: &PeerConfig, own_asn: u32) -> io::Result<()> {
+    // Messages are whole when they are written.
+    socket.set_tcp_nodelay(true)?;
+    match (ttl(peer, own_asn), peer.address) {
+        (None, _) => Ok(()),
+        (Some(ttl), IpAddr::V4(_)) => socket.set_ttl_v4(ttl.into()),
+        (Some(ttl), IpAddr::V6(_)) => socket.set_unicast_hops_v6(ttl.into()),
+    }
+}
+
+/// Connects to `peer`.
+pub(super) async fn connect(peer: PeerConfig, own_asn: u32) -> io::Result<TcpStream> {
+    let socket = if peer.address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    configure(&SockRef::from(&socket), &peer, own_asn)?;
+    if let Some(local) = peer.local_address {
+        socket.bind(SocketAddr::new(local, 0))?;
+    }
+    socket.connect(SocketAddr::new(peer.address, peer.port)).await
+}
+
+/// Listens on `address`; an IPv6 one takes no IPv4 connections, so that both can be listened on.
+pub(super) fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
+    // The port may still be held by connections of an earlier life.
+    socket.set_reuse_address(true)?;
+    if address.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
+    socket.bind(&address.into())?;
+    socket.listen(128)?;
+    TcpListener::from_std(socket.into())
+}
+
+/// Writes `output` and closes. Waits for the peer to close too, since the kernel would otherwise drop what is on its
+/// way, and with it the NOTIFICATION, when the peer is sending.
+pub(super) async fn close(mut stream: TcpStream, output: Vec<u8>) {
+    let orderly = async {
+        stream.write_all(&output).await?;
+        stream.shutdown().await?;
+        let mut ignored = [0; 4096];
+        while stream.read(&mut ignored).await? > 0 {}
+        io::Result::Ok(())
+    };
+    // An error means that the peer was faster.
+    let _ = tokio::time::timeout(CLOSE_TIME, orderly).await;
+}

@@ -1,0 +1,391 @@
+//! The state machine of a session.
+
+use std::cmp::Ordering;
+use std::time::{Duration, Instant};
+
+use super::connection::{Connection, Open, Phase, Timers};
+use super::error::{PeerMisbehaved, SessionError};
+use super::jitter::Jitter;
+use super::model::{Action, Direction, Down, Event, Farewell, Negotiated, SessionConfig, State};
+use super::open::{negotiate, offer};
+use crate::wire::{self, Cease, Context, Message, Notification};
+
+/// How long an outgoing connection may take.
+const CONNECT_TIME: Duration = Duration::from_secs(15);
+
+/// One peer's session. See the [module](super) for its states.
+#[derive(Clone, Debug)]
+pub struct Session {
+    config: SessionConfig,
+    jitter: Jitter,
+    dial: Dial,
+    outgoing: Option<Connection>,
+    incoming: Option<Connection>,
+    /// The next pause, before jitter.
+    pause: Duration,
+    /// There has been an Established session.
+    again: bool,
+}
+
+/// What is done about an outgoing connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Dial {
+    /// Idle: told to be.
+    Stopped,
+    /// Idle: held down after an error.
+    HeldDown { until: Instant },
+    /// Connect.
+    Connecting { until: Instant },
+    /// Active: the next attempt waits.
+    Waiting { until: Instant },
+    /// Active: there will be none, because the peer is to connect, or a connection stands.
+    Off,
+}
+
+/// What becomes of the session when a connection ends.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Next {
+    /// Try again soon, take connections meanwhile.
+    Retry,
+    /// Refuse connections for a while.
+    HoldDown,
+}
+
+impl Session {
+    /// A session in Idle.
+    pub fn new(config: SessionConfig, jitter: Jitter) -> Session {
+        let pause = config.connect_retry.initial;
+        Session { config, jitter, dial: Dial::Stopped, outgoing: None, incoming: None, pause, again: false }
+    }
+
+    /// The state of the connection furthest along, or of the dialling.
+    pub fn state(&self) -> State {
+        let connections = self.outgoing.iter().chain(&self.incoming).map(Connection::state);
+        connections.max().unwrap_or(match self.dial {
+            Dial::Stopped | Dial::HeldDown { .. } => State::Idle,
+            Dial::Connecting { .. } => State::Connect,
+            Dial::Waiting { .. } | Dial::Off => State::Active,
+        })
+    }
+
+    /// The connection on which routes are exchanged, and what was agreed on, while Established.
+    pub fn established(&self) -> Option<(Direction, &Negotiated)> {
+        Direction::ALL.into_iter().find_map(|direction| match self.connection(direction).as_ref()?.phase {
+            Phase::Established { ref open, .. } => Some((direction, &open.negotiated)),
+            _ => None,
+        })
+    }
+
+    /// When [`Event::TimerExpired`] is due.
+    pub fn next_deadline(&self) -> Option<Instant> {
+        let dial = match self.dial {
+            Dial::HeldDown { until } | Dial::Connecting { until } | Dial::Waiting { until } => Some(until),
+            Dial::Stopped | Dial::Off => None,
+        };
+        let connections = self.outgoing.iter().chain(&self.incoming);
+        let timers = connections.flat_map(|c| [c.hold_deadline(), c.keepalive_deadline()]);
+        timers.chain([dial]).flatten().min()
+    }
+
+    /// Takes in what happened; returns what is to be done about it. Events that come too late to matter, about
+    /// a connection that is no more, do nothing.
+    pub fn handle(&mut self, event: Event<'_>, now: Instant) -> Vec<Action> {
+        let mut actions = Vec::new();
+        match event {
+            Event::ManualStart => {
+                if self.dial == Dial::Stopped {
+                    self.dial(now, &mut actions);
+                }
+            }
+            Event::ManualStop(farewell) => self.stop(farewell, &mut actions),
+            Event::TcpConnected => self.connected(now, &mut actions),
+            Event::TcpConnectFailed(reason) => self.connect_failed(reason, now, &mut actions),
+            Event::TcpAccepted => self.accepted(now, &mut actions),
+            Event::TcpClosed(direction) => {
+                if self.connection(direction).is_some() {
+                    self.lose(direction, Down::ConnectionClosed, Next::Retry, now, &mut actions);
+                }
+            }
+            Event::Received(direction, bytes) => self.receive(direction, bytes, now, &mut actions),
+            Event::TimerExpired => self.timers(now, &mut actions),
+        }
+        actions
+    }
+
+    fn connection(&self, direction: Direction) -> &Option<Connection> {
+        match direction {
+            Direction::Outgoing => &self.outgoing,
+            Direction::Incoming => &self.incoming,
+        }
+    }
+
+    fn connection_mut(&mut self, direction: Direction) -> &mut Option<Connection> {
+        match direction {
+            Direction::Outgoing => &mut self.outgoing,
+            Direction::Incoming => &mut self.incoming,
+        }
+    }
+
+    fn ibgp(&self) -> bool {
+        self.config.asn == self.config.peer_asn
+    }
+
+    /// Leaves Idle, or the wait in Active.
+    fn dial(&mut self, now: Instant, actions: &mut Vec<Action>) {
+        if self.config.passive || self.outgoing.is_some() || self.incoming.is_some() {
+            self.dial = Dial::Off;
+        } else {
+            self.dial = Dial::Connecting { until: now + CONNECT_TIME };
+            actions.push(Action::Connect);
+        }
+    }
+
+    fn stop(&mut self, farewell: Farewell, actions: &mut Vec<Action>) {
+        let running = self.dial != Dial::Stopped;
+        self.abort_connect(actions);
+        for direction in Direction::ALL {
+            if self.connection_mut(direction).take().is_some() {
+                if let Farewell::Cease(reason) = farewell {
+                    actions.push(send(direction, &Message::Notification(Notification::cease(reason))));
+                }
+                actions.push(Action::Close(direction));
+            }
+        }
+        self.dial = Dial::Stopped;
+        if running {
+            actions.push(Action::Down(Down::Stopped));
+        }
+    }
+
+    fn abort_connect(&mut self, actions: &mut Vec<Action>) {
+        if let Dial::Connecting { .. } = self.dial {
+            self.dial = Dial::Off;
+            actions.push(Action::AbortConnect);
+        }
+    }
+
+    fn connected(&mut self, now: Instant, actions: &mut Vec<Action>) {
+        // Events overtake each other: this attempt may have been given up.
+        if let Dial::Connecting { .. } = self.dial {
+            self.dial = Dial::Off;
+            self.open(Direction::Outgoing, now, actions);
+        } else if self.outgoing.is_none() {
+            actions.push(Action::Close(Direction::Outgoing));
+        }
+    }
+
+    fn connect_failed(&mut self, reason: String, now: Instant, actions: &mut Vec<Action>) {
+        let Dial::Connecting { .. } = self.dial else { return };
+        self.dial = Dial::Off;
+        if self.incoming.is_none() {
+            self.dial = Dial::Waiting { until: now + self.next_pause() };
+            actions.push(Action::Down(Down::ConnectFailed(reason)));
+        }
+    }
+
+    fn accepted(&mut self, now: Instant, actions: &mut Vec<Action>) {
+        match self.dial {
+            // RFC 4271 §8.2.2, Idle: all connections are refused.
+            Dial::Stopped | Dial::HeldDown { .. } => return,
+            Dial::Waiting { .. } => self.dial = Dial::Off,
+            Dial::Connecting { .. } | Dial::Off => {}
+        }
+        if let Some((direction, negotiated)) = self.established() {
+            if negotiated.graceful_restart.is_none() {
+                // RFC 4271 §6.8: an Established connection wins over a new one.
+                return;
+            }
+            // RFC 4724 §5: the peer has restarted; the old connection is closed without a NOTIFICATION.
+            *self.connection_mut(direction) = None;
+            actions.extend([Action::Close(direction), Action::Down(Down::ConnectionClosed)]);
+        } else if self.incoming.take().is_some() {
+            // The peer, which knows of one incoming connection only, has given the other up.
+            actions.push(Action::Close(Direction::Incoming));
+        }
+        actions.push(Action::Accept);
+        self.open(Direction::Incoming, now, actions);
+    }
+
+    /// A connection stands: sends OPEN and waits for the peer's.
+    fn open(&mut self, direction: Direction, now: Instant, actions: &mut Vec<Action>) {
+        *self.connection_mut(direction) = Some(Connection::new(now));
+        actions.push(send(direction, &Message::Open(offer(&self.config, self.again))));
+    }
+
+    fn receive(&mut self, direction: Direction, bytes: &[u8], now: Instant, actions: &mut Vec<Action>) {
+        let ibgp = self.ibgp();
+        let Some(connection) = self.connection_mut(direction) else { return };
+        connection.receive(bytes);
+        // A message may end the connection, and what follows it then means nothing.
+        while let Some(connection) = self.connection_mut(direction) {
+            match connection.next_message(ibgp) {
+                Ok(None) => return,
+                Ok(Some(message)) => self.message(direction, message, now, actions),
+                Err(error) => self.fail(direction, error.into(), now, actions),
+            }
+        }
+    }
+
+    fn message(&mut self, direction: Direction, message: Message, now: Instant, actions: &mut Vec<Action>) {
+        let Some(connection) = self.connection_mut(direction) else { return };
+        let state = connection.state();
+        if let Some(Open { negotiated, timers: Some(timers) }) = match &mut connection.phase {
+            Phase::OpenSent { .. } => None,
+            Phase::OpenConfirm(open) | Phase::Established { open, .. } => Some(open),
+        } {
+            // RFC 4271 §8.2.2: KEEPALIVE and UPDATE restart the HoldTimer; others either end the connection, or
+            // are proof of life as good.
+            timers.hold = now + negotiated.hold_time;
+        }
+        match (state, message) {
+            (_, Message::Notification(notification)) => {
+                self.lose(direction, Down::NotificationReceived(notification), Next::HoldDown, now, actions);
+            }
+            (State::OpenSent, Message::Open(open)) => self.opened(direction, &open, now, actions),
+            (State::OpenConfirm, Message::Keepalive) => self.establish(direction, now, actions),
+            (State::Established, Message::Keepalive) => {}
+            (State::Established, Message::Update(update)) => actions.push(Action::Update(update)),
+            (State::Established, Message::RouteRefresh(refresh)) => {
+                // RFC 2918 §4: a family that was not agreed on is ignored.
+                let agreed =
+                    self.established().map(|(_, negotiated)| negotiated.families).unwrap_or_default();
+                actions.extend(refresh.family().filter(|&f| agreed.contains(f)).map(Action::RouteRefresh));
+            }
+            // RFC 4271 §6.6, RFC 6608.
+            (state, message) => {
+                let error = PeerMisbehaved::UnexpectedMessage { message: message.name(), state };
+                self.fail(direction, SessionError::from(error), now, actions);
+            }
+        }
+    }
+
+    /// The peer's OPEN came (RFC 4271 §8.2.2, OpenSent, event 19).
+    fn opened(&mut self, direction: Direction, open: &wire::Open, now: Instant, actions: &mut Vec<Action>) {
+        let negotiated = match negotiate(&self.config, open) {
+            Ok(negotiated) => negotiated,
+            Err(error) => return self.fail(direction, SessionError::from(error), now, actions),
+        };
+        if let Some(loser) = self.collision(direction, &negotiated) {
+            *self.connection_mut(loser) = None;
+            let cease = Notification::cease(Cease::ConnectionCollisionResolution);
+            actions.extend([send(loser, &Message::Notification(cease)), Action::Close(loser)]);
+            if loser == direction {
+                return;
+            }
+        }
+        let interval = keepalive_interval(&negotiated);
+        let timers = interval
+            .map(|i| Timers { hold: now + negotiated.hold_time, keepalive: now + self.jitter.shorten(i) });
+        if let Some(connection) = self.connection_mut(direction) {
+            connection.phase = Phase::OpenConfirm(Open { negotiated, timers });
+            actions.push(send(direction, &Message::Keepalive));
+        }
+    }
+
+    /// Which of two connections is closed now that the peer's OPEN came on one of them (RFC 4271 §6.8). The peer's
+    /// identity is known from it, so that the other is judged whatever its state, as the RFC allows.
+    fn collision(&self, direction: Direction, negotiated: &Negotiated) -> Option<Direction> {
+        let other = self.connection(direction.other()).as_ref()?;
+        if let Phase::Established { .. } = other.phase {
+            return Some(direction);
+        }
+        // RFC 6286 §2.3: equal identifiers, in different ASes, leave it to the ASN.
+        let ours = (self.config.router_id, self.config.asn);
+        Some(match ours.cmp(&(negotiated.router_id, negotiated.asn)) {
+            Ordering::Less => Direction::Outgoing,
+            Ordering::Equal | Ordering::Greater => Direction::Incoming,
+        })
+    }
+
+    fn establish(&mut self, direction: Direction, now: Instant, actions: &mut Vec<Action>) {
+        self.abort_connect(actions);
+        let Some(connection) = self.connection_mut(direction) else { return };
+        let Some(open) = connection.open().cloned() else { return };
+        let negotiated = open.negotiated.clone();
+        connection.phase = Phase::Established { open, since: now };
+        self.again = true;
+        actions.push(Action::Established(direction, negotiated));
+    }
+
+    /// Ends a connection with a NOTIFICATION.
+    fn fail(&mut self, direction: Direction, error: SessionError, now: Instant, actions: &mut Vec<Action>) {
+        actions.push(send(direction, &Message::Notification(error.notification())));
+        self.lose(direction, Down::Error(error), Next::HoldDown, now, actions);
+    }
+
+    /// A connection is over.
+    fn lose(&mut self, direction: Direction, why: Down, next: Next, now: Instant, actions: &mut Vec<Action>) {
+        let Some(connection) = self.connection_mut(direction).take() else { return };
+        actions.push(Action::Close(direction));
+        if let Phase::Established { since, .. } = connection.phase {
+            // Whoever keeps failing right after the handshake is given more and more time.
+            if next == Next::Retry || now.saturating_duration_since(since) >= self.config.connect_retry.max {
+                self.pause = self.config.connect_retry.initial;
+            }
+        }
+        // The other connection carries on; nothing is lost but this one.
+        if self.connection(direction.other()).is_some() {
+            if connection.state() == State::Established {
+                actions.push(Action::Down(why));
+            }
+            return;
+        }
+        match (next, self.dial) {
+            (Next::HoldDown, _) => {
+                self.abort_connect(actions);
+                self.dial = Dial::HeldDown { until: now + self.next_pause() };
+            }
+            (Next::Retry, Dial::Connecting { .. }) => {}
+            (Next::Retry, _) if self.config.passive => self.dial = Dial::Off,
+            (Next::Retry, _) => self.dial = Dial::Waiting { until: now + self.next_pause() },
+        }
+        actions.push(Action::Down(why));
+    }
+
+    fn next_pause(&mut self) -> Duration {
+        let pause = self.jitter.shorten(self.pause);
+        self.pause = (self.pause * 2).min(self.config.connect_retry.max);
+        pause
+    }
+
+    fn timers(&mut self, now: Instant, actions: &mut Vec<Action>) {
+        match self.dial {
+            Dial::HeldDown { until } | Dial::Waiting { until } if until <= now => self.dial(now, actions),
+            Dial::Connecting { until } if until <= now => {
+                actions.push(Action::AbortConnect);
+                self.connect_failed("timed out".to_owned(), now, actions);
+            }
+            _ => {}
+        }
+        for direction in Direction::ALL {
+            let Some(connection) = self.connection(direction) else { continue };
+            if connection.hold_deadline().is_some_and(|at| at <= now) {
+                self.fail(direction, SessionError::from(PeerMisbehaved::HoldTimerExpired), now, actions);
+            } else if connection.keepalive_deadline().is_some_and(|at| at <= now) {
+                self.keep_alive(direction, now, actions);
+            }
+        }
+    }
+
+    fn keep_alive(&mut self, direction: Direction, now: Instant, actions: &mut Vec<Action>) {
+        let open = self.connection(direction).as_ref().and_then(Connection::open);
+        let Some(interval) = open.and_then(|open| keepalive_interval(&open.negotiated)) else { return };
+        let next = now + self.jitter.shorten(interval);
+        if let Some(timers) = self.connection_mut(direction).as_mut().and_then(Connection::timers_mut) {
+            timers.keepalive = next;
+        }
+        actions.push(send(direction, &Message::Keepalive));
+    }
+}
+
+/// A third of the hold time (RFC 4271 §4.4); none with a hold time of zero.
+fn keepalive_interval(negotiated: &Negotiated) -> Option<Duration> {
+    (!negotiated.hold_time.is_zero()).then_some(negotiated.hold_time / 3)
+}
+
+fn send(direction: Direction, message: &Message) -> Action {
+    let mut bytes = Vec::new();
+    let written = message.encode(Context { four_octet_asn: true, ibgp: false }, &mut bytes);
+    debug_assert_eq!(written, Ok(()), "OPEN, KEEPALIVE and NOTIFICATION of this side are short");
+    Action::Send(direction, bytes)
+}

@@ -1,0 +1,85 @@
+//! OPEN: what is offered, and what both offers come to.
+
+use std::time::Duration;
+
+use super::error::PeerIncompatible;
+use super::model::{Negotiated, PeerGracefulRestart, SessionConfig};
+use crate::wire::{Capability, GracefulRestartCapability, GracefulRestartFamily, Open};
+use crate::{Families, Family};
+
+/// This side's OPEN. `again` says that there has been a session before, in this life of the speaker.
+pub(super) fn offer(config: &SessionConfig, again: bool) -> Open {
+    let mut capabilities: Vec<Capability> = config.families.iter().map(Capability::multiprotocol).collect();
+    capabilities.push(Capability::RouteRefresh);
+    capabilities.push(Capability::FourOctetAsn(config.asn));
+    if let Some(restart) = config.graceful_restart {
+        // Forwarding went on if the speaker never stopped, or says so; after a cold start the peer must not keep
+        // what it learnt in an earlier life.
+        let forwarding = again || restart.restarting;
+        let family = |f: Family| GracefulRestartFamily { afi: f.afi(), safi: f.safi(), forwarding };
+        capabilities.push(Capability::GracefulRestart(GracefulRestartCapability {
+            restarting: restart.restarting && !again,
+            notification: false,
+            restart_time: restart.restart_time,
+            families: config.families.iter().map(family).collect(),
+        }));
+    }
+    Open {
+        my_as: Open::my_as(config.asn),
+        hold_time: config.hold_time,
+        router_id: config.router_id,
+        capabilities,
+    }
+}
+
+/// What this side's offer and the peer's come to (RFC 4271 §6.2, RFC 5492 §3).
+pub(super) fn negotiate(config: &SessionConfig, open: &Open) -> Result<Negotiated, PeerIncompatible> {
+    if open.asn() != config.peer_asn {
+        return Err(PeerIncompatible::Asn { expected: config.peer_asn, actual: open.asn() });
+    }
+    // RFC 6286: unique within an AS, not beyond.
+    let ibgp = config.asn == config.peer_asn;
+    if open.router_id.is_unspecified() || ibgp && open.router_id == config.router_id {
+        return Err(PeerIncompatible::RouterId(open.router_id));
+    }
+    if matches!(open.hold_time, 1 | 2) {
+        return Err(PeerIncompatible::HoldTime(open.hold_time));
+    }
+    let families = config.families.intersection(offered_families(open));
+    if families.is_empty() {
+        return Err(PeerIncompatible::Families { offered: config.families });
+    }
+    Ok(Negotiated {
+        asn: open.asn(),
+        router_id: open.router_id,
+        hold_time: Duration::from_secs(u64::from(config.hold_time.min(open.hold_time))),
+        families,
+        four_octet_asn: open.four_octet_asn().is_some(),
+        route_refresh: open.capabilities.contains(&Capability::RouteRefresh),
+        graceful_restart: open.capabilities.iter().find_map(|c| match c {
+            Capability::GracefulRestart(capability) => Some(graceful_restart(capability)),
+            _ => None,
+        }),
+    })
+}
+
+/// A speaker that says nothing about families speaks IPv4 unicast (RFC 4760 §8).
+fn offered_families(open: &Open) -> Families {
+    let mut multiprotocol = open.capabilities.iter().filter_map(|c| match c {
+        Capability::Multiprotocol { afi, safi } => Some(Family::from_afi_safi(*afi, *safi)),
+        _ => None,
+    });
+    match multiprotocol.next() {
+        None => Families { ipv4_unicast: true, ..Families::NONE },
+        Some(first) => first.into_iter().chain(multiprotocol.flatten()).collect(),
+    }
+}
+
+fn graceful_restart(capability: &GracefulRestartCapability) -> PeerGracefulRestart {
+    let family = |f: &GracefulRestartFamily| Some((Family::from_afi_safi(f.afi, f.safi)?, f.forwarding));
+    PeerGracefulRestart {
+        restarting: capability.restarting,
+        restart_time: Duration::from_secs(u64::from(capability.restart_time)),
+        families: capability.families.iter().filter_map(family).collect(),
+    }
+}

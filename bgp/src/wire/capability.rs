@@ -1,0 +1,142 @@
+//! Capabilities, advertised in an OPEN (RFC 5492).
+
+use super::reader::Reader;
+use crate::Family;
+
+/// Something a speaker can do.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Capability {
+    /// Routes of a family (1, RFC 4760). Families that are not ours are kept.
+    Multiprotocol {
+        /// Address Family Identifier.
+        afi: u16,
+        /// Subsequent Address Family Identifier.
+        safi: u8,
+    },
+    /// Answers ROUTE-REFRESH (2, RFC 2918).
+    RouteRefresh,
+    /// Graceful restart (64, RFC 4724).
+    GracefulRestart(GracefulRestartCapability),
+    /// 4-octet ASNs (65, RFC 6793): the speaker's own.
+    FourOctetAsn(u32),
+    /// Any other, kept as it came.
+    Unknown {
+        /// Capability code.
+        code: u8,
+        /// Capability value, up to 255 bytes.
+        value: Vec<u8>,
+    },
+}
+
+/// The value of the graceful restart capability (RFC 4724 §3).
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct GracefulRestartCapability {
+    /// The speaker has restarted (R bit).
+    pub restarting: bool,
+    /// NOTIFICATIONs, too, are followed by a graceful restart (N bit, RFC 8538).
+    pub notification: bool,
+    /// Seconds that the speaker takes to come back, up to 4095.
+    pub restart_time: u16,
+    /// Families that are kept.
+    pub families: Vec<GracefulRestartFamily>,
+}
+
+/// One family of a graceful restart capability.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct GracefulRestartFamily {
+    /// Address Family Identifier.
+    pub afi: u16,
+    /// Subsequent Address Family Identifier.
+    pub safi: u8,
+    /// Forwarding went on during the restart (F bit).
+    pub forwarding: bool,
+}
+
+const MULTIPROTOCOL: u8 = 1;
+const ROUTE_REFRESH: u8 = 2;
+const GRACEFUL_RESTART: u8 = 64;
+const FOUR_OCTET_ASN: u8 = 65;
+
+const RESTARTING: u16 = 0x8000;
+const NOTIFICATION: u16 = 0x4000;
+const RESTART_TIME: u16 = 0x0fff;
+const FORWARDING: u8 = 0x80;
+
+impl Capability {
+    /// The capability that offers `family`.
+    pub fn multiprotocol(family: Family) -> Capability {
+        Capability::Multiprotocol { afi: family.afi(), safi: family.safi() }
+    }
+
+    /// Code, length and value, as in an OPEN; a value beyond 255 bytes is cut.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let (code, mut value) = self.to_code_and_value();
+        value.truncate(255);
+        let mut bytes = vec![code];
+        bytes.extend(u8::try_from(value.len()));
+        bytes.extend(value);
+        bytes
+    }
+
+    /// Code and value.
+    pub(super) fn to_code_and_value(&self) -> (u8, Vec<u8>) {
+        match self {
+            Capability::Multiprotocol { afi, safi } => {
+                let [high, low] = afi.to_be_bytes();
+                (MULTIPROTOCOL, vec![high, low, 0, *safi])
+            }
+            Capability::RouteRefresh => (ROUTE_REFRESH, Vec::new()),
+            Capability::GracefulRestart(capability) => (GRACEFUL_RESTART, capability.to_value()),
+            Capability::FourOctetAsn(asn) => (FOUR_OCTET_ASN, asn.to_be_bytes().to_vec()),
+            Capability::Unknown { code, value } => (*code, value.clone()),
+        }
+    }
+
+    /// `None` where the value's length does not fit the code.
+    pub(super) fn from_code_and_value(code: u8, value: &[u8]) -> Option<Capability> {
+        let mut reader = Reader::new(value);
+        let capability = match code {
+            MULTIPROTOCOL => {
+                let afi = reader.u16()?;
+                reader.u8()?;
+                Capability::Multiprotocol { afi, safi: reader.u8()? }
+            }
+            ROUTE_REFRESH => Capability::RouteRefresh,
+            GRACEFUL_RESTART => Capability::GracefulRestart(GracefulRestartCapability::read(&mut reader)?),
+            FOUR_OCTET_ASN => Capability::FourOctetAsn(reader.u32()?),
+            _ => Capability::Unknown { code, value: reader.rest().to_vec() },
+        };
+        reader.is_empty().then_some(capability)
+    }
+}
+
+impl GracefulRestartCapability {
+    fn to_value(&self) -> Vec<u8> {
+        let flags =
+            if self.restarting { RESTARTING } else { 0 } | if self.notification { NOTIFICATION } else { 0 };
+        let mut value = (flags | self.restart_time & RESTART_TIME).to_be_bytes().to_vec();
+        for family in &self.families {
+            value.extend_from_slice(&family.afi.to_be_bytes());
+            value.extend_from_slice(&[family.safi, if family.forwarding { FORWARDING } else { 0 }]);
+        }
+        value
+    }
+
+    fn read(reader: &mut Reader<'_>) -> Option<GracefulRestartCapability> {
+        let head = reader.u16()?;
+        let mut families = Vec::new();
+        while !reader.is_empty() {
+            families.push(GracefulRestartFamily {
+                afi: reader.u16()?,
+                safi: reader.u8()?,
+                forwarding: reader.u8()? & FORWARDING != 0,
+            });
+        }
+        Some(GracefulRestartCapability {
+            restarting: head & RESTARTING != 0,
+            notification: head & NOTIFICATION != 0,
+            restart_time: head & RESTART_TIME,
+            families,
+        })
+    }
+}

@@ -1,0 +1,165 @@
+//! UPDATEs with as many prefixes as fit: what the Adj-RIB-Out is sent with.
+
+use std::iter::Peekable;
+use std::net::{IpAddr, Ipv4Addr};
+
+use ipnet::IpNet;
+
+use super::attribute::{NON_TRANSITIVE, PathAttributes, code};
+use super::error::TooLong;
+use super::message::{MAX_LENGTH, UPDATE, with_header};
+use super::prefix::{wire_length, write_any};
+use super::update::family_bytes;
+use super::{Context, Update};
+use crate::Family;
+
+/// The attributes of an announcement of one family, encoded once for however many messages it takes.
+#[derive(Clone, Debug)]
+pub struct Announcement {
+    attributes: Vec<u8>,
+    /// What MP_REACH_NLRI begins with, in a family that needs it.
+    mp_reach: Option<Vec<u8>>,
+}
+
+impl Announcement {
+    /// `attributes` with this next hop, whose family is that of the prefixes to come.
+    ///
+    /// # Errors
+    /// The attributes leave no room for a prefix.
+    pub fn new(
+        attributes: PathAttributes,
+        next_hop: IpAddr,
+        context: Context,
+    ) -> Result<Announcement, TooLong> {
+        let classic: Option<Ipv4Addr> = match next_hop {
+            IpAddr::V4(address) => Some(address),
+            IpAddr::V6(_) => None,
+        };
+        let mp_reach = match next_hop {
+            IpAddr::V4(_) => None,
+            IpAddr::V6(address) => {
+                let family = family_bytes(Family::Ipv6Unicast);
+                Some([&family[..], &[16], &address.octets(), &[0]].concat())
+            }
+        };
+        let mut encoded = Vec::new();
+        PathAttributes { next_hop: classic, ..attributes }.encode(context, &mut encoded)?;
+        let announcement = Announcement { attributes: encoded, mp_reach };
+        // Header, two lengths, header of MP_REACH_NLRI, longest prefix.
+        let least = 19
+            + 4
+            + announcement.attributes.len()
+            + announcement.mp_reach.as_ref().map_or(5, |m| 4 + m.len() + 17);
+        if least > MAX_LENGTH { Err(TooLong) } else { Ok(announcement) }
+    }
+
+    /// Appends one UPDATE that takes from `prefixes` what fits; nothing where there are none. Returns how many
+    /// it took.
+    pub fn write(&self, prefixes: &mut Peekable<impl Iterator<Item = IpNet>>, out: &mut Vec<u8>) -> usize {
+        if prefixes.peek().is_none() {
+            return 0;
+        }
+        let mut count = 0;
+        let written = with_header(UPDATE, out, |out| {
+            let start = out.len() - 19;
+            out.extend_from_slice(&[0, 0]);
+            let attributes_at = out.len();
+            out.extend_from_slice(&[0, 0]);
+            if let Some(head) = &self.mp_reach {
+                let room = MAX_LENGTH - (out.len() - start) - self.attributes.len();
+                count = write_multiprotocol(code::MP_REACH_NLRI, head, prefixes, room, out)?;
+            }
+            out.extend_from_slice(&self.attributes);
+            fill_length(attributes_at, out)?;
+            if self.mp_reach.is_none() {
+                count = write_prefixes(prefixes, MAX_LENGTH - (out.len() - start), out);
+            }
+            Ok(())
+        });
+        debug_assert_eq!(written, Ok(()), "`new` left room");
+        count
+    }
+}
+
+/// Appends one UPDATE that withdraws what fits of `prefixes`, all of `family`; nothing where there are none. Returns
+/// how many it took.
+pub fn write_withdrawal(
+    family: Family,
+    prefixes: &mut Peekable<impl Iterator<Item = IpNet>>,
+    out: &mut Vec<u8>,
+) -> usize {
+    if prefixes.peek().is_none() {
+        return 0;
+    }
+    let mut count = 0;
+    let written = with_header(UPDATE, out, |out| {
+        let start = out.len() - 19;
+        let withdrawn_at = out.len();
+        out.extend_from_slice(&[0, 0]);
+        match family {
+            Family::Ipv4Unicast => {
+                count = write_prefixes(prefixes, MAX_LENGTH - (out.len() - start) - 2, out);
+                fill_length(withdrawn_at, out)?;
+                out.extend_from_slice(&[0, 0]);
+                Ok(())
+            }
+            Family::Ipv6Unicast => {
+                let attributes_at = out.len();
+                out.extend_from_slice(&[0, 0]);
+                let room = MAX_LENGTH - (out.len() - start);
+                count =
+                    write_multiprotocol(code::MP_UNREACH_NLRI, &family_bytes(family), prefixes, room, out)?;
+                fill_length(attributes_at, out)
+            }
+        }
+    });
+    debug_assert_eq!(written, Ok(()), "the room was counted");
+    count
+}
+
+/// Appends the End-of-RIB marker of `family` (RFC 4724 §2).
+pub fn write_end_of_rib(family: Family, out: &mut Vec<u8>) {
+    let context = Context { four_octet_asn: true, ibgp: false };
+    let written = with_header(UPDATE, out, |out| Update::end_of_rib_marker(family).encode(context, out));
+    debug_assert_eq!(written, Ok(()), "the marker is short");
+}
+
+/// An attribute of two length octets: `head`, then prefixes; all within `room`.
+fn write_multiprotocol(
+    code: u8,
+    head: &[u8],
+    prefixes: &mut Peekable<impl Iterator<Item = IpNet>>,
+    room: usize,
+    out: &mut Vec<u8>,
+) -> Result<usize, TooLong> {
+    const EXTENDED_LENGTH: u8 = 0x10;
+    out.extend_from_slice(&[NON_TRANSITIVE | EXTENDED_LENGTH, code]);
+    let length_at = out.len();
+    out.extend_from_slice(&[0, 0]);
+    out.extend_from_slice(head);
+    let count = write_prefixes(prefixes, room - 4 - head.len(), out);
+    fill_length(length_at, out)?;
+    Ok(count)
+}
+
+/// Appends prefixes while they fit into `room` bytes.
+fn write_prefixes(
+    prefixes: &mut Peekable<impl Iterator<Item = IpNet>>,
+    mut room: usize,
+    out: &mut Vec<u8>,
+) -> usize {
+    let mut count = 0;
+    while let Some(prefix) = prefixes.next_if(|prefix| wire_length(prefix) <= room) {
+        room -= wire_length(&prefix);
+        write_any(&prefix, out);
+        count += 1;
+    }
+    count
+}
+
+/// Sets the two octets at `at` to how many bytes follow them.
+fn fill_length(at: usize, out: &mut [u8]) -> Result<(), TooLong> {
+    let length = u16::try_from(out.len() - at - 2).map_err(|_| TooLong)?;
+    out[at..at + 2].copy_from_slice(&length.to_be_bytes());
+    Ok(())
+}
