@@ -4,5 +4,7 @@
 
 pub mod cli;
 pub mod cluster;
+pub mod config;
 pub mod dataplane;
 pub mod plan;
+mod yaml;

@@ -1,9 +1,22 @@
 //! What the cluster says: slim Services, EndpointSlices and Nodes, one Index over them, and its sources.
 
+mod event;
+mod index;
+pub mod manifest;
+mod object;
+mod wire;
+
 use std::fmt;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
+
+pub use event::{Event, Object, ObjectKey, Problem, Severity};
+pub use index::{Changes, Index};
+pub use object::{
+    ACCEPTS_ANNOTATION, Annotations, Endpoint, EndpointPort, EndpointSlice, Hints, LoadBalancerIp, Node,
+    Service, ServicePort, Skipped, SliceName, TrafficDistribution, TrafficPolicy,
+};
 
 /// Namespace and name of a Service; prints as `namespace/name`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

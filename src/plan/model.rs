@@ -6,8 +6,9 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
+use super::claims::Claims;
 use crate::cluster::{Protocol, ServiceName};
 
 /// What a virtual server listens on: its key in the kernel and in the plan. Prints as `TCP 10.96.0.80:80`.
@@ -41,7 +42,7 @@ pub enum VipKind {
 }
 
 /// An IPVS scheduler by its kernel module name (`ip_vs_NAME`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 #[expect(missing_docs, reason = "the names are the kernel's own")]
 pub enum Scheduler {
@@ -280,6 +281,8 @@ pub struct NodePlan {
     pub announcements: BTreeMap<IpNet, Announcement>,
     /// Every source restriction.
     pub source_ranges: BTreeMap<VipPort, SourceRange>,
+    /// Who asked for what, those included whom an older Service keeps from getting it.
+    pub(crate) claims: Claims,
 }
 
 /// Which keys of a [`NodePlan`] a change touched: look each up to see whether it is new, changed or gone.
@@ -297,4 +300,22 @@ pub struct Delta {
     pub announcements: BTreeSet<IpNet>,
     /// Touched source restrictions.
     pub source_ranges: BTreeSet<VipPort>,
+}
+
+impl Delta {
+    /// Whether nothing was touched.
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// Adds what another change touched.
+    pub fn merge(&mut self, other: Self) {
+        let Self { node, virtual_servers, rewrites, vips, announcements, source_ranges } = other;
+        self.node |= node;
+        self.virtual_servers.extend(virtual_servers);
+        self.rewrites.extend(rewrites);
+        self.vips.extend(vips);
+        self.announcements.extend(announcements);
+        self.source_ranges.extend(source_ranges);
+    }
 }

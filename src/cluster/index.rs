@@ -1,0 +1,285 @@
+//! All objects that were told, joined: what belongs to a Service, and which Services a change touches.
+//!
+//! ```text
+//! Service ◄──label── EndpointSlice ──nodeName──► Node
+//! ```
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use super::{EndpointSlice, Node, Object, ObjectKey, Service, ServiceName, SliceName};
+
+/// What an object's change touches. The cost of finding it out does not depend on the number of Services.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Changes {
+    /// Services to plan anew.
+    pub services: BTreeSet<ServiceName>,
+    /// What holds for the node as a whole has changed.
+    pub node: bool,
+}
+
+impl Changes {
+    /// Adds what another change touches.
+    pub fn merge(&mut self, other: Self) {
+        self.services.extend(other.services);
+        self.node |= other.node;
+    }
+}
+
+/// All objects, seen from one node.
+#[derive(Debug)]
+pub struct Index {
+    /// This node's name.
+    node: Arc<str>,
+    services: HashMap<ServiceName, Entry>,
+    /// To which Service a slice belonged when it was told last.
+    slices: HashMap<SliceName, ServiceName>,
+    nodes: HashMap<Arc<str>, NodeEntry>,
+    accepting: HashSet<Arc<str>>,
+    /// How many Nodes have an address.
+    node_addresses: BTreeMap<IpAddr, usize>,
+    /// Services that have endpoints of which no node is known.
+    unplaced: HashMap<ServiceName, usize>,
+    with_node_ports: HashSet<ServiceName>,
+    /// Who names an address as external or load-balancer IP.
+    named_addresses: HashMap<IpAddr, BTreeSet<ServiceName>>,
+}
+
+/// What is known of a Service.
+#[derive(Debug, Default)]
+struct Entry {
+    service: Option<Arc<Service>>,
+    slices: BTreeMap<SliceName, Arc<EndpointSlice>>,
+}
+
+/// What is known of a Node; it may be mentioned before it is told.
+#[derive(Debug, Default)]
+struct NodeEntry {
+    node: Option<Arc<Node>>,
+    /// Services with endpoints there, with how many of their endpoints name it.
+    services: HashMap<ServiceName, usize>,
+}
+
+impl Index {
+    /// An empty index, seen from the node of that name.
+    pub fn new(node: impl Into<Arc<str>>) -> Self {
+        Self {
+            node: node.into(),
+            services: HashMap::new(),
+            slices: HashMap::new(),
+            nodes: HashMap::new(),
+            accepting: HashSet::new(),
+            node_addresses: BTreeMap::new(),
+            unplaced: HashMap::new(),
+            with_node_ports: HashSet::new(),
+            named_addresses: HashMap::new(),
+        }
+    }
+
+    /// Takes over a new or changed object.
+    pub fn apply(&mut self, object: Object) -> Changes {
+        match object {
+            Object::Service(service) => self.set_service(&service.name.clone(), Some(service)),
+            Object::EndpointSlice(slice) => self.apply_slice(slice),
+            Object::Node(node) => self.set_node(&node.name.clone(), Some(node)),
+        }
+    }
+
+    /// Forgets an object.
+    pub fn delete(&mut self, key: &ObjectKey) -> Changes {
+        match key {
+            ObjectKey::Service(name) => self.set_service(name, None),
+            ObjectKey::EndpointSlice(name) => self.delete_slice(name),
+            ObjectKey::Node(name) => self.set_node(name, None),
+        }
+    }
+
+    /// A Service, if it has been told.
+    pub fn service(&self, name: &ServiceName) -> Option<&Arc<Service>> {
+        self.services.get(name)?.service.as_ref()
+    }
+
+    /// The slices of a Service, in the order of their names.
+    pub fn slices(&self, name: &ServiceName) -> impl Iterator<Item = &EndpointSlice> {
+        self.services.get(name).into_iter().flat_map(|entry| entry.slices.values().map(|slice| &**slice))
+    }
+
+    /// The names of all Services, in no particular order.
+    pub fn services(&self) -> impl Iterator<Item = &ServiceName> {
+        self.services.iter().filter(|(_, entry)| entry.service.is_some()).map(|(name, _)| name)
+    }
+
+    /// This node's Node object, if it has been told.
+    pub fn own_node(&self) -> Option<&Arc<Node>> {
+        self.nodes.get(&self.node)?.node.as_ref()
+    }
+
+    /// Nodes where an agent accepts for the endpoints.
+    pub fn accepting(&self) -> &HashSet<Arc<str>> {
+        &self.accepting
+    }
+
+    /// The addresses of all Nodes.
+    pub fn node_addresses(&self) -> impl Iterator<Item = IpAddr> {
+        self.node_addresses.keys().copied()
+    }
+
+    fn set_service(&mut self, name: &ServiceName, service: Option<Arc<Service>>) -> Changes {
+        let entry = self.services.entry(name.clone()).or_default();
+        if entry.service == service {
+            return Changes::default();
+        }
+        let old = std::mem::replace(&mut entry.service, service.clone());
+        if entry.service.is_none() && entry.slices.is_empty() {
+            self.services.remove(name);
+        }
+        for address in old.iter().flat_map(|service| named_addresses(service)) {
+            if let Some(services) = self.named_addresses.get_mut(&address) {
+                services.remove(name);
+                if services.is_empty() {
+                    self.named_addresses.remove(&address);
+                }
+            }
+        }
+        for address in service.iter().flat_map(|service| named_addresses(service)) {
+            self.named_addresses.entry(address).or_default().insert(name.clone());
+        }
+        if service.is_some_and(|service| service.ports.iter().any(|port| port.node_port.is_some())) {
+            self.with_node_ports.insert(name.clone());
+        } else {
+            self.with_node_ports.remove(name);
+        }
+        Changes { services: BTreeSet::from([name.clone()]), node: false }
+    }
+
+    fn apply_slice(&mut self, mut slice: Arc<EndpointSlice>) -> Changes {
+        let Some(service) = slice.service.clone() else { return self.delete_slice(&slice.name) };
+        let mut changes = Changes::default();
+        match self.slices.get(&slice.name) {
+            Some(before) if *before != service => changes = self.delete_slice(&slice.name.clone()),
+            Some(_) if self.slice(&service, &slice.name) == Some(&*slice) => return changes,
+            _ => {}
+        }
+        self.share_node_names(&mut slice);
+        self.slices.insert(slice.name.clone(), service.clone());
+        self.count_endpoints(&service, &slice, true);
+        let entry = self.services.entry(service.clone()).or_default();
+        if let Some(old) = entry.slices.insert(slice.name.clone(), slice) {
+            self.count_endpoints(&service, &old, false);
+        }
+        changes.services.insert(service);
+        changes
+    }
+
+    fn slice(&self, service: &ServiceName, name: &SliceName) -> Option<&EndpointSlice> {
+        self.services.get(service)?.slices.get(name).map(|slice| &**slice)
+    }
+
+    fn delete_slice(&mut self, name: &SliceName) -> Changes {
+        let Some(service) = self.slices.remove(name) else { return Changes::default() };
+        if let Some(entry) = self.services.get_mut(&service) {
+            let old = entry.slices.remove(name);
+            if entry.service.is_none() && entry.slices.is_empty() {
+                self.services.remove(&service);
+            }
+            if let Some(old) = old {
+                self.count_endpoints(&service, &old, false);
+            }
+        }
+        Changes { services: BTreeSet::from([service]), node: false }
+    }
+
+    /// A node's name is kept once however many endpoints mention it, unless the source keeps the slice anyhow.
+    fn share_node_names(&mut self, slice: &mut Arc<EndpointSlice>) {
+        let endpoints = Arc::get_mut(slice).into_iter().flat_map(|slice| &mut slice.endpoints);
+        for node in endpoints.filter_map(|endpoint| endpoint.node.as_mut()) {
+            match self.nodes.get_key_value(node) {
+                Some((shared, _)) => *node = shared.clone(),
+                None => {
+                    self.nodes.insert(node.clone(), NodeEntry::default());
+                }
+            }
+        }
+    }
+
+    fn count_endpoints(&mut self, service: &ServiceName, slice: &EndpointSlice, added: bool) {
+        for endpoint in &slice.endpoints {
+            let counts = match &endpoint.node {
+                Some(node) => &mut self.nodes.entry(node.clone()).or_default().services,
+                None => &mut self.unplaced,
+            };
+            if added {
+                *counts.entry(service.clone()).or_default() += 1;
+            } else if let Some(count) = counts.get_mut(service) {
+                *count -= 1;
+                if *count == 0 {
+                    counts.remove(service);
+                }
+            }
+            if !added && let Some(node) = &endpoint.node {
+                self.forget_unused(node);
+            }
+        }
+    }
+
+    fn forget_unused(&mut self, name: &str) {
+        if self.nodes.get(name).is_some_and(|entry| entry.node.is_none() && entry.services.is_empty()) {
+            self.nodes.remove(name);
+        }
+    }
+
+    fn set_node(&mut self, name: &Arc<str>, node: Option<Arc<Node>>) -> Changes {
+        let addresses = |node: &Option<Arc<Node>>| -> Vec<IpAddr> {
+            node.as_ref().map(|node| node.addresses.clone()).unwrap_or_default()
+        };
+        let accepts = node.as_ref().is_some_and(|node| node.accepts());
+        let new = addresses(&node);
+        let entry = self.nodes.entry(name.clone()).or_default();
+        if entry.node == node {
+            self.forget_unused(name);
+            return Changes::default();
+        }
+        let old = addresses(&std::mem::replace(&mut entry.node, node));
+        let own = *name == self.node;
+        let mut changes = Changes { services: BTreeSet::new(), node: own };
+
+        let accepted =
+            if accepts { !self.accepting.insert(name.clone()) } else { self.accepting.remove(name) };
+        if accepts != accepted && !own {
+            changes.services.extend(entry.services.keys().cloned());
+        }
+
+        if old != new {
+            changes.node = true;
+            if own {
+                // Node ports listen on them; endpoints on them are not tunnelled to.
+                changes.services.extend(entry.services.keys().cloned());
+                changes.services.extend(self.unplaced.keys().cloned());
+                changes.services.extend(self.with_node_ports.iter().cloned());
+            }
+            for address in &new {
+                *self.node_addresses.entry(*address).or_default() += 1;
+            }
+            for address in &old {
+                if let Some(count) = self.node_addresses.get_mut(address) {
+                    *count -= 1;
+                    if *count == 0 {
+                        self.node_addresses.remove(address);
+                    }
+                }
+            }
+            for address in old.iter().chain(&new) {
+                changes.services.extend(self.named_addresses.get(address).into_iter().flatten().cloned());
+            }
+        }
+        self.forget_unused(name);
+        changes
+    }
+}
+
+/// The addresses of a Service that the API server does not choose.
+fn named_addresses(service: &Service) -> impl Iterator<Item = IpAddr> {
+    let of_load_balancer = service.load_balancer_ips.iter().map(|ip| ip.address);
+    service.external_ips.iter().copied().chain(of_load_balancer)
+}

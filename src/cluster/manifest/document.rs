@@ -1,0 +1,190 @@
+//! The text of one manifest file: documents, lists, objects.
+
+use std::fmt;
+use std::marker::PhantomData;
+use std::sync::Arc;
+
+use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
+
+use crate::cluster::Object;
+use crate::cluster::wire::{WireEndpointSlice, WireNode, WireService};
+use crate::yaml;
+
+/// What an object calls itself; read first, since its kind tells how to read the rest.
+#[derive(serde::Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Header {
+    #[serde(default)]
+    api_version: Option<String>,
+    #[serde(default)]
+    kind: Option<String>,
+    /// Of a list.
+    #[serde(default)]
+    items: Option<Vec<Header>>,
+}
+
+/// How an object is read.
+#[derive(Clone, Debug)]
+enum Shape {
+    Service,
+    EndpointSlice,
+    Node,
+    List(Vec<Shape>),
+    /// Of no interest.
+    Other,
+}
+
+impl Header {
+    /// Items of a typed list (`ServiceList`) need not repeat their kind.
+    fn shape(self) -> Shape {
+        let known = |api_version: &str, kind: &str| match (api_version, kind) {
+            ("v1", "Service") => Shape::Service,
+            ("discovery.k8s.io/v1", "EndpointSlice") => Shape::EndpointSlice,
+            ("v1", "Node") => Shape::Node,
+            _ => Shape::Other,
+        };
+        let api_version = self.api_version.unwrap_or_default();
+        let kind = self.kind.unwrap_or_default();
+        match (self.items, kind.strip_suffix("List")) {
+            (Some(items), Some(of)) => Shape::List(
+                items
+                    .into_iter()
+                    .map(|item| if item.kind.is_some() { item.shape() } else { known(&api_version, of) })
+                    .collect(),
+            ),
+            _ => known(&api_version, &kind),
+        }
+    }
+}
+
+/// Reads all objects of a file, other kinds left out.
+///
+/// # Errors
+/// At the first thing that is wrong, with its place in the file.
+pub(super) fn objects(text: &str) -> Result<Vec<Object>, yaml::Error> {
+    let mut objects = Vec::new();
+    for (lines_before, document) in documents(text) {
+        let in_file = |mut error: yaml::Error| {
+            error.line = error.line.map(|line| line + lines_before);
+            error
+        };
+        let header = yaml::read(document, PhantomData::<Header>).map_err(in_file)?;
+        if header.kind.is_none() {
+            let message = "missing: every document needs apiVersion and kind".into();
+            return Err(in_file(yaml::Error { line: Some(1), field: "kind".into(), message }));
+        }
+        let shape = header.shape();
+        if !matches!(shape, Shape::Other) {
+            yaml::read(document, Read { shape: &shape, into: &mut objects }).map_err(in_file)?;
+        }
+    }
+    Ok(objects)
+}
+
+/// Splits a file at its `---` lines, and tells how many lines are before each document. A line that starts with
+/// `---` is a marker wherever it is (YAML 1.2.2 section 9.1.2), even in a block of text.
+fn documents(text: &str) -> impl Iterator<Item = (u64, &str)> {
+    let mut starts = vec![(0, 0)];
+    let mut offset = 0;
+    for (number, line) in (0..).zip(text.split_inclusive('\n')) {
+        if line
+            .strip_prefix("---")
+            .is_some_and(|rest| rest.trim_start().len() != rest.len() || rest.is_empty())
+        {
+            starts.push((number, offset));
+        }
+        offset += line.len();
+    }
+    let ends: Vec<usize> = starts.iter().skip(1).map(|(_, offset)| *offset).chain([text.len()]).collect();
+    starts
+        .into_iter()
+        .zip(ends)
+        .filter_map(move |((number, start), end)| Some((number, text.get(start..end)?)))
+        .filter(|(_, document)| !document.lines().all(says_nothing))
+}
+
+fn says_nothing(line: &str) -> bool {
+    let line = line.strip_prefix("---").unwrap_or(line).trim();
+    line.is_empty() || line == "..." || line.starts_with('#') || line.starts_with('%')
+}
+
+/// Reads an object of a known shape.
+struct Read<'a> {
+    shape: &'a Shape,
+    into: &'a mut Vec<Object>,
+}
+
+impl<'de> DeserializeSeed<'de> for Read<'_> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, d: D) -> Result<(), D::Error> {
+        use serde::Deserialize;
+        self.into.push(match self.shape {
+            Shape::Service => Object::Service(Arc::new(WireService::deserialize(d)?.into())),
+            Shape::EndpointSlice => {
+                Object::EndpointSlice(Arc::new(WireEndpointSlice::deserialize(d)?.into()))
+            }
+            Shape::Node => Object::Node(Arc::new(WireNode::deserialize(d)?.into())),
+            Shape::List(items) => return d.deserialize_map(List { items, into: self.into }),
+            Shape::Other => return IgnoredAny::deserialize(d).map(|_| ()),
+        });
+        Ok(())
+    }
+}
+
+/// Reads a list's `items`.
+struct List<'a> {
+    items: &'a [Shape],
+    into: &'a mut Vec<Object>,
+}
+
+impl<'de> Visitor<'de> for List<'_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a list object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
+        while let Some(key) = map.next_key::<String>()? {
+            if key == "items" {
+                map.next_value_seed(Items { items: self.items, into: self.into })?;
+            } else {
+                map.next_value::<IgnoredAny>()?;
+            }
+        }
+        Ok(())
+    }
+}
+
+struct Items<'a> {
+    items: &'a [Shape],
+    into: &'a mut Vec<Object>,
+}
+
+impl<'de> DeserializeSeed<'de> for Items<'_> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, d: D) -> Result<(), D::Error> {
+        d.deserialize_seq(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Items<'_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a list of objects")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<(), A::Error> {
+        for shape in self.items {
+            if seq.next_element_seed(Read { shape, into: self.into })?.is_none() {
+                break;
+            }
+        }
+        // The header counted the same items, so that only the end is left.
+        while seq.next_element::<IgnoredAny>()?.is_some() {}
+        Ok(())
+    }
+}

@@ -1,0 +1,193 @@
+//! The objects Sheave works on: of each Kubernetes object only what a plan depends on, already parsed.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use ipnet::IpNet;
+
+use super::{Protocol, ServiceName};
+
+/// The annotations that concern Sheave: those of `sheave.io/` and `kube-router.io/`.
+pub type Annotations = BTreeMap<Arc<str>, Arc<str>>;
+
+/// Why a Service is none of our business.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Skipped {
+    /// `clusterIP: None`, or label `service.kubernetes.io/headless`.
+    Headless,
+    /// `type: ExternalName`.
+    ExternalName,
+    /// Label `service.kubernetes.io/service-proxy-name` names another proxy.
+    OtherProxy,
+}
+
+/// `externalTrafficPolicy` and `internalTrafficPolicy`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum TrafficPolicy {
+    /// All endpoints.
+    #[default]
+    Cluster,
+    /// Endpoints of this node only.
+    Local,
+}
+
+/// `spec.trafficDistribution`, and what the older topology annotations come to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TrafficDistribution {
+    /// `PreferSameZone`, and its older name `PreferClose`.
+    PreferSameZone,
+    /// `PreferSameNode`.
+    PreferSameNode,
+}
+
+/// One of `status.loadBalancer.ingress` that has an address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LoadBalancerIp {
+    /// The address.
+    pub address: IpAddr,
+    /// `ipMode: Proxy`: packets arrive at the node's own address, so the address is not to be bound.
+    pub proxied: bool,
+}
+
+/// One of `spec.ports`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServicePort {
+    /// Its name; `None` where it has none.
+    pub name: Option<Arc<str>>,
+    /// The protocol.
+    pub protocol: Protocol,
+    /// The port at the VIPs.
+    pub port: u16,
+    /// The port at the nodes' own addresses, where there is one.
+    pub node_port: Option<u16>,
+}
+
+/// A Service (core/v1).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Service {
+    /// Its name.
+    pub name: ServiceName,
+    /// `metadata.creationTimestamp`; of two Services that claim the same, the older one has it.
+    pub created: Option<SystemTime>,
+    /// Its annotations.
+    pub annotations: Annotations,
+    /// Set if it is to be left alone.
+    pub skipped: Option<Skipped>,
+    /// `spec.clusterIPs`; none where headless.
+    pub cluster_ips: Vec<IpAddr>,
+    /// `spec.externalIPs`.
+    pub external_ips: Vec<IpAddr>,
+    /// `status.loadBalancer.ingress`, hostnames left out; only where `type: LoadBalancer`.
+    pub load_balancer_ips: Vec<LoadBalancerIp>,
+    /// `spec.loadBalancerClass`.
+    pub load_balancer_class: Option<Arc<str>>,
+    /// `spec.loadBalancerSourceRanges`.
+    pub source_ranges: Vec<IpNet>,
+    /// `spec.ports`.
+    pub ports: Vec<ServicePort>,
+    /// `sessionAffinity: ClientIP` with its timeout in seconds.
+    pub client_ip_affinity: Option<u32>,
+    /// `spec.externalTrafficPolicy`.
+    pub external_traffic_policy: TrafficPolicy,
+    /// `spec.internalTrafficPolicy`.
+    pub internal_traffic_policy: TrafficPolicy,
+    /// `spec.trafficDistribution`.
+    pub traffic_distribution: Option<TrafficDistribution>,
+    /// `spec.healthCheckNodePort`.
+    pub health_check_node_port: Option<u16>,
+}
+
+impl Service {
+    /// Whether it has an address family, as its cluster IPs tell; one without cluster IPs has both.
+    pub fn has_family_of(&self, address: IpAddr) -> bool {
+        self.cluster_ips.is_empty() || self.cluster_ips.iter().any(|ip| ip.is_ipv4() == address.is_ipv4())
+    }
+}
+
+/// Namespace and name of an EndpointSlice.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SliceName {
+    /// Its namespace.
+    pub namespace: Arc<str>,
+    /// Its name within the namespace.
+    pub name: Arc<str>,
+}
+
+/// `hints` of an endpoint: for whom it is meant.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Hints {
+    /// `forZones`.
+    pub zones: Vec<Arc<str>>,
+    /// `forNodes`.
+    pub nodes: Vec<Arc<str>>,
+}
+
+/// One of an EndpointSlice's `endpoints`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Endpoint {
+    /// The first of its addresses; Kubernetes defines no meaning for more.
+    pub address: IpAddr,
+    /// `conditions.ready`; unknown means ready.
+    pub ready: bool,
+    /// `conditions.serving`; unknown means as `ready`.
+    pub serving: bool,
+    /// `conditions.terminating`; unknown means no.
+    pub terminating: bool,
+    /// `nodeName`.
+    pub node: Option<Arc<str>>,
+    /// `hints`; boxed because most have none.
+    pub hints: Option<Box<Hints>>,
+}
+
+/// One of an EndpointSlice's `ports` that has a number.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EndpointPort {
+    /// Name of the Service port that it belongs to.
+    pub name: Option<Arc<str>>,
+    /// The protocol.
+    pub protocol: Protocol,
+    /// The target port.
+    pub port: u16,
+}
+
+/// An EndpointSlice (discovery.k8s.io/v1) that belongs to a Service; one of type FQDN has no endpoints here.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EndpointSlice {
+    /// Its name.
+    pub name: SliceName,
+    /// The Service that its label `kubernetes.io/service-name` names; without one nobody uses it.
+    pub service: Option<ServiceName>,
+    /// Its endpoints.
+    pub endpoints: Vec<Endpoint>,
+    /// Its ports.
+    pub ports: Vec<EndpointPort>,
+}
+
+/// A Node (core/v1).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Node {
+    /// Its name.
+    pub name: Arc<str>,
+    /// Its annotations.
+    pub annotations: Annotations,
+    /// Its InternalIPs, then its ExternalIPs, each in the order of `status.addresses`.
+    pub addresses: Vec<IpAddr>,
+    /// `spec.podCIDRs`.
+    pub pod_cidrs: Vec<IpNet>,
+    /// Label `topology.kubernetes.io/zone`.
+    pub zone: Option<Arc<str>>,
+}
+
+/// Written by a node's agent on its own Node once it takes in tunnelled packets for its endpoints.
+pub const ACCEPTS_ANNOTATION: &str = "sheave.io/accepts";
+
+impl Node {
+    /// Whether an agent accepts there, as [`ACCEPTS_ANNOTATION`] tells.
+    pub fn accepts(&self) -> bool {
+        self.annotations
+            .get(ACCEPTS_ANNOTATION)
+            .is_some_and(|value| !matches!(&**value, "" | "false" | "none"))
+    }
+}

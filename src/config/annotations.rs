@@ -1,0 +1,263 @@
+//! What a Service's annotations say about it.
+//!
+//! kube-router's annotations of the same meaning are read where ours is absent. One that does not parse changes
+//! nothing: the last good value stays in force, and a warning says so.
+
+use serde::Deserialize;
+use serde::de::IntoDeserializer;
+use serde::de::value::{Error as ValueError, StrDeserializer};
+
+use super::Communities;
+use crate::cluster::{Annotations, Service};
+use crate::plan::{AcceptedIn, Forwarding, Scheduler, SchedulerFlags, Warning};
+
+/// Settings of one Service; what is `None` is left to the config.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ServiceSettings {
+    /// `sheave.io/forwarding`.
+    pub forwarding: Option<Forwarding>,
+    /// `sheave.io/acceptance`.
+    pub acceptance: Option<AcceptedIn>,
+    /// `sheave.io/scheduler`.
+    pub scheduler: Option<Scheduler>,
+    /// `sheave.io/scheduler-flags`.
+    pub scheduler_flags: Option<SchedulerFlags>,
+    /// `sheave.io/announce` says something of cluster IPs.
+    pub announce_cluster_ips: Option<bool>,
+    /// `sheave.io/announce` says something of external IPs.
+    pub announce_external_ips: Option<bool>,
+    /// `sheave.io/announce` says something of load-balancer IPs.
+    pub announce_load_balancer_ips: Option<bool>,
+    /// `sheave.io/communities`, besides those of the config.
+    pub communities: Option<Communities>,
+    /// `sheave.io/local-pref`.
+    pub local_pref: Option<u32>,
+    /// `sheave.io/med`.
+    pub med: Option<u32>,
+    /// `sheave.io/path-prepend`.
+    pub path_prepend: Option<u8>,
+}
+
+/// Our annotations of a Service.
+const KNOWN: [&str; 9] = [
+    "sheave.io/forwarding",
+    "sheave.io/acceptance",
+    "sheave.io/scheduler",
+    "sheave.io/scheduler-flags",
+    "sheave.io/announce",
+    "sheave.io/communities",
+    "sheave.io/local-pref",
+    "sheave.io/med",
+    "sheave.io/path-prepend",
+];
+
+/// Which kinds of VIP `sheave.io/announce` names.
+#[derive(Clone, Copy)]
+struct Announced {
+    cluster_ips: bool,
+    external_ips: bool,
+    load_balancer_ips: bool,
+}
+
+impl ServiceSettings {
+    /// Reads a Service's annotations; `last` is what was in force for it so far.
+    pub fn read(service: &Service, last: Option<&Self>) -> (Self, Vec<Warning>) {
+        let mut reader = Reader {
+            annotations: &service.annotations,
+            object: format!("Service {}", service.name),
+            warnings: Vec::new(),
+        };
+        let empty = Self::default();
+        let last = last.unwrap_or(&empty);
+
+        let announced = reader.value("sheave.io/announce", announced);
+        let mut kind = |all: Option<Result<bool, ()>>, key: &str, last: Option<bool>| match all {
+            Some(Ok(announced)) => Some(announced),
+            Some(Err(())) => last,
+            None => reader.read(key, boolean, &last),
+        };
+        let of = |field: fn(Announced) -> bool| announced.map(|result| result.map(field));
+        let announce_cluster_ips = kind(
+            of(|announced| announced.cluster_ips),
+            "kube-router.io/service.advertise.clusterip",
+            last.announce_cluster_ips,
+        );
+        let announce_external_ips = kind(
+            of(|announced| announced.external_ips),
+            "kube-router.io/service.advertise.externalip",
+            last.announce_external_ips,
+        );
+        let announce_load_balancer_ips = kind(
+            of(|announced| announced.load_balancer_ips),
+            "kube-router.io/service.advertise.loadbalancerip",
+            last.announce_load_balancer_ips,
+        );
+
+        let settings = Self {
+            announce_cluster_ips,
+            announce_external_ips,
+            announce_load_balancer_ips,
+            forwarding: reader.either(
+                ("sheave.io/forwarding", forwarding),
+                ("kube-router.io/service.dsr", forwarding),
+                &last.forwarding,
+            ),
+            acceptance: reader.read("sheave.io/acceptance", accepted_in, &last.acceptance),
+            scheduler: reader.either(
+                ("sheave.io/scheduler", scheduler),
+                ("kube-router.io/service.scheduler", scheduler),
+                &last.scheduler,
+            ),
+            scheduler_flags: reader.either(
+                ("sheave.io/scheduler-flags", scheduler_flags),
+                ("kube-router.io/service.schedflags", scheduler_flags),
+                &last.scheduler_flags,
+            ),
+            communities: reader.read("sheave.io/communities", str::parse, &last.communities),
+            local_pref: reader.read("sheave.io/local-pref", number, &last.local_pref),
+            med: reader.read("sheave.io/med", number, &last.med),
+            path_prepend: reader.read("sheave.io/path-prepend", prepend, &last.path_prepend),
+        };
+        for key in service.annotations.keys() {
+            if key.starts_with("sheave.io/") && !KNOWN.contains(&&**key) {
+                reader
+                    .warn("UnknownAnnotation", format!("{key} is not known; known are {}", KNOWN.join(", ")));
+            }
+        }
+        if settings.acceptance == Some(AcceptedIn::Pod) {
+            reader.warn(
+                "NotYetHonoured",
+                "sheave.io/acceptance: pod is not acted on by this version: endpoints are accepted by their node".into(),
+            );
+        }
+        if service.annotations.contains_key("kube-router.io/service.local") {
+            reader.warn(
+                "NotYetHonoured",
+                "kube-router.io/service.local is not acted on: use externalTrafficPolicy and internalTrafficPolicy".into(),
+            );
+        }
+        (settings, reader.warnings)
+    }
+}
+
+/// A parser of one annotation: the value, or what is wrong with it.
+type Parse<T> = fn(&str) -> Result<T, String>;
+
+struct Reader<'a> {
+    annotations: &'a Annotations,
+    object: String,
+    warnings: Vec<Warning>,
+}
+
+impl Reader<'_> {
+    /// `None` if it is absent, `Err` (and a warning) if it is wrong.
+    fn value<T>(&mut self, key: &str, parse: Parse<T>) -> Option<Result<T, ()>> {
+        let text = self.annotations.get(key)?;
+        Some(parse(text.trim()).map_err(|wrong| {
+            self.warn("InvalidAnnotation", format!("{key}: {wrong}; the last good value stays in force"));
+        }))
+    }
+
+    fn read<T: Clone>(&mut self, key: &str, parse: Parse<T>, last: &Option<T>) -> Option<T> {
+        match self.value(key, parse)? {
+            Ok(value) => Some(value),
+            Err(()) => last.clone(),
+        }
+    }
+
+    fn either<T: Clone>(
+        &mut self,
+        ours: (&str, Parse<T>),
+        theirs: (&str, Parse<T>),
+        last: &Option<T>,
+    ) -> Option<T> {
+        let (key, parse) = if self.annotations.contains_key(ours.0) { ours } else { theirs };
+        self.read(key, parse, last)
+    }
+
+    fn warn(&mut self, reason: &'static str, message: String) {
+        self.warnings.push(Warning { object: self.object.clone(), reason, message });
+    }
+}
+
+/// `tunnel` or `nat`.
+pub(super) fn forwarding(text: &str) -> Result<Forwarding, String> {
+    match text {
+        "tunnel" => Ok(Forwarding::Tunnel),
+        "nat" => Ok(Forwarding::Nat),
+        _ => Err(format!("`{text}` is neither `tunnel` nor `nat`")),
+    }
+}
+
+/// `node` or `pod`.
+pub(super) fn accepted_in(text: &str) -> Result<AcceptedIn, String> {
+    match text {
+        "node" => Ok(AcceptedIn::Node),
+        "pod" => Ok(AcceptedIn::Pod),
+        _ => Err(format!("`{text}` is neither `node` nor `pod`")),
+    }
+}
+
+fn scheduler(text: &str) -> Result<Scheduler, String> {
+    let name: StrDeserializer<'_, ValueError> = text.into_deserializer();
+    Scheduler::deserialize(name)
+        .map_err(|_| format!("`{text}` is not an IPVS scheduler such as mh, rr or wlc"))
+}
+
+fn scheduler_flags(text: &str) -> Result<SchedulerFlags, String> {
+    let mut flags = SchedulerFlags::default();
+    for flag in words(text) {
+        match flag {
+            "mh-fallback" | "sh-fallback" | "flag-1" => flags.fallback = true,
+            "mh-port" | "sh-port" | "flag-2" => flags.port = true,
+            _ => {
+                return Err(format!(
+                    "`{flag}` is not one of mh-fallback, mh-port, sh-fallback, sh-port, flag-1, flag-2"
+                ));
+            }
+        }
+    }
+    Ok(flags)
+}
+
+fn announced(text: &str) -> Result<Announced, String> {
+    let mut announced = Announced { cluster_ips: false, external_ips: false, load_balancer_ips: false };
+    if text == "none" {
+        return Ok(announced);
+    }
+    let mut any = false;
+    for kind in words(text) {
+        any = true;
+        match kind {
+            "clusterIP" => announced.cluster_ips = true,
+            "externalIP" => announced.external_ips = true,
+            "loadBalancerIP" => announced.load_balancer_ips = true,
+            _ => {
+                return Err(format!(
+                    "`{kind}` is not one of clusterIP, externalIP, loadBalancerIP, or `none` alone"
+                ));
+            }
+        }
+    }
+    if any { Ok(announced) } else { Err("is empty: use `none` to announce nothing".into()) }
+}
+
+fn boolean(text: &str) -> Result<bool, String> {
+    text.parse().map_err(|_| format!("`{text}` is neither `true` nor `false`"))
+}
+
+fn number(text: &str) -> Result<u32, String> {
+    text.parse().map_err(|_| format!("`{text}` is not a number of 0 to {}", u32::MAX))
+}
+
+/// More than ten is a typing error rather than a policy; many routers cut or refuse longer paths.
+fn prepend(text: &str) -> Result<u8, String> {
+    text.parse()
+        .ok()
+        .filter(|times| *times <= 10)
+        .ok_or_else(|| format!("`{text}` is not a number of 0 to 10"))
+}
+
+fn words(text: &str) -> impl Iterator<Item = &str> {
+    text.split([',', ' ', '\n']).filter(|word| !word.is_empty())
+}

@@ -1,0 +1,603 @@
+//! The config file.
+
+use std::collections::HashSet;
+use std::fmt;
+use std::marker::PhantomData;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use ipnet::IpNet;
+use serde::Deserialize;
+use serde::de::{Deserializer, Error as _, IgnoredAny};
+
+use super::Communities;
+use crate::plan::{AcceptedIn, Forwarding, Scheduler, Warning};
+use crate::yaml;
+
+/// Why a config file is not accepted.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The file cannot be read.
+    #[error("{}: {source}; give the path of a readable file to --config", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the system says.
+        source: std::io::Error,
+    },
+    /// The file says something that is wrong.
+    #[error("{}{place}: {message}", path.display())]
+    Wrong {
+        /// The file.
+        path: PathBuf,
+        /// Line and field, as far as they are known, ready to be put behind the file's name.
+        place: String,
+        /// What is wrong and what would be right.
+        message: String,
+    },
+}
+
+/// The whole configuration.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+pub struct Config {
+    /// The BGP speaker.
+    pub router: Router,
+    /// What is announced.
+    pub announce: Announce,
+    /// How Services are programmed.
+    pub services: Services,
+    /// Where this node can be observed.
+    pub observe: Observe,
+    /// What makes this node drain.
+    pub drain: Drain,
+}
+
+/// `router`.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+pub struct Router {
+    /// The local autonomous system; needed as soon as there are peers.
+    pub asn: Option<u32>,
+    /// BGP identifier; `auto` (`None`) takes the node's primary IPv4 address.
+    #[serde(deserialize_with = "auto")]
+    pub router_id: Option<Ipv4Addr>,
+    /// Where peers may connect to.
+    pub listen: Listen,
+    /// Graceful restart (RFC 4724), where it is asked for.
+    pub graceful_restart: Option<GracefulRestart>,
+    /// The peers.
+    pub peers: Vec<Peer>,
+    /// Peers that need not be listed one by one.
+    pub dynamic_peers: Vec<DynamicPeer>,
+}
+
+/// `router.listen`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+pub struct Listen {
+    /// TCP port, 179 by default; 0: peers cannot connect, this node connects to them.
+    pub port: u16,
+}
+
+impl Default for Listen {
+    fn default() -> Self {
+        Self { port: 179 }
+    }
+}
+
+/// `router.gracefulRestart`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+pub struct GracefulRestart {
+    /// How long peers keep the routes of a speaker that is gone.
+    #[serde(deserialize_with = "duration")]
+    pub restart_time: Duration,
+    /// Long-lived graceful restart (RFC 9494).
+    pub long_lived: Option<LongLived>,
+}
+
+impl Default for GracefulRestart {
+    fn default() -> Self {
+        Self { restart_time: Duration::from_secs(120), long_lived: None }
+    }
+}
+
+/// `router.gracefulRestart.longLived`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct LongLived {
+    /// How long they keep them after that, as a last resort.
+    #[serde(deserialize_with = "duration")]
+    pub stale_time: Duration,
+}
+
+/// One of `router.peers`.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Peer {
+    /// Its address.
+    pub address: IpAddr,
+    /// Its autonomous system; the same as ours makes the session internal (iBGP).
+    #[serde(deserialize_with = "asn")]
+    pub asn: u32,
+    /// Its TCP port.
+    #[serde(default = "bgp_port")]
+    pub port: u16,
+    /// The address the session starts from; the kernel's choice by default.
+    #[serde(default)]
+    pub local_address: Option<IpAddr>,
+    /// Where a file with the TCP MD5 password would be named: refused.
+    #[serde(default, deserialize_with = "refused")]
+    pub password_file: (),
+    /// How many hops the peer is away, where it is not on the same link: TTL of packets to it.
+    #[serde(default)]
+    pub multihop: Option<u8>,
+    /// Where GTSM (RFC 5082) would be set: refused.
+    #[serde(default, deserialize_with = "refused")]
+    pub ttl_security: (),
+    /// The hold time to propose, 90 s by default.
+    #[serde(default = "hold_time", deserialize_with = "hold_time_of")]
+    pub hold_time: Duration,
+    /// BFD (RFC 5880) beside the session.
+    #[serde(default)]
+    pub bfd: Option<Bfd>,
+    /// NEXT_HOP of what is announced.
+    #[serde(default)]
+    pub next_hop: NextHop,
+    /// Address families to exchange, both by default.
+    #[serde(default = "families")]
+    pub families: Vec<AddressFamily>,
+    /// What is done with the routes it announces.
+    #[serde(default)]
+    pub import: Import,
+}
+
+/// One of `router.dynamicPeers`.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct DynamicPeer {
+    /// Where peers may connect from.
+    pub prefix: IpNet,
+    /// Their autonomous system.
+    #[serde(deserialize_with = "asn")]
+    pub asn: u32,
+}
+
+/// `bfd` of a peer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+pub struct Bfd {
+    /// Desired minimum transmit interval.
+    #[serde(deserialize_with = "duration")]
+    pub transmit_interval: Duration,
+    /// Required minimum receive interval.
+    #[serde(deserialize_with = "duration")]
+    pub receive_interval: Duration,
+    /// How many packets may be lost in a row.
+    pub detect_multiplier: u8,
+}
+
+impl Default for Bfd {
+    fn default() -> Self {
+        let interval = Duration::from_millis(300);
+        Self { transmit_interval: interval, receive_interval: interval, detect_multiplier: 3 }
+    }
+}
+
+/// `nextHop` of a peer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum NextHop {
+    /// The session's local address.
+    #[default]
+    Own,
+    /// A fixed address.
+    Address(IpAddr),
+}
+
+/// An address family (AFI with SAFI unicast).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum AddressFamily {
+    /// IPv4 unicast.
+    Ipv4,
+    /// IPv6 unicast.
+    Ipv6,
+}
+
+/// `import` of a peer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Import {
+    /// Its routes are not taken over.
+    #[default]
+    None,
+}
+
+/// `announce`.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+pub struct Announce {
+    /// Cluster IPs.
+    #[serde(rename = "clusterIPs")]
+    pub cluster_ips: bool,
+    /// External IPs.
+    #[serde(rename = "externalIPs")]
+    pub external_ips: bool,
+    /// Load-balancer IPs.
+    #[serde(rename = "loadBalancerIPs")]
+    pub load_balancer_ips: bool,
+    /// This node's pod CIDRs.
+    #[serde(rename = "podCIDRs")]
+    pub pod_cidrs: bool,
+    /// Routes of these kernel tables.
+    pub kernel_tables: Vec<u32>,
+    /// Prefixes to announce in place of what is inside them.
+    pub aggregate: Vec<IpNet>,
+    /// Communities of everything that is announced.
+    pub communities: Communities,
+}
+
+impl Default for Announce {
+    fn default() -> Self {
+        Self {
+            cluster_ips: false,
+            external_ips: true,
+            load_balancer_ips: true,
+            pod_cidrs: false,
+            kernel_tables: Vec::new(),
+            aggregate: Vec::new(),
+            communities: Communities::default(),
+        }
+    }
+}
+
+/// `services`.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+pub struct Services {
+    /// `tunnel`, or `nat` where the fabric checks sources strictly.
+    #[serde(deserialize_with = "forwarding")]
+    pub forwarding: Forwarding,
+    /// What tunnelled packets are wrapped in.
+    pub encapsulation: Encapsulation,
+    /// Where endpoints take tunnelled packets in.
+    #[serde(deserialize_with = "accepted_in")]
+    pub acceptance: AcceptedIn,
+    /// The cluster's Service IP ranges: each is bound by one route.
+    #[serde(rename = "serviceCIDRs", deserialize_with = "cidrs")]
+    pub service_cidrs: Vec<IpNet>,
+    /// Which of this node's addresses node ports listen on.
+    pub node_port_addresses: Vec<NodePortAddresses>,
+    /// Schedulers.
+    pub scheduler: Schedulers,
+    /// External IPs.
+    #[serde(rename = "externalIPs")]
+    pub external_ips: ExternalIps,
+    /// Packet mark bits that are ours.
+    pub mark_mask: MarkMask,
+    /// `spec.loadBalancerClass` of the load-balancer Services that are ours, besides those without a class.
+    pub load_balancer_class: Option<String>,
+}
+
+impl Default for Services {
+    fn default() -> Self {
+        Self {
+            forwarding: Forwarding::Tunnel,
+            encapsulation: Encapsulation::Ipip,
+            acceptance: AcceptedIn::Node,
+            service_cidrs: Vec::new(),
+            node_port_addresses: vec![NodePortAddresses::Primary],
+            scheduler: Schedulers::default(),
+            external_ips: ExternalIps::default(),
+            mark_mask: MarkMask::default(),
+            load_balancer_class: None,
+        }
+    }
+}
+
+/// `services.encapsulation`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Encapsulation {
+    /// IP in IP, protocol 4 and 41.
+    Ipip,
+    /// Generic UDP Encapsulation.
+    Gue,
+}
+
+/// One of `services.nodePortAddresses`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NodePortAddresses {
+    /// This Node's first address of each family.
+    Primary,
+    /// This Node's addresses within a CIDR.
+    Within(IpNet),
+}
+
+/// `services.scheduler`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+pub struct Schedulers {
+    /// For VIPs that are reached from outside: external IPs, load-balancer IPs, announced cluster IPs.
+    pub external: Scheduler,
+    /// For the others.
+    pub internal: Scheduler,
+}
+
+impl Default for Schedulers {
+    fn default() -> Self {
+        Self { external: Scheduler::Mh, internal: Scheduler::Rr }
+    }
+}
+
+/// `services.externalIPs`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+pub struct ExternalIps {
+    /// Where Services may claim external IPs; nowhere by default (CVE-2020-8554).
+    #[serde(deserialize_with = "cidrs")]
+    pub allow: Vec<IpNet>,
+}
+
+/// The bits of a packet's mark that the dataplane may use: the highest tells that they are in use, the others
+/// number endpoints.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MarkMask(u32);
+
+impl MarkMask {
+    /// The mask; contiguous, at least two bits.
+    pub fn bits(self) -> u32 {
+        self.0
+    }
+}
+
+impl Default for MarkMask {
+    fn default() -> Self {
+        Self(0x3fff)
+    }
+}
+
+/// `observe`.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+pub struct Observe {
+    /// Where metrics are served.
+    pub metrics: SocketAddr,
+    /// Where `/healthz` and `/livez` are served.
+    pub health: SocketAddr,
+    /// The Unix socket that `sheave status` asks.
+    pub status: PathBuf,
+}
+
+impl Default for Observe {
+    fn default() -> Self {
+        Self {
+            metrics: SocketAddr::from(([0, 0, 0, 0], 10249)),
+            health: SocketAddr::from(([0, 0, 0, 0], 10256)),
+            status: PathBuf::from("/run/sheave/status.sock"),
+        }
+    }
+}
+
+/// `drain`.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+pub struct Drain {
+    /// By the Node's annotation `sheave.io/drain`.
+    pub annotation: bool,
+    /// By one of these taints.
+    pub taints: Vec<String>,
+}
+
+impl Default for Drain {
+    fn default() -> Self {
+        Self { annotation: true, taints: Vec::new() }
+    }
+}
+
+impl Config {
+    /// Reads a config file.
+    ///
+    /// # Errors
+    /// If it cannot be read or says something wrong; the error names file, line and field.
+    pub fn load(path: &Path) -> Result<Self, Error> {
+        let text =
+            std::fs::read_to_string(path).map_err(|source| Error::Read { path: path.into(), source })?;
+        Self::parse(path, &text)
+    }
+
+    /// Reads the text of a config file; `path` is for errors.
+    ///
+    /// # Errors
+    /// If it says something wrong.
+    pub fn parse(path: &Path, text: &str) -> Result<Self, Error> {
+        // Comments alone say nothing, and nothing is required.
+        if text.lines().all(|line| matches!(line.trim().as_bytes(), [] | [b'#', ..] | b"---")) {
+            return Ok(Self::default());
+        }
+        yaml::read(text, PhantomData::<Self>).and_then(Self::checked).map_err(
+            |yaml::Error { line, field, message }| {
+                let line = line.map_or_else(String::new, |line| format!(":{line}"));
+                let field = if field.is_empty() { field } else { format!(": {field}") };
+                Error::Wrong { path: path.into(), place: line + &field, message }
+            },
+        )
+    }
+
+    /// What no field can tell alone.
+    fn checked(self) -> Result<Self, yaml::Error> {
+        let wrong = |field: String, message: String| yaml::Error { line: None, field, message };
+        let Router { asn, peers, dynamic_peers, .. } = &self.router;
+        if asn.is_none() && !(peers.is_empty() && dynamic_peers.is_empty()) {
+            return Err(wrong(
+                "router.asn".into(),
+                "missing, but there are peers: give this cluster's autonomous system number".into(),
+            ));
+        }
+        if *asn == Some(0) {
+            return Err(wrong("router.asn".into(), "0 is reserved (RFC 7607)".into()));
+        }
+        let mut seen = HashSet::new();
+        for (index, peer) in peers.iter().enumerate() {
+            if !seen.insert(peer.address) {
+                return Err(wrong(
+                    format!("router.peers[{index}].address"),
+                    format!("{} is listed twice: a peer has one session", peer.address),
+                ));
+            }
+            if peer.local_address.is_some_and(|local| local.is_ipv4() != peer.address.is_ipv4()) {
+                return Err(wrong(
+                    format!("router.peers[{index}].localAddress"),
+                    "is of another address family than the peer's address".into(),
+                ));
+            }
+        }
+        Ok(self)
+    }
+
+    /// Settings that are read and checked but that this version does not act on.
+    pub fn warnings(&self) -> Vec<Warning> {
+        let Self { router, announce, services, observe, drain } = self;
+        let default = Self::default();
+        let peer = |set: fn(&Peer) -> bool| router.peers.iter().any(set);
+        [
+            ("router.gracefulRestart", router.graceful_restart.is_some()),
+            ("router.dynamicPeers", !router.dynamic_peers.is_empty()),
+            ("router.peers[].bfd", peer(|peer| peer.bfd.is_some())),
+            ("announce.kernelTables", !announce.kernel_tables.is_empty()),
+            ("announce.aggregate", !announce.aggregate.is_empty()),
+            ("services.encapsulation", services.encapsulation != Encapsulation::Ipip),
+            ("services.acceptance", services.acceptance != AcceptedIn::Node),
+            ("observe.metrics", observe.metrics != default.observe.metrics),
+            ("observe.health", observe.health != default.observe.health),
+            ("drain", *drain != default.drain),
+        ]
+        .into_iter()
+        .filter(|(_, set)| *set)
+        .map(|(field, _)| Warning {
+            object: "Config".into(),
+            reason: "NotYetHonoured",
+            message: format!("{field} is not acted on by this version: remove it, or do not rely on it"),
+        })
+        .collect()
+    }
+}
+
+fn duration<'de, D: Deserializer<'de>>(d: D) -> Result<Duration, D::Error> {
+    let text = String::deserialize(d)?;
+    humantime::parse_duration(&text)
+        .map_err(|_| D::Error::custom(format_args!("`{text}` is not a duration such as 120s, 300ms or 1h")))
+}
+
+fn hold_time() -> Duration {
+    Duration::from_secs(90)
+}
+
+/// RFC 4271 section 4.2: 0, or at least 3 seconds; 16 bits.
+fn hold_time_of<'de, D: Deserializer<'de>>(d: D) -> Result<Duration, D::Error> {
+    let time = duration(d)?;
+    let seconds = time.as_secs();
+    if time.subsec_nanos() != 0 || (seconds != 0 && !(3..=65535).contains(&seconds)) {
+        return Err(D::Error::custom("a hold time is 0s (never) or whole seconds of 3s to 65535s"));
+    }
+    Ok(time)
+}
+
+fn bgp_port() -> u16 {
+    179
+}
+
+fn families() -> Vec<AddressFamily> {
+    vec![AddressFamily::Ipv4, AddressFamily::Ipv6]
+}
+
+fn asn<'de, D: Deserializer<'de>>(d: D) -> Result<u32, D::Error> {
+    match u32::deserialize(d)? {
+        0 => Err(D::Error::custom("0 is reserved (RFC 7607)")),
+        asn => Ok(asn),
+    }
+}
+
+fn auto<'de, D: Deserializer<'de>>(d: D) -> Result<Option<Ipv4Addr>, D::Error> {
+    match &*String::deserialize(d)? {
+        "auto" => Ok(None),
+        text => text
+            .parse()
+            .map(Some)
+            .map_err(|_| D::Error::custom(format_args!("`{text}` is neither `auto` nor an IPv4 address"))),
+    }
+}
+
+/// What would make a session less safe than it looks if it were ignored.
+fn refused<'de, D: Deserializer<'de>>(d: D) -> Result<(), D::Error> {
+    match Option::<IgnoredAny>::deserialize(d)? {
+        None => Ok(()),
+        Some(_) => Err(D::Error::custom(
+            "not supported by this version, and the session would be less secure than you ask for: remove it",
+        )),
+    }
+}
+
+fn forwarding<'de, D: Deserializer<'de>>(d: D) -> Result<Forwarding, D::Error> {
+    let text = String::deserialize(d)?;
+    super::annotations::forwarding(&text).map_err(D::Error::custom)
+}
+
+fn accepted_in<'de, D: Deserializer<'de>>(d: D) -> Result<AcceptedIn, D::Error> {
+    let text = String::deserialize(d)?;
+    super::annotations::accepted_in(&text).map_err(D::Error::custom)
+}
+
+/// CIDRs, or addresses that stand for themselves; host bits cleared.
+fn cidrs<'de, D: Deserializer<'de>>(d: D) -> Result<Vec<IpNet>, D::Error> {
+    Vec::<String>::deserialize(d)?.iter().map(|text| cidr(text).map_err(D::Error::custom)).collect()
+}
+
+fn cidr(text: &str) -> Result<IpNet, String> {
+    let net = text.parse::<IpNet>().or_else(|_| text.parse::<IpAddr>().map(IpNet::from));
+    net.map(|net| net.trunc()).map_err(|_| format!("`{text}` is not a CIDR such as 10.96.0.0/16"))
+}
+
+impl<'de> Deserialize<'de> for NextHop {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        match &*String::deserialize(d)? {
+            "self" => Ok(Self::Own),
+            text => text
+                .parse()
+                .map(Self::Address)
+                .map_err(|_| D::Error::custom(format_args!("`{text}` is neither `self` nor an IP address"))),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for NodePortAddresses {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        match &*String::deserialize(d)? {
+            "primary" => Ok(Self::Primary),
+            text => cidr(text).map(Self::Within).map_err(|_| {
+                D::Error::custom(format_args!("`{text}` is neither `primary` nor a CIDR such as 10.0.0.0/8"))
+            }),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for MarkMask {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        let mask = u32::deserialize(d)?;
+        let ones = mask.count_ones();
+        if ones < 2 || ones + mask.leading_zeros() + mask.trailing_zeros() != u32::BITS {
+            return Err(D::Error::custom(format_args!(
+                "{mask:#x} is not a mask of at least two bits in a row, such as 0x3fff"
+            )));
+        }
+        Ok(Self(mask))
+    }
+}
+
+impl fmt::Display for MarkMask {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:#x}", self.0)
+    }
+}

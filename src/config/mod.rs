@@ -1,0 +1,15 @@
+//! The configuration: parsed once into types that cannot hold anything invalid.
+//!
+//! [`file`] is the config file, [`annotations`] what annotations of a Service override.
+
+pub mod annotations;
+mod communities;
+mod file;
+
+pub use annotations::ServiceSettings;
+pub use communities::Communities;
+pub use file::{
+    AddressFamily, Announce, Bfd, Config, Drain, DynamicPeer, Encapsulation, Error, ExternalIps,
+    GracefulRestart, Import, Listen, LongLived, MarkMask, NextHop, NodePortAddresses, Observe, Peer, Router,
+    Schedulers, Services,
+};

@@ -1,0 +1,357 @@
+//! Brings the plans of all Services together into one [`NodePlan`] and settles their conflicts.
+//!
+//! Two Services may claim the same address, port and protocol, or the same prefix: an external IP and a
+//! load-balancer IP are whatever somebody wrote into a Service. The older Service has it, the others wait and are
+//! told; when it goes, the next one takes over. What belongs to an address and port (rewrites, source ranges)
+//! follows whoever has it.
+//!
+//! ```text
+//!                    ┌── winner ──► NodePlan's maps
+//! ServicePlan ─claim─┤
+//!                    └── others ──► waiting ──(the winner goes)──► NodePlan's maps
+//! ```
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use ipnet::IpNet;
+
+use super::AcceptedIn;
+use super::model::{
+    Acceptance, Announcement, Delta, Forwarding, HealthCheck, NodePlan, NodeState, Rewrite, RewriteKey,
+    RewriteSide, ServicePlan, SourceRange, VipKind, VipPort, VirtualServer, Warning,
+};
+use crate::cluster::ServiceName;
+
+/// Who goes first: the older Service; one of unknown age last; then by name.
+type Seniority<'a> = (bool, Option<SystemTime>, &'a ServiceName);
+
+/// What stands behind a [`NodePlan`] and does not show in it.
+#[derive(Debug, Default)]
+pub(crate) struct Claims {
+    /// This node's name.
+    node: Arc<str>,
+    services: HashMap<ServiceName, Held>,
+    /// Endpoint-side rewrites by the virtual server they belong to, of those who have it.
+    acceptance: HashMap<VipPort, Vec<Acceptance>>,
+    /// Those who do not have what they claim.
+    waiting: HashMap<VipPort, Vec<Claim>>,
+    /// Everyone who would announce a prefix.
+    prefixes: HashMap<IpNet, Vec<Announcement>>,
+    /// Node-wide prefixes.
+    node_announcements: BTreeMap<IpNet, Announcement>,
+}
+
+/// What is known of a Service besides what is in the maps.
+#[derive(Debug)]
+struct Held {
+    created: Option<SystemTime>,
+    vip_ports: Box<[VipPort]>,
+    prefixes: Box<[IpNet]>,
+    health_check: Option<HealthCheck>,
+    warnings: Box<[Warning]>,
+}
+
+/// What a Service wants at one address and port.
+#[derive(Debug, PartialEq)]
+struct Claim {
+    server: VirtualServer,
+    acceptance: Vec<Acceptance>,
+    source_range: Option<SourceRange>,
+}
+
+impl Claim {
+    /// What the kernel must rewrite for it, as director and for this node's endpoints.
+    fn rewrites<'a>(&'a self, node: &'a str) -> impl Iterator<Item = (RewriteKey, Rewrite)> + 'a {
+        let vip = self.server.vip;
+        let as_director = self
+            .server
+            .destinations
+            .iter()
+            .filter(|destination| destination.forwarding == Forwarding::Nat)
+            .map(move |destination| {
+                let key = RewriteKey { endpoint: destination.address, side: RewriteSide::Director, vip };
+                let local = destination.node.as_deref() == Some(node);
+                (key, Rewrite { target_port: destination.port, accepted_in: AcceptedIn::Node, local })
+            });
+        let as_endpoint = self.acceptance.iter().map(move |acceptance| {
+            let key = RewriteKey { endpoint: acceptance.endpoint, side: RewriteSide::Endpoint, vip };
+            let Acceptance { target_port, accepted_in, .. } = *acceptance;
+            (key, Rewrite { target_port, accepted_in, local: true })
+        });
+        as_director.chain(as_endpoint)
+    }
+}
+
+impl NodePlan {
+    /// An empty plan for the node of that name.
+    pub fn new(node: impl Into<Arc<str>>) -> Self {
+        Self { claims: Claims { node: node.into(), ..Claims::default() }, ..Self::default() }
+    }
+
+    /// Puts `plan` in place of what the Service asked for before; `None` if the Service is gone.
+    ///
+    /// `created` is its creation time: of two Services that claim the same, the older one has it.
+    pub fn set(
+        &mut self,
+        service: &ServiceName,
+        created: Option<SystemTime>,
+        plan: Option<ServicePlan>,
+    ) -> Delta {
+        let mut delta = Delta::default();
+        let old = self.claims.services.remove(service);
+        let mut vip_ports: Vec<VipPort> = Vec::new();
+        let mut prefixes: BTreeSet<IpNet> = BTreeSet::new();
+        if let Some(old) = &old {
+            vip_ports.extend(&old.vip_ports);
+            prefixes.extend(&old.prefixes);
+        }
+
+        let mut wanted: HashMap<VipPort, Claim> = HashMap::new();
+        let mut announcements = BTreeMap::new();
+        if let Some(plan) = plan {
+            let ServicePlan {
+                virtual_servers,
+                acceptance,
+                announcements: new_announcements,
+                source_ranges,
+                health_check,
+                warnings,
+            } = plan;
+            let held = Held {
+                created,
+                vip_ports: virtual_servers.iter().map(|server| server.vip).collect(),
+                prefixes: new_announcements.iter().map(|announcement| announcement.prefix).collect(),
+                health_check,
+                warnings: warnings.into(),
+            };
+            vip_ports.extend(&held.vip_ports);
+            prefixes.extend(&held.prefixes);
+            self.claims.services.insert(service.clone(), held);
+            wanted.extend(
+                virtual_servers
+                    .into_iter()
+                    .map(|server| (server.vip, Claim { server, acceptance: Vec::new(), source_range: None })),
+            );
+            for accepted in acceptance {
+                if let Some(claim) = wanted.get_mut(&accepted.vip) {
+                    claim.acceptance.push(accepted);
+                }
+            }
+            for source_range in source_ranges {
+                if let Some(claim) = wanted.get_mut(&source_range.vip) {
+                    claim.source_range = Some(source_range);
+                }
+            }
+            announcements.extend(new_announcements.into_iter().map(|a| (a.prefix, a)));
+        }
+
+        vip_ports.sort_unstable();
+        vip_ports.dedup();
+        for vip in &vip_ports {
+            if self.settle_vip_port(service, *vip, wanted.remove(vip), &mut delta) {
+                prefixes.insert(IpNet::from(vip.address));
+            }
+        }
+        for prefix in prefixes {
+            let contenders = self.claims.prefixes.entry(prefix).or_default();
+            contenders.retain(|announcement| announcement.service.as_ref() != Some(service));
+            contenders.extend(announcements.remove(&prefix));
+            self.settle_prefix(prefix, &mut delta);
+        }
+        delta
+    }
+
+    /// Puts new node-wide state in place, and the node-wide prefixes to announce.
+    pub fn set_node(&mut self, state: NodeState, announcements: Vec<Announcement>) -> Delta {
+        let mut delta = Delta { node: self.node != state, ..Delta::default() };
+        self.node = state;
+        let new = announcements.into_iter().map(|announcement| (announcement.prefix, announcement)).collect();
+        let old = std::mem::replace(&mut self.claims.node_announcements, new);
+        let prefixes: BTreeSet<IpNet> =
+            old.keys().chain(self.claims.node_announcements.keys()).copied().collect();
+        for prefix in prefixes {
+            self.settle_prefix(prefix, &mut delta);
+        }
+        delta
+    }
+
+    /// Removes `service`'s claim to `vip`, adds the `wanted` one, and lets the oldest claim have it.
+    ///
+    /// Returns whether someone else has it now, or whether it came to work or ceased to.
+    fn settle_vip_port(
+        &mut self,
+        service: &ServiceName,
+        vip: VipPort,
+        wanted: Option<Claim>,
+        delta: &mut Delta,
+    ) -> bool {
+        let in_force = self.virtual_servers.remove(&vip).map(|server| Claim {
+            server,
+            acceptance: self.claims.acceptance.remove(&vip).unwrap_or_default(),
+            source_range: self.source_ranges.remove(&vip),
+        });
+        let (replaced, kept) = match in_force {
+            Some(claim) if claim.server.service == *service => (Some(claim), None),
+            other => (None, other),
+        };
+        let keeps_first = kept.is_some();
+        let mut contenders: Vec<Claim> = kept.into_iter().collect();
+        let waiting = self.claims.waiting.remove(&vip).unwrap_or_default();
+        contenders.extend(waiting.into_iter().filter(|claim| claim.server.service != *service));
+        contenders.extend(wanted);
+
+        let winner = contenders
+            .iter()
+            .enumerate()
+            .min_by_key(|(_, claim)| self.claims.seniority(&claim.server.service))
+            .map(|(index, _)| index);
+        let before = if keeps_first { contenders.first() } else { replaced.as_ref() };
+        let after = winner.and_then(|index| contenders.get(index));
+        let changed = before != after;
+        let works = |claim: &Claim| (claim.server.service.clone(), claim.server.destinations.is_empty());
+        let matters_to_prefixes = changed && before.map(works) != after.map(works);
+        if changed {
+            Self::note_claim(&mut self.rewrites, &mut self.vips, &self.claims.node, before, after, delta);
+        }
+
+        if let Some(index) = winner {
+            let Claim { server, acceptance, source_range } = contenders.swap_remove(index);
+            self.virtual_servers.insert(vip, server);
+            if !acceptance.is_empty() {
+                self.claims.acceptance.insert(vip, acceptance);
+            }
+            if let Some(source_range) = source_range {
+                self.source_ranges.insert(vip, source_range);
+            }
+        }
+        if !contenders.is_empty() {
+            self.claims.waiting.insert(vip, contenders);
+        }
+        matters_to_prefixes
+    }
+
+    /// Carries what follows from a virtual server over into the other maps, and notes what changes.
+    fn note_claim(
+        rewrites: &mut HashMap<RewriteKey, Rewrite>,
+        vips: &mut BTreeMap<IpAddr, usize>,
+        node: &str,
+        before: Option<&Claim>,
+        after: Option<&Claim>,
+        delta: &mut Delta,
+    ) {
+        let Some(vip) = before.or(after).map(|claim| claim.server.vip) else { return };
+        if before.map(|claim| &claim.server) != after.map(|claim| &claim.server) {
+            delta.virtual_servers.insert(vip);
+        }
+        if before.and_then(|claim| claim.source_range.as_ref())
+            != after.and_then(|claim| claim.source_range.as_ref())
+        {
+            delta.source_ranges.insert(vip);
+        }
+
+        let mut gone: HashMap<RewriteKey, Rewrite> =
+            before.into_iter().flat_map(|claim| claim.rewrites(node)).collect();
+        for (key, rewrite) in after.into_iter().flat_map(|claim| claim.rewrites(node)) {
+            if gone.remove(&key) != Some(rewrite) {
+                rewrites.insert(key, rewrite);
+                delta.rewrites.insert(key);
+            }
+        }
+        for key in gone.into_keys() {
+            rewrites.remove(&key);
+            delta.rewrites.insert(key);
+        }
+
+        let had = vips.contains_key(&vip.address);
+        let counts = |claim: &&Claim| claim.server.kind != VipKind::NodePort;
+        if after.filter(counts).is_some() {
+            *vips.entry(vip.address).or_default() += 1;
+        }
+        if before.filter(counts).is_some()
+            && let Some(count) = vips.get_mut(&vip.address)
+        {
+            *count -= 1;
+            if *count == 0 {
+                vips.remove(&vip.address);
+            }
+        }
+        if had != vips.contains_key(&vip.address) {
+            delta.vips.insert(vip.address);
+        }
+    }
+
+    /// Lets the oldest Service announce the prefix of those that have an address in it with endpoints behind it.
+    fn settle_prefix(&mut self, prefix: IpNet, delta: &mut Delta) {
+        let works = |service: &ServiceName| {
+            self.claims.services.get(service).is_some_and(|held| {
+                held.vip_ports.iter().any(|vip| {
+                    prefix.contains(&vip.address)
+                        && self.virtual_servers.get(vip).is_some_and(|server| {
+                            server.service == *service && !server.destinations.is_empty()
+                        })
+                })
+            })
+        };
+        let of_services = || {
+            self.claims
+                .prefixes
+                .get(&prefix)?
+                .iter()
+                .filter_map(|announcement| Some((announcement.service.as_ref()?, announcement)))
+                .filter(|(service, _)| works(service))
+                .min_by_key(|(service, _)| self.claims.seniority(service))
+                .map(|(_, announcement)| announcement)
+        };
+        let winner = self.claims.node_announcements.get(&prefix).or_else(of_services);
+        if winner != self.announcements.get(&prefix) {
+            delta.announcements.insert(prefix);
+            match winner.cloned() {
+                Some(announcement) => self.announcements.insert(prefix, announcement),
+                None => self.announcements.remove(&prefix),
+            };
+        }
+        if self.claims.prefixes.get(&prefix).is_some_and(Vec::is_empty) {
+            self.claims.prefixes.remove(&prefix);
+        }
+    }
+
+    /// Health-check node ports to serve, in no particular order.
+    pub fn health_checks(&self) -> impl Iterator<Item = &HealthCheck> {
+        self.claims.services.values().filter_map(|held| held.health_check.as_ref())
+    }
+
+    /// What the owners of Services should know, lost conflicts included, in no particular order.
+    pub fn warnings(&self) -> impl Iterator<Item = Warning> {
+        let conflicts = self.claims.waiting.iter().flat_map(move |(vip, waiting)| {
+            waiting.iter().filter_map(move |claim| {
+                let holder = &self.virtual_servers.get(vip)?.service;
+                Some(Warning {
+                    object: format!("Service {}", claim.server.service),
+                    reason: "ConflictingAddress",
+                    message: format!(
+                        "{vip} belongs to the older Service {holder}; it is not programmed for this one: \
+                         take another address or port, or delete one of the two",
+                    ),
+                })
+            })
+        });
+        self.claims.services.values().flat_map(|held| held.warnings.iter().cloned()).chain(conflicts)
+    }
+
+    /// The prefixes to bind as `local` routes: every service CIDR, and the VIPs outside of them.
+    pub fn vip_routes(&self) -> BTreeSet<IpNet> {
+        let cidrs = &self.node.service_cidrs;
+        let outside = self.vips.keys().filter(|vip| !cidrs.iter().any(|cidr| cidr.contains(*vip)));
+        cidrs.iter().copied().chain(outside.map(|vip| IpNet::from(*vip))).collect()
+    }
+}
+
+impl Claims {
+    fn seniority<'a>(&self, service: &'a ServiceName) -> Seniority<'a> {
+        let created = self.services.get(service).and_then(|held| held.created);
+        (created.is_none(), created, service)
+    }
+}

@@ -1,0 +1,175 @@
+//! Keeps a [`NodePlan`] up to date with what a source tells. No I/O: events in, delta out.
+
+use std::collections::{BTreeSet, HashMap};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use super::model::{Announcement, AnnouncementKind, Delta, NodePlan, NodeState, Warning};
+use super::service::{NodeContext, service};
+use crate::cluster::{Changes, Event, Index, Problem, ServiceName};
+use crate::config::{Config, NodePortAddresses, ServiceSettings};
+
+/// Owner of the [`Index`] and of the plan made from it.
+#[derive(Debug)]
+pub struct Planner {
+    node: Arc<str>,
+    config: Config,
+    index: Index,
+    /// Of Services with annotations: what they say, or said before they became wrong.
+    settings: HashMap<ServiceName, ServiceSettings>,
+    problems: Vec<Problem>,
+    synced: bool,
+    plan: NodePlan,
+    node_port_addresses: Vec<IpAddr>,
+}
+
+impl Planner {
+    /// A planner for the node of that name, that has been told nothing yet.
+    pub fn new(node: impl Into<Arc<str>>, config: Config) -> Self {
+        let node = node.into();
+        let mut planner = Self {
+            index: Index::new(node.clone()),
+            plan: NodePlan::new(node.clone()),
+            node,
+            config,
+            settings: HashMap::new(),
+            problems: Vec::new(),
+            synced: false,
+            node_port_addresses: Vec::new(),
+        };
+        planner.plan_node();
+        planner
+    }
+
+    /// Takes over what a source tells, and names what became different in the plan.
+    pub fn handle(&mut self, events: impl IntoIterator<Item = Event>) -> Delta {
+        let mut changes = Changes::default();
+        for event in events {
+            match event {
+                Event::Apply(object) => changes.merge(self.index.apply(object)),
+                Event::Delete(key) => changes.merge(self.index.delete(&key)),
+                Event::Synced => self.synced = true,
+                Event::Problems(problems) => self.problems = problems,
+            }
+        }
+        let mut delta = if changes.node { self.plan_node() } else { Delta::default() };
+        for name in &changes.services {
+            delta.merge(self.plan_service(name));
+        }
+        delta
+    }
+
+    /// This node's name.
+    pub fn node(&self) -> &str {
+        &self.node
+    }
+
+    /// The configuration.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// The objects.
+    pub fn index(&self) -> &Index {
+        &self.index
+    }
+
+    /// The plan.
+    pub fn plan(&self) -> &NodePlan {
+        &self.plan
+    }
+
+    /// Whether the source has told everything there was at the start: before that, absent does not mean gone.
+    pub fn is_synced(&self) -> bool {
+        self.synced
+    }
+
+    /// What is wrong with the source.
+    pub fn problems(&self) -> &[Problem] {
+        &self.problems
+    }
+
+    /// What users should know about their objects and the config, sorted.
+    pub fn warnings(&self) -> BTreeSet<Warning> {
+        let mut warnings: BTreeSet<Warning> = self.config.warnings().into_iter().collect();
+        warnings.extend(self.plan.warnings());
+        if self.index.own_node().is_none() {
+            warnings.insert(Warning {
+                object: format!("Node {}", self.node),
+                reason: "NodeMissing",
+                message:
+                    "there is no such Node: nothing is known of this node's addresses and pods; check --node"
+                        .into(),
+            });
+        }
+        warnings
+    }
+
+    fn plan_service(&mut self, name: &ServiceName) -> Delta {
+        let Some(object) = self.index.service(name) else {
+            self.settings.remove(name);
+            return self.plan.set(name, None, None);
+        };
+        let (settings, warnings) = if object.annotations.is_empty() {
+            self.settings.remove(name);
+            Default::default()
+        } else {
+            let (settings, warnings) = ServiceSettings::read(object, self.settings.get(name));
+            self.settings.insert(name.clone(), settings.clone());
+            (settings, warnings)
+        };
+        let context = NodeContext {
+            node: &self.node,
+            addresses: &self.plan.node.addresses,
+            node_port_addresses: &self.node_port_addresses,
+            node_addresses: &self.plan.node.tunnel_sources,
+            accepting: self.index.accepting(),
+            services: &self.config.services,
+            announce: &self.config.announce,
+        };
+        let slices: Vec<_> = self.index.slices(name).collect();
+        let mut planned = service(object, &settings, &slices, &context);
+        planned.warnings.extend(warnings);
+        let created = object.created;
+        self.plan.set(name, created, Some(planned))
+    }
+
+    fn plan_node(&mut self) -> Delta {
+        let own = self.index.own_node();
+        let addresses = own.map(|node| node.addresses.clone()).unwrap_or_default();
+        self.node_port_addresses = self.node_port_addresses(&addresses);
+        let state = NodeState {
+            addresses,
+            pod_cidrs: own.into_iter().flat_map(|node| node.pod_cidrs.iter().copied()).collect(),
+            tunnel_sources: self.index.node_addresses().collect(),
+            service_cidrs: self.config.services.service_cidrs.iter().copied().collect(),
+        };
+        let announced = state.pod_cidrs.iter().filter(|_| self.config.announce.pod_cidrs);
+        let announcements = announced
+            .map(|prefix| Announcement {
+                prefix: *prefix,
+                kind: AnnouncementKind::PodCIDR,
+                service: None,
+                communities: self.config.announce.communities.standard.clone(),
+                large_communities: self.config.announce.communities.large.clone(),
+                local_pref: None,
+                med: None,
+                as_path_prepend: 0,
+            })
+            .collect();
+        self.plan.set_node(state, announcements)
+    }
+
+    /// Those of this node's addresses that node ports listen on.
+    fn node_port_addresses(&self, own: &[IpAddr]) -> Vec<IpAddr> {
+        let primary =
+            |address: &IpAddr| own.iter().find(|other| other.is_ipv4() == address.is_ipv4()) == Some(address);
+        let listens = |address: &IpAddr| {
+            self.config.services.node_port_addresses.iter().any(|which| match which {
+                NodePortAddresses::Primary => primary(address),
+                NodePortAddresses::Within(net) => net.contains(address),
+            })
+        };
+        own.iter().copied().filter(listens).collect()
+    }
+}

@@ -1,0 +1,99 @@
+//! YAML (and with it JSON) with errors that have their place: line and field.
+
+use serde::de::DeserializeSeed;
+use serde_path_to_error::{Deserializer, Track};
+
+/// What is wrong where in a text.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Error {
+    /// Line, from 1; `None` where the text as a whole is meant.
+    pub(crate) line: Option<u64>,
+    /// Path of the field, for example `spec.ports[0].port`; empty where the YAML itself is wrong.
+    pub(crate) field: String,
+    /// What is wrong.
+    pub(crate) message: String,
+}
+
+/// Reads one document.
+///
+/// # Errors
+/// If it is not YAML, or not what `seed` expects.
+pub(crate) fn read<'de, S: DeserializeSeed<'de>>(text: &'de str, seed: S) -> Result<S::Value, Error> {
+    let mut field = String::new();
+    // A whole cluster's objects in one document are a lawful input: no limit on their number.
+    let options = serde_saphyr::options! { with_snippet: false, budget: serde_saphyr::budget! {
+        max_events: usize::MAX,
+        max_nodes: usize::MAX,
+        max_total_scalar_bytes: usize::MAX,
+    } };
+    serde_saphyr::with_deserializer_from_str_with_options(text, options, |deserializer| {
+        let mut track = Track::new();
+        seed.deserialize(Deserializer::new(deserializer, &mut track)).inspect_err(|_| {
+            let path = track.path();
+            if path.iter().next().is_some() {
+                field = path.to_string();
+            }
+        })
+    })
+    .map_err(|error| {
+        let line = error.location().map(|location| location.line());
+        Error { line, field: if field == "?" { String::new() } else { field }, message: message(&error) }
+    })
+}
+
+/// The parser's words without the place, which is told apart, and without advice to programmers.
+fn message(error: &serde_saphyr::Error) -> String {
+    let text = error.to_string();
+    let text = text.rsplit_once(" at line ").map_or(&*text, |(message, _)| message);
+    match text.split_once(", set DuplicateKeyPolicy").map_or(text, |(message, _)| message) {
+        "invalid u8" => "expected a number of 0 to 255".into(),
+        "invalid u16" => "expected a number of 0 to 65535".into(),
+        "invalid u32" => "expected a number of 0 to 4294967295".into(),
+        other => other.into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::marker::PhantomData;
+    use std::net::IpAddr;
+
+    use super::*;
+
+    #[derive(Debug, serde::Deserialize)]
+    #[serde(deny_unknown_fields)]
+    #[expect(dead_code, reason = "only read into")]
+    struct Peers {
+        peers: Vec<Peer>,
+    }
+
+    #[derive(Debug, serde::Deserialize)]
+    #[serde(deny_unknown_fields)]
+    #[expect(dead_code, reason = "only read into")]
+    struct Peer {
+        address: IpAddr,
+        #[serde(default)]
+        port: u16,
+    }
+
+    #[test]
+    fn errors_have_line_and_field() {
+        for (text, line, field, message) in [
+            ("peers:\n- address: 1.2.3.400\n", 2, "peers[0].address", "invalid IP address syntax"),
+            (
+                "peers:\n- address: ::1\n  port: 70000\n",
+                3,
+                "peers[0].port",
+                "expected a number of 0 to 65535",
+            ),
+            ("peers: []\npears: []\n", 2, "pears", "unknown field `pears`, expected one of peers"),
+            ("peers:\n- port: 1\n", 2, "peers[0]", "missing field `address`"),
+            ("peers: []\npeers: []\n", 2, "", "duplicate mapping key: peers"),
+            ("{\"peers\":\n[{\"address\": 1}]}", 2, "peers[0].address", "invalid IP address syntax"),
+        ] {
+            let error = read(text, PhantomData::<Peers>).unwrap_err();
+            let expected = Error { line: Some(line), field: field.into(), message: message.into() };
+            assert_eq!(error, expected, "{text}");
+        }
+    }
+}
