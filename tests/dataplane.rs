@@ -1,0 +1,322 @@
+//! The dataplane against a real kernel: each test in a network namespace of its own, on a thread of its own.
+//! Skipped, with the reason printed, where the kernel has no IPVS or we are not root.
+
+#![expect(clippy::unwrap_used, reason = "a failure is the report of a test")]
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use nix::sched::{CloneFlags, unshare};
+use sheave::cluster::{Protocol, ServiceName};
+use sheave::dataplane::{self, Dataplane, MarkMask, Settings};
+use sheave::plan::{
+    AcceptedIn, Delta, Destination, Forwarding, NodePlan, Rewrite, RewriteKey, RewriteSide, Scheduler,
+    SchedulerFlags, VipKind, VipPort, VirtualServer,
+};
+
+/// A node of its own: uplink `up0` with 10.0.0.11/24 and fd00:10::11/64.
+struct Node {
+    settings: Settings,
+}
+
+/// Runs a test inside a new network namespace; says so where that is impossible here.
+fn in_namespace(name: &str, test: impl AsyncFnOnce(&Node) + Send) {
+    let directory = std::env::temp_dir().join(format!("sheave-{}-{name}", std::process::id()));
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            if let Err(error) = unshare(CloneFlags::CLONE_NEWNET) {
+                println!("skipped: unshare: {error}");
+                return;
+            }
+            if let Err(error) = sheave_ipvs::Ipvs::open() {
+                println!("skipped: {error}");
+                return;
+            }
+            for line in [
+                "link set lo up",
+                "link add up0 type dummy",
+                "addr add 10.0.0.11/24 dev up0",
+                "addr add fd00:10::11/64 dev up0 nodad",
+                "link set up0 up",
+                "route add default via 10.0.0.1",
+                "-6 route add default via fd00:10::1",
+            ] {
+                shell("ip", line);
+            }
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            let mark_mask = MarkMask::new(0x3fff).unwrap();
+            let node = Node { settings: Settings { mark_mask, state_directory: directory.clone() } };
+            runtime.block_on(test(&node));
+        });
+    });
+    let _ = std::fs::remove_dir_all(directory);
+}
+
+fn shell(program: &str, arguments: &str) -> String {
+    let output = Command::new(program).args(arguments.split_whitespace()).output().unwrap();
+    assert!(output.status.success(), "{program} {arguments}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+fn address(text: &str) -> IpAddr {
+    text.parse().unwrap()
+}
+
+fn vip(text: &str, protocol: Protocol, port: u16) -> VipPort {
+    VipPort { address: address(text), port, protocol }
+}
+
+/// Adds a virtual server with `mh`, with the rewrites that follow from its destinations.
+fn serve(plan: &mut NodePlan, vip: VipPort, kind: VipKind, endpoints: &[(&str, Forwarding)]) -> Delta {
+    let destinations: Vec<Destination> = endpoints
+        .iter()
+        .map(|(endpoint, forwarding)| Destination {
+            address: address(endpoint),
+            port: 8080,
+            forwarding: *forwarding,
+            weight: 1,
+            node: None,
+        })
+        .collect();
+    let mut delta = Delta { virtual_servers: BTreeSet::from([vip]), ..Delta::default() };
+    let mut rewrites = std::collections::HashMap::new();
+    for destination in &destinations {
+        let local = plan.node.pod_cidrs.iter().any(|cidr| cidr.contains(&destination.address));
+        let side = match destination.forwarding {
+            Forwarding::Nat => RewriteSide::Director,
+            Forwarding::Tunnel if local => RewriteSide::Endpoint,
+            _ => continue,
+        };
+        let key = RewriteKey { endpoint: destination.address, side, vip };
+        rewrites.insert(key, Rewrite { target_port: 8080, accepted_in: AcceptedIn::Node, local });
+    }
+    let old = plan.rewrites.extract_if(|key, _| key.vip == vip && !rewrites.contains_key(key));
+    delta.rewrites.extend(old.map(|(key, _)| key));
+    delta.rewrites.extend(rewrites.keys());
+    plan.rewrites.extend(rewrites);
+    if kind != VipKind::NodePort && plan.vips.insert(vip.address, 1).is_none() {
+        delta.vips.insert(vip.address);
+    }
+    plan.virtual_servers.insert(
+        vip,
+        VirtualServer {
+            vip,
+            service: ServiceName { namespace: "default".into(), name: "web".into() },
+            service_port: None,
+            kind,
+            scheduler: Scheduler::Mh,
+            scheduler_flags: SchedulerFlags { fallback: true, port: true },
+            persistence: None,
+            destinations,
+        },
+    );
+    delta
+}
+
+/// Both families; a service CIDR; an external VIP; remote, own, outside and hostNetwork endpoints; a NodePort.
+fn plan() -> NodePlan {
+    let mut plan = NodePlan::default();
+    plan.node.addresses = vec![address("10.0.0.11"), address("fd00:10::11")];
+    plan.node.pod_cidrs = ["10.244.1.0/24", "fd00:244:1::/64"].map(|net| net.parse().unwrap()).into();
+    plan.node.tunnel_sources = ["10.0.0.11", "10.0.0.12", "fd00:10::11", "fd00:10::12"].map(address).into();
+    plan.node.service_cidrs = ["10.96.0.0/16", "fd00:96::/112"].map(|net| net.parse().unwrap()).into();
+    use Forwarding::{Masquerade, Nat, Tunnel};
+    let four =
+        [("10.0.0.11", Masquerade), ("10.244.1.10", Tunnel), ("10.244.2.10", Tunnel), ("203.0.113.9", Nat)];
+    let six = [
+        ("fd00:10::11", Masquerade),
+        ("fd00:244:1::a", Tunnel),
+        ("fd00:244:2::a", Tunnel),
+        ("2001:db8:ffff::9", Nat),
+    ];
+    for protocol in [Protocol::Tcp, Protocol::Udp, Protocol::Sctp] {
+        serve(&mut plan, vip("10.96.0.80", protocol, 80), VipKind::ClusterIP, &four);
+        serve(&mut plan, vip("fd00:96::80", protocol, 80), VipKind::ClusterIP, &six);
+        serve(&mut plan, vip("192.0.2.80", protocol, 80), VipKind::ExternalIP, &four);
+        serve(&mut plan, vip("2001:db8::80", protocol, 80), VipKind::ExternalIP, &six);
+        let node_port = [("10.244.1.10", Nat), ("10.244.2.10", Nat)];
+        serve(&mut plan, vip("10.0.0.11", protocol, 30080), VipKind::NodePort, &node_port);
+        serve(&mut plan, vip("10.96.0.81", protocol, 81), VipKind::ClusterIP, &[]);
+    }
+    plan
+}
+
+async fn open(node: &Node, plan: &NodePlan, now: Instant) -> Dataplane {
+    let mut dataplane = Dataplane::open(&node.settings).unwrap();
+    dataplane.sync(plan, now).await;
+    assert_eq!(dataplane.problems(), [""; 0]);
+    dataplane
+}
+
+/// Everything of the namespace that `cleanup` must leave as it was.
+fn dump() -> Vec<String> {
+    [
+        ("ip", "-o link"),
+        ("ip", "-o addr"),
+        ("ip", "route show table all"),
+        ("ip", "-6 route show table all"),
+        ("nft", "-s list ruleset"),
+        ("ipvsadm", "-Sn"),
+        ("sysctl", "-a --pattern ^net"),
+    ]
+    .map(|(program, arguments)| shell(program, arguments))
+    .into()
+}
+
+#[test]
+fn what_the_plan_says_is_in_the_kernel_and_a_second_look_finds_nothing_to_do() {
+    in_namespace("sync", async |node| {
+        let (plan, now) = (plan(), Instant::now());
+        let mut dataplane = open(node, &plan, now).await;
+        assert_eq!(dataplane.sync(&plan, now).await, [""; 0], "second sync");
+        let servers = shell("ipvsadm", "-Sn");
+        for line in [
+            "-A -t 10.96.0.80:80 -s mh -b mh-fallback,mh-port",
+            "-a -t 10.96.0.80:80 -r 10.0.0.11:8080 -m -w 1",
+            "-a -t 10.96.0.80:80 -r 10.244.2.10:8080 -i -w 1",
+            // A stand-in for the endpoint outside.
+            "-a -t 10.96.0.80:80 -r 251.0.113.9:8080 -i -w 1",
+            "-a -t 10.0.0.11:30080 -r 250.244.2.10:8080 -i -w 1",
+            "-a -t [fd00:96::80]:80 -r [fd00:244:2::a]:8080 -i -w 1",
+        ] {
+            assert!(servers.lines().any(|have| have.starts_with(line)), "{line} not in\n{servers}");
+        }
+        assert!(!servers.contains("10.96.0.81"), "no endpoints, no virtual server:\n{servers}");
+        let routes = shell("ip", "route show table local");
+        for line in ["local 10.96.0.0/16 dev lo proto 83", "local 192.0.2.80 dev lo proto 83"] {
+            assert!(
+                routes.contains(line) && routes.contains("src 10.0.0.11"),
+                "{line} not in
+{routes}"
+            );
+        }
+        for held in ["10.96.0.80", "192.0.2.80", "fd00:96::80", "2001:db8::80"] {
+            assert!(dataplane.holds(&plan, address(held)), "{held}");
+        }
+        assert!(!dataplane.holds(&plan, address("192.0.2.99")));
+    });
+}
+
+#[test]
+fn an_agent_that_starts_again_adopts_everything() {
+    in_namespace("adopt", async |node| {
+        let (plan, now) = (plan(), Instant::now());
+        drop(open(node, &plan, now).await);
+        let before = dump();
+        let mut second = Dataplane::open(&node.settings).unwrap();
+        let done = second.sync(&plan, now).await;
+        assert_eq!(done, ["took over table inet sheave"]);
+        assert_eq!(dump(), before);
+    });
+}
+
+#[test]
+fn changes_touch_what_they_must_and_nothing_is_left_over() {
+    in_namespace("changes", async |node| {
+        let (mut plan, mut now) = (plan(), Instant::now());
+        let mut dataplane = open(node, &plan, now).await;
+        let web = vip("192.0.2.80", Protocol::Tcp, 80);
+        let few = [("10.244.1.10", Forwarding::Tunnel), ("10.244.1.11", Forwarding::Tunnel)];
+        let delta = serve(&mut plan, web, VipKind::ExternalIP, &few);
+        let before = dataplane.ipvs_messages();
+        dataplane.apply(&plan, &delta, now).await;
+        assert_eq!(dataplane.problems(), [""; 0]);
+        assert_eq!(dataplane.ipvs_messages() - before, 4, "three to weight 0, one added");
+        dataplane.tick(&plan, now).await;
+        assert!(!dataplane.is_draining(), "without connections nothing drains");
+        now += Duration::from_secs(60);
+        dataplane.tick(&plan, now).await;
+        assert_eq!(dataplane.sync(&plan, now).await, [""; 0], "after changes");
+
+        let mut delta = Delta::default();
+        delta.virtual_servers =
+            plan.virtual_servers.extract_if(|v, _| v.address == web.address).map(|(v, _)| v).collect();
+        delta.rewrites =
+            plan.rewrites.extract_if(|key, _| key.vip.address == web.address).map(|(key, _)| key).collect();
+        plan.vips.remove(&web.address);
+        delta.vips = BTreeSet::from([web.address]);
+        dataplane.apply(&plan, &delta, now).await;
+        assert_eq!(dataplane.problems(), [""; 0]);
+        assert!(!dataplane.holds(&plan, web.address));
+        now += Duration::from_secs(60);
+        dataplane.tick(&plan, now).await;
+        assert_eq!(dataplane.sync(&plan, now).await, [""; 0], "after a Service went");
+        assert!(!shell("nft", "list table inet sheave").contains("192.0.2.80"));
+        assert!(!shell("ipvsadm", "-Sn").contains("192.0.2.80"));
+    });
+}
+
+#[test]
+fn tampering_is_repaired() {
+    in_namespace("tamper", async |node| {
+        let (plan, now) = (plan(), Instant::now());
+        let mut dataplane = open(node, &plan, now).await;
+        let good = dump();
+        for (program, arguments) in [
+            ("ipvsadm", "-D -t 10.96.0.80:80"),
+            ("ipvsadm", "-d -u 10.96.0.80:80 -r 10.244.2.10:8080"),
+            ("ipvsadm", "-E -t 192.0.2.80:80 -s rr -b flag-3"),
+            ("nft", "flush ruleset"),
+            ("nft", "flush chain inet sheave guard"),
+            ("nft", "delete element inet sheave vips4 { 192.0.2.80 }"),
+            ("nft", "add element inet sheave vips4 { 198.51.100.1-198.51.100.9 }"),
+            ("ip", "link del sheave4"),
+            ("ip", "link set sheave6 down"),
+            ("ip", "addr del 192.0.0.8/32 dev sheave4"),
+            ("ip", "route del local 192.0.2.80 table local"),
+            ("sysctl", "-qw net.ipv4.vs.conntrack=1"),
+        ] {
+            shell(program, arguments);
+            let done = dataplane.sync(&plan, now).await;
+            assert!(!done.is_empty(), "{program} {arguments}: not noticed");
+            assert_eq!(dataplane.problems(), [""; 0], "{program} {arguments}");
+            assert_eq!(dataplane.sync(&plan, now).await, [""; 0], "{program} {arguments}: second sync");
+        }
+        // Interfaces made anew have a new index, and so a new place in the list.
+        let compare = |dump: &[String]| {
+            dump.iter()
+                .skip(2)
+                .map(|part| {
+                    let mut lines: Vec<&str> = part.lines().collect();
+                    lines.sort_unstable();
+                    lines.join("\n")
+                })
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(compare(&dump()), compare(&good));
+    });
+}
+
+#[test]
+fn cleanup_leaves_the_namespace_as_it_was_and_others_alone() {
+    in_namespace("cleanup", async |node| {
+        for (program, arguments) in [
+            ("ipvsadm", "-A -t 198.51.100.1:80 -s rr"),
+            ("ipvsadm", "-A -t 10.96.0.80:80 -s wlc"),
+            ("nft", "add table inet other"),
+            ("ip", "route add 198.51.100.0/24 via 10.0.0.1 proto static"),
+        ] {
+            shell(program, arguments);
+        }
+        let before = dump();
+        let (plan, now) = (plan(), Instant::now());
+        let mut dataplane = Dataplane::open(&node.settings).unwrap();
+        dataplane.sync(&plan, now).await;
+        let problems = dataplane.problems();
+        assert!(
+            matches!(&problems[..], [one] if one.contains("TCP 10.96.0.80:80") && one.contains("another owner")),
+            "{problems:?}"
+        );
+        assert!(!dataplane.holds(&plan, address("10.96.0.80")));
+        assert!(dataplane.holds(&plan, address("192.0.2.80")));
+        drop(dataplane);
+        let done = dataplane::cleanup(&node.settings).await.unwrap();
+        assert!(!done.is_empty());
+        for (after, before) in dump().iter().zip(&before) {
+            assert_eq!(after, before);
+        }
+        assert_eq!(dataplane::cleanup(&node.settings).await.unwrap(), [""; 0], "second cleanup");
+    });
+}
