@@ -5,14 +5,14 @@ use std::fmt::Write as _;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use sheave::cluster::Protocol;
 
 use crate::cluster::{Manifests, Service};
-use crate::fabric::addresses::{self, Family};
-use crate::fabric::{Fabric, LEAVES, Node};
+use crate::fabric::Fabric;
+use crate::fabric::addresses::Family;
 use crate::kernel;
 use crate::process::Daemon;
 use crate::traffic::Server;
@@ -30,6 +30,19 @@ const CONVERGENCE: Duration = Duration::from_secs(40);
 /// How long an agent may take to end after SIGTERM.
 const STOP: Duration = Duration::from_secs(10);
 
+/// The nodes' configurations: those that the quick start shows.
+const CONFIGS: [(&str, &str); 3] = [
+    ("node-a", include_str!("../../examples/quickstart/config/node-a.yaml")),
+    ("node-b", include_str!("../../examples/quickstart/config/node-b.yaml")),
+    ("node-c", include_str!("../../examples/quickstart/config/node-c.yaml")),
+];
+
+const ON: &str = "#!/bin/sh
+# on NODE COMMAND...: runs a command on a node of the lab, with its network and its /run/sheave.
+node=$1; shift
+exec ip netns exec \"$node\" sh -c 'mount --bind \"$0\" /run/sheave && exec \"$@\"' \"DIR/run/$node\" \"$@\"
+";
+
 /// A running lab.
 #[derive(Debug)]
 pub struct Lab {
@@ -41,6 +54,7 @@ pub struct Lab {
     pub manifests: Manifests,
     binary: PathBuf,
     dir: PathBuf,
+    started: Instant,
 }
 
 impl Lab {
@@ -54,7 +68,8 @@ impl Lab {
         let fabric = Fabric::build(3, dir)?;
         let manifests = Manifests::create(dir.join("manifests"), &fabric.nodes)?;
         let every = |port| [(Protocol::Tcp, port), (Protocol::Udp, port), (Protocol::Sctp, port)];
-        let mut servers = vec![Server::start(&fabric.external, "external", &every(POD_PORT))?];
+        let mut servers =
+            vec![Server::start(&fabric.external, "external", &[every(POD_PORT), every(HOST_PORT)].concat())?];
         for node in &fabric.nodes {
             servers.push(Server::start(&node.ns, &node.name, &every(HOST_PORT))?);
             for pod in &node.pods {
@@ -62,6 +77,7 @@ impl Lab {
             }
         }
         let lab = Self {
+            started: Instant::now(),
             agents: BTreeMap::new(),
             servers,
             fabric,
@@ -69,10 +85,7 @@ impl Lab {
             binary: binary.to_owned(),
             dir: dir.to_owned(),
         };
-        for node in &lab.fabric.nodes {
-            let path = lab.config(node);
-            std::fs::write(&path, lab.configuration(node)).with_context(|| path.display().to_string())?;
-        }
+        lab.write_files()?;
         Ok(lab)
     }
 
@@ -85,54 +98,54 @@ impl Lab {
         Ok(lab)
     }
 
+    /// Time since the network was complete.
+    pub fn age(&self) -> Duration {
+        self.started.elapsed()
+    }
+
     /// The nodes' names.
     pub fn node_names(&self) -> Vec<String> {
         self.fabric.nodes.iter().map(|node| node.name.clone()).collect()
     }
 
-    /// Where a node's agent has its configuration.
-    pub fn config(&self, node: &Node) -> PathBuf {
-        self.dir.join(format!("{}.yaml", node.name))
+    /// What the agent of a node runs with.
+    pub fn config(&self, node: &str) -> PathBuf {
+        self.dir.join(format!("{node}.yaml"))
     }
 
-    /// Where a node's agent has its status socket.
-    pub fn status_socket(&self, node: &Node) -> PathBuf {
-        self.dir.join(format!("{}.sock", node.name))
+    /// The script `on NODE COMMAND…`: runs a command as if logged in on that node, with its network and its `/run/sheave`.
+    pub fn on(&self) -> PathBuf {
+        self.dir.join("bin/on")
     }
 
-    /// One BGP session per leaf and family.
-    fn configuration(&self, node: &Node) -> String {
-        let mut peers = String::new();
-        for leaf in 1..=LEAVES {
-            for (family, name) in [(Family::V4, "ipv4"), (Family::V6, "ipv6")] {
-                let address = addresses::leaf_link(family, leaf, node.number);
-                let _ = writeln!(
-                    peers,
-                    "    - {{address: \"{address}\", asn: {}, families: [{name}]}}",
-                    addresses::leaf_asn(leaf)
-                );
-            }
-        }
-        format!(
-            "router:\n  asn: {asn}\n  peers:\n{peers}services:\n  serviceCIDRs: [10.96.0.0/16, \"fd00:96::/112\"]\nobserve:\n  status: {}\n",
-            self.status_socket(node).display(),
-            asn = addresses::NODE_ASN,
-        )
-    }
-
-    /// A command of `sheave` for a node, with its configuration.
-    pub fn sheave(&self, node: &Node, command: &str) -> Command {
-        let mut sheave = Command::new(&self.binary);
-        sheave.arg(command).arg("--config").arg(self.config(node));
+    /// A command of `sheave` on a node.
+    pub fn sheave(&self, node: &str, command: &str) -> Command {
+        let mut sheave = Command::new(self.on());
+        sheave.arg(node).arg(&self.binary).arg(command);
         sheave
+    }
+
+    /// Writes what the nodes have on their disks.
+    fn write_files(&self) -> Result<()> {
+        let write =
+            |path: &Path, text: &str| std::fs::write(path, text).with_context(|| path.display().to_string());
+        for (node, config) in CONFIGS {
+            write(&self.config(node), config)?;
+            std::fs::create_dir_all(self.dir.join("run").join(node))?;
+        }
+        std::fs::create_dir_all(self.dir.join("bin"))?;
+        std::fs::create_dir_all("/run/sheave")?;
+        write(&self.on(), &ON.replace("DIR", &self.dir.display().to_string()))?;
+        std::fs::set_permissions(self.on(), std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
+        Ok(())
     }
 
     /// Starts the agent of a node.
     pub fn start_agent(&mut self, name: &str) -> Result<()> {
-        let node = self.fabric.node(name)?;
-        let mut command = self.sheave(node, "agent");
-        command.arg("--node").arg(name).arg("--manifests").arg(self.manifests.dir());
-        let agent = node.ns.daemon(command, &self.log(name))?;
+        let mut command = self.sheave(name, "agent");
+        command.arg("--config").arg(self.config(name)).arg("--node").arg(name);
+        command.arg("--manifests").arg(self.manifests.dir());
+        let agent = Daemon::start(&format!("agent of {name}"), command, &self.log(name))?;
         self.agents.insert(name.to_owned(), agent);
         Ok(())
     }

@@ -9,11 +9,13 @@
 )]
 
 pub mod cluster;
+pub mod demo;
 pub mod fabric;
 pub mod kernel;
 pub mod lab;
 pub mod netns;
 pub mod process;
 pub mod scenarios;
+pub mod shell;
 pub mod traffic;
 pub mod wait;

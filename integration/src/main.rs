@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use sheave_integration::scenarios::{self, Scenario};
+use sheave_integration::{demo, shell};
 
 /// Runs the lab. Start it with `integration/lab`, which prepares what it needs.
 #[derive(Parser)]
@@ -15,6 +16,10 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Task {
+    /// What Sheave does, in two minutes.
+    Demo,
+    /// A shell in the lab.
+    Shell,
     /// Run scenarios; prints a line for each and then the counts.
     Scenarios {
         /// Only those whose name begins with this.
@@ -34,6 +39,8 @@ fn work_dir() -> PathBuf {
 fn main() -> ExitCode {
     let Cli { command } = Cli::parse();
     match command {
+        Task::Demo => done(demo::run(&sheave_binary(), &work_dir())),
+        Task::Shell => done(shell::run(&sheave_binary(), &work_dir())),
         Task::Scenarios { scenario, list } => {
             let prefix = scenario.unwrap_or_default();
             let chosen: Vec<Scenario> =
@@ -47,6 +54,16 @@ fn main() -> ExitCode {
                 return ExitCode::from(2);
             }
             run_scenarios(&chosen)
+        }
+    }
+}
+
+fn done(result: anyhow::Result<()>) -> ExitCode {
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            println!("FAILED: {error:#}");
+            ExitCode::FAILURE
         }
     }
 }

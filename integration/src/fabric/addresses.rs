@@ -62,14 +62,20 @@ fn pick(family: Family, v4: [u8; 4], v6: [u16; 8]) -> IpAddr {
     }
 }
 
-/// A node's own address, on its loopback device: `10.0.0.1N`, `fd00:10::1N`.
-pub fn node(family: Family, node: u8) -> IpAddr {
-    pick(family, [10, 0, 0, 10 + node], [0xfd00, 0x10, 0, 0, 0, 0, 0, 0x10 + u16::from(node)])
+/// The number whose hexadecimal digits are the decimal digits of `number`, so that IPv6 addresses read like the IPv4 ones.
+fn digits(number: u8) -> u16 {
+    let number = u16::from(number);
+    number / 100 * 0x100 + number / 10 % 10 * 0x10 + number % 10
 }
 
-/// A pod's address: `10.244.N.P`, `fd00:244:N::P`.
+/// A node's own address, on its loopback device: `10.0.0.1N`, `fd00:10::1N`.
+pub fn node(family: Family, node: u8) -> IpAddr {
+    pick(family, [10, 0, 0, 10 + node], [0xfd00, 0x10, 0, 0, 0, 0, 0, digits(10 + node)])
+}
+
+/// A pod's address: `10.244.N.1P`, `fd00:244:N::1P`.
 pub fn pod(family: Family, node: u8, pod: u8) -> IpAddr {
-    pick(family, [10, 244, node, pod], [0xfd00, 0x244, node.into(), 0, 0, 0, 0, pod.into()])
+    pick(family, [10, 244, node, 10 + pod], [0xfd00, 0x244, node.into(), 0, 0, 0, 0, digits(10 + pod)])
 }
 
 /// The pods' prefix of a node.
@@ -112,12 +118,12 @@ pub fn external(family: Family) -> IpAddr {
 
 /// An external virtual IP by number: `192.0.2.N`, `2001:db8:2::N`.
 pub fn external_vip(family: Family, number: u8) -> IpAddr {
-    pick(family, [192, 0, 2, number], [0x2001, 0xdb8, 2, 0, 0, 0, 0, number.into()])
+    pick(family, [192, 0, 2, number], [0x2001, 0xdb8, 2, 0, 0, 0, 0, digits(number)])
 }
 
 /// A cluster IP by number: `10.96.0.N`, `fd00:96::N`.
 pub fn cluster_ip(family: Family, number: u8) -> IpAddr {
-    pick(family, [10, 96, 0, number], [0xfd00, 0x96, 0, 0, 0, 0, 0, number.into()])
+    pick(family, [10, 96, 0, number], [0xfd00, 0x96, 0, 0, 0, 0, 0, digits(number)])
 }
 
 /// Prefixes the routers know from the start: where nodes, pods and virtual IPs are.

@@ -206,7 +206,7 @@ fn cleanup(lab: &mut Lab) -> Result<()> {
 }
 
 fn sheave_cleanup(lab: &Lab) -> Result<()> {
-    let node = lab.fabric.node("node-a")?;
-    let command = lab.sheave(node, "cleanup");
-    node.ns.enter(|| process::run(command, ""))?.map(drop)
+    let mut command = lab.sheave("node-a", "cleanup");
+    command.arg("--config").arg(lab.config("node-a"));
+    process::run(command, "").map(drop)
 }

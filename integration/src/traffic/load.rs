@@ -1,5 +1,6 @@
 //! Requests without a pause, while something is done to the cluster.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -28,6 +29,8 @@ pub struct Load {
 pub struct LoadReport {
     /// Requests with an answer.
     pub answered: u64,
+    /// By whom.
+    pub endpoints: BTreeMap<String, u64>,
     /// The slowest answer.
     pub slowest: Duration,
     /// Requests without one: when (since the start) and why.
@@ -76,6 +79,9 @@ impl Load {
         for worker in self.workers.drain(..) {
             let report = worker.join().map_err(|_| anyhow!("a worker panicked"))?.context("load")?;
             sum.answered += report.answered;
+            for (endpoint, count) in report.endpoints {
+                *sum.endpoints.entry(endpoint).or_default() += count;
+            }
             sum.slowest = sum.slowest.max(report.slowest);
             sum.failures.extend(report.failures);
         }
@@ -114,6 +120,7 @@ fn work(request: &Request, stop: &AtomicBool, answered: &AtomicU64) -> LoadRepor
         match request.ask() {
             Ok(answer) => {
                 report.answered += 1;
+                *report.endpoints.entry(answer.endpoint).or_default() += 1;
                 report.slowest = report.slowest.max(answer.took);
                 answered.fetch_add(1, Ordering::Relaxed);
             }
