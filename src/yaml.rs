@@ -1,6 +1,8 @@
 //! YAML (and with it JSON) with errors that have their place: line and field.
 
-use serde::de::DeserializeSeed;
+use std::fmt;
+
+use serde::de::{DeserializeSeed, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_path_to_error::{Deserializer, Track};
 
 /// What is wrong where in a text.
@@ -39,6 +41,70 @@ pub(crate) fn read<'de, S: DeserializeSeed<'de>>(text: &'de str, seed: S) -> Res
         let line = error.location().map(|location| location.line());
         Error { line, field: if field == "?" { String::new() } else { field }, message: message(&error) }
     })
+}
+
+/// The line where the field of that path begins; of the nearest one around it that is there, if it is not.
+pub(crate) fn line_of(text: &str, field: &str) -> Option<u64> {
+    let path: Vec<&str> = field.split(['.', '[', ']']).filter(|part| !part.is_empty()).collect();
+    (0..=path.len()).rev().find_map(|len| {
+        let found = |deserializer: serde_saphyr::Deserializer<'_, '_>| {
+            Locate(path.get(..len).unwrap_or_default()).deserialize(deserializer)
+        };
+        serde_saphyr::with_deserializer_from_str(text, found).err()?.location().map(|at| at.line())
+    })
+}
+
+/// Walks along a path of keys and indices and fails at its end, with the place in the error.
+struct Locate<'a>(&'a [&'a str]);
+
+impl<'de> DeserializeSeed<'de> for Locate<'_> {
+    type Value = ();
+
+    fn deserialize<D: serde::Deserializer<'de>>(self, d: D) -> Result<(), D::Error> {
+        match self.0 {
+            [] => d.deserialize_any(Nothing),
+            _ => d.deserialize_any(self),
+        }
+    }
+}
+
+impl<'de> Visitor<'de> for Locate<'_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a map or a list")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
+        while let Some(key) = map.next_key::<String>()? {
+            match self.0 {
+                [first, rest @ ..] if *first == key => map.next_value_seed(Locate(rest))?,
+                _ => drop(map.next_value::<IgnoredAny>()?),
+            }
+        }
+        Ok(())
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<(), A::Error> {
+        let index = self.0.first().and_then(|first| first.parse::<usize>().ok());
+        for _ in 0..index.unwrap_or(0) {
+            seq.next_element::<IgnoredAny>()?;
+        }
+        seq.next_element_seed(Locate(self.0.get(1..).unwrap_or_default()))?;
+        while seq.next_element::<IgnoredAny>()?.is_some() {}
+        Ok(())
+    }
+}
+
+/// Takes no value at all.
+struct Nothing;
+
+impl Visitor<'_> for Nothing {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("nothing")
+    }
 }
 
 /// The parser's words without the place, which is told apart, and without advice to programmers.
@@ -94,6 +160,16 @@ mod tests {
             let error = read(text, PhantomData::<Peers>).unwrap_err();
             let expected = Error { line: Some(line), field: field.into(), message: message.into() };
             assert_eq!(error, expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_field_has_a_line() {
+        let text = "router:\n  asn: 1\n  peers:\n  - address: 10.0.0.1\n  - address: 10.0.0.2\n    port: 1\n";
+        for (field, line) in
+            [("router.asn", 2), ("router.peers[1].port", 6), ("router.peers[1].asn", 5), ("router.id", 2)]
+        {
+            assert_eq!(line_of(text, field), Some(line), "{field}");
         }
     }
 }

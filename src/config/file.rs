@@ -419,6 +419,7 @@ impl Config {
         }
         yaml::read(text, PhantomData::<Self>).and_then(Self::checked).map_err(
             |yaml::Error { line, field, message }| {
+                let line = line.or_else(|| yaml::line_of(text, &field));
                 let line = line.map_or_else(String::new, |line| format!(":{line}"));
                 let field = if field.is_empty() { field } else { format!(": {field}") };
                 Error::Wrong { path: path.into(), place: line + &field, message }

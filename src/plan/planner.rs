@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::model::{Announcement, AnnouncementKind, Delta, NodePlan, NodeState, Warning};
 use super::service::{NodeContext, service};
-use crate::cluster::{Changes, Event, Index, Problem, ServiceName};
+use crate::cluster::{ACCEPTS_ANNOTATION, Changes, Event, Index, Problem, ServiceName};
 use crate::config::{Config, NodePortAddresses, ServiceSettings};
 
 /// Owner of the [`Index`] and of the plan made from it.
@@ -93,7 +93,14 @@ impl Planner {
     pub fn warnings(&self) -> BTreeSet<Warning> {
         let mut warnings: BTreeSet<Warning> = self.config.warnings().into_iter().collect();
         warnings.extend(self.plan.warnings());
-        if self.index.own_node().is_none() {
+        if let Some(node) = self.index.own_node() {
+            let unheard = node.annotations.keys().filter(|key| ***key != *ACCEPTS_ANNOTATION);
+            warnings.extend(unheard.map(|key| Warning {
+                object: format!("Node {}", self.node),
+                reason: "NotYetHonoured",
+                message: format!("annotation {key} is not acted on by this version: use the config file"),
+            }));
+        } else {
             warnings.insert(Warning {
                 object: format!("Node {}", self.node),
                 reason: "NodeMissing",

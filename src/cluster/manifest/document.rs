@@ -4,22 +4,19 @@ use std::fmt;
 use std::marker::PhantomData;
 use std::sync::Arc;
 
-use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde::de::{Deserialize, DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
 use crate::cluster::Object;
 use crate::cluster::wire::{WireEndpointSlice, WireNode, WireService};
 use crate::yaml;
 
-/// What an object calls itself; read first, since its kind tells how to read the rest.
-#[derive(serde::Deserialize)]
-#[serde(rename_all = "camelCase")]
+/// What an object calls itself; read first, since its kind tells how to read the rest. Whatever has another form
+/// than expected belongs to a kind of no interest.
+#[derive(Default)]
 struct Header {
-    #[serde(default)]
     api_version: Option<String>,
-    #[serde(default)]
     kind: Option<String>,
     /// Of a list.
-    #[serde(default)]
     items: Option<Vec<Header>>,
 }
 
@@ -32,6 +29,97 @@ enum Shape {
     List(Vec<Shape>),
     /// Of no interest.
     Other,
+}
+
+impl<'de> Deserialize<'de> for Header {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        Ok(match d.deserialize_any(Outline)? {
+            Value::Map(header) => header,
+            Value::Text(_) | Value::List(_) | Value::Other => Self::default(),
+        })
+    }
+}
+
+/// As much of a value as a header needs.
+enum Value {
+    Text(String),
+    List(Vec<Header>),
+    Map(Header),
+    Other,
+}
+
+impl<'de> Deserialize<'de> for Value {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        d.deserialize_any(Outline)
+    }
+}
+
+struct Outline;
+
+impl<'de> Visitor<'de> for Outline {
+    type Value = Value;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("any value")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Value, A::Error> {
+        let mut header = Header::default();
+        while let Some(key) = map.next_key::<String>()? {
+            match &*key {
+                "apiVersion" => header.api_version = map.next_value::<Value>()?.text(),
+                "kind" => header.kind = map.next_value::<Value>()?.text(),
+                "items" => {
+                    if let Value::List(items) = map.next_value()? {
+                        header.items = Some(items);
+                    }
+                }
+                _ => drop(map.next_value::<IgnoredAny>()?),
+            }
+        }
+        Ok(Value::Map(header))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Value, A::Error> {
+        let mut items = Vec::new();
+        while let Some(item) = seq.next_element()? {
+            items.push(item);
+        }
+        Ok(Value::List(items))
+    }
+
+    fn visit_str<E>(self, text: &str) -> Result<Value, E> {
+        Ok(Value::Text(text.to_owned()))
+    }
+
+    fn visit_unit<E>(self) -> Result<Value, E> {
+        Ok(Value::Other)
+    }
+
+    fn visit_bool<E>(self, _: bool) -> Result<Value, E> {
+        Ok(Value::Other)
+    }
+
+    fn visit_i64<E>(self, _: i64) -> Result<Value, E> {
+        Ok(Value::Other)
+    }
+
+    fn visit_u64<E>(self, _: u64) -> Result<Value, E> {
+        Ok(Value::Other)
+    }
+
+    fn visit_f64<E>(self, _: f64) -> Result<Value, E> {
+        Ok(Value::Other)
+    }
+}
+
+impl Value {
+    fn text(self) -> Option<String> {
+        match self {
+            Self::Text(text) => Some(text),
+            Self::List(_) | Self::Map(_) | Self::Other => None,
+        }
+    }
 }
 
 impl Header {
@@ -118,7 +206,6 @@ impl<'de> DeserializeSeed<'de> for Read<'_> {
     type Value = ();
 
     fn deserialize<D: Deserializer<'de>>(self, d: D) -> Result<(), D::Error> {
-        use serde::Deserialize;
         self.into.push(match self.shape {
             Shape::Service => Object::Service(Arc::new(WireService::deserialize(d)?.into())),
             Shape::EndpointSlice => {
