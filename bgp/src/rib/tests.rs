@@ -1,1 +1,309 @@
+//! What a peer is sent, read back from the messages.
 
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use proptest::collection::vec;
+use proptest::prelude::{Strategy, any, prop_oneof, proptest};
+
+use super::{Export, Rib, RouteChanges, Written};
+use crate::wire::{AsPath, Context, Message, Origin, PathAttributes, Update, frame};
+use crate::{Attributes, Community, Family};
+
+const PEER: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 2));
+const EBGP: Context = Context { four_octet_asn: true, ibgp: false };
+const IBGP: Context = Context { four_octet_asn: true, ibgp: true };
+
+fn export(context: Context) -> Export {
+    let next_hops = vec![
+        (Family::Ipv4Unicast, Some("10.0.0.1".parse().unwrap())),
+        (Family::Ipv6Unicast, Some("fd00::1".parse().unwrap())),
+    ];
+    Export { asn: 64512, context, next_hops }
+}
+
+fn med(med: u32) -> Attributes {
+    Attributes { med: Some(med), ..Attributes::default() }
+}
+
+fn announce(prefixes: &[&str], attributes: &Attributes) -> RouteChanges {
+    let announce = prefixes.iter().map(|p| (p.parse().unwrap(), attributes.clone())).collect();
+    RouteChanges { announce, withdraw: Vec::new() }
+}
+
+fn withdraw(prefixes: &[&str]) -> RouteChanges {
+    RouteChanges { announce: Vec::new(), withdraw: prefixes.iter().map(|p| p.parse().unwrap()).collect() }
+}
+
+fn decode(mut bytes: &[u8], context: Context) -> Vec<Update> {
+    let mut updates = Vec::new();
+    while let Some(length) = frame(bytes).unwrap() {
+        let Ok(Message::Update(update)) = Message::decode(&bytes[..length], context) else {
+            panic!("not an UPDATE")
+        };
+        assert_eq!(update.malformed, []);
+        updates.push(update);
+        bytes = &bytes[length..];
+    }
+    assert!(bytes.is_empty());
+    updates
+}
+
+/// All that is pending, as UPDATEs.
+fn sent_in(rib: &mut Rib, context: Context) -> Vec<Update> {
+    let mut bytes = Vec::new();
+    let Written { updates: count, drained } = rib.write(PEER, &mut bytes, usize::MAX);
+    let updates = decode(&bytes, context);
+    assert_eq!(updates.len() as u64, count);
+    assert_eq!(drained, Some(rib.sequence()));
+    assert!(updates.is_empty() || !rib.has_pending(PEER));
+    updates
+}
+
+/// All that is pending, in words: `+prefix med`, `-prefix`, `end family`.
+fn sent(rib: &mut Rib) -> Vec<String> {
+    let words = |update: &Update| {
+        if let Some(family) = update.end_of_rib() {
+            return vec![format!("end {family}")];
+        }
+        let med = update.attributes.med.unwrap_or_default();
+        let reachable = update.reachable().map(|prefix| format!("+{prefix} {med}"));
+        reachable.chain(update.unreachable().map(|prefix| format!("-{prefix}"))).collect()
+    };
+    sent_in(rib, EBGP).iter().flat_map(words).collect()
+}
+
+/// A peer that has been sent what there is, and End-of-RIB.
+fn rib_with(changes: RouteChanges) -> Rib {
+    let mut rib = Rib::new(false);
+    rib.apply(changes);
+    rib.peer_up(PEER, export(EBGP));
+    sent(&mut rib);
+    rib
+}
+
+const A: &str = "192.0.2.1/32";
+const B: &str = "192.0.2.2/32";
+const C: &str = "2001:db8::1/128";
+
+#[test]
+fn initial_routes_then_end_of_rib() {
+    let mut rib = Rib::new(false);
+    rib.apply(announce(&[A, C], &med(1)));
+    assert_eq!(rib.write(PEER, &mut Vec::new(), usize::MAX), Written::default());
+    rib.peer_up(PEER, export(EBGP));
+    let expected = ["+192.0.2.1/32 1", "end ipv4-unicast", "+2001:db8::1/128 1", "end ipv6-unicast"];
+    assert_eq!(sent(&mut rib), expected);
+    assert_eq!(sent(&mut rib), [""; 0]);
+    rib.peer_down(PEER);
+    rib.peer_up(PEER, export(EBGP));
+    assert_eq!(sent(&mut rib), expected);
+}
+
+#[test]
+fn end_of_rib_waits_after_a_restart_and_routes_do_not() {
+    let mut rib = Rib::new(true);
+    rib.peer_up(PEER, export(EBGP));
+    rib.apply(announce(&[A], &med(1)));
+    assert_eq!(sent(&mut rib), ["+192.0.2.1/32 1"]);
+    rib.initial_routes_complete();
+    assert!(rib.has_pending(PEER));
+    assert_eq!(sent(&mut rib), ["end ipv4-unicast", "end ipv6-unicast"]);
+}
+
+/// Changes to what the peer holds (A with 1, B with 1), and what is sent of them.
+#[test]
+fn only_what_differs_is_sent() {
+    let (one, two) = (med(1), med(2));
+    let cases: Vec<(&str, Vec<RouteChanges>, Vec<&str>)> = vec![
+        ("the same again", vec![announce(&[A, B], &one)], vec![]),
+        ("one changes: no withdrawal", vec![announce(&[A], &two)], vec!["+192.0.2.1/32 2"]),
+        ("gone", vec![withdraw(&[A])], vec!["-192.0.2.1/32"]),
+        ("gone, never there", vec![withdraw(&[C])], vec![]),
+        ("gone and back", vec![withdraw(&[A]), announce(&[A], &one)], vec![]),
+        ("gone and back, changed", vec![withdraw(&[A]), announce(&[A], &two)], vec!["+192.0.2.1/32 2"]),
+        ("changed and back", vec![announce(&[A], &two), announce(&[A], &one)], vec![]),
+        ("come and gone", vec![announce(&[C], &one), withdraw(&[C])], vec![]),
+        ("the last of many", (2..9).map(|n| announce(&[A], &med(n))).collect(), vec!["+192.0.2.1/32 8"]),
+        (
+            "host bits mean nothing",
+            vec![withdraw(&["192.0.2.0/24"]), announce(&["192.0.3.7/24"], &one)],
+            vec!["+192.0.3.0/24 1"],
+        ),
+    ];
+    for (name, changes, expected) in cases {
+        let mut rib = rib_with(announce(&[A, B], &one));
+        changes.into_iter().for_each(|change| rib.apply(change));
+        assert_eq!(sent(&mut rib), expected, "{name}");
+    }
+}
+
+#[test]
+fn refresh_sends_everything_again() {
+    let mut rib = rib_with(announce(&[A, B, C], &med(1)));
+    rib.refresh(PEER, Family::Ipv4Unicast);
+    assert_eq!(sent(&mut rib), ["+192.0.2.1/32 1", "+192.0.2.2/32 1"]);
+
+    // What changes before it is sent again is sent as it is then, or withdrawn.
+    rib.refresh(PEER, Family::Ipv4Unicast);
+    rib.apply(announce(&[A], &med(2)));
+    rib.apply(announce(&[A], &med(1)));
+    rib.apply(withdraw(&[B]));
+    assert_eq!(sent(&mut rib), ["-192.0.2.2/32", "+192.0.2.1/32 1"]);
+}
+
+#[test]
+fn family_without_next_hop_is_not_announced() {
+    let mut rib = Rib::new(false);
+    rib.apply(announce(&[A, C], &med(1)));
+    let next_hops =
+        vec![(Family::Ipv4Unicast, None), (Family::Ipv6Unicast, Some("fd00::1".parse().unwrap()))];
+    rib.peer_up(PEER, Export { next_hops, ..export(EBGP) });
+    assert_eq!(sent(&mut rib), ["end ipv4-unicast", "+2001:db8::1/128 1", "end ipv6-unicast"]);
+    rib.apply(withdraw(&[A]));
+    assert_eq!(sent(&mut rib), [""; 0]);
+    assert_eq!(rib.families(PEER).iter().map(|f| f.sent()).collect::<Vec<_>>(), [0, 1]);
+}
+
+#[test]
+fn attributes_by_kind_of_session() {
+    let plain = Attributes::default();
+    let full = Attributes { local_pref: Some(7), med: Some(8), as_path_prepend: 2, ..Attributes::default() };
+    let old = Context { four_octet_asn: false, ibgp: false };
+    let cases = [
+        ("eBGP", EBGP, &plain, vec![64512], None),
+        ("eBGP, full", EBGP, &full, vec![64512; 3], None),
+        ("eBGP, 2-octet", old, &plain, vec![64512], None),
+        ("iBGP", IBGP, &plain, vec![], Some(100)),
+        ("iBGP, full", IBGP, &full, vec![], Some(7)),
+    ];
+    for (name, context, route, path, local_pref) in cases {
+        let mut rib = Rib::new(false);
+        rib.peer_up(PEER, export(context));
+        rib.apply(announce(&[A], route));
+        let expected = PathAttributes {
+            origin: Some(Origin::Igp),
+            as_path: Some(AsPath::sequence(path)),
+            next_hop: Some([10, 0, 0, 1].into()),
+            med: route.med,
+            local_pref,
+            ..PathAttributes::default()
+        };
+        assert_eq!(sent_in(&mut rib, context)[0].attributes, expected, "{name}");
+    }
+}
+
+/// As few messages as 4096 bytes each allow, for each attribute set.
+#[test]
+fn messages_are_as_few_as_possible() {
+    let mut rib = rib_with(RouteChanges::default());
+    for n in 0..3000u32 {
+        let prefix = IpNet::from(IpAddr::from(std::net::Ipv4Addr::from(0x0a00_0000 + n)));
+        rib.apply(RouteChanges { announce: vec![(prefix, med(n % 3))], withdraw: Vec::new() });
+    }
+    let updates = sent_in(&mut rib, EBGP);
+    // Header 19, lengths 4, ORIGIN 4, AS_PATH 9, NEXT_HOP 7, MED 7; then 5 for each prefix.
+    let most = (4096 - 50) / 5;
+    assert_eq!(most, 809);
+    assert_eq!(updates.len(), 3 * 1000usize.div_ceil(most));
+    let mut counts: Vec<usize> = updates.iter().map(|u| u.nlri.len()).collect();
+    counts.sort_unstable();
+    assert_eq!(counts, [191, 191, 191, 809, 809, 809]);
+}
+
+/// Attributes too long for any message take back what the peer holds of the route.
+#[test]
+fn attributes_too_long_withdraw() {
+    let mut rib = rib_with(announce(&[A, B], &med(1)));
+    let communities = (0..2000).map(Community).collect();
+    rib.apply(announce(&[A, C], &Attributes { communities, ..Attributes::default() }));
+    let mut told = sent_in_all(&mut rib);
+    told.sort();
+    assert_eq!(told, ["-192.0.2.1/32"]);
+}
+
+/// [`sent`] until nothing more is.
+fn sent_in_all(rib: &mut Rib) -> Vec<String> {
+    let mut all = Vec::new();
+    while rib.has_pending(PEER) {
+        let mut bytes = Vec::new();
+        rib.write(PEER, &mut bytes, usize::MAX);
+        let updates = decode(&bytes, EBGP);
+        all.extend(updates.iter().flat_map(Update::unreachable).map(|prefix| format!("-{prefix}")));
+        all.extend(updates.iter().flat_map(Update::reachable).map(|prefix| format!("+{prefix}")));
+    }
+    all
+}
+
+/// One step of a random history.
+#[derive(Clone, Debug)]
+enum Step {
+    Announce(u8, u32),
+    Withdraw(u8),
+    Refresh,
+    Write(usize),
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        4 => (0..40u8, 0..4u32).prop_map(|(n, med)| Step::Announce(n, med)),
+        3 => (0..40u8).prop_map(Step::Withdraw),
+        1 => any::<bool>().prop_map(|_| Step::Refresh),
+        2 => (0..300usize).prop_map(Step::Write),
+    ]
+}
+
+/// Even ones are IPv4, odd ones IPv6.
+fn prefix(n: u8) -> IpNet {
+    let address: IpAddr = match n % 2 {
+        0 => [192, 0, 2, n].into(),
+        _ => [0x2001, 0xdb8, 0, 0, 0, 0, 0, u16::from(n)].into(),
+    };
+    address.into()
+}
+
+/// What a peer makes of UPDATEs.
+fn learn(table: &mut BTreeMap<IpNet, Option<u32>>, bytes: &[u8]) {
+    for update in decode(bytes, EBGP) {
+        for prefix in update.unreachable() {
+            assert!(table.remove(&prefix).is_some(), "{prefix} withdrawn, was not announced");
+        }
+        table.extend(update.reachable().map(|prefix| (prefix, update.attributes.med)));
+    }
+}
+
+proptest! {
+    /// Whatever happens, however little is written at a time, the peer ends up with the Loc-RIB.
+    #[test]
+    fn peer_converges(before in vec(step(), 0..40), steps in vec(step(), 0..200)) {
+        let mut rib = Rib::new(false);
+        let (mut routes, mut table) = (BTreeMap::new(), BTreeMap::new());
+        for (index, step) in before.iter().map(Some).chain([None]).chain(steps.iter().map(Some)).enumerate() {
+            match step {
+                None => rib.peer_up(PEER, export(EBGP)),
+                Some(&Step::Announce(n, m)) => {
+                    routes.insert(prefix(n), Some(m));
+                    rib.apply(RouteChanges { announce: vec![(prefix(n), med(m))], withdraw: Vec::new() });
+                }
+                Some(&Step::Withdraw(n)) => {
+                    routes.remove(&prefix(n));
+                    rib.apply(RouteChanges { announce: Vec::new(), withdraw: vec![prefix(n)] });
+                }
+                Some(Step::Refresh) => rib.refresh(PEER, Family::of(&prefix(u8::try_from(index % 2).unwrap()))),
+                Some(&Step::Write(limit)) => {
+                    let mut bytes = Vec::new();
+                    rib.write(PEER, &mut bytes, limit);
+                    learn(&mut table, &bytes);
+                }
+            }
+        }
+        while rib.has_pending(PEER) {
+            let mut bytes = Vec::new();
+            rib.write(PEER, &mut bytes, 100);
+            learn(&mut table, &bytes);
+        }
+        assert_eq!(table, routes);
+        assert_eq!(rib.families(PEER).iter().map(|f| f.sent()).sum::<usize>(), routes.len());
+    }
+}

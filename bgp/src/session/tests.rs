@@ -1,1 +1,419 @@
+//! Every state with every event, then what the table cannot show: timers, collisions, checks, restarts.
 
+use std::time::{Duration, Instant};
+
+use super::model::{Action, Backoff, Direction, Down, Event, Farewell, RestartOffer, SessionConfig, State};
+use super::{Jitter, Session};
+use crate::wire::{Capability, Cease, Context, Message, Notification, Open, RouteRefresh, Update, frame};
+use crate::{Families, Family};
+
+use Direction::{Incoming, Outgoing};
+
+const US: u32 = 64512;
+const PEER: u32 = 65001;
+
+fn config() -> SessionConfig {
+    SessionConfig {
+        asn: US,
+        router_id: [10, 0, 0, 1].into(),
+        peer_asn: PEER,
+        passive: false,
+        hold_time: 90,
+        connect_retry: Backoff { initial: Duration::from_secs(1), max: Duration::from_secs(8) },
+        families: Families::ALL,
+        graceful_restart: None,
+    }
+}
+
+/// The peer's OPEN, with a router id above ours.
+fn peer_open() -> Open {
+    let mut capabilities: Vec<Capability> = Family::ALL.into_iter().map(Capability::multiprotocol).collect();
+    capabilities.extend([Capability::RouteRefresh, Capability::FourOctetAsn(PEER)]);
+    Open { my_as: 65001, hold_time: 30, router_id: [10, 0, 0, 2].into(), capabilities }
+}
+
+fn bytes(message: &Message) -> Vec<u8> {
+    let mut out = Vec::new();
+    message.encode(Context { four_octet_asn: true, ibgp: false }, &mut out).unwrap();
+    out
+}
+
+/// A session with a clock and what it last did, in words.
+struct Bench {
+    session: Session,
+    now: Instant,
+}
+
+impl Bench {
+    fn new(config: SessionConfig) -> Bench {
+        Bench { session: Session::new(config, Jitter::seeded(1)), now: Instant::now() }
+    }
+
+    fn event(&mut self, event: Event<'_>) -> Vec<Action> {
+        self.session.handle(event, self.now)
+    }
+
+    fn told(&mut self, direction: Direction, message: &Message) -> Vec<Action> {
+        self.event(Event::Received(direction, &bytes(message)))
+    }
+
+    /// Lets the time come that the session waits for.
+    fn expire(&mut self) -> Vec<Action> {
+        self.now = self.session.next_deadline().expect("a timer runs");
+        self.event(Event::TimerExpired)
+    }
+
+    fn started(config: SessionConfig) -> Bench {
+        let mut bench = Bench::new(config);
+        bench.event(Event::ManualStart);
+        bench
+    }
+
+    fn connected(config: SessionConfig) -> Bench {
+        let mut bench = Bench::started(config);
+        bench.event(Event::TcpConnected);
+        bench
+    }
+
+    fn established(config: SessionConfig) -> Bench {
+        let mut bench = Bench::connected(config);
+        bench.told(Outgoing, &Message::Open(peer_open()));
+        bench.told(Outgoing, &Message::Keepalive);
+        assert_eq!(bench.session.state(), State::Established);
+        bench
+    }
+}
+
+/// Actions in words.
+fn words(actions: &[Action]) -> Vec<String> {
+    let side = |direction: &Direction| if *direction == Outgoing { "" } else { " incoming" };
+    let word = |action: &Action| match action {
+        Action::Connect => "connect".to_owned(),
+        Action::AbortConnect => "abort connect".to_owned(),
+        Action::Accept => "accept".to_owned(),
+        Action::Send(direction, bytes) => {
+            assert_eq!(frame(bytes), Ok(Some(bytes.len())));
+            match Message::decode(bytes, Context { four_octet_asn: true, ibgp: false }).unwrap() {
+                Message::Notification(n) => format!("send{} {}/{}", side(direction), n.code, n.subcode),
+                message => format!("send{} {}", side(direction), message.name()),
+            }
+        }
+        Action::Close(direction) => format!("close{}", side(direction)),
+        Action::Established(direction, _) => format!("up{}", side(direction)),
+        Action::Down(Down::Stopped) => "stopped".to_owned(),
+        Action::Down(_) => "down".to_owned(),
+        Action::Update(_) => "update".to_owned(),
+        Action::RouteRefresh(family) => format!("refresh {family}"),
+    };
+    actions.iter().map(word).collect()
+}
+
+/// Every state with every event, on the outgoing connection where it concerns one. `-` is nothing done; a state
+/// after `→` only where it changes. "timer" is whichever runs out first.
+const TRANSITIONS: &str = include_str!("transitions.txt");
+
+#[test]
+fn transitions() {
+    let mut actual = String::new();
+    let names =
+        ["Idle", "held down", "Connect", "Active", "passive", "OpenSent", "OpenConfirm", "Established"];
+    for name in names {
+        let events: [(&str, fn(&mut Bench) -> Vec<Action>); 13] = [
+            ("ManualStart", |b| b.event(Event::ManualStart)),
+            ("ManualStop", |b| b.event(Event::ManualStop(Farewell::Cease(Cease::AdministrativeShutdown)))),
+            ("TcpConnected", |b| b.event(Event::TcpConnected)),
+            ("TcpConnectFailed", |b| b.event(Event::TcpConnectFailed("refused".to_owned()))),
+            ("TcpAccepted", |b| b.event(Event::TcpAccepted)),
+            ("TcpClosed", |b| b.event(Event::TcpClosed(Outgoing))),
+            ("OPEN", |b| b.told(Outgoing, &Message::Open(peer_open()))),
+            ("KEEPALIVE", |b| b.told(Outgoing, &Message::Keepalive)),
+            ("UPDATE", |b| b.told(Outgoing, &Message::Update(Update::default()))),
+            ("ROUTE-REFRESH", |b| {
+                b.told(Outgoing, &Message::RouteRefresh(RouteRefresh { afi: 1, subtype: 0, safi: 1 }))
+            }),
+            ("NOTIFICATION", |b| {
+                b.told(Outgoing, &Message::Notification(Notification::cease(Cease::AdministrativeReset)))
+            }),
+            ("garbage", |b| b.event(Event::Received(Outgoing, &[0; 19]))),
+            ("timer", |b| {
+                if b.session.next_deadline().is_some() { b.expire() } else { b.event(Event::TimerExpired) }
+            }),
+        ];
+        for (event, send) in events {
+            let mut bench = match name {
+                "Idle" => Bench::new(config()),
+                "held down" => {
+                    let mut bench = Bench::connected(config());
+                    bench.told(Outgoing, &Message::Keepalive);
+                    bench
+                }
+                "Connect" => Bench::started(config()),
+                "Active" => {
+                    let mut bench = Bench::started(config());
+                    bench.event(Event::TcpConnectFailed("refused".to_owned()));
+                    bench
+                }
+                "passive" => Bench::started(SessionConfig { passive: true, ..config() }),
+                "OpenSent" => Bench::connected(config()),
+                "OpenConfirm" => {
+                    let mut bench = Bench::connected(config());
+                    bench.told(Outgoing, &Message::Open(peer_open()));
+                    bench
+                }
+                _ => Bench::established(config()),
+            };
+            let before = bench.session.state();
+            let done = words(&send(&mut bench));
+            let done = if done.is_empty() { "-".to_owned() } else { done.join(", ") };
+            let after = bench.session.state();
+            let change = if after == before { String::new() } else { format!(" → {after}") };
+            actual += &format!("{name:<12} | {event:<16} | {done}{change}\n");
+        }
+    }
+    assert_eq!(actual, TRANSITIONS, "{actual}");
+}
+
+/// Advances to each deadline for `time`; returns what was done, with when.
+fn run_for(bench: &mut Bench, time: Duration) -> Vec<(Duration, String)> {
+    let start = bench.now;
+    let mut done = Vec::new();
+    while bench.session.next_deadline().is_some_and(|at| at <= start + time) {
+        let actions = bench.expire();
+        done.extend(words(&actions).into_iter().map(|word| (bench.now - start, word)));
+    }
+    bench.now = start + time;
+    done
+}
+
+#[test]
+fn silent_peer_is_given_up_after_the_hold_time() {
+    let mut bench = Bench::established(config());
+    // The peer proposed 30 s, less than our 90 s.
+    let done = run_for(&mut bench, Duration::from_secs(31));
+    let (keepalives, rest): (Vec<_>, Vec<_>) =
+        done.into_iter().partition(|(_, word)| word == "send KEEPALIVE");
+    assert!((3..=4).contains(&keepalives.len()), "{keepalives:?}");
+    let hold = Duration::from_secs(30);
+    assert_eq!(rest[0], (hold, "send 4/0".to_owned()));
+    assert_eq!(rest[2], (hold, "down".to_owned()));
+}
+
+#[test]
+fn talking_peer_is_not_given_up() {
+    let mut bench = Bench::established(config());
+    for _ in 0..20 {
+        run_for(&mut bench, Duration::from_secs(29));
+        bench.told(Outgoing, &Message::Keepalive);
+        assert_eq!(bench.session.state(), State::Established);
+    }
+}
+
+#[test]
+fn hold_time_zero_runs_no_timers() {
+    let mut bench = Bench::connected(config());
+    bench.told(Outgoing, &Message::Open(Open { hold_time: 0, ..peer_open() }));
+    bench.told(Outgoing, &Message::Keepalive);
+    assert_eq!(bench.session.state(), State::Established);
+    assert_eq!(bench.session.next_deadline(), None);
+}
+
+#[test]
+fn pauses_double_up_to_the_longest() {
+    let mut bench = Bench::started(config());
+    for seconds in [1, 2, 4, 8, 8, 8] {
+        bench.event(Event::TcpConnectFailed("refused".to_owned()));
+        let pause = bench.session.next_deadline().unwrap() - bench.now;
+        let most = Duration::from_secs(seconds);
+        assert!(pause <= most && pause >= most * 3 / 4, "{pause:?} for {most:?}");
+        assert_eq!(words(&bench.expire()), ["connect"]);
+    }
+    // A session that merely loses its connection is tried again soon.
+    bench.event(Event::TcpConnected);
+    bench.told(Outgoing, &Message::Open(peer_open()));
+    bench.told(Outgoing, &Message::Keepalive);
+    bench.event(Event::TcpClosed(Outgoing));
+    assert!(bench.session.next_deadline().unwrap() - bench.now <= Duration::from_secs(1));
+}
+
+#[test]
+fn pauses_differ_by_seed_only() {
+    let pause = |seed| {
+        let mut session = Session::new(config(), Jitter::seeded(seed));
+        let now = Instant::now();
+        session.handle(Event::ManualStart, now);
+        session.handle(Event::TcpConnectFailed(String::new()), now);
+        session.next_deadline().unwrap() - now
+    };
+    assert_eq!(pause(1), pause(1));
+    assert_ne!(pause(1), pause(2));
+}
+
+/// Both sides connect at once (RFC 4271 §6.8): which connection is closed when an OPEN comes on `first`.
+#[test]
+fn collisions() {
+    let below = [10, 0, 0, 0];
+    let above = [10, 0, 0, 2];
+    let equal = [10, 0, 0, 1];
+    let cases = [
+        ("peer's id is higher, on ours", above, Outgoing, vec!["send 6/7", "close"]),
+        (
+            "peer's id is higher, on theirs",
+            above,
+            Incoming,
+            vec!["send 6/7", "close", "send incoming KEEPALIVE"],
+        ),
+        (
+            "our id is higher, on ours",
+            below,
+            Outgoing,
+            vec!["send incoming 6/7", "close incoming", "send KEEPALIVE"],
+        ),
+        ("our id is higher, on theirs", below, Incoming, vec!["send incoming 6/7", "close incoming"]),
+        ("equal, peer's ASN is higher", equal, Outgoing, vec!["send 6/7", "close"]),
+    ];
+    for (name, router_id, first, expected) in cases {
+        let mut bench = Bench::connected(config());
+        assert_eq!(words(&bench.event(Event::TcpAccepted)), ["accept", "send incoming OPEN"]);
+        let open = Open { router_id: router_id.into(), ..peer_open() };
+        assert_eq!(words(&bench.told(first, &Message::Open(open.clone()))), expected, "{name}");
+        // The one that is left goes on to Established.
+        let left = if expected.contains(&"close") { Incoming } else { Outgoing };
+        if left != first {
+            bench.told(left, &Message::Open(open));
+        }
+        bench.told(left, &Message::Keepalive);
+        assert_eq!(bench.session.established().map(|(direction, _)| direction), Some(left), "{name}");
+    }
+}
+
+#[test]
+fn established_wins_over_a_late_open() {
+    let mut bench = Bench::connected(config());
+    bench.told(Outgoing, &Message::Open(peer_open()));
+    bench.event(Event::TcpAccepted);
+    bench.told(Outgoing, &Message::Keepalive);
+    let actions = bench.told(Incoming, &Message::Open(peer_open()));
+    assert_eq!(words(&actions), ["send incoming 6/7", "close incoming"]);
+    assert_eq!(bench.session.state(), State::Established);
+}
+
+#[test]
+fn opens_that_do_not_fit() {
+    let ibgp = SessionConfig { peer_asn: US, ..config() };
+    let ibgp_open = |router_id: [u8; 4]| Open {
+        my_as: 64512,
+        capabilities: Vec::new(),
+        router_id: router_id.into(),
+        ..peer_open()
+    };
+    let mut v6 = config();
+    v6.families = Families { ipv6_unicast: true, ..Families::NONE };
+    let only_v4 = Open { capabilities: vec![Capability::FourOctetAsn(PEER)], ..peer_open() };
+    let cases = [
+        (
+            "other ASN",
+            config(),
+            Open { capabilities: vec![Capability::FourOctetAsn(1)], ..peer_open() },
+            "send 2/2",
+        ),
+        ("id zero", config(), Open { router_id: [0; 4].into(), ..peer_open() }, "send 2/3"),
+        ("our id within the AS", ibgp.clone(), ibgp_open([10, 0, 0, 1]), "send 2/3"),
+        ("another id within the AS", ibgp, ibgp_open([10, 0, 0, 2]), "send KEEPALIVE"),
+        (
+            "our id in another AS",
+            config(),
+            Open { router_id: [10, 0, 0, 1].into(), ..peer_open() },
+            "send KEEPALIVE",
+        ),
+        ("hold time 2", config(), Open { hold_time: 2, ..peer_open() }, "send 2/6"),
+        ("no common family", v6, only_v4.clone(), "send 2/7"),
+        ("no families is IPv4", config(), only_v4, "send KEEPALIVE"),
+    ];
+    for (name, config, open, expected) in cases {
+        let mut bench = Bench::connected(config);
+        assert_eq!(words(&bench.told(Outgoing, &Message::Open(open)))[0], expected, "{name}");
+    }
+}
+
+/// Which restart flags stand in the first OPEN and in later ones (RFC 4724 §3, §4.1).
+#[test]
+fn restart_flags() {
+    let flags = |bench: &mut Bench, event: Event<'_>| {
+        let actions = bench.event(event);
+        let Some(Action::Send(_, bytes)) = actions.last() else { panic!("{actions:?}") };
+        let context = Context { four_octet_asn: true, ibgp: false };
+        let Ok(Message::Open(open)) = Message::decode(bytes, context) else { panic!("not an OPEN") };
+        open.capabilities.into_iter().find_map(|capability| match capability {
+            Capability::GracefulRestart(c) => {
+                assert_eq!((c.restart_time, c.families.len()), (120, 2));
+                Some((c.restarting, c.families.iter().all(|f| f.forwarding)))
+            }
+            _ => None,
+        })
+    };
+    for (restarting, first, later) in
+        [(false, (false, false), (false, true)), (true, (true, true), (false, true))]
+    {
+        let graceful_restart = Some(RestartOffer { restart_time: 120, restarting });
+        let mut bench = Bench::started(SessionConfig { graceful_restart, ..config() });
+        assert_eq!(flags(&mut bench, Event::TcpConnected), Some(first));
+        bench.told(Outgoing, &Message::Open(peer_open()));
+        bench.told(Outgoing, &Message::Keepalive);
+        bench.event(Event::TcpClosed(Outgoing));
+        bench.expire();
+        assert_eq!(flags(&mut bench, Event::TcpConnected), Some(later));
+    }
+    assert_eq!(flags(&mut Bench::started(config()), Event::TcpConnected), None);
+}
+
+/// RFC 4724 §5: a new connection is how a restarted peer shows itself.
+#[test]
+fn restarted_peer_replaces_its_connection() {
+    let mut bench = Bench::connected(config());
+    let mut open = peer_open();
+    open.capabilities.push(Capability::GracefulRestart(crate::wire::GracefulRestartCapability {
+        restarting: false,
+        notification: false,
+        restart_time: 60,
+        families: Vec::new(),
+    }));
+    bench.told(Outgoing, &Message::Open(open.clone()));
+    bench.told(Outgoing, &Message::Keepalive);
+    let actions = bench.event(Event::TcpAccepted);
+    assert_eq!(words(&actions), ["close", "down", "accept", "send incoming OPEN"]);
+    bench.told(Incoming, &Message::Open(open));
+    assert_eq!(words(&bench.told(Incoming, &Message::Keepalive)), ["up incoming"]);
+}
+
+#[test]
+fn bytes_come_in_any_pieces() {
+    let mut bench = Bench::connected(config());
+    let stream = [Message::Open(peer_open()), Message::Keepalive, Message::Update(Update::default())]
+        .iter()
+        .flat_map(bytes)
+        .collect::<Vec<u8>>();
+    let done: Vec<String> =
+        stream.iter().flat_map(|byte| words(&bench.event(Event::Received(Outgoing, &[*byte])))).collect();
+    assert_eq!(done, ["send KEEPALIVE", "up", "update"]);
+
+    let mut bench = Bench::connected(config());
+    assert_eq!(words(&bench.event(Event::Received(Outgoing, &stream))), ["send KEEPALIVE", "up", "update"]);
+}
+
+#[test]
+fn silent_stop_says_nothing() {
+    let mut bench = Bench::established(config());
+    assert_eq!(words(&bench.event(Event::ManualStop(Farewell::Silent))), ["close", "stopped"]);
+}
+
+#[test]
+fn refresh_of_a_family_not_agreed_on_is_ignored() {
+    let mut bench = Bench::established(SessionConfig {
+        families: Families { ipv4_unicast: true, ..Families::NONE },
+        ..config()
+    });
+    for (afi, safi, subtype) in [(2, 1, 0), (1, 128, 0), (1, 1, 1)] {
+        let refresh = Message::RouteRefresh(RouteRefresh { afi, subtype, safi });
+        assert_eq!(bench.told(Outgoing, &refresh), []);
+    }
+}

@@ -1,6 +1,7 @@
 //! Interoperation with BIRD 2, in network namespaces that the tests make and remove.
 
-#[expect(clippy::unwrap_used, reason = "what fails here fails the test")]
+#![expect(clippy::unwrap_used, reason = "what fails here fails the test")]
+
 mod lab;
 
 use std::net::IpAddr;
