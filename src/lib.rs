@@ -2,9 +2,12 @@
 //!
 //! Data flows one way: source → [`cluster::Index`] → [`plan`] → {[`dataplane`], [`announce`]} → [`observe`].
 
+pub mod agent;
+pub mod announce;
 pub mod cli;
 pub mod cluster;
 pub mod config;
 pub mod dataplane;
+pub mod observe;
 pub mod plan;
 mod yaml;

@@ -230,13 +230,21 @@ fn changes_touch_what_they_must_and_nothing_is_left_over() {
         dataplane.tick(&plan, now).await;
         assert_eq!(dataplane.sync(&plan, now).await, [""; 0], "after changes");
 
-        let mut delta = Delta::default();
-        delta.virtual_servers =
-            plan.virtual_servers.extract_if(|v, _| v.address == web.address).map(|(v, _)| v).collect();
-        delta.rewrites =
-            plan.rewrites.extract_if(|key, _| key.vip.address == web.address).map(|(key, _)| key).collect();
+        let delta = Delta {
+            virtual_servers: plan
+                .virtual_servers
+                .extract_if(|vip, _| vip.address == web.address)
+                .map(|(vip, _)| vip)
+                .collect(),
+            rewrites: plan
+                .rewrites
+                .extract_if(|key, _| key.vip.address == web.address)
+                .map(|(key, _)| key)
+                .collect(),
+            vips: BTreeSet::from([web.address]),
+            ..Delta::default()
+        };
         plan.vips.remove(&web.address);
-        delta.vips = BTreeSet::from([web.address]);
         dataplane.apply(&plan, &delta, now).await;
         assert_eq!(dataplane.problems(), [""; 0]);
         assert!(!dataplane.holds(&plan, web.address));

@@ -2,8 +2,12 @@
 //!
 //! Exit codes: 0 done, 1 failed, 2 usage.
 
+mod agent;
+mod cleanup;
 mod plan;
+mod status;
 
+use std::io::{self, Write as _};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -21,13 +25,54 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Agent(agent::Args),
     Plan(plan::Args),
+    Status(status::Args),
+    Cleanup(cleanup::Args),
 }
 
 /// Runs the command line of this process.
 pub fn main() -> ExitCode {
     let Cli { command } = Cli::parse();
     match command {
+        Command::Agent(args) => agent::run(args),
         Command::Plan(args) => plan::run(args),
+        Command::Status(args) => status::run(args),
+        Command::Cleanup(args) => cleanup::run(args),
     }
+}
+
+/// How log lines are written, to standard error.
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object per line.
+    Json,
+}
+
+impl LogFormat {
+    /// Starts logging; `RUST_LOG` selects what, `info` by default.
+    fn start(self) {
+        let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into());
+        let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
+        match self {
+            Self::Text => builder.init(),
+            Self::Json => builder.json().init(),
+        }
+    }
+}
+
+/// Whoever closes the pipe has seen enough.
+fn print(text: &str) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        result => result,
+    }
+}
+
+fn failed(error: &str) -> ExitCode {
+    eprintln!("error: {error}");
+    ExitCode::FAILURE
 }

@@ -1,6 +1,5 @@
 //! `sheave plan`: what a node would do, in the schema that other tools may rely on.
 
-use std::io::{self, Write};
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -8,6 +7,7 @@ use std::process::ExitCode;
 use ipnet::IpNet;
 use serde::Serialize;
 
+use super::{failed, print};
 use crate::cluster::Severity;
 use crate::cluster::manifest::Manifests;
 use crate::config::Config;
@@ -98,20 +98,6 @@ pub(super) fn run(args: Args) -> ExitCode {
         return ExitCode::FAILURE;
     }
     ExitCode::SUCCESS
-}
-
-/// Whoever closes the pipe has seen enough.
-fn print(text: &str) -> io::Result<()> {
-    let mut out = io::stdout().lock();
-    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-        result => result,
-    }
-}
-
-fn failed(error: &str) -> ExitCode {
-    eprintln!("error: {error}");
-    ExitCode::FAILURE
 }
 
 /// The printed plan. Its keys are a contract: none is ever left out.

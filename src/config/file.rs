@@ -55,7 +55,7 @@ pub struct Config {
 }
 
 /// `router`.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(rename_all = "camelCase", default, deny_unknown_fields)]
 pub struct Router {
     /// The local autonomous system; needed as soon as there are peers.
@@ -65,12 +65,25 @@ pub struct Router {
     pub router_id: Option<Ipv4Addr>,
     /// Where peers may connect to.
     pub listen: Listen,
-    /// Graceful restart (RFC 4724), where it is asked for.
+    /// Graceful restart (RFC 4724), on by default; `null` turns it off.
     pub graceful_restart: Option<GracefulRestart>,
     /// The peers.
     pub peers: Vec<Peer>,
     /// Peers that need not be listed one by one.
     pub dynamic_peers: Vec<DynamicPeer>,
+}
+
+impl Default for Router {
+    fn default() -> Self {
+        Self {
+            asn: None,
+            router_id: None,
+            listen: Listen::default(),
+            graceful_restart: Some(GracefulRestart::default()),
+            peers: Vec::new(),
+            dynamic_peers: Vec::new(),
+        }
+    }
 }
 
 /// `router.listen`.
@@ -464,7 +477,10 @@ impl Config {
         let default = Self::default();
         let peer = |set: fn(&Peer) -> bool| router.peers.iter().any(set);
         [
-            ("router.gracefulRestart", router.graceful_restart.is_some()),
+            (
+                "router.gracefulRestart.longLived",
+                router.graceful_restart.is_some_and(|graceful| graceful.long_lived.is_some()),
+            ),
             ("router.dynamicPeers", !router.dynamic_peers.is_empty()),
             ("router.peers[].bfd", peer(|peer| peer.bfd.is_some())),
             ("announce.kernelTables", !announce.kernel_tables.is_empty()),

@@ -12,6 +12,7 @@
 //! what the change costs. What the kernel refused is remembered, and [`Dataplane::holds`] says of a VIP whether
 //! this node can forward it.
 
+mod describe;
 mod elements;
 mod error;
 mod netfilter;
@@ -35,6 +36,7 @@ use std::time::Instant;
 use ipnet::IpNet;
 use rtnetlink::Handle;
 
+pub use self::describe::describe;
 use self::error::is_absent;
 pub use self::error::{DataplaneError, RouteError};
 use self::netfilter::Netfilter;
@@ -193,6 +195,11 @@ impl Dataplane {
     /// The interfaces towards other nodes, as last seen.
     pub fn uplinks(&self) -> &[Uplink] {
         &self.uplinks
+    }
+
+    /// Whether the first sync found what an agent before had left: this node forwarded all along.
+    pub fn adopted(&self) -> bool {
+        self.netfilter.adopted
     }
 
     /// Whether some destination still drains.

@@ -35,6 +35,8 @@ pub struct Netfilter {
     lingering: BTreeMap<RewriteKey, Instant>,
     /// Elements held, apart from those that follow from `rewrites`.
     base: BTreeSet<Element>,
+    /// The first sync found a table of an agent before.
+    pub adopted: bool,
     /// Rewrites that could not be made, with the reason.
     pub refused: BTreeMap<RewriteKey, String>,
 }
@@ -79,6 +81,7 @@ impl Netfilter {
             locals: HashMap::new(),
             lingering: BTreeMap::new(),
             base: BTreeSet::new(),
+            adopted: false,
             refused: BTreeMap::new(),
         }
     }
@@ -93,6 +96,7 @@ impl Netfilter {
         let existed = listing.is_some();
         let listing = listing.unwrap_or_default();
         if self.numbers.is_none() {
+            self.adopted = existed;
             self.adopt(&listing, now);
         }
         self.rebuild(plan, now);

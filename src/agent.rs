@@ -1,0 +1,306 @@
+//! The agent: one loop that owns everything and does one thing after the other.
+//!
+//! ```text
+//! source ──events──► Planner ──Delta──► 1 withdraw what goes     (announce)
+//!                                       2 kernel                 (dataplane)
+//!                                       3 announce what it holds (announce)
+//! every second: what drains, lingers or failed        every SYNC: look at the whole kernel, repair
+//! status socket ──questions──► the loop answers between two changes
+//! ```
+//!
+//! The loop has a thread and a runtime of its own, since the kernel's answers are waited for; BGP sessions and
+//! sockets live on another runtime, so that no keepalive is ever late because of it.
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use ipnet::IpNet;
+use sheave_bgp::SpeakerStatus;
+use tokio::runtime::Handle;
+use tokio::sync::mpsc;
+use tracing::{debug, info, warn};
+
+use crate::announce::{AnnounceError, Announcer};
+use crate::cluster::{Event, Severity};
+use crate::config::Config;
+use crate::dataplane::{Dataplane, DataplaneError, MarkMask, Settings};
+use crate::observe::status::{self, Question, Status};
+use crate::plan::{Delta, NodePlan, Planner};
+
+/// How often the whole kernel state is looked at.
+const SYNC: Duration = Duration::from_secs(15);
+/// How often what waits is looked at.
+const TICK: Duration = Duration::from_secs(1);
+
+/// Why an agent cannot run.
+#[derive(Debug, thiserror::Error)]
+pub enum AgentError {
+    /// The kernel.
+    #[error(transparent)]
+    Dataplane(#[from] DataplaneError),
+    /// BGP.
+    #[error(transparent)]
+    Announce(#[from] AnnounceError),
+    /// The source's thread ended.
+    #[error("the source ended: this is a bug; kernel state stays as it is")]
+    SourceGone,
+}
+
+/// What the dataplane needs from the config.
+pub fn settings(config: &Config) -> Settings {
+    Settings {
+        mark_mask: MarkMask::new(config.services.mark_mask.bits())
+            .expect("the config takes contiguous masks of two bits or more alone"),
+        state_directory: config.observe.status.parent().map_or_else(|| PathBuf::from("."), PathBuf::from),
+    }
+}
+
+/// This node's agent.
+pub struct Agent {
+    planner: Planner,
+    dataplane: Dataplane,
+    /// Since the first sync.
+    announcer: Option<Announcer>,
+    background: Handle,
+    synced: Instant,
+    /// As logged last.
+    problems: Vec<String>,
+}
+
+impl Agent {
+    /// An agent that has changed nothing yet. `background` runs sessions.
+    ///
+    /// # Errors
+    /// [`AgentError`] where the kernel lacks something or permission is missing.
+    pub fn new(node: &str, config: Config, background: Handle) -> Result<Self, AgentError> {
+        let dataplane = Dataplane::open(&settings(&config))?;
+        Ok(Self {
+            planner: Planner::new(node, config),
+            dataplane,
+            announcer: None,
+            background,
+            synced: Instant::now(),
+            problems: Vec::new(),
+        })
+    }
+
+    /// Runs until `stop` says so. Kernel state stays; sessions end as the config's graceful restart says.
+    ///
+    /// # Errors
+    /// [`AgentError`] when it cannot go on.
+    pub async fn run(
+        mut self,
+        mut events: mpsc::UnboundedReceiver<Vec<Event>>,
+        mut questions: mpsc::Receiver<Question>,
+        stop: impl Future<Output = ()>,
+    ) -> Result<(), AgentError> {
+        let mut stop = std::pin::pin!(stop);
+        let mut ticks = tokio::time::interval(TICK);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                biased;
+                () = &mut stop => break,
+                batch = events.recv() => {
+                    let mut batch = batch.ok_or(AgentError::SourceGone)?;
+                    // What came meanwhile is one change.
+                    while let Ok(more) = events.try_recv() {
+                        batch.extend(more);
+                    }
+                    self.take(batch).await?;
+                }
+                Some(question) = questions.recv() => {
+                    let status = self.status();
+                    // Whoever asked may have gone: nothing is lost.
+                    let _ = question.send(status);
+                }
+                _ = ticks.tick() => self.tick().await,
+            }
+        }
+        if let Some(announcer) = self.announcer {
+            announcer.stop().await;
+        }
+        Ok(())
+    }
+
+    async fn take(&mut self, events: Vec<Event>) -> Result<(), AgentError> {
+        let told_problems = events.iter().any(|event| matches!(event, Event::Problems(_)));
+        let delta = self.planner.handle(events);
+        if told_problems {
+            for problem in self.planner.problems() {
+                match problem.severity {
+                    Severity::Error => warn!("{problem}; what it said before stays in force"),
+                    Severity::Warning => warn!("{problem}"),
+                }
+            }
+        }
+        // Before the source has told everything, absent does not mean gone.
+        if !self.planner.is_synced() {
+            return Ok(());
+        }
+        if self.announcer.is_none() {
+            self.start().await
+        } else {
+            self.change(&delta).await;
+            Ok(())
+        }
+    }
+
+    /// The first time that the plan is whole: the kernel first, then peers.
+    async fn start(&mut self) -> Result<(), AgentError> {
+        let began = Instant::now();
+        self.sync().await;
+        for warning in self.planner.warnings() {
+            warn!(object = warning.object, reason = warning.reason, "{}", warning.message);
+        }
+        let plan = self.planner.plan();
+        let announcer = Announcer::start(
+            self.planner.config(),
+            self.planner.node(),
+            &plan.node.addresses,
+            self.dataplane.adopted(),
+            self.background.clone(),
+        )
+        .await?;
+        let announcer = self.announcer.insert(announcer);
+        announcer.update(plan, |vip| self.dataplane.holds(plan, vip), None);
+        announcer.complete();
+        info!(
+            virtual_servers = plan.virtual_servers.len(),
+            announcements = plan.announcements.len(),
+            adopted = self.dataplane.adopted(),
+            took = ?began.elapsed(),
+            "ready"
+        );
+        Ok(())
+    }
+
+    async fn change(&mut self, delta: &Delta) {
+        if *delta == Delta::default() {
+            return;
+        }
+        let began = Instant::now();
+        let plan = self.planner.plan();
+        let Some(announcer) = &mut self.announcer else { return };
+        announcer.withdraw(plan, &delta.announcements).await;
+        self.dataplane.apply(plan, delta, began).await;
+        announcer.update(plan, |vip| self.dataplane.holds(plan, vip), Some(&touched(plan, delta)));
+        debug!(
+            virtual_servers = delta.virtual_servers.len(),
+            rewrites = delta.rewrites.len(),
+            announcements = delta.announcements.len(),
+            took = ?began.elapsed(),
+            "changed"
+        );
+        self.report();
+    }
+
+    async fn tick(&mut self) {
+        if self.announcer.is_none() {
+            return;
+        }
+        if self.synced.elapsed() >= SYNC {
+            self.sync().await;
+        } else {
+            self.dataplane.tick(self.planner.plan(), Instant::now()).await;
+            self.report();
+        }
+    }
+
+    async fn sync(&mut self) {
+        let done = self.dataplane.sync(self.planner.plan(), Instant::now()).await;
+        self.synced = Instant::now();
+        for what in done {
+            if self.announcer.is_some() { warn!("repaired: {what}") } else { info!("{what}") }
+        }
+        self.report();
+    }
+
+    /// Logs problems as they come and go; a VIP that the kernel does not hold any more is withdrawn.
+    fn report(&mut self) {
+        let problems = self.dataplane.problems();
+        if problems == self.problems {
+            return;
+        }
+        for problem in problems.iter().filter(|problem| !self.problems.contains(problem)) {
+            warn!("{problem}");
+        }
+        if problems.is_empty() {
+            info!("all is as planned again");
+        }
+        self.problems = problems;
+        let plan = self.planner.plan();
+        if let Some(announcer) = &mut self.announcer {
+            announcer.update(plan, |vip| self.dataplane.holds(plan, vip), None);
+        }
+    }
+
+    fn status(&mut self) -> Status {
+        let mut problems: Vec<String> = self.planner.problems().iter().map(ToString::to_string).collect();
+        problems.extend(self.dataplane.problems());
+        let held = self.dataplane.list_virtual_servers().unwrap_or_else(|error| {
+            problems.push(error.to_string());
+            Vec::new()
+        });
+        let plan = self.planner.plan();
+        Status {
+            node: self.planner.node().into(),
+            version: env!("CARGO_PKG_VERSION").into(),
+            ready: self.announcer.is_some(),
+            peers: self.announcer.as_ref().and_then(Announcer::status).map(peers).unwrap_or_default(),
+            announcements: plan
+                .announcements
+                .values()
+                .map(|announcement| status::Announcement {
+                    prefix: announcement.prefix.to_string(),
+                    kind: format!("{:?}", announcement.kind),
+                    service: announcement.service.as_ref().map(ToString::to_string),
+                    announced: self
+                        .announcer
+                        .as_ref()
+                        .is_some_and(|announcer| announcer.announces(&announcement.prefix)),
+                })
+                .collect(),
+            virtual_servers: crate::dataplane::describe(plan, &held),
+            problems,
+            warnings: self
+                .planner
+                .warnings()
+                .into_iter()
+                .map(|warning| format!("{}: {}: {}", warning.object, warning.reason, warning.message))
+                .collect(),
+        }
+    }
+}
+
+/// The prefixes whose announcement a change may concern.
+fn touched(plan: &NodePlan, delta: &Delta) -> BTreeSet<IpNet> {
+    let of_servers = delta.virtual_servers.iter().map(|vip| IpNet::from(vip.address));
+    delta
+        .announcements
+        .iter()
+        .copied()
+        .chain(of_servers.filter(|net| plan.announcements.contains_key(net)))
+        .collect()
+}
+
+fn peers(speaker: SpeakerStatus) -> Vec<status::Peer> {
+    speaker
+        .peers
+        .into_iter()
+        .map(|peer| status::Peer {
+            address: peer.address.to_string(),
+            asn: peer.asn,
+            state: format!("{:?}", peer.state),
+            uptime_seconds: peer.uptime.map(|uptime| uptime.as_secs()),
+            prefixes_sent: peer
+                .session
+                .iter()
+                .flat_map(|session| &session.families)
+                .map(|family| family.prefixes_sent)
+                .sum(),
+            last_error: peer.last_error.map(|error| error.reason.to_string()),
+        })
+        .collect()
+}

@@ -1,0 +1,159 @@
+//! `sheave status`: what the local agent says of itself.
+
+use std::fmt::Write as _;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use super::{failed, print};
+use crate::observe::status::{self, Status};
+
+/// Show peers, announcements, virtual servers with their endpoints, and problems of the local agent
+#[derive(Debug, clap::Args)]
+#[command(after_long_help = "\
+Examples:
+  sheave status
+  sheave status -o json | jq '.virtualServers[] | select(.inKernel | not)'
+
+Exit codes: 0 done; 1 no agent answers on the socket, or it reports problems; 2 usage.")]
+pub(super) struct Args {
+    /// The agent's status socket (`observe.status` in its config)
+    #[arg(long, value_name = "PATH", default_value = "/run/sheave/status.sock")]
+    socket: PathBuf,
+
+    /// Output format
+    #[arg(short, long, value_enum, default_value_t = Format::Table)]
+    output: Format,
+}
+
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum Format {
+    Table,
+    Json,
+}
+
+/// Runs the subcommand.
+pub(super) fn run(args: Args) -> ExitCode {
+    let Args { socket, output } = args;
+    let asked = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .and_then(|runtime| runtime.block_on(status::ask(&socket)));
+    let status = match asked {
+        Ok(status) => status,
+        Err(error) => {
+            return failed(&format!(
+                "{}: {error}; is the agent running, and is this its `observe.status`?",
+                socket.display()
+            ));
+        }
+    };
+    let text = match output {
+        Format::Table => Ok(table(&status)),
+        Format::Json => serde_json::to_string_pretty(&status).map(|text| text + "\n"),
+    };
+    let printed = text
+        .map_err(|error| error.to_string())
+        .and_then(|text| print(&text).map_err(|error| error.to_string()));
+    match printed {
+        Err(error) => failed(&error),
+        Ok(()) if status.problems.is_empty() => ExitCode::SUCCESS,
+        Ok(()) => ExitCode::FAILURE,
+    }
+}
+
+fn table(status: &Status) -> String {
+    let Status { node, version, ready, peers, announcements, virtual_servers, problems, warnings } = status;
+    let mut text = String::new();
+    let state = if *ready { "ready" } else { "waiting for the source" };
+    let _ = writeln!(text, "node {node}, sheave {version}: {state}");
+    for (title, lines) in [("problems", problems), ("warnings", warnings)] {
+        if !lines.is_empty() {
+            let _ = writeln!(text, "\n{title}:");
+            for line in lines {
+                let _ = writeln!(text, "  {line}");
+            }
+        }
+    }
+    section(
+        &mut text,
+        ["PEER", "ASN", "STATE", "UP", "PREFIXES", "LAST ERROR"],
+        peers.iter().map(|peer| {
+            [
+                peer.address.clone(),
+                peer.asn.to_string(),
+                peer.state.clone(),
+                peer.uptime_seconds.map_or_else(|| "-".into(), |seconds| format!("{seconds}s")),
+                peer.prefixes_sent.to_string(),
+                peer.last_error.clone().unwrap_or_else(|| "-".into()),
+            ]
+        }),
+    );
+    section(
+        &mut text,
+        ["PREFIX", "KIND", "SERVICE", "ANNOUNCED"],
+        announcements.iter().map(|announcement| {
+            [
+                announcement.prefix.clone(),
+                announcement.kind.clone(),
+                announcement.service.clone().unwrap_or_else(|| "-".into()),
+                if announcement.announced { "yes".into() } else { "no".into() },
+            ]
+        }),
+    );
+    section(
+        &mut text,
+        [
+            "SERVICE",
+            "KIND",
+            "VIRTUAL SERVER",
+            "SCHEDULER",
+            "ENDPOINT",
+            "FORWARDING",
+            "WEIGHT",
+            "ACTIVE",
+            "INACTIVE",
+        ],
+        virtual_servers.iter().flat_map(|server| {
+            let head =
+                [server.service.clone(), server.kind.clone(), server.vip.clone(), server.scheduler.clone()];
+            let none = server.destinations.is_empty().then(|| {
+                let [service, kind, vip, scheduler] = head.clone();
+                let empty = || "-".to_string();
+                [service, kind, vip, scheduler, "none: refused".into(), empty(), empty(), empty(), empty()]
+            });
+            none.into_iter().chain(server.destinations.iter().map(move |destination| {
+                let [service, kind, vip, scheduler] = head.clone();
+                [
+                    service,
+                    kind,
+                    vip,
+                    scheduler,
+                    destination.endpoint.clone(),
+                    destination.forwarding.clone(),
+                    destination.weight.map_or_else(|| "not in kernel".into(), |weight| weight.to_string()),
+                    destination.active_connections.to_string(),
+                    destination.inactive_connections.to_string(),
+                ]
+            }))
+        }),
+    );
+    text
+}
+
+/// A table with columns as wide as their widest cell; nothing where there are no rows.
+fn section<const N: usize>(text: &mut String, head: [&str; N], rows: impl Iterator<Item = [String; N]>) {
+    let rows: Vec<[String; N]> = rows.collect();
+    if rows.is_empty() {
+        return;
+    }
+    let width = |column: usize| {
+        rows.iter().map(|row| row[column].len()).chain([head[column].len()]).max().unwrap_or_default()
+    };
+    let widths: [usize; N] = std::array::from_fn(width);
+    text.push('\n');
+    for row in std::iter::once(&head.map(String::from)).chain(&rows) {
+        let cells = row.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}"));
+        let line = cells.collect::<Vec<_>>().join("  ");
+        let _ = writeln!(text, "{}", line.trim_end());
+    }
+}

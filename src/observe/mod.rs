@@ -1,0 +1,3 @@
+//! What this node tells of itself.
+
+pub mod status;

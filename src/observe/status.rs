@@ -1,0 +1,159 @@
+//! The status API: whoever connects to the Unix socket gets one JSON object, [`Status`], and the end of the stream.
+
+use std::io;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::{mpsc, oneshot};
+use tracing::warn;
+
+/// An agent at one moment. Lists are sorted.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Status {
+    /// The node's name.
+    pub node: String,
+    /// The agent's version.
+    pub version: String,
+    /// The source has told everything, and the kernel was brought in line with it at least once.
+    pub ready: bool,
+    /// BGP peers.
+    pub peers: Vec<Peer>,
+    /// Prefixes that the plan announces.
+    pub announcements: Vec<Announcement>,
+    /// Virtual servers that the plan has, with what the kernel holds of them.
+    pub virtual_servers: Vec<VirtualServer>,
+    /// What is not as planned, and why.
+    pub problems: Vec<String>,
+    /// What users should know about their objects and the config.
+    pub warnings: Vec<String>,
+}
+
+/// A BGP peer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Peer {
+    /// Its address.
+    pub address: String,
+    /// Its ASN.
+    pub asn: u32,
+    /// State of the session (RFC 4271 section 8.2.2).
+    pub state: String,
+    /// Seconds since the session was established, if it is.
+    pub uptime_seconds: Option<u64>,
+    /// Prefixes it has been told and not withdrawn.
+    pub prefixes_sent: usize,
+    /// What ended the last session or attempt.
+    pub last_error: Option<String>,
+}
+
+/// A prefix.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Announcement {
+    /// The prefix.
+    pub prefix: String,
+    /// Why it is planned.
+    pub kind: String,
+    /// Whose it is, if a Service's.
+    pub service: Option<String>,
+    /// Peers are told now; false while the kernel does not hold it, or without peers.
+    pub announced: bool,
+}
+
+/// A virtual server.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct VirtualServer {
+    /// Whose it is.
+    pub service: String,
+    /// Where its address came from.
+    pub kind: String,
+    /// Protocol, address and port.
+    pub vip: String,
+    /// Scheduler.
+    pub scheduler: String,
+    /// What the kernel has; false without destinations too.
+    pub in_kernel: bool,
+    /// Its destinations: those planned, then those that drain.
+    pub destinations: Vec<Destination>,
+}
+
+/// A destination.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Destination {
+    /// The endpoint's address and port.
+    pub endpoint: String,
+    /// Its node, where known.
+    pub node: Option<String>,
+    /// `tunnel`, `nat` or `masquerade`; `draining` for one that is not planned any more.
+    pub forwarding: String,
+    /// Weight in the kernel; `None` where the kernel does not have it.
+    pub weight: Option<u32>,
+    /// Connections in the kernel's count.
+    pub active_connections: u32,
+    /// Connections that are closing, or datagram flows.
+    pub inactive_connections: u32,
+}
+
+/// A question to the agent's loop.
+pub type Question = oneshot::Sender<Status>;
+
+/// Listens on `path` and passes questions on. A socket left by an agent that was killed is replaced.
+///
+/// # Errors
+/// When the socket cannot be made.
+pub fn serve(path: &Path, questions: mpsc::Sender<Question>) -> io::Result<()> {
+    if let Some(directory) = path.parent() {
+        std::fs::create_dir_all(directory)?;
+    }
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let listener = UnixListener::bind(path)?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
+    tokio::spawn(async move {
+        loop {
+            match listener.accept().await {
+                Ok((stream, _)) => drop(tokio::spawn(answer(stream, questions.clone()))),
+                Err(error) => {
+                    warn!(%error, "status socket");
+                    tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+                }
+            }
+        }
+    });
+    Ok(())
+}
+
+async fn answer(mut stream: UnixStream, questions: mpsc::Sender<Question>) {
+    let (question, answer) = oneshot::channel();
+    if questions.send(question).await.is_err() {
+        return;
+    }
+    if let Ok(status) = answer.await
+        && let Ok(text) = serde_json::to_vec(&status)
+    {
+        // Whoever asked may have gone: nothing is lost.
+        let _ = stream.write_all(&text).await;
+    }
+}
+
+/// Asks the agent that listens on `path`.
+///
+/// # Errors
+/// When there is none, or its answer does not read.
+pub async fn ask(path: &Path) -> io::Result<Status> {
+    let mut stream = UnixStream::connect(path).await?;
+    let mut text = Vec::new();
+    stream.read_to_end(&mut text).await?;
+    if text.is_empty() {
+        return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the agent is shutting down"));
+    }
+    serde_json::from_slice(&text).map_err(io::Error::from)
+}
