@@ -38,8 +38,9 @@ pub(crate) fn read<'de, S: DeserializeSeed<'de>>(text: &'de str, seed: S) -> Res
         })
     })
     .map_err(|error| {
-        let line = error.location().map(|location| location.line());
-        Error { line, field: if field == "?" { String::new() } else { field }, message: message(&error) }
+        let field = if field == "?" { String::new() } else { field };
+        let line = error.location().map(|location| location.line()).or_else(|| line_of(text, &field));
+        Error { line, field, message: message(&error) }
     })
 }
 

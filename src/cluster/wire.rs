@@ -112,8 +112,11 @@ fn null_default<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(d: D) 
 fn timestamp<'de, D: Deserializer<'de>>(d: D) -> Result<Option<SystemTime>, D::Error> {
     Option::<String>::deserialize(d)?
         .map(|text| {
-            humantime::parse_rfc3339(&text)
-                .map_err(|e| D::Error::custom(format_args!("`{text}` is not a UTC time (RFC 3339): {e}")))
+            humantime::parse_rfc3339(&text).map_err(|_| {
+                D::Error::custom(format_args!(
+                    "`{text}` is not a UTC time (RFC 3339) such as 2026-01-31T12:00:00Z"
+                ))
+            })
         })
         .transpose()
 }
@@ -334,8 +337,10 @@ enum IpMode {
     Proxy,
 }
 
-impl From<WireService> for Service {
-    fn from(WireService { metadata, spec, status }: WireService) -> Self {
+impl TryFrom<WireService> for Service {
+    type Error = &'static str;
+
+    fn try_from(WireService { metadata, spec, status }: WireService) -> Result<Self, Self::Error> {
         let cluster_ips = if spec.cluster_ips.is_empty() {
             spec.cluster_ip.into_iter().collect()
         } else {
@@ -352,10 +357,14 @@ impl From<WireService> for Service {
         } else {
             None
         };
+        if skipped.is_none() && spec.ports.is_empty() {
+            // The API server refuses it; half a file may look like it.
+            return Err("spec.ports is missing: a Service has at least one port, unless it is headless");
+        }
         let has_node_ports = matches!(spec.type_, ServiceType::NodePort | ServiceType::LoadBalancer);
         let ingress =
             if spec.type_ == ServiceType::LoadBalancer { status.load_balancer.ingress } else { Vec::new() };
-        Self {
+        Ok(Self {
             name: ServiceName { namespace: metadata.namespace(), name: metadata.name },
             created: metadata.creation_timestamp,
             annotations: metadata.annotations.0,
@@ -396,7 +405,7 @@ impl From<WireService> for Service {
                 _ => None,
             }),
             health_check_node_port: spec.health_check_node_port,
-        }
+        })
     }
 }
 

@@ -4,7 +4,9 @@ use std::fmt;
 use std::marker::PhantomData;
 use std::sync::Arc;
 
-use serde::de::{Deserialize, DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde::de::{
+    Deserialize, DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor,
+};
 
 use crate::cluster::Object;
 use crate::cluster::wire::{WireEndpointSlice, WireNode, WireService};
@@ -207,7 +209,10 @@ impl<'de> DeserializeSeed<'de> for Read<'_> {
 
     fn deserialize<D: Deserializer<'de>>(self, d: D) -> Result<(), D::Error> {
         self.into.push(match self.shape {
-            Shape::Service => Object::Service(Arc::new(WireService::deserialize(d)?.into())),
+            Shape::Service => {
+                let service = WireService::deserialize(d)?.try_into().map_err(D::Error::custom)?;
+                Object::Service(Arc::new(service))
+            }
             Shape::EndpointSlice => {
                 Object::EndpointSlice(Arc::new(WireEndpointSlice::deserialize(d)?.into()))
             }

@@ -67,12 +67,19 @@ impl Manifests {
     /// # Errors
     /// If the directory cannot be read; everything stays as it was. (What is wrong with a file is an event.)
     pub fn scan(&mut self) -> io::Result<Vec<Event>> {
+        self.scan_except(&HashSet::new())
+    }
+
+    /// Scans, but leaves files as they were that somebody is writing to.
+    fn scan_except(&mut self, in_writing: &HashSet<OsString>) -> io::Result<Vec<Event>> {
         let mut names = HashSet::new();
         for entry in fs::read_dir(&self.directory)? {
             let name = entry?.file_name();
             let path = self.directory.join(&name);
             if is_manifest(&path) {
-                self.files.entry(name.clone()).or_default().read(&path);
+                if !in_writing.contains(&name) {
+                    self.files.entry(name.clone()).or_default().read(&path);
+                }
                 names.insert(name);
             }
         }

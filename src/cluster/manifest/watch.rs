@@ -1,7 +1,10 @@
 //! Watches a directory of manifests.
 
+use std::collections::HashSet;
+use std::ffi::{OsStr, OsString};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
@@ -14,7 +17,7 @@ use tokio::sync::mpsc::UnboundedSender;
 use super::Manifests;
 use crate::cluster::{Event, Problem, Severity};
 
-/// An editor writes a file in several steps: quiet for this long means it is done.
+/// Files are changed in several steps: quiet for this long means it is done.
 const DEBOUNCE: Duration = Duration::from_millis(100);
 /// Someone who writes without pause must not put off the scan for ever.
 const MAX_DEBOUNCES: usize = 5;
@@ -54,7 +57,10 @@ fn follow(manifests: &mut Manifests, watched: Watch, events: &UnboundedSender<Ve
         };
         let result = match changed {
             Ok(false) => continue,
-            Ok(true) => manifests.scan(),
+            Ok(true) => match &watched {
+                Some(watch) => manifests.scan_except(&watch.in_writing),
+                None => manifests.scan(),
+            },
             Err(error) => Err(error),
         };
         let told = match result {
@@ -88,7 +94,11 @@ fn follow(manifests: &mut Manifests, watched: Watch, events: &UnboundedSender<Ve
 }
 
 /// An inotify instance on one directory.
-struct Watch(OwnedFd);
+struct Watch {
+    fd: OwnedFd,
+    /// Files that were written to and not closed yet: half of a file may look like a whole one.
+    in_writing: HashSet<OsString>,
+}
 
 impl Watch {
     fn new(directory: &Path) -> io::Result<Self> {
@@ -103,7 +113,7 @@ impl Watch {
             | WatchFlags::MOVE_SELF
             | WatchFlags::ONLYDIR;
         inotify::add_watch(&fd, directory, changes)?;
-        Ok(Self(fd))
+        Ok(Self { fd, in_writing: HashSet::new() })
     }
 
     /// Waits for a change and then until it is quiet, or for [`IDLE`]. Returns whether anything changed.
@@ -123,7 +133,7 @@ impl Watch {
     fn wait(&self, time: Duration) -> io::Result<bool> {
         // Both waits are far below what a Timespec holds.
         let time = Timespec::try_from(time).map_err(io::Error::other)?;
-        match poll(&mut [PollFd::new(&self.0, PollFlags::IN)], Some(&time)) {
+        match poll(&mut [PollFd::new(&self.fd, PollFlags::IN)], Some(&time)) {
             Ok(ready) => Ok(ready > 0),
             Err(rustix::io::Errno::INTR) => Ok(false),
             Err(error) => Err(error.into()),
@@ -131,17 +141,29 @@ impl Watch {
     }
 
     /// Reads what is there; what exactly changed, the scan finds out.
-    fn drain(&self) -> io::Result<()> {
+    fn drain(&mut self) -> io::Result<()> {
         let mut buffer = [MaybeUninit::uninit(); 4096];
-        let mut reader = inotify::Reader::new(self.0.as_fd(), &mut buffer);
+        let mut reader = inotify::Reader::new(self.fd.as_fd(), &mut buffer);
         loop {
-            match reader.next() {
-                Ok(event) if event.events().intersects(ReadFlags::IGNORED | ReadFlags::MOVE_SELF) => {
-                    return Err(io::Error::new(io::ErrorKind::NotFound, "the directory is gone"));
-                }
-                Ok(_) => {}
+            let event = match reader.next() {
+                Ok(event) => event,
                 Err(rustix::io::Errno::AGAIN) => return Ok(()),
                 Err(error) => return Err(error.into()),
+            };
+            let what = event.events();
+            if what.intersects(ReadFlags::IGNORED | ReadFlags::MOVE_SELF) {
+                return Err(io::Error::new(io::ErrorKind::NotFound, "the directory is gone"));
+            }
+            if what.contains(ReadFlags::QUEUE_OVERFLOW) {
+                self.in_writing.clear();
+            }
+            if let Some(name) = event.file_name() {
+                let name = OsStr::from_bytes(name.to_bytes());
+                if what.contains(ReadFlags::MODIFY) {
+                    self.in_writing.insert(name.to_owned());
+                } else if !what.contains(ReadFlags::ATTRIB) {
+                    self.in_writing.remove(name);
+                }
             }
         }
     }

@@ -1,0 +1,110 @@
+//! The config file.
+
+use std::path::Path;
+use std::time::Duration;
+
+use sheave::config::{Config, MarkMask};
+use sheave::plan::Scheduler;
+
+fn parse(text: &str) -> Result<Config, String> {
+    Config::parse(Path::new("sheave.yaml"), text).map_err(|error| error.to_string())
+}
+
+/// Every key of the documented schema.
+const EVERYTHING: &str = "
+router: {asn: 64512, routerId: auto, listen: {port: 179}, gracefulRestart: {restartTime: 120s, longLived: {staleTime: 1h}},
+  peers: [{address: 10.0.0.1, asn: 65001, port: 179, localAddress: null, passwordFile: null, multihop: null, ttlSecurity: null, holdTime: 90s,
+           bfd: {transmitInterval: 300ms, receiveInterval: 300ms, detectMultiplier: 3}, nextHop: self, families: [ipv4, ipv6], import: none}],
+  dynamicPeers: [{prefix: 10.0.0.0/24, asn: 65001}]}
+announce: {clusterIPs: false, externalIPs: true, loadBalancerIPs: true, podCIDRs: false, kernelTables: [], aggregate: [], communities: []}
+services: {forwarding: tunnel, encapsulation: ipip, acceptance: node, serviceCIDRs: [], nodePortAddresses: [primary],
+  scheduler: {external: mh, internal: rr}, externalIPs: {allow: []}, markMask: 0x3fff}
+observe: {metrics: \"0.0.0.0:10249\", health: \"0.0.0.0:10256\", status: /run/sheave/status.sock}
+drain: {annotation: true, taints: []}
+";
+
+#[test]
+fn every_key_parses() {
+    let config = parse(EVERYTHING).unwrap();
+    let peer = &config.router.peers[0];
+    assert_eq!(config.router.asn, Some(64512));
+    assert_eq!((peer.asn, peer.hold_time), (65001, Duration::from_secs(90)));
+    let bfd = peer.bfd.unwrap();
+    assert_eq!(bfd.transmit_interval, Duration::from_millis(300));
+    let warned: Vec<_> = config.warnings().into_iter().map(|warning| warning.message).collect();
+    assert_eq!(warned.len(), 3, "{warned:?}");
+}
+
+#[test]
+fn the_schema_shows_the_defaults() {
+    let mut config = parse(EVERYTHING).unwrap();
+    config.router = Config::default().router;
+    assert_eq!(config, Config::default());
+    assert_eq!(MarkMask::default().bits(), 0x3fff);
+    for nothing in ["", "# nothing\n", "---\n", "{}"] {
+        assert_eq!(parse(nothing).unwrap(), Config::default(), "{nothing:?}");
+    }
+}
+
+#[test]
+fn a_peer_needs_little() {
+    let config = parse("router:\n  asn: 1\n  peers:\n  - address: fd00::1\n    asn: 1\n").unwrap();
+    let peer = &config.router.peers[0];
+    assert_eq!((peer.port, peer.hold_time, peer.families.len()), (179, Duration::from_secs(90), 2));
+    assert!(config.warnings().is_empty());
+    assert_eq!(
+        parse("services: {scheduler: {internal: wlc}}").unwrap().services.scheduler.internal,
+        Scheduler::Wlc
+    );
+}
+
+#[test]
+fn errors_name_file_line_field_and_remedy() {
+    for (text, expected) in [
+        (
+            "router:\n  peers:\n  - {address: 10.0.0.1, asn: 1}\n",
+            "sheave.yaml:2: router.asn: missing, but there are peers: give this cluster's autonomous system number",
+        ),
+        (
+            "router:\n  asn: 1\n  peers:\n  - address: 10.0.0.1\n    asn: 1\n    passwordFile: /secret\n",
+            "sheave.yaml:6: router.peers[0].passwordFile: not supported by this version, and the session would be \
+             less secure than you ask for: remove it",
+        ),
+        (
+            "router: {asn: 1, peers: [{address: 10.0.0.1, asn: 1, ttlSecurity: 1}]}",
+            "sheave.yaml:1: router.peers[0].ttlSecurity: not supported by this version, and the session would be \
+             less secure than you ask for: remove it",
+        ),
+        (
+            "router:\n  asn: 1\n  peers:\n  - {address: 10.0.0.1, asn: 1}\n  - {address: 10.0.0.1, asn: 2}\n",
+            "sheave.yaml:5: router.peers[1].address: 10.0.0.1 is listed twice: a peer has one session",
+        ),
+        (
+            "router:\n  asn: 1\n  peers:\n  - {address: 10.0.0.1, asn: 1, holdTime: 2s}\n",
+            "sheave.yaml:4: router.peers[0].holdTime: a hold time is 0s (never) or whole seconds of 3s to 65535s",
+        ),
+        (
+            "router:\n  asn: 1\n  peers:\n  - {address: 10.0.0.1, asn: 1, holdTime: 90}\n",
+            "sheave.yaml:4: router.peers[0].holdTime: `90` is not a duration such as 120s, 300ms or 1h",
+        ),
+        (
+            "announce:\n  clusterIP: true\n",
+            "sheave.yaml:2: announce.clusterIP: unknown field `clusterIP`, expected one of clusterIPs, externalIPs, \
+             loadBalancerIPs, podCIDRs, kernelTables, aggregate, communities",
+        ),
+        (
+            "services:\n  markMask: 5\n",
+            "sheave.yaml:2: services.markMask: 0x5 is not a mask of at least two bits in a row, such as 0x3fff",
+        ),
+        (
+            "services:\n  nodePortAddresses: [all]\n",
+            "sheave.yaml:2: services.nodePortAddresses[0]: `all` is neither `primary` nor a CIDR such as 10.0.0.0/8",
+        ),
+        (
+            "services:\n  forwarding: dsr\n",
+            "sheave.yaml:2: services.forwarding: `dsr` is neither `tunnel` nor `nat`",
+        ),
+    ] {
+        assert_eq!(parse(text).unwrap_err(), expected, "{text}");
+    }
+}

@@ -1,0 +1,11 @@
+//! From what a cluster says to what a node should do: rules, conflicts, sources, config and the printed plan.
+#![cfg(test)]
+
+mod build;
+mod config;
+mod conflicts;
+mod index;
+mod manifests;
+mod printed;
+mod rules;
+mod size;
