@@ -6,7 +6,7 @@ use super::model::{Negotiated, State};
 use crate::wire::{Context, Message, WireError, frame};
 
 /// How long an OPEN is waited for (RFC 4271 §8.2.2 suggests four minutes).
-pub(super) const OPEN_HOLD_TIME: Duration = Duration::from_secs(240);
+const OPEN_HOLD_TIME: Duration = Duration::from_secs(240);
 
 /// A connection on which our OPEN has been sent.
 #[derive(Clone, Debug)]
@@ -19,8 +19,8 @@ pub(super) struct Connection {
 /// How far the handshake is.
 #[derive(Clone, Debug)]
 pub(super) enum Phase {
-    /// The peer's OPEN is awaited, until then.
-    OpenSent { hold: Instant },
+    /// The peer's OPEN is awaited, since then.
+    OpenSent { since: Instant },
     /// The peer's KEEPALIVE is awaited.
     OpenConfirm(Open),
     /// Routes are exchanged, since then.
@@ -46,7 +46,7 @@ pub(super) struct Timers {
 
 impl Connection {
     pub(super) fn new(now: Instant) -> Connection {
-        Connection { input: Vec::new(), phase: Phase::OpenSent { hold: now + OPEN_HOLD_TIME } }
+        Connection { input: Vec::new(), phase: Phase::OpenSent { since: now } }
     }
 
     pub(super) fn state(&self) -> State {
@@ -75,7 +75,7 @@ impl Connection {
     /// When the peer is given up.
     pub(super) fn hold_deadline(&self) -> Option<Instant> {
         match &self.phase {
-            Phase::OpenSent { hold } => Some(*hold),
+            Phase::OpenSent { since } => Some(*since + OPEN_HOLD_TIME),
             Phase::OpenConfirm(open) | Phase::Established { open, .. } => open.timers.map(|t| t.hold),
         }
     }

@@ -13,6 +13,9 @@ use crate::wire::{self, Cease, Context, Message, Notification};
 /// How long an outgoing connection may take.
 const CONNECT_TIME: Duration = Duration::from_secs(15);
 
+/// How long a working peer takes to send its OPEN, at most.
+const OPEN_EXPECTED: Duration = Duration::from_secs(5);
+
 /// One peer's session. See the [module](super) for its states.
 #[derive(Clone, Debug)]
 pub struct Session {
@@ -265,7 +268,7 @@ impl Session {
             Ok(negotiated) => negotiated,
             Err(error) => return self.fail(direction, SessionError::from(error), now, actions),
         };
-        if let Some(loser) = self.collision(direction, &negotiated) {
+        if let Some(loser) = self.collision(direction, &negotiated, now) {
             *self.connection_mut(loser) = None;
             let cease = Notification::cease(Cease::ConnectionCollisionResolution);
             actions.extend([send(loser, &Message::Notification(cease)), Action::Close(loser)]);
@@ -284,10 +287,15 @@ impl Session {
 
     /// Which of two connections is closed now that the peer's OPEN came on one of them (RFC 4271 §6.8). The peer's
     /// identity is known from it, so that the other is judged whatever its state, as the RFC allows.
-    fn collision(&self, direction: Direction, negotiated: &Negotiated) -> Option<Direction> {
+    fn collision(&self, direction: Direction, negotiated: &Negotiated, now: Instant) -> Option<Direction> {
         let other = self.connection(direction.other()).as_ref()?;
-        if let Phase::Established { .. } = other.phase {
-            return Some(direction);
+        match other.phase {
+            Phase::Established { .. } => return Some(direction),
+            // Most likely a connection that the peer knows nothing of: it must not win over one that works.
+            Phase::OpenSent { since } if now.saturating_duration_since(since) > OPEN_EXPECTED => {
+                return Some(direction.other());
+            }
+            Phase::OpenSent { .. } | Phase::OpenConfirm(_) => {}
         }
         // RFC 6286 §2.3: equal identifiers, in different ASes, leave it to the ASN.
         let ours = (self.config.router_id, self.config.asn);

@@ -84,6 +84,9 @@ impl Bench {
     }
 }
 
+/// Makes an event happen.
+type Trigger = fn(&mut Bench) -> Vec<Action>;
+
 /// Actions in words.
 fn words(actions: &[Action]) -> Vec<String> {
     let side = |direction: &Direction| if *direction == Outgoing { "" } else { " incoming" };
@@ -118,7 +121,7 @@ fn transitions() {
     let names =
         ["Idle", "held down", "Connect", "Active", "passive", "OpenSent", "OpenConfirm", "Established"];
     for name in names {
-        let events: [(&str, fn(&mut Bench) -> Vec<Action>); 13] = [
+        let events: [(&str, Trigger); 13] = [
             ("ManualStart", |b| b.event(Event::ManualStart)),
             ("ManualStop", |b| b.event(Event::ManualStop(Farewell::Cease(Cease::AdministrativeShutdown)))),
             ("TcpConnected", |b| b.event(Event::TcpConnected)),
@@ -295,6 +298,17 @@ fn established_wins_over_a_late_open() {
     let actions = bench.told(Incoming, &Message::Open(peer_open()));
     assert_eq!(words(&actions), ["send incoming 6/7", "close incoming"]);
     assert_eq!(bench.session.state(), State::Established);
+}
+
+/// A connection that hangs does not win, whatever the identifiers say.
+#[test]
+fn hanging_connection_loses() {
+    let mut bench = Bench::connected(config());
+    bench.now += Duration::from_secs(6);
+    bench.event(Event::TcpAccepted);
+    let actions =
+        bench.told(Incoming, &Message::Open(Open { router_id: [10, 0, 0, 0].into(), ..peer_open() }));
+    assert_eq!(words(&actions), ["send 6/7", "close", "send incoming KEEPALIVE"]);
 }
 
 #[test]

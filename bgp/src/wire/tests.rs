@@ -223,7 +223,9 @@ fn what_is_wrong_with_a_header_or_body() {
     let open = |tail: &[u8]| raw(1, &[&[4, 0xfd, 0xe9, 0, 90, 10, 0, 0, 2], tail].concat());
     let version3 = raw(1, &[3, 0xfd, 0xe9, 0, 90, 10, 0, 0, 2, 0]);
     let mp_reach = |value: &[u8]| [&[0x80, 14, u8::try_from(value.len()).unwrap()], value].concat();
-    let cases: Vec<(&str, Vec<u8>, (u8, u8), Vec<u8>)> = vec![
+    // Name, message, code and subcode, data.
+    type Case = (&'static str, Vec<u8>, (u8, u8), Vec<u8>);
+    let cases: Vec<Case> = vec![
         ("marker", out_of_step, (1, 1), vec![]),
         ("beyond 4096", too_long, (1, 2), vec![0x10, 0x01]),
         ("KEEPALIVE with a body", raw(4, &[0]), (1, 2), vec![0, 20]),
@@ -263,7 +265,8 @@ fn what_is_wrong_with_a_header_or_body() {
 fn malformed_attributes_by_rfc_7606() {
     use AttributeProblem::{Flags, Length, Missing, Repeated, Unexpected, Value};
     use Handling::{Discard, TreatAsWithdraw};
-    let cases: &[(&str, Vec<u8>, Context, u8, AttributeProblem, Handling)] = &[
+    type Case = (&'static str, Vec<u8>, Context, u8, AttributeProblem, Handling);
+    let cases: &[Case] = &[
         ("no ORIGIN", update_of(&[AS_PATH, NEXT_HOP]), EBGP, 1, Missing, TreatAsWithdraw),
         ("no AS_PATH", update_of(&[ORIGIN, NEXT_HOP]), EBGP, 2, Missing, TreatAsWithdraw),
         ("no NEXT_HOP", update_of(&[ORIGIN, AS_PATH]), EBGP, 3, Missing, TreatAsWithdraw),
@@ -429,7 +432,7 @@ fn two_octet_peer_is_told_as_trans_and_as4_path() {
     let path = AsPath::sequence(vec![4_200_000_001, 65001]);
     let attributes = PathAttributes {
         origin: Some(Origin::Igp),
-        as_path: Some(path.clone()),
+        as_path: Some(path),
         next_hop: Some([10, 0, 0, 1].into()),
         ..PathAttributes::default()
     };
