@@ -180,9 +180,12 @@ impl Lab {
     /// Waits for that.
     pub fn await_applied(&mut self, service: &Service) -> Result<()> {
         await_some(CONVERGENCE, &format!("Service {} in force on all nodes", service.name), || {
-            self.ensure_running().map_err(|error| error.to_string())?;
-            self.applied(service)
-        })
+            // An agent that has ended will not come back: no use to wait on.
+            match self.ensure_running() {
+                Ok(()) => self.applied(service).map(Ok),
+                Err(ended) => Ok(Err(ended)),
+            }
+        })?
     }
 
     /// Removes a Service and waits until no agent's kernel holds it.
@@ -268,7 +271,11 @@ impl Lab {
         }
         if let Some(path) = full {
             match std::fs::write(path, long) {
-                Ok(()) => drop(writeln!(short, "--- nftables, routes and whole logs: {}", path.display())),
+                Ok(()) => drop(writeln!(
+                    short,
+                    "--- nftables, routes and whole logs: {}",
+                    path.file_name().unwrap_or_default().display()
+                )),
                 Err(error) => drop(writeln!(short, "--- {}: {error}", path.display())),
             }
         }

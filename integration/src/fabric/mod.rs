@@ -85,7 +85,7 @@ pub struct Leaf {
     control: PathBuf,
 }
 
-/// The whole network. Namespaces are deleted when it is dropped.
+/// The whole network; gone when it is dropped.
 #[derive(Debug)]
 pub struct Fabric {
     /// The client outside the cluster.
@@ -98,6 +98,7 @@ pub struct Fabric {
     pub leaves: Vec<Leaf>,
     /// The cluster's nodes.
     pub nodes: Vec<Node>,
+    _namespaces: Namespaces,
 }
 
 /// `node-a` for 1, and so on.
@@ -214,19 +215,32 @@ impl Leaf {
     }
 }
 
-impl Drop for Fabric {
-    fn drop(&mut self) {
-        let mut names = String::new();
-        let pods = self.nodes.iter().flat_map(|node| node.pods.iter().map(|pod| &pod.ns).chain([&node.ns]));
-        let routers = self.leaves.iter().map(|leaf| &leaf.ns);
-        for ns in pods.chain(routers).chain([&self.client, &self.external, &self.spine]) {
-            let _ = writeln!(names, "netns del {}", ns.name());
-        }
-        let mut command = Command::new("ip");
-        command.args(["-force", "-batch", "-"]);
-        // One that is already gone is no matter.
-        let _ = process::run(command, &names);
+/// The namespaces that this lab made; deleted with it.
+#[derive(Debug)]
+struct Namespaces(Vec<String>);
+
+impl Namespaces {
+    fn create(names: Vec<String>) -> Result<Self> {
+        let lines: String = names.iter().map(|name| format!("netns add {name}\n")).collect();
+        let namespaces = Self(names);
+        ip(&[], &lines)?;
+        Ok(namespaces)
     }
+}
+
+impl Drop for Namespaces {
+    fn drop(&mut self) {
+        let lines: String = self.0.iter().map(|name| format!("netns del {name}\n")).collect();
+        // One that is already gone is no matter.
+        let _ = ip(&["-force"], &lines);
+    }
+}
+
+/// Runs lines of `ip -batch` in the namespace we are in.
+fn ip(flags: &[&str], lines: &str) -> Result<()> {
+    let mut command = Command::new("ip");
+    command.args(flags).args(["-batch", "-"]);
+    process::run(command, lines).map(drop)
 }
 
 /// What is to be built, before it exists.
@@ -236,9 +250,7 @@ struct Names {
 
 impl Names {
     fn create(&self, dir: &Path) -> Result<Fabric> {
-        let mut command = Command::new("ip");
-        command.args(["-batch", "-"]);
-        process::run(command, &self.namespaces())?;
+        let namespaces = Namespaces::create(self.namespaces())?;
 
         let (client, external, spine) =
             (NetNs::open("client")?, NetNs::open("external")?, NetNs::open("spine")?);
@@ -267,9 +279,7 @@ impl Names {
         for node in &nodes {
             node.ns.sysctl(NODE)?;
         }
-        let mut command = Command::new("ip");
-        command.args(["-batch", "-"]);
-        process::run(command, &self.links())?;
+        ip(&[], &self.links())?;
 
         client.ip(&outside_host(addresses::client, 101))?;
         external.ip(&outside_host(addresses::external, 102))?;
@@ -289,21 +299,24 @@ impl Names {
             let (bird, control) = bird::start(&ns, number, self.nodes, dir)?;
             Ok(Leaf { number, ns, bird, control })
         });
-        Ok(Fabric { client, external, spine, leaves: leaves.collect::<Result<_>>()?, nodes })
+        Ok(Fabric {
+            client,
+            external,
+            spine,
+            leaves: leaves.collect::<Result<_>>()?,
+            nodes,
+            _namespaces: namespaces,
+        })
     }
 
-    fn namespaces(&self) -> String {
-        let mut lines = String::from("netns add client\nnetns add external\nnetns add spine\n");
-        for leaf in 1..=LEAVES {
-            let _ = writeln!(lines, "netns add leaf{leaf}");
-        }
+    fn namespaces(&self) -> Vec<String> {
+        let mut names: Vec<String> = ["client", "external", "spine"].map(str::to_owned).into();
+        names.extend((1..=LEAVES).map(|leaf| format!("leaf{leaf}")));
         for node in 1..=self.nodes {
-            let _ = writeln!(lines, "netns add {}", node_name(node));
-            for pod in 1..=PODS {
-                let _ = writeln!(lines, "netns add {}", pod_name(node, pod));
-            }
+            names.push(node_name(node));
+            names.extend((1..=PODS).map(|pod| pod_name(node, pod)));
         }
-        lines
+        names
     }
 
     /// Every device is named after what is at its other end.
@@ -333,12 +346,20 @@ impl Names {
     }
 }
 
+/// `dev DEVICE` for an address; an IPv6 one is usable at once, without a search for duplicates.
+fn on(device: &str, family: Family) -> String {
+    match family {
+        Family::V4 => format!("dev {device}"),
+        Family::V6 => format!("dev {device} nodad"),
+    }
+}
+
 fn outside_host(address: fn(Family) -> IpAddr, link: u8) -> String {
     let mut lines = String::from("link set lo up\nlink set spine up\n");
     for family in Family::BOTH {
         let bits = family.bits();
         let (own, gateway) = (address(family), addresses::spine_link(family, link));
-        let _ = writeln!(lines, "addr add {own}/{bits} dev spine");
+        let _ = writeln!(lines, "addr add {own}/{bits} {}", on("spine", family));
         let _ = writeln!(lines, "route add {gateway}/{bits} dev spine");
         let _ = writeln!(lines, "route add default via {gateway} dev spine src {own}");
     }
@@ -355,12 +376,17 @@ fn spine_config() -> String {
         for (host, device, link) in
             [(addresses::client(family), "client", 101), (addresses::external(family), "external", 102)]
         {
-            let _ = writeln!(lines, "addr add {}/{bits} dev {device}", addresses::spine_link(family, link));
+            let _ = writeln!(
+                lines,
+                "addr add {}/{bits} {}",
+                addresses::spine_link(family, link),
+                on(device, family)
+            );
             let _ = writeln!(lines, "route add {host}/{bits} dev {device}");
         }
         for leaf in 1..=LEAVES {
             let own = addresses::spine_link(family, leaf);
-            let _ = writeln!(lines, "addr add {own}/{} dev leaf{leaf}", bits - 2);
+            let _ = writeln!(lines, "addr add {own}/{} {}", bits - 2, on(&format!("leaf{leaf}"), family));
         }
         let hops: String = (1..=LEAVES)
             .map(|leaf| format!(" nexthop via {} dev leaf{leaf}", addresses::leaf_uplink(family, leaf)))
@@ -376,7 +402,7 @@ fn leaf_config(leaf: u8) -> String {
     let mut lines = String::from("link set lo up\nlink set spine up\n");
     for family in Family::BOTH {
         let (own, spine) = (addresses::leaf_uplink(family, leaf), addresses::spine_link(family, leaf));
-        let _ = writeln!(lines, "addr add {own}/{} dev spine", family.bits() - 2);
+        let _ = writeln!(lines, "addr add {own}/{} {}", family.bits() - 2, on("spine", family));
         for host in [addresses::client(family), addresses::external(family)] {
             let _ = writeln!(lines, "route add {host}/{} via {spine}", family.bits());
         }
@@ -394,7 +420,7 @@ fn leaf_to_node(leaf: u8, node: u8) -> String {
     let mut lines = format!("link set {name} up\n");
     for family in Family::BOTH {
         let (own, via) = (addresses::leaf_link(family, leaf, node), addresses::node_link(family, leaf, node));
-        let _ = writeln!(lines, "addr replace {own}/{} dev {name}", family.bits() - 2);
+        let _ = writeln!(lines, "addr replace {own}/{} {}", family.bits() - 2, on(&name, family));
         let _ =
             writeln!(lines, "route replace {}/{} via {via}", addresses::node(family, node), family.bits());
         let _ = writeln!(lines, "route replace {} via {via}", addresses::pod_cidr(family, node));
@@ -410,15 +436,20 @@ fn node_config(node: u8) -> String {
     for pod in 1..=PODS {
         let name = pod_name(node, pod);
         let _ = writeln!(lines, "link set {name} up\naddr add 169.254.1.1/32 dev {name} scope link");
-        let _ = writeln!(lines, "addr add fe80::1/64 dev {name}");
+        let _ = writeln!(lines, "addr add fe80::1/64 dev {name} nodad");
     }
     for family in Family::BOTH {
         let own = addresses::node(family, node);
-        let _ = writeln!(lines, "addr add {own}/{} dev lo", family.bits());
+        let _ = writeln!(lines, "addr add {own}/{} {}", family.bits(), on("lo", family));
         let mut hops = String::new();
         for leaf in 1..=LEAVES {
             let link = addresses::node_link(family, leaf, node);
-            let _ = writeln!(lines, "addr add {link}/{} dev leaf{leaf}", family.bits() - 2);
+            let _ = writeln!(
+                lines,
+                "addr add {link}/{} {}",
+                family.bits() - 2,
+                on(&format!("leaf{leaf}"), family)
+            );
             let _ = write!(hops, " nexthop via {} dev leaf{leaf}", addresses::leaf_link(family, leaf, node));
         }
         let _ = writeln!(lines, "route add default src {own}{hops}");
@@ -440,7 +471,7 @@ fn pod_config(pod: &Pod) -> String {
     let mut lines = format!("link set lo up\nlink set {node} up\nroute add 169.254.1.1/32 dev {node}\n");
     for (family, gateway) in [(Family::V4, "169.254.1.1"), (Family::V6, "fe80::1")] {
         let own = pod.address(family);
-        let _ = writeln!(lines, "addr add {own}/{} dev {node}", family.bits());
+        let _ = writeln!(lines, "addr add {own}/{} {}", family.bits(), on(&node, family));
         let _ = writeln!(lines, "route add default via {gateway} dev {node} src {own}");
     }
     lines
