@@ -147,7 +147,7 @@ impl Ipvs {
         Ok(services)
     }
 
-    /// A virtual server with its destinations, if it is there. Costs the same however many others there are.
+    /// A virtual server with its destinations, if it is there: a look-up in the kernel's hash table, not a dump.
     ///
     /// # Errors
     /// See [`Ipvs::info`].

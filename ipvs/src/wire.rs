@@ -40,11 +40,10 @@ impl<'a> Writer<'a> {
         body: impl FnOnce(&mut Self),
     ) {
         let start = self.bytes.len();
-        self.bytes.extend_from_slice(&[0; 4]);
-        self.bytes.extend_from_slice(&family.to_ne_bytes());
-        self.bytes.extend_from_slice(&(NLM_F_REQUEST | flags).to_ne_bytes());
-        self.bytes.extend_from_slice(&[0; 8]);
-        self.bytes.extend_from_slice(&[command, version, 0, 0]);
+        let [t0, t1] = family.to_ne_bytes();
+        let [f0, f1] = (NLM_F_REQUEST | flags).to_ne_bytes();
+        self.bytes.extend_from_slice(&[0, 0, 0, 0, t0, t1, f0, f1]);
+        self.bytes.extend_from_slice(&[0, 0, 0, 0, 0, 0, 0, 0, command, version, 0, 0]);
         body(self);
         let length = u32::try_from(self.bytes.len() - start).expect("a message holds a few small attributes");
         self.bytes[start..start + 4].copy_from_slice(&length.to_ne_bytes());
@@ -63,31 +62,42 @@ impl<'a> Writer<'a> {
     pub(crate) fn put(&mut self, kind: u16, payload: &[u8]) {
         self.header(kind, payload.len());
         self.bytes.extend_from_slice(payload);
-        self.bytes.resize(align(self.bytes.len()), 0);
+        self.bytes.extend_from_slice(&[0; 3][..align(payload.len()) - payload.len()]);
     }
 
     pub(crate) fn put_u8(&mut self, kind: u16, value: u8) {
-        self.put(kind, &[value]);
+        self.put_word(kind, 1, [value, 0, 0, 0]);
     }
 
     /// In host byte order, as all but ports and addresses are.
     pub(crate) fn put_u16(&mut self, kind: u16, value: u16) {
-        self.put(kind, &value.to_ne_bytes());
+        let [b0, b1] = value.to_ne_bytes();
+        self.put_word(kind, 2, [b0, b1, 0, 0]);
     }
 
     /// In network byte order.
     pub(crate) fn put_port(&mut self, kind: u16, value: u16) {
-        self.put(kind, &value.to_be_bytes());
+        let [b0, b1] = value.to_be_bytes();
+        self.put_word(kind, 2, [b0, b1, 0, 0]);
     }
 
     pub(crate) fn put_u32(&mut self, kind: u16, value: u32) {
-        self.put(kind, &value.to_ne_bytes());
+        self.put_word(kind, 4, value.to_ne_bytes());
+    }
+
+    /// An attribute of up to 4 bytes with its padding in one go: nearly all are.
+    fn put_word(&mut self, kind: u16, payload: u16, word: [u8; 4]) {
+        let [l0, l1] = (4 + payload).to_ne_bytes();
+        let [k0, k1] = kind.to_ne_bytes();
+        let [w0, w1, w2, w3] = word;
+        self.bytes.extend_from_slice(&[l0, l1, k0, k1, w0, w1, w2, w3]);
     }
 
     fn header(&mut self, kind: u16, payload: usize) {
         let length = u16::try_from(NLA_HDRLEN + payload).expect("a payload is an address, number or name");
-        self.bytes.extend_from_slice(&length.to_ne_bytes());
-        self.bytes.extend_from_slice(&kind.to_ne_bytes());
+        let [l0, l1] = length.to_ne_bytes();
+        let [k0, k1] = kind.to_ne_bytes();
+        self.bytes.extend_from_slice(&[l0, l1, k0, k1]);
     }
 }
 

@@ -486,9 +486,7 @@ fn a_large_table_reads_back() {
             assert_eq!(ipvs.services().unwrap().len(), 500);
             let again = ipvs.apply_batch(&mut batch).unwrap();
             assert_eq!(again.failures.len(), operations.len());
-            let mut stderr = std::io::stderr();
-            writeln!(stderr, "{} operations: {applying:?}, prebuilt {replaying:?}", operations.len())
-                .unwrap();
+            tell(&format!("{} operations: {applying:?}, prebuilt {replaying:?}", operations.len()));
         });
     });
 }

@@ -3,7 +3,7 @@ use std::collections::VecDeque;
 use super::*;
 use crate::batch::Chunk;
 use crate::socket::Socket;
-use crate::uapi::NLM_F_DUMP;
+use crate::uapi::{NLM_F_DUMP, ctrl};
 use crate::wire::{NLMSG_HDRLEN, Writer};
 use crate::{Operation, ServiceKey};
 
@@ -181,6 +181,30 @@ fn a_dump_ends_with_done() {
         refused.to_string(),
         "dump: Operation not permitted (os error 1): IPVS takes CAP_NET_ADMIN in the initial user namespace"
     );
+}
+
+#[test]
+fn a_dump_given_up_leaves_no_trace() {
+    let mut socket = Socket::open().unwrap();
+    let mut sequence = 1;
+    // All families of generic netlink, which any kernel lists without privileges.
+    let mut dump = |on_reply: &mut dyn FnMut() -> Result<(), Malformed>| {
+        let mut bytes = Vec::new();
+        let version = (ctrl::CMD_GETFAMILY, ctrl::VERSION);
+        Writer::new(&mut bytes).message(ctrl::FAMILY, NLM_F_DUMP, version, |_| {});
+        query(&mut socket, &mut sequence, "dump of families", &mut bytes, |_| on_reply())
+    };
+    for _ in 0..2 {
+        let given_up = dump(&mut || Err(Malformed::new("family", "name")));
+        assert!(matches!(given_up, Err(Error::Malformed(_))), "{given_up:?}");
+        let mut families = 0;
+        dump(&mut || {
+            families += 1;
+            Ok(())
+        })
+        .unwrap();
+        assert!(families >= 1);
+    }
 }
 
 /// As many of the smallest messages as fit one send, to a family that does not exist: any kernel refuses each.
