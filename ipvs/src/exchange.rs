@@ -70,18 +70,19 @@ fn send_and_gather(
     Ok(())
 }
 
-/// Sends one request and hands the payload of each reply to `on_reply`. `sequence` moves on.
+/// Sends one request and hands each reply to `on_reply`. Returns how many datagrams the replies came in: the
+/// kernel lets go of its lock between the pieces of a dump. `sequence` moves on.
 pub(crate) fn query(
     transport: &mut impl Transport,
     sequence: &mut u32,
     request: &'static str,
     bytes: &mut [u8],
     on_reply: impl FnMut(&Message<'_>) -> Result<(), Malformed>,
-) -> Result<(), Error> {
+) -> Result<usize, Error> {
     let expected = *sequence;
     *sequence = expected.wrapping_add(wire::stamp(bytes, expected));
     let result = send_and_read(transport, bytes, expected, request, on_reply);
-    if !matches!(result, Ok(()) | Err(Error::Refused { .. })) {
+    if !matches!(result, Ok(_) | Err(Error::Refused { .. })) {
         transport.discard();
     }
     result
@@ -93,10 +94,12 @@ fn send_and_read(
     expected: u32,
     request: &'static str,
     mut on_reply: impl FnMut(&Message<'_>) -> Result<(), Malformed>,
-) -> Result<(), Error> {
+) -> Result<usize, Error> {
     transport.send(bytes)?;
+    let mut pieces = 0;
     loop {
         let datagram = transport.receive()?.ok_or(Error::NoAnswer { request })?;
+        let mut replies = 0;
         for message in wire::messages(datagram) {
             let message = message?;
             match message.kind {
@@ -104,12 +107,16 @@ fn send_and_read(
                 NLMSG_ERROR | NLMSG_DONE => {
                     return match refusal(&message)? {
                         Some(errno) => Err(Error::Refused { request, errno }),
-                        None => Ok(()),
+                        None => Ok(pieces + replies.min(1)),
                     };
                 }
-                _ => on_reply(&message)?,
+                _ => {
+                    on_reply(&message)?;
+                    replies += 1;
+                }
             }
         }
+        pieces += replies.min(1);
     }
 }
 

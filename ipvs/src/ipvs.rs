@@ -1,6 +1,7 @@
 //! The handle on the kernel's table.
 
 use std::borrow::Borrow;
+use std::collections::BTreeMap;
 
 use rustix::io::Errno;
 
@@ -8,11 +9,18 @@ use crate::batch::Chunk;
 use crate::error::Malformed;
 use crate::socket::Socket;
 use crate::uapi::{IPVS_GENL_NAME, IPVS_GENL_VERSION, NLM_F_DUMP, cmd, ctrl, top};
-use crate::wire::{Attributes, Message, Writer};
+use crate::wire::{Attributes, Writer};
 use crate::{
     Applied, Batch, DestinationEntry, Error, Info, Operation, ServiceEntry, ServiceKey, Timeouts, decode,
     encode, exchange,
 };
+
+/// Bytes to read at once. The kernel makes the pieces of a dump as long as that, up to 32 KiB.
+const COMMANDS_DATAGRAM: usize = 20 << 10;
+const QUERIES_DATAGRAM: usize = 64 << 10;
+
+/// How often [`Ipvs::services`] asks at most.
+const DUMP_ROUNDS: usize = 8;
 
 /// IPVS of one network namespace: that of the thread that opened it, whatever thread uses it later.
 ///
@@ -22,12 +30,9 @@ pub struct Ipvs {
     commands: Socket,
     /// For questions, so that their answers and those to changes cannot crowd each other out.
     queries: Socket,
-    family: u16,
-    sequence: u32,
+    requests: Requests,
     /// Reused by each `apply`.
     chunk: Chunk,
-    /// Reused by each question.
-    request: Vec<u8>,
 }
 
 impl Ipvs {
@@ -36,11 +41,10 @@ impl Ipvs {
     /// # Errors
     /// [`Error::Unavailable`] where the kernel has no IPVS.
     pub fn open() -> Result<Self, Error> {
-        let mut queries = Socket::open()?;
-        let mut sequence = 1;
-        let family = resolve(&mut queries, &mut sequence)?;
-        let commands = Socket::open()?;
-        Ok(Self { commands, queries, family, sequence, chunk: Chunk::default(), request: Vec::new() })
+        let mut queries = Socket::open(QUERIES_DATAGRAM)?;
+        let requests = Requests::resolve(&mut queries)?;
+        let commands = Socket::open(COMMANDS_DATAGRAM)?;
+        Ok(Self { commands, queries, requests, chunk: Chunk::default() })
     }
 
     /// Version and size.
@@ -100,20 +104,57 @@ impl Ipvs {
         self.command("IPVS_CMD_FLUSH", cmd::FLUSH, |_| {})
     }
 
-    /// All virtual servers without their destinations, in no order.
+    /// All virtual servers without their destinations, sorted by key.
     ///
-    /// The kernel lists them in pieces: one that is added or deleted meanwhile may move others, so that they are
-    /// missing or there twice. That can only happen where someone else changes the table too.
+    /// More than about a hundred come in pieces, and the kernel finds the start of the next piece by counting the
+    /// virtual servers of *all* network namespaces: one deleted meanwhile in any of them makes it skip another.
+    /// So this asks again, with pieces that break elsewhere, until an answer holds all that is known and nothing
+    /// new. While others change their tables all the time, one may still be missing: who must know whether a
+    /// certain virtual server is there asks for [`Ipvs::service`].
     ///
     /// # Errors
     /// See [`Ipvs::info`].
     pub fn services(&mut self) -> Result<Vec<ServiceEntry>, Error> {
-        let mut services = Vec::new();
-        self.ask("dump of services", cmd::GET_SERVICE, NLM_F_DUMP, None, |command, attributes| {
-            services.extend(service_reply(command, attributes)?);
-            Ok(())
-        })?;
-        Ok(services)
+        let mut seen = BTreeMap::new();
+        for round in 0..DUMP_ROUNDS {
+            let known = seen.len();
+            let pieces = self.list_services(round, |entry| {
+                seen.insert(entry.service.key, (round, entry));
+            })?;
+            let mut settled = seen.len() == known;
+            let missed = seen.iter().filter(|(_, (last_seen, _))| *last_seen != round);
+            for key in missed.map(|(key, _)| *key).collect::<Vec<_>>() {
+                match self.look_up(&key)? {
+                    Some(entry) => {
+                        settled = false;
+                        seen.insert(key, (round, entry));
+                    }
+                    None => {
+                        seen.remove(&key);
+                    }
+                }
+            }
+            if settled || pieces <= 1 {
+                break;
+            }
+        }
+        Ok(seen.into_values().map(|(_, entry)| entry).collect())
+    }
+
+    /// Lists virtual servers once. Returns in how many pieces they came.
+    fn list_services(&mut self, round: usize, mut each: impl FnMut(ServiceEntry)) -> Result<usize, Error> {
+        // The sockets differ in the length of the pieces.
+        let socket = if round.is_multiple_of(2) { &mut self.queries } else { &mut self.commands };
+        let request = Request { name: "dump of services", command: cmd::GET_SERVICE, flags: NLM_F_DUMP };
+        self.requests.send(
+            socket,
+            &request,
+            |_| {},
+            |command, attributes| {
+                service_reply(command, attributes)?.into_iter().for_each(&mut each);
+                Ok(())
+            },
+        )
     }
 
     /// Destinations of a virtual server in the kernel's order: the one added last comes first. None, if the
@@ -152,6 +193,15 @@ impl Ipvs {
     /// # Errors
     /// See [`Ipvs::info`].
     pub fn service(&mut self, key: &ServiceKey) -> Result<Option<ServiceEntry>, Error> {
+        let mut found = self.look_up(key)?;
+        if let Some(entry) = &mut found {
+            entry.destinations = self.destinations(key)?;
+        }
+        Ok(found)
+    }
+
+    /// A virtual server without its destinations.
+    fn look_up(&mut self, key: &ServiceKey) -> Result<Option<ServiceEntry>, Error> {
         let mut found = None;
         let answer =
             self.ask("IPVS_CMD_GET_SERVICE", cmd::GET_SERVICE, 0, Some(key), |command, attributes| {
@@ -159,14 +209,10 @@ impl Ipvs {
                 Ok(())
             });
         match answer {
-            Ok(()) => {}
-            Err(Error::Refused { errno: Errno::SRCH, .. }) => return Ok(None),
-            Err(error) => return Err(error),
+            Ok(()) => Ok(found),
+            Err(Error::Refused { errno: Errno::SRCH, .. }) => Ok(None),
+            Err(error) => Err(error),
         }
-        if let Some(entry) = &mut found {
-            entry.destinations = self.destinations(key)?;
-        }
-        Ok(found)
     }
 
     /// Applies operations in order. One that fails does not stop those after it: this is not a transaction.
@@ -184,9 +230,9 @@ impl Ipvs {
         let mut applied = Applied::default();
         self.chunk.clear();
         for operation in operations {
-            if !self.chunk.push(self.family, operation.borrow()) {
+            if !self.chunk.push(self.requests.family, operation.borrow()) {
                 self.send_chunk(&mut applied)?;
-                self.chunk.push(self.family, operation.borrow());
+                self.chunk.push(self.requests.family, operation.borrow());
             }
         }
         if !self.chunk.is_empty() {
@@ -196,14 +242,14 @@ impl Ipvs {
     }
 
     fn send_chunk(&mut self, applied: &mut Applied) -> Result<(), Error> {
-        exchange::batch(&mut self.commands, &mut self.sequence, self.chunk.bytes_mut(), applied)?;
+        exchange::batch(&mut self.commands, &mut self.requests.sequence, self.chunk.bytes_mut(), applied)?;
         self.chunk.clear();
         Ok(())
     }
 
     /// An empty batch for [`Ipvs::apply_batch`].
     pub fn batch(&self) -> Batch {
-        Batch::new(self.family)
+        Batch::new(self.requests.family)
     }
 
     /// Applies operations encoded before, as [`Ipvs::apply`] does.
@@ -213,43 +259,44 @@ impl Ipvs {
     pub fn apply_batch(&mut self, batch: &mut Batch) -> Result<Applied, Error> {
         let mut applied = Applied::default();
         for chunk in batch.chunks_mut() {
-            exchange::batch(&mut self.commands, &mut self.sequence, chunk.bytes_mut(), &mut applied)?;
+            exchange::batch(
+                &mut self.commands,
+                &mut self.requests.sequence,
+                chunk.bytes_mut(),
+                &mut applied,
+            )?;
         }
         Ok(applied)
     }
 
     fn command(
         &mut self,
-        request: &'static str,
+        name: &'static str,
         command: u8,
         body: impl FnOnce(&mut Writer<'_>),
     ) -> Result<(), Error> {
-        self.request.clear();
-        Writer::new(&mut self.request).message(self.family, 0, (command, IPVS_GENL_VERSION), body);
-        exchange::query(&mut self.commands, &mut self.sequence, request, &mut self.request, |_| Ok(()))
+        let request = Request { name, command, flags: 0 };
+        self.requests.send(&mut self.commands, &request, body, |_, _| Ok(()))?;
+        Ok(())
     }
 
-    /// A question, of one service where there is a key; replies come as command and attributes.
+    /// A question, of one service where there is a key.
     fn ask(
         &mut self,
-        request: &'static str,
+        name: &'static str,
         command: u8,
         flags: u16,
         key: Option<&ServiceKey>,
-        mut on_reply: impl FnMut(u8, Attributes<'_>) -> Result<(), Malformed>,
+        on_reply: impl FnMut(u8, Attributes<'_>) -> Result<(), Malformed>,
     ) -> Result<(), Error> {
-        let family = self.family;
-        self.request.clear();
-        Writer::new(&mut self.request).message(family, flags, (command, IPVS_GENL_VERSION), |message| {
+        let request = Request { name, command, flags };
+        let body = |message: &mut Writer<'_>| {
             if let Some(key) = key {
                 message.nested(top::SERVICE, |attributes| encode::service_key(attributes, key));
             }
-        });
-        let on_message = |message: &Message<'_>| match message.generic()? {
-            (command, attributes) if message.kind == family => on_reply(command, attributes),
-            _ => Ok(()),
         };
-        exchange::query(&mut self.queries, &mut self.sequence, request, &mut self.request, on_message)
+        self.requests.send(&mut self.queries, &request, body, on_reply)?;
+        Ok(())
     }
 }
 
@@ -261,22 +308,61 @@ fn service_reply(command: u8, attributes: Attributes<'_>) -> Result<Option<Servi
     decode::service(service.nested()).map(Some)
 }
 
-/// The number of the IPVS family; asking for it loads the module.
-fn resolve(socket: &mut Socket, sequence: &mut u32) -> Result<u16, Error> {
-    let mut bytes = Vec::new();
-    Writer::new(&mut bytes).message(ctrl::FAMILY, 0, (ctrl::CMD_GETFAMILY, ctrl::VERSION), |message| {
-        message.put(ctrl::ATTR_FAMILY_NAME, IPVS_GENL_NAME);
-    });
-    let mut family = None;
-    let answer = exchange::query(socket, sequence, "CTRL_CMD_GETFAMILY", &mut bytes, |message| {
-        let (_, attributes) = message.generic()?;
-        let attribute = attributes.find(ctrl::ATTR_FAMILY_ID)?;
-        family = attribute.and_then(|attribute| attribute.u16());
-        Ok(())
-    });
-    match answer {
-        Err(Error::Refused { errno: Errno::NOENT, .. }) => Err(Error::Unavailable),
-        Err(error) => Err(error),
-        Ok(()) => family.ok_or(Malformed::new("generic netlink family", "number").into()),
+struct Request {
+    /// For errors.
+    name: &'static str,
+    command: u8,
+    flags: u16,
+}
+
+/// What requests over either socket share.
+struct Requests {
+    /// The kernel's number of the IPVS family.
+    family: u16,
+    sequence: u32,
+    /// Reused by each request.
+    bytes: Vec<u8>,
+}
+
+impl Requests {
+    /// Asks for the number of the IPVS family, which loads the module.
+    fn resolve(socket: &mut Socket) -> Result<Self, Error> {
+        let (mut bytes, mut sequence) = (Vec::new(), 1);
+        Writer::new(&mut bytes).message(ctrl::FAMILY, 0, (ctrl::CMD_GETFAMILY, ctrl::VERSION), |message| {
+            message.put(ctrl::ATTR_FAMILY_NAME, IPVS_GENL_NAME);
+        });
+        let mut family = None;
+        let answer = exchange::query(socket, &mut sequence, "CTRL_CMD_GETFAMILY", &mut bytes, |message| {
+            let (_, attributes) = message.generic()?;
+            let attribute = attributes.find(ctrl::ATTR_FAMILY_ID)?;
+            family = attribute.and_then(|attribute| attribute.u16());
+            Ok(())
+        });
+        match answer {
+            Err(Error::Refused { errno: Errno::NOENT, .. }) => return Err(Error::Unavailable),
+            Err(error) => return Err(error),
+            Ok(_) => {}
+        }
+        let family = family.ok_or(Malformed::new("generic netlink family", "number"))?;
+        Ok(Self { family, sequence, bytes })
+    }
+
+    /// Sends a request; replies come as command and attributes. Returns in how many pieces they came.
+    fn send(
+        &mut self,
+        socket: &mut Socket,
+        request: &Request,
+        body: impl FnOnce(&mut Writer<'_>),
+        mut on_reply: impl FnMut(u8, Attributes<'_>) -> Result<(), Malformed>,
+    ) -> Result<usize, Error> {
+        self.bytes.clear();
+        let header = (request.command, IPVS_GENL_VERSION);
+        Writer::new(&mut self.bytes).message(self.family, request.flags, header, body);
+        exchange::query(socket, &mut self.sequence, request.name, &mut self.bytes, |message| {
+            match message.generic()? {
+                (command, attributes) if message.kind == self.family => on_reply(command, attributes),
+                _ => Ok(()),
+            }
+        })
     }
 }

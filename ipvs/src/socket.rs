@@ -16,9 +16,6 @@ use crate::error::Malformed;
 /// them and accounts 768 bytes or so for each reply.
 const RECEIVE_BUFFER: usize = 8 << 20;
 
-/// Longer than any datagram of the kernel: a dump comes in pieces of up to 32 KiB, as the reader's buffer allows.
-const DATAGRAM: usize = 64 << 10;
-
 /// The kernel has answered by the time a send returns. This is against waiting for ever should it not.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -40,8 +37,8 @@ pub(crate) struct Socket {
 }
 
 impl Socket {
-    /// A socket in the network namespace of the calling thread.
-    pub(crate) fn open() -> Result<Self, Error> {
+    /// A socket in the network namespace of the calling thread, which reads up to `datagram` bytes at once.
+    pub(crate) fn open(datagram: usize) -> Result<Self, Error> {
         let call = |call| move |source| Error::Socket { call, source };
         let mut socket = NetlinkSocket::new(NETLINK_GENERIC).map_err(call("socket(NETLINK_GENERIC)"))?;
         socket.bind_auto().map_err(call("bind"))?;
@@ -54,7 +51,7 @@ impl Socket {
             .or_else(|_| sockopt::set_socket_send_buffer_size(&socket, 2 * SEND_LIMIT));
         sockopt::set_socket_timeout(&socket, sockopt::Timeout::Recv, Some(ANSWER_TIMEOUT))
             .map_err(|errno| Error::Socket { call: "setsockopt(SO_RCVTIMEO)", source: errno.into() })?;
-        Ok(Self { socket, datagram: vec![0; DATAGRAM].into_boxed_slice() })
+        Ok(Self { socket, datagram: vec![0; datagram].into_boxed_slice() })
     }
 
     fn receive_with(&mut self, flags: i32) -> Result<Option<&[u8]>, Error> {

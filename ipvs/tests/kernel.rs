@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::process::{Command, Output, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use sheave_ipvs::{
@@ -487,6 +488,33 @@ fn a_large_table_reads_back() {
             let again = ipvs.apply_batch(&mut batch).unwrap();
             assert_eq!(again.failures.len(), operations.len());
             tell(&format!("{} operations: {applying:?}, prebuilt {replaying:?}", operations.len()));
+        });
+    });
+}
+
+/// The kernel counts the virtual servers of all namespaces to find the next piece of a dump, so that changes in
+/// one namespace make it skip virtual servers of another.
+#[test]
+fn changes_in_another_namespace_hide_nothing() {
+    in_namespace(|ipvs| {
+        let operations: Vec<_> = (0..500).map(|n| Operation::AddService(service(tcp(n), "rr"))).collect();
+        apply(ipvs, &operations);
+        let done = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                in_namespace(|other| {
+                    while !done.load(Ordering::Relaxed) {
+                        let added = (1000..1040).map(|n| Operation::AddService(service(tcp(n), "rr")));
+                        other.apply(added).unwrap();
+                        other.apply((1000..1040).map(|n| Operation::DelService(tcp(n)))).unwrap();
+                    }
+                });
+            });
+            let listed: Vec<_> = (0..8).map(|_| ipvs.services().map(|services| services.len())).collect();
+            done.store(true, Ordering::Relaxed);
+            for count in listed {
+                assert_eq!(count.unwrap(), 500);
+            }
         });
     });
 }

@@ -8,6 +8,7 @@ use crate::wire::{NLMSG_HDRLEN, Writer};
 use crate::{Operation, ServiceKey};
 
 const FAMILY: u16 = 0x25;
+const DATAGRAM: usize = 8 << 10;
 
 /// A kernel that answers each send with the datagrams given.
 #[derive(Default)]
@@ -149,15 +150,15 @@ fn a_batch_whose_answers_are_lost_needs_a_resync() {
     }
 }
 
-fn run_query(kernel: &mut Scripted) -> Result<Vec<Vec<u8>>, Error> {
+fn run_query(kernel: &mut Scripted) -> Result<(usize, Vec<Vec<u8>>), Error> {
     let mut bytes = Vec::new();
     Writer::new(&mut bytes).message(FAMILY, NLM_F_DUMP, (4, 1), |_| {});
     let mut replies = Vec::new();
-    query(kernel, &mut 5, "dump", &mut bytes, |message| {
+    let pieces = query(kernel, &mut 5, "dump", &mut bytes, |message| {
         replies.push(message.payload.to_vec());
         if message.payload == b"bad!" { Err(Malformed::new("service", "family")) } else { Ok(()) }
     })?;
-    Ok(replies)
+    Ok((pieces, replies))
 }
 
 #[test]
@@ -168,7 +169,8 @@ fn a_dump_ends_with_done() {
         message(NLMSG_DONE, 4, &[0; 4]),
         [message(FAMILY, 5, b"last"), done()].concat(),
     ]);
-    assert_eq!(run_query(&mut kernel).unwrap(), [b"one!", b"two!", b"last"]);
+    let (pieces, replies) = run_query(&mut kernel).unwrap();
+    assert_eq!((pieces, replies), (2, ["one!", "two!", "last"].map(Vec::from).to_vec()));
 
     let mut kernel = Scripted::new([message(FAMILY, 5, b"bad!"), done()]);
     assert!(matches!(run_query(&mut kernel), Err(Error::Malformed(_))));
@@ -185,7 +187,7 @@ fn a_dump_ends_with_done() {
 
 #[test]
 fn a_dump_given_up_leaves_no_trace() {
-    let mut socket = Socket::open().unwrap();
+    let mut socket = Socket::open(DATAGRAM).unwrap();
     let mut sequence = 1;
     // All families of generic netlink, which any kernel lists without privileges.
     let mut dump = |on_reply: &mut dyn FnMut() -> Result<(), Malformed>| {
@@ -220,7 +222,7 @@ fn refused_by_any_kernel() -> (Vec<u8>, usize) {
 #[test]
 fn a_send_that_fails_throughout_fits_the_receive_buffer() {
     let (mut bytes, count) = refused_by_any_kernel();
-    let mut socket = Socket::open().unwrap();
+    let mut socket = Socket::open(DATAGRAM).unwrap();
     let mut applied = Applied::default();
     let result = batch(&mut socket, &mut 1, &mut bytes, &mut applied);
     if matches!(result, Err(Error::Overrun)) && !rustix::process::geteuid().is_root() {
@@ -235,7 +237,7 @@ fn a_send_that_fails_throughout_fits_the_receive_buffer() {
 #[test]
 fn an_overrun_is_told_and_leaves_no_trace() {
     let (mut bytes, _) = refused_by_any_kernel();
-    let mut socket = Socket::open().unwrap();
+    let mut socket = Socket::open(DATAGRAM).unwrap();
     socket.set_receive_buffer(4096).unwrap();
     let mut sequence = 1;
     for _ in 0..2 {
