@@ -249,18 +249,17 @@ impl<'a> Plan<'a> {
             .collect();
         health_checks.sort_unstable();
 
-        let mut peers: Vec<_> = planner
-            .config()
-            .router
+        let router = &planner.config().router;
+        let mut peers: Vec<_> = router
             .peers
             .iter()
             .map(|peer| Peer {
                 address: peer.address,
                 asn: peer.asn,
                 source: "config",
-                // Neither is spoken yet, whatever is configured; a warning says so.
+                // Not spoken yet, whatever is configured; a warning says so.
                 bfd: false,
-                graceful_restart: false,
+                graceful_restart: router.graceful_restart.is_some(),
             })
             .collect();
         peers.sort_unstable_by_key(|peer| peer.address);

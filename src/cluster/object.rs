@@ -33,7 +33,7 @@ pub enum TrafficPolicy {
     Local,
 }
 
-/// `spec.trafficDistribution`, and what the older topology annotations come to.
+/// `spec.trafficDistribution`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TrafficDistribution {
     /// `PreferSameZone`, and its older name `PreferClose`.

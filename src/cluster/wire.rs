@@ -223,7 +223,7 @@ pub(super) struct WireService {
 #[derive(serde::Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct ServiceSpec {
-    #[serde(default, rename = "type")]
+    #[serde(default, rename = "type", deserialize_with = "null_default")]
     type_: ServiceType,
     #[serde(default, rename = "clusterIP")]
     cluster_ip: Option<ClusterIp>,
@@ -237,7 +237,7 @@ struct ServiceSpec {
     load_balancer_source_ranges: Vec<Cidr>,
     #[serde(default, deserialize_with = "null_default")]
     ports: Vec<WireServicePort>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "null_default")]
     session_affinity: SessionAffinity,
     #[serde(default, deserialize_with = "null_default")]
     session_affinity_config: SessionAffinityConfig,
@@ -442,7 +442,7 @@ impl AddressType {
 #[derive(serde::Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct WireEndpoint {
-    #[serde(default)]
+    #[serde(default, deserialize_with = "null_default")]
     addresses: Vec<AddressOrName>,
     #[serde(default, deserialize_with = "null_default")]
     conditions: Conditions,

@@ -104,8 +104,8 @@ impl Default for Listen {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", default, deny_unknown_fields)]
 pub struct GracefulRestart {
-    /// How long peers keep the routes of a speaker that is gone.
-    #[serde(deserialize_with = "duration")]
+    /// How long peers keep the routes of a speaker that is gone; whole seconds, at most 4095.
+    #[serde(deserialize_with = "restart_time")]
     pub restart_time: Duration,
     /// Long-lived graceful restart (RFC 9494).
     pub long_lived: Option<LongLived>,
@@ -518,6 +518,15 @@ fn hold_time_of<'de, D: Deserializer<'de>>(d: D) -> Result<Duration, D::Error> {
     let seconds = time.as_secs();
     if time.subsec_nanos() != 0 || (seconds != 0 && !(3..=65535).contains(&seconds)) {
         return Err(D::Error::custom("a hold time is 0s (never) or whole seconds of 3s to 65535s"));
+    }
+    Ok(time)
+}
+
+/// RFC 4724 section 3: 12 bits.
+fn restart_time<'de, D: Deserializer<'de>>(d: D) -> Result<Duration, D::Error> {
+    let time = duration(d)?;
+    if time.subsec_nanos() != 0 || !(1..=4095).contains(&time.as_secs()) {
+        return Err(D::Error::custom("a restart time is whole seconds of 1s to 4095s"));
     }
     Ok(time)
 }

@@ -163,7 +163,7 @@ pub(crate) fn lines(plan: &ServicePlan) -> Vec<String> {
 }
 
 fn server_line(server: &VirtualServer) -> String {
-    let mut line = format!("{:?} {} {:?}", server.kind, server.vip, server.scheduler).to_string();
+    let mut line = format!("{:?} {} {:?}", server.kind, server.vip, server.scheduler);
     if server.scheduler_flags.fallback {
         line += " fallback";
     }

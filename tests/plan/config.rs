@@ -84,6 +84,10 @@ fn errors_name_file_line_field_and_remedy() {
             "sheave.yaml:4: router.peers[0].holdTime: a hold time is 0s (never) or whole seconds of 3s to 65535s",
         ),
         (
+            "router:\n  gracefulRestart: {restartTime: 2h}\n",
+            "sheave.yaml:2: router.gracefulRestart.restartTime: a restart time is whole seconds of 1s to 4095s",
+        ),
+        (
             "router:\n  asn: 1\n  peers:\n  - {address: 10.0.0.1, asn: 1, holdTime: 90}\n",
             "sheave.yaml:4: router.peers[0].holdTime: `90` is not a duration such as 120s, 300ms or 1h",
         ),

@@ -139,9 +139,12 @@ fn routes_are_service_cidrs_and_what_is_outside() {
 struct Step {
     service: u8,
     created: u8,
-    /// Last digits of addresses, ports, and endpoints (node and digit); nothing: the Service goes.
-    wants: Option<(BTreeSet<u8>, BTreeSet<u8>, BTreeSet<(u8, u8)>)>,
+    /// Nothing: the Service goes.
+    wants: Option<Wants>,
 }
+
+/// Last digits of addresses, ports, and endpoints (node and digit).
+type Wants = (BTreeSet<u8>, BTreeSet<u8>, BTreeSet<(u8, u8)>);
 
 fn step() -> impl Strategy<Value = Step> {
     use proptest::collection::btree_set;
@@ -190,7 +193,7 @@ impl Step {
 }
 
 /// Keys at which two maps differ.
-fn differing<K: Clone + Ord, V: PartialEq>(a: BTreeMap<K, V>, b: BTreeMap<K, V>) -> BTreeSet<K> {
+fn differing<K: Clone + Ord, V: PartialEq>(a: &BTreeMap<K, V>, b: &BTreeMap<K, V>) -> BTreeSet<K> {
     a.keys().chain(b.keys()).filter(|key| a.get(key) != b.get(key)).cloned().collect()
 }
 
@@ -227,10 +230,10 @@ proptest! {
             let before = shown(&plan);
             let delta = plan.set(&step.name(), step.created(), step.plan());
             let after = shown(&plan);
-            prop_assert_eq!(&delta.virtual_servers, &differing(before.virtual_servers, after.virtual_servers));
-            prop_assert_eq!(&delta.rewrites, &differing(before.rewrites, after.rewrites));
-            prop_assert_eq!(&delta.announcements, &differing(before.announcements, after.announcements));
-            prop_assert_eq!(&delta.source_ranges, &differing(before.source_ranges, after.source_ranges));
+            prop_assert_eq!(&delta.virtual_servers, &differing(&before.virtual_servers, &after.virtual_servers));
+            prop_assert_eq!(&delta.rewrites, &differing(&before.rewrites, &after.rewrites));
+            prop_assert_eq!(&delta.announcements, &differing(&before.announcements, &after.announcements));
+            prop_assert_eq!(&delta.source_ranges, &differing(&before.source_ranges, &after.source_ranges));
             let came_or_went: BTreeSet<_> = before.vips.keys().collect::<BTreeSet<_>>()
                 .symmetric_difference(&after.vips.keys().collect()).copied().copied().collect();
             prop_assert!(delta.vips.is_superset(&came_or_went));
