@@ -35,3 +35,8 @@ pub use runtime::{
     Counters, GracefulRestart, PeerConfig, PeerStatus, Shutdown, Speaker, SpeakerConfig, SpeakerStatus,
     StartError,
 };
+
+/// The README's example compiles.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

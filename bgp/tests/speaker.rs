@@ -1,0 +1,296 @@
+//! The running speaker against a peer that is read message by message, on the loopback.
+
+#![expect(clippy::unwrap_used, clippy::panic, reason = "what fails here fails the test")]
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use ipnet::IpNet;
+use sheave_bgp::session::{Backoff, Down, State};
+use sheave_bgp::wire::{Capability, Cease, Context, Message, Notification, Open, Update, frame};
+use sheave_bgp::{
+    Attributes, Community, Family, GracefulRestart, PeerConfig, RouteChanges, Shutdown, Speaker,
+    SpeakerConfig, StartError,
+};
+use socket2::SockRef;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::time::timeout;
+
+const ASN: u32 = 64512;
+const PEER_ASN: u32 = 65001;
+const CONTEXT: Context = Context { four_octet_asn: true, ibgp: false };
+const LIMIT: Duration = Duration::from_secs(30);
+
+fn speaker_config() -> SpeakerConfig {
+    SpeakerConfig {
+        asn: ASN,
+        router_id: [10, 0, 0, 1].into(),
+        listen: None,
+        graceful_restart: Some(GracefulRestart { restart_time: Duration::from_secs(60) }),
+        restarting: false,
+    }
+}
+
+/// The other side of a session, played by the test.
+struct FakePeer {
+    stream: TcpStream,
+    input: Vec<u8>,
+}
+
+/// A speaker, and the peer it has an Established session with.
+async fn pair() -> (Speaker, FakePeer) {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    // So that little stands between a peer that does not read and the speaker.
+    SockRef::from(&listener).set_recv_buffer_size(4096).unwrap();
+    let speaker = Speaker::start(speaker_config()).await.unwrap();
+    speaker.set_peers(vec![peer_config(listener.local_addr().unwrap())]);
+    let peer = FakePeer::accept(&listener).await;
+    (speaker, peer)
+}
+
+fn peer_config(address: SocketAddr) -> PeerConfig {
+    PeerConfig {
+        port: address.port(),
+        connect_retry: Backoff { initial: Duration::from_millis(100), max: Duration::from_secs(1) },
+        ..PeerConfig::new(address.ip(), PEER_ASN)
+    }
+}
+
+impl FakePeer {
+    /// Takes the speaker's connection as far as Established.
+    async fn accept(listener: &TcpListener) -> FakePeer {
+        let (stream, _) = timeout(LIMIT, listener.accept()).await.unwrap().unwrap();
+        let mut peer = FakePeer { stream, input: Vec::new() };
+        assert!(matches!(peer.next().await, Some(Message::Open(_))));
+        let mut capabilities: Vec<Capability> =
+            Family::ALL.into_iter().map(Capability::multiprotocol).collect();
+        capabilities.extend([Capability::RouteRefresh, Capability::FourOctetAsn(PEER_ASN)]);
+        let open = Open { my_as: 65001, hold_time: 90, router_id: [10, 0, 0, 2].into(), capabilities };
+        peer.send(&Message::Open(open)).await;
+        peer.send(&Message::Keepalive).await;
+        assert_eq!(peer.next().await, Some(Message::Keepalive));
+        peer
+    }
+
+    async fn send(&mut self, message: &Message) {
+        let mut bytes = Vec::new();
+        message.encode(CONTEXT, &mut bytes).unwrap();
+        self.stream.write_all(&bytes).await.unwrap();
+    }
+
+    /// The next message; `None` when the speaker has closed.
+    async fn next(&mut self) -> Option<Message> {
+        loop {
+            if let Some(length) = frame(&self.input).unwrap() {
+                let message = Message::decode(&self.input[..length], CONTEXT).unwrap();
+                self.input.drain(..length);
+                return Some(message);
+            }
+            let read =
+                timeout(LIMIT, self.stream.read_buf(&mut self.input)).await.expect("a message in time");
+            if read.unwrap() == 0 {
+                return None;
+            }
+        }
+    }
+
+    async fn next_update(&mut self) -> Update {
+        loop {
+            match self.next().await {
+                Some(Message::Update(update)) => return update,
+                Some(Message::Keepalive) => {}
+                other => panic!("expected an UPDATE, got {other:?}"),
+            }
+        }
+    }
+
+    /// Both End-of-RIBs.
+    async fn end_of_rib(&mut self) {
+        for family in Family::ALL {
+            assert_eq!(self.next_update().await.end_of_rib(), Some(family));
+        }
+    }
+}
+
+fn host(n: u32) -> IpNet {
+    IpAddr::from(Ipv4Addr::from(0x0a00_0000 + n)).into()
+}
+
+fn announce(hosts: impl Iterator<Item = u32>, med: u32) -> RouteChanges {
+    let attributes = Attributes { med: Some(med), ..Attributes::default() };
+    RouteChanges { announce: hosts.map(|n| (host(n), attributes.clone())).collect(), withdraw: Vec::new() }
+}
+
+async fn until(what: &str, condition: impl Fn() -> bool) {
+    let start = Instant::now();
+    while !condition() {
+        assert!(start.elapsed() < LIMIT, "waited in vain for: {what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// Ten thousand updates that come together share messages.
+#[tokio::test]
+async fn updates_are_gathered() {
+    const COUNT: u32 = 10_000;
+    let (speaker, mut peer) = pair().await;
+    peer.end_of_rib().await;
+    for n in 0..COUNT {
+        speaker.update(announce(n..n + 1, 1));
+    }
+    let (mut prefixes, mut messages) = (0, 0);
+    while prefixes < COUNT as usize {
+        prefixes += peer.next_update().await.reachable().count();
+        messages += 1;
+    }
+    // 810 fit into one; this runtime has one thread, so that nothing was sent in between.
+    assert_eq!(messages, COUNT.div_ceil(810));
+}
+
+/// A peer that does not read costs an entry for each prefix, however often they change, and is then told the latest.
+#[tokio::test(flavor = "multi_thread")]
+async fn slow_peer_is_told_the_latest() {
+    const COUNT: u32 = 2_000;
+    const CHANGES: u32 = 30;
+    let (speaker, mut peer) = pair().await;
+    peer.end_of_rib().await;
+    // No two prefixes share a message of half a kilobyte, so that sockets are soon full.
+    let communities: Arc<[Community]> = (0..120).map(Community).collect();
+    let route = |n, change| {
+        let attributes = Attributes {
+            med: Some(change * COUNT + n),
+            communities: Arc::clone(&communities),
+            ..Attributes::default()
+        };
+        (host(n), attributes)
+    };
+    for change in 1..=CHANGES {
+        let announce = (0..COUNT).map(|n| route(n, change)).collect();
+        speaker.update(RouteChanges { announce, withdraw: Vec::new() });
+        // Time enough to make messages of it.
+        tokio::time::sleep(Duration::from_millis(15)).await;
+    }
+    assert!(!speaker.flushed(Duration::from_millis(50)).await);
+    let status = speaker.status();
+    let family = status.peers[0].session.as_ref().unwrap().families[0];
+    assert!(family.prefixes_pending > 0 && family.prefixes_pending <= COUNT as usize, "{family:?}");
+
+    let last = |n| Some(CHANGES * COUNT + n);
+    let (mut told, mut table) = (0, BTreeMap::new());
+    // How many prefixes have their last attributes.
+    let mut settled = 0;
+    while settled < COUNT {
+        let update = peer.next_update().await;
+        for prefix in update.reachable() {
+            told += 1;
+            table.insert(prefix, update.attributes.med);
+            settled += u32::from(update.attributes.med > Some(CHANGES * COUNT - 1));
+        }
+    }
+    assert!((0..COUNT).all(|n| table.get(&host(n)) == Some(&last(n))));
+    assert!(speaker.flushed(LIMIT).await);
+    assert!(told < COUNT * CHANGES, "{told} prefixes were sent, all that ever were");
+}
+
+#[tokio::test]
+async fn flushed_waits_for_established_peers_only() {
+    let (speaker, mut peer) = pair().await;
+    speaker.update(announce(0..3, 1));
+    assert!(speaker.flushed(LIMIT).await);
+    // What has been flushed is there to be read.
+    let mut prefixes = 0;
+    while prefixes < 3 {
+        prefixes += peer.next_update().await.reachable().count();
+    }
+    drop(peer);
+    until("the session to go", || speaker.status().peers[0].session.is_none()).await;
+    speaker.update(announce(3..4, 1));
+    assert!(speaker.flushed(LIMIT).await);
+}
+
+#[tokio::test]
+async fn ways_to_leave() {
+    let cease = |reason| Some(Message::Notification(Notification::cease(reason)));
+    for (how, expected) in
+        [(Shutdown::Cease, cease(Cease::AdministrativeShutdown)), (Shutdown::GracefulRestart, None)]
+    {
+        let (speaker, mut peer) = pair().await;
+        peer.end_of_rib().await;
+        let (last, ()) = tokio::join!(
+            async {
+                let last = peer.next().await;
+                drop(peer);
+                last
+            },
+            speaker.shutdown(how)
+        );
+        assert_eq!(last, expected, "{how:?}");
+    }
+
+    let (speaker, mut peer) = pair().await;
+    peer.end_of_rib().await;
+    drop(speaker);
+    assert_eq!(peer.next().await, None, "dropped");
+
+    let (speaker, mut peer) = pair().await;
+    peer.end_of_rib().await;
+    speaker.set_peers(Vec::new());
+    assert_eq!(peer.next().await, cease(Cease::PeerDeconfigured), "removed");
+}
+
+/// The reason is told in the status, the session comes back, and the counters tell both.
+#[tokio::test]
+async fn status_tells_what_happened() {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    let speaker = Speaker::start(speaker_config()).await.unwrap();
+    speaker.update(announce(0..5, 1));
+    speaker.set_peers(vec![peer_config(listener.local_addr().unwrap())]);
+    let mut peer = FakePeer::accept(&listener).await;
+    let reset = Notification::cease(Cease::AdministrativeReset);
+    peer.send(&Message::Notification(reset.clone())).await;
+    let status = || speaker.status().peers.remove(0);
+    until("the reason", || status().last_error.is_some()).await;
+    assert_eq!(status().last_error.unwrap().reason, Down::NotificationReceived(reset));
+    assert_eq!(status().state, State::Idle);
+
+    let _peer = FakePeer::accept(&listener).await;
+    until("all to be sent", || {
+        status().session.is_some_and(|session| session.families.iter().all(|f| f.end_of_rib_sent))
+    })
+    .await;
+    let now = status();
+    assert_eq!(
+        (now.state, now.counters.established, now.counters.notifications_received),
+        (State::Established, 2, 1)
+    );
+    let session = now.session.unwrap();
+    let families: Vec<_> = session.families.iter().map(|f| (f.family, f.next_hop, f.prefixes_sent)).collect();
+    // An IPv4 session has no next hop for IPv6 unless it is configured.
+    let loopback = IpAddr::from(Ipv4Addr::LOCALHOST);
+    assert_eq!(families, [(Family::Ipv4Unicast, Some(loopback), 5), (Family::Ipv6Unicast, None, 0)]);
+}
+
+#[tokio::test]
+async fn configurations_that_cannot_start() {
+    let taken = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap().local_addr().unwrap();
+    let _holder = std::net::TcpListener::bind(taken).unwrap();
+    let cases = [
+        ("asn", SpeakerConfig { asn: 0, ..speaker_config() }),
+        ("router_id", SpeakerConfig { router_id: Ipv4Addr::UNSPECIFIED, ..speaker_config() }),
+        (
+            "graceful_restart.restart_time",
+            SpeakerConfig {
+                graceful_restart: Some(GracefulRestart { restart_time: Duration::from_secs(4096) }),
+                ..speaker_config()
+            },
+        ),
+        ("listen on", SpeakerConfig { listen: Some(vec![taken]), ..speaker_config() }),
+    ];
+    for (name, config) in cases {
+        let error: StartError = Speaker::start(config).await.expect_err(name);
+        assert!(error.to_string().starts_with(name), "{error}");
+    }
+}
