@@ -137,6 +137,18 @@ fn reply(operation: &Operation) -> Vec<u8> {
     nested
 }
 
+/// The same attributes, but that of one kind is longer.
+fn lengthen(bytes: &[u8], kind: u16, extra: usize) -> Vec<u8> {
+    let mut longer = Vec::new();
+    for attribute in Attributes::new(bytes) {
+        let attribute = attribute.unwrap();
+        let mut payload = attribute.payload.to_vec();
+        payload.resize(payload.len() + if attribute.kind == kind { extra } else { 0 }, 0);
+        Writer::new(&mut longer).put(attribute.kind, &payload);
+    }
+    longer
+}
+
 /// All that decodes attributes, on anything.
 fn decode_anything(bytes: &[u8]) {
     let attributes = || Attributes::new(bytes);
@@ -199,39 +211,19 @@ proptest! {
         service in service(),
         destination in destination(),
         which in any::<proptest::sample::Index>(),
-        extra in 1..3_u16,
+        extra in 1..4_usize,
     ) {
-        let lengthen = |bytes: &[u8]| {
-            let attributes: Vec<_> = Attributes::new(bytes).collect::<Result<_, _>>().unwrap();
-            // Names may be of any length, and so may what is unknown.
-            let fixed: Vec<_> = attributes.iter().filter(|attribute| {
-                ![svc::SCHED_NAME, svc::PE_NAME, svc::STATS, svc::STATS64, 0x3ff0].contains(&attribute.kind)
-            }).map(|attribute| attribute.kind).collect();
-            let kind = fixed[which.index(fixed.len())];
-            let mut longer = Vec::new();
-            for attribute in attributes {
-                let mut payload = attribute.payload.to_vec();
-                if attribute.kind == kind {
-                    payload.resize(payload.len() + usize::from(extra), 0);
-                }
-                Writer::new(&mut longer).put(attribute.kind, &payload);
-            }
-            longer
-        };
-        let longer = lengthen(&reply(&Operation::AddService(service)));
-        prop_assert!(decode::service(Attributes::new(&longer)).is_err());
         let key = service.key;
-        // Not by name here, the numbers of a destination's attributes are others; the first three are fixed.
-        let bytes = reply(&Operation::AddDestination(key, destination));
-        let mut longer = Vec::new();
-        for attribute in Attributes::new(&bytes) {
-            let attribute = attribute.unwrap();
-            let mut payload = attribute.payload.to_vec();
-            if attribute.kind == [dest::ADDR, dest::PORT, dest::FWD_METHOD, dest::WEIGHT][which.index(4)] {
-                payload.push(0);
-            }
-            Writer::new(&mut longer).put(attribute.kind, &payload);
-        }
+        let numbers = match key {
+            ServiceKey::Address { .. } => [svc::AF, svc::PROTOCOL, svc::ADDR, svc::PORT, svc::FLAGS, svc::NETMASK],
+            ServiceKey::Fwmark { .. } => [svc::AF, svc::FWMARK, svc::FWMARK, svc::FLAGS, svc::TIMEOUT, svc::NETMASK],
+        };
+        let longer = lengthen(&reply(&Operation::AddService(service)), numbers[which.index(6)], extra);
+        prop_assert!(decode::service(Attributes::new(&longer)).is_err());
+
+        let numbers = [dest::ADDR_FAMILY, dest::ADDR, dest::PORT, dest::FWD_METHOD, dest::WEIGHT, dest::U_THRESH];
+        let longer =
+            lengthen(&reply(&Operation::AddDestination(key, destination)), numbers[which.index(6)], extra);
         prop_assert!(decode::destination(Attributes::new(&longer), key.family()).is_err());
     }
 
