@@ -42,7 +42,14 @@ pub struct Speaker {
     runtime: Handle,
 }
 
-type Peers = BTreeMap<IpAddr, Peer>;
+/// The tasks of peers by address.
+#[derive(Debug, Default)]
+struct Peers {
+    current: BTreeMap<IpAddr, Peer>,
+    /// Removed ones that are not done: the next task for the address waits for them, since they share what the RIB
+    /// knows of it.
+    leaving: BTreeMap<IpAddr, JoinHandle<()>>,
+}
 
 /// A peer's task, seen from outside.
 #[derive(Debug)]
@@ -62,7 +69,7 @@ impl Speaker {
     #[expect(clippy::unused_async, reason = "sockets need the runtime that an async caller is sure to have")]
     pub async fn start(config: SpeakerConfig) -> Result<Speaker, StartError> {
         config.check()?;
-        let peers = Arc::new(Mutex::new(Peers::new()));
+        let peers = Arc::new(Mutex::new(Peers::default()));
         let mut listeners = JoinSet::new();
         for &address in config.listen.iter().flatten() {
             let listener =
@@ -76,13 +83,14 @@ impl Speaker {
     /// the same keeps its session. Of two with one address the last counts.
     pub fn set_peers(&self, peers: Vec<PeerConfig>) {
         let wanted: BTreeMap<IpAddr, PeerConfig> = peers.into_iter().map(|p| (p.address, p)).collect();
-        let mut current = lock(&self.peers);
-        let gone: Vec<IpAddr> =
-            current.keys().filter(|address| !wanted.contains_key(address)).copied().collect();
-        for address in gone {
-            if let Some(peer) = current.remove(&address) {
-                peer.stop(Farewell::Cease(Cease::PeerDeconfigured));
-            }
+        let mut peers = lock(&self.peers);
+        let Peers { current, leaving } = &mut *peers;
+        leaving.retain(|_, task| !task.is_finished());
+        let (staying, gone): (BTreeMap<_, _>, BTreeMap<_, _>) =
+            std::mem::take(current).into_iter().partition(|(a, _)| wanted.contains_key(a));
+        *current = staying;
+        for (address, peer) in gone {
+            leaving.insert(address, peer.stop(Farewell::Cease(Cease::PeerDeconfigured)));
         }
         for (address, config) in wanted {
             let before = match current.remove(&address) {
@@ -90,7 +98,8 @@ impl Speaker {
                     current.insert(address, same);
                     continue;
                 }
-                changed => changed.map(|peer| peer.stop(Farewell::Cease(Cease::OtherConfigurationChange))),
+                Some(changed) => Some(changed.stop(Farewell::Cease(Cease::OtherConfigurationChange))),
+                None => leaving.remove(&address),
             };
             current.insert(address, self.spawn(config, before));
         }
@@ -127,7 +136,7 @@ impl Speaker {
         let target = self.shared.rib().sequence();
         let mut progress = self.shared.progress.subscribe();
         let all = async {
-            while !lock(&self.peers).values().all(|peer| peer.is_flushed(target)) {
+            while !lock(&self.peers).current.values().all(|peer| peer.is_flushed(target)) {
                 if progress.changed().await.is_err() {
                     return;
                 }
@@ -151,6 +160,7 @@ impl Speaker {
             router_id: self.shared.config.router_id,
             routes: rib.len(),
             peers: peers
+                .current
                 .values()
                 .map(|peer| PeerStatus::new(&peer.config, &lock(&peer.observed), &rib))
                 .collect(),
@@ -165,8 +175,9 @@ impl Speaker {
             Shutdown::Cease => Farewell::Cease(Cease::AdministrativeShutdown),
         };
         let peers = std::mem::take(&mut *lock(&self.peers));
-        let tasks: Vec<JoinHandle<()>> = peers.into_values().map(|peer| peer.stop(farewell)).collect();
-        for task in tasks {
+        let stopped: Vec<JoinHandle<()>> =
+            peers.current.into_values().map(|peer| peer.stop(farewell)).collect();
+        for task in stopped.into_iter().chain(peers.leaving.into_values()) {
             // However it ended, it has ended.
             let _ = task.await;
         }
@@ -190,7 +201,7 @@ async fn accept(listener: TcpListener, peers: Arc<Mutex<Peers>>) {
     loop {
         match listener.accept().await {
             Ok((stream, from)) => {
-                let taken = match lock(&peers).get(&from.ip()) {
+                let taken = match lock(&peers).current.get(&from.ip()) {
                     Some(peer) => peer.accepted.try_send(stream).is_ok(),
                     None => false,
                 };

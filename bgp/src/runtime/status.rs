@@ -94,9 +94,9 @@ pub struct Counters {
     pub prefixes_withdrawn: u64,
     /// Received UPDATEs with malformed attributes, handled by RFC 7606 without a reset.
     pub malformed_updates: u64,
-    /// NOTIFICATION messages sent.
+    /// Sessions and attempts that this side ended with a NOTIFICATION, for what the peer did.
     pub notifications_sent: u64,
-    /// NOTIFICATION messages received.
+    /// Sessions and attempts that the peer ended with a NOTIFICATION.
     pub notifications_received: u64,
     /// Bytes sent.
     pub bytes_sent: u64,

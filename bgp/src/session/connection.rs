@@ -11,8 +11,10 @@ const OPEN_HOLD_TIME: Duration = Duration::from_secs(240);
 /// A connection on which our OPEN has been sent.
 #[derive(Clone, Debug)]
 pub(super) struct Connection {
-    /// Received and not yet read.
+    /// Received.
     input: Vec<u8>,
+    /// How much of `input` has been read.
+    read: usize,
     pub(super) phase: Phase,
 }
 
@@ -46,7 +48,7 @@ pub(super) struct Timers {
 
 impl Connection {
     pub(super) fn new(now: Instant) -> Connection {
-        Connection { input: Vec::new(), phase: Phase::OpenSent { since: now } }
+        Connection { input: Vec::new(), read: 0, phase: Phase::OpenSent { since: now } }
     }
 
     pub(super) fn state(&self) -> State {
@@ -86,15 +88,19 @@ impl Connection {
     }
 
     pub(super) fn receive(&mut self, bytes: &[u8]) {
+        // Here rather than after each message, of which there may be thousands in one piece.
+        self.input.drain(..self.read);
+        self.read = 0;
         self.input.extend_from_slice(bytes);
     }
 
     /// The next whole message.
     pub(super) fn next_message(&mut self, ibgp: bool) -> Result<Option<Message>, WireError> {
-        let Some(length) = frame(&self.input)? else { return Ok(None) };
+        let unread = &self.input[self.read..];
+        let Some(length) = frame(unread)? else { return Ok(None) };
         let four_octet_asn = self.open().is_some_and(|open| open.negotiated.four_octet_asn);
-        let message = Message::decode(&self.input[..length], Context { four_octet_asn, ibgp });
-        self.input.drain(..length);
+        let message = Message::decode(&unread[..length], Context { four_octet_asn, ibgp });
+        self.read += length;
         message.map(Some)
     }
 }

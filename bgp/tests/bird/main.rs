@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use lab::Lab;
 use sheave_bgp::session::{Backoff, State};
+use sheave_bgp::wire::AS_TRANS;
 use sheave_bgp::{
     Attributes, Families, GracefulRestart, PeerConfig, PeerStatus, RouteChanges, Shutdown, Speaker,
     SpeakerConfig,
@@ -254,5 +255,28 @@ fn wrong_asn_is_told() {
         })
         .await;
         lab.wait_for("show protocols all peer", &["Bad peer AS"]).await;
+    });
+}
+
+/// A speaker without capabilities: IPv4 only, AS_TRANS for an ASN of four octets, and AS4_PATH, which BIRD merges into
+/// the path.
+#[test]
+fn old_speaker() {
+    in_lab(|mut lab| async move {
+        let [ours, birds] = Lab::V4;
+        lab.start_bird(birds, BIRD_ASN, ours, AS_TRANS.into(), "passive on; capabilities off;");
+        let speaker = Speaker::start(speaker_config(None)).await.unwrap();
+        speaker.set_peers(vec![peer_config(birds, BIRD_ASN)]);
+        speaker.update(announce(&["192.0.2.1/32", "2001:db8::1/128"], &Attributes::default()));
+        lab.wait_for(
+            "show route all for 192.0.2.1/32",
+            &["BGP.as_path: 4200000001", "BGP.next_hop: 10.0.0.1"],
+        )
+        .await;
+        let negotiated = only_peer(&speaker).session.unwrap().negotiated;
+        assert_eq!(negotiated.families, Families { ipv4_unicast: true, ..Families::NONE });
+        assert!(!negotiated.four_octet_asn && !negotiated.route_refresh);
+        until("BIRD's routes", || only_peer(&speaker).counters.prefixes_received == 2).await;
+        speaker.shutdown(Shutdown::Cease).await;
     });
 }
