@@ -212,7 +212,7 @@ impl Agent {
         let done = self.dataplane.sync(self.planner.plan(), Instant::now()).await;
         self.synced = Instant::now();
         for what in done {
-            if self.announcer.is_some() { warn!("repaired: {what}") } else { info!("{what}") }
+            if self.announcer.is_some() { warn!("repaired: {what}") } else { debug!("{what}") }
         }
         self.report();
     }

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use sheave_integration::scenarios::{self, Scenario};
-use sheave_integration::{demo, shell};
+use sheave_integration::{bench, demo, shell};
 
 /// Runs the lab. Start it with `integration/lab`, which prepares what it needs.
 #[derive(Parser)]
@@ -18,6 +18,15 @@ struct Cli {
 enum Task {
     /// What Sheave does, in two minutes.
     Demo,
+    /// Measurements, side by side.
+    Bench {
+        /// How many Services.
+        #[arg(long, default_value_t = 10_000)]
+        services: u16,
+    },
+    /// One case of a measurement, in this process.
+    #[command(hide = true, subcommand)]
+    BenchCase(bench::Case),
     /// A shell in the lab.
     Shell,
     /// Run scenarios; prints a line for each and then the counts.
@@ -40,6 +49,8 @@ fn main() -> ExitCode {
     let Cli { command } = Cli::parse();
     match command {
         Task::Demo => done(demo::run(&sheave_binary(), &work_dir())),
+        Task::Bench { services } => done(bench::run(services, &work_dir())),
+        Task::BenchCase(case) => done(bench::run_case(&case)),
         Task::Shell => done(shell::run(&sheave_binary(), &work_dir())),
         Task::Scenarios { scenario, list } => {
             let prefix = scenario.unwrap_or_default();

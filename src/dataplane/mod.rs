@@ -31,7 +31,7 @@ mod virtual_servers;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 use rtnetlink::Handle;
@@ -210,6 +210,11 @@ impl Dataplane {
     /// Netlink messages sent to IPVS since the start.
     pub fn ipvs_messages(&self) -> u64 {
         self.servers.messages
+    }
+
+    /// Time IPVS took for them.
+    pub fn ipvs_time(&self) -> Duration {
+        self.servers.time
     }
 
     /// Our virtual servers as the kernel lists them.

@@ -1,8 +1,9 @@
 //! Virtual servers: each reconciled with what the kernel lists for it, all operations of a change in one batch.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::time::{Duration, Instant};
 
-use sheave_ipvs::{Ipvs, Operation, ServiceEntry};
+use sheave_ipvs::{Errno, Ipvs, Operation, ServiceEntry};
 
 use super::reconcile::{self, Steps, Wanted};
 use super::sysctl;
@@ -14,8 +15,10 @@ pub struct VirtualServers {
     draining: BTreeSet<VipPort>,
     /// Virtual servers that the kernel does not hold as planned, with the reason.
     pub failed: BTreeMap<VipPort, String>,
-    /// Since the start, for metrics and benchmarks.
+    /// Messages sent since the start.
     pub messages: u64,
+    /// Time the kernel took for them.
+    pub time: Duration,
 }
 
 /// What went wrong with IPVS as a whole.
@@ -35,7 +38,13 @@ impl VirtualServers {
     /// # Errors
     /// [`sheave_ipvs::Error`] where the kernel has none.
     pub fn open() -> Result<Self, VirtualServersError> {
-        Ok(Self { ipvs: Ipvs::open()?, draining: BTreeSet::new(), failed: BTreeMap::new(), messages: 0 })
+        Ok(Self {
+            ipvs: Ipvs::open()?,
+            draining: BTreeSet::new(),
+            failed: BTreeMap::new(),
+            messages: 0,
+            time: Duration::ZERO,
+        })
     }
 
     /// Lists all virtual servers and makes ours what the plan says. Gives how many operations that took.
@@ -66,7 +75,7 @@ impl VirtualServers {
     /// As [`Self::sync`].
     pub fn apply(&mut self, plan: &NodePlan, vips: &BTreeSet<VipPort>) -> Result<usize, VirtualServersError> {
         let vips: Vec<VipPort> = vips.iter().copied().collect();
-        self.run(plan, &vips, |ipvs, vip| ipvs.service(&reconcile::service_key(vip)))
+        self.run(plan, &vips, look_up)
     }
 
     /// Looks again at those that drain. Gives how many operations that took.
@@ -111,54 +120,81 @@ impl VirtualServers {
         Ok(ours.len())
     }
 
+    /// Reconciles; what somebody else changed in between is looked at once more.
     fn run(
         &mut self,
         plan: &NodePlan,
         vips: &[VipPort],
-        mut listed: impl FnMut(&mut Ipvs, &VipPort) -> Result<Option<ServiceEntry>, sheave_ipvs::Error>,
+        listed: impl FnMut(&mut Ipvs, &VipPort) -> Result<Option<ServiceEntry>, sheave_ipvs::Error>,
     ) -> Result<usize, VirtualServersError> {
+        let (count, stale) = self.reconcile(plan, vips, listed)?;
+        if stale.is_empty() {
+            return Ok(count);
+        }
+        let (again, _) = self.reconcile(plan, &stale, look_up)?;
+        Ok(count + again)
+    }
+
+    /// Gives the count of operations, and the virtual servers that turned out not to be as listed.
+    fn reconcile(
+        &mut self,
+        plan: &NodePlan,
+        vips: &[VipPort],
+        mut listed: impl FnMut(&mut Ipvs, &VipPort) -> Result<Option<ServiceEntry>, sheave_ipvs::Error>,
+    ) -> Result<(usize, Vec<VipPort>), VirtualServersError> {
         let mut operations = Vec::new();
         let mut reorders = false;
         for vip in vips {
             let wanted = plan.virtual_servers.get(vip).map(Wanted::new);
-            let steps = reconcile::steps(wanted.as_ref(), listed(&mut self.ipvs, vip)?.as_ref());
+            let listed = listed(&mut self.ipvs, vip)?;
+            let Steps { operations: mut more, draining, reorders: also, foreign } =
+                reconcile::steps(wanted.as_ref(), listed.as_ref());
             self.failed.remove(vip);
             self.draining.remove(vip);
-            let Steps { operations: mut more, draining, reorders: also, foreign } = steps;
             operations.append(&mut more);
             reorders |= also;
             if draining {
                 self.draining.insert(*vip);
             }
             if foreign && wanted.is_some() {
-                self.failed.insert(
-                    *vip,
-                    "the kernel has a virtual server of another owner here: stop that owner and remove it \
-                     (kube-proxy: `kube-proxy --cleanup`; else `ipvsadm -D`)"
-                        .into(),
-                );
+                self.failed.insert(*vip, FOREIGN.into());
             }
         }
         if operations.is_empty() {
-            return Ok(0);
+            return Ok((0, Vec::new()));
         }
         if reorders {
             sysctl::write(sysctl::EXPIRE_NODEST_CONN, "0")?;
         }
+        let began = Instant::now();
         let applied = self.ipvs.apply(&operations);
+        self.time += began.elapsed();
         if reorders {
             sysctl::write(sysctl::EXPIRE_NODEST_CONN, "1")?;
         }
         let applied = applied?;
         self.messages += applied.messages as u64;
+        let mut stale = BTreeSet::new();
         for failure in applied.failures {
             if let Some(operation) = operations.get(failure.index)
                 && let Some(vip) = reconcile::vip_port(&operation.key())
             {
                 let why = format!("{operation}: {} ({})", operation.explain(failure.errno), failure.errno);
                 self.failed.insert(vip, why);
+                // There already, or gone: a listing of the whole table can miss entries while somebody changes it.
+                if matches!(failure.errno, Errno::EXIST | Errno::SRCH | Errno::NOENT) {
+                    stale.insert(vip);
+                }
             }
         }
-        Ok(operations.len())
+        Ok((operations.len(), stale.into_iter().collect()))
     }
+}
+
+/// Why a virtual server of another owner is in the way.
+const FOREIGN: &str = "the kernel has a virtual server of another owner here: stop that owner and remove it \
+                       (kube-proxy: `kube-proxy --cleanup`; else `ipvsadm -D`)";
+
+fn look_up(ipvs: &mut Ipvs, vip: &VipPort) -> Result<Option<ServiceEntry>, sheave_ipvs::Error> {
+    ipvs.service(&reconcile::service_key(vip))
 }

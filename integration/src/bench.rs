@@ -1,0 +1,356 @@
+//! Measurements, side by side in one run on one kernel.
+//!
+//! Loading: the same virtual servers into an empty network namespace (a) by the agent's apply path, from objects
+//! already parsed, (b) by a replay of the same netlink messages, encoded beforehand, (c) by `ipvsadm -R`.
+//! Changing: one endpoint of one Service, among few and among many Services.
+//!
+//! Every case is a process of its own in a namespace of its own; its memory is the kernel's high-water mark,
+//! reset when the clock starts.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant, SystemTime};
+
+use anyhow::{Context, Result, bail, ensure};
+use clap::Subcommand;
+use sheave::cluster::{
+    Endpoint, EndpointPort, EndpointSlice, Event, Node, Object, Protocol, Service, ServiceName, ServicePort,
+    SliceName, TrafficPolicy,
+};
+use sheave::config::Config;
+use sheave::dataplane::{Dataplane, MarkMask, Settings};
+use sheave::plan::Planner;
+use sheave_ipvs::{Ipvs, Operation};
+
+use crate::netns::NetNs;
+use crate::process;
+
+/// Endpoints of each Service.
+const ENDPOINTS: u16 = 10;
+/// How many times a change is repeated; odd, for the median.
+const CHANGES: usize = 21;
+/// The node that is measured; endpoints are spread over it and `REMOTE`.
+const NODE: &str = "node-a";
+const REMOTE: &str = "node-b";
+
+/// One case, as a process of its own.
+#[derive(Clone, Debug, Subcommand)]
+#[expect(missing_docs, reason = "how many Services, where to keep files, the other namespace")]
+pub enum Case {
+    /// (a) the agent's apply path.
+    Agent { services: u16, state: PathBuf },
+    /// (b) a replay of what the namespace of that name holds.
+    Replay { from: String },
+    /// One endpoint changed.
+    Change { services: u16, state: PathBuf },
+}
+
+/// Runs everything with this many Services and prints the figures.
+///
+/// # Errors
+/// When a case fails or the kernels' tables differ.
+pub fn run(services: u16, work: &Path) -> Result<()> {
+    fs::create_dir_all(work)?;
+    println!("{services} virtual servers × {ENDPOINTS} destinations into an empty network namespace");
+    println!("{:<44} {:>10} {:>12} {:>12}", "", "time", "peak memory", "against (b)");
+    let agent = namespace("bench-agent")?;
+    let figures = case(&agent, &["agent", &services.to_string(), &path(work, "agent")])?;
+    let saved = agent.run("ipvsadm -Sn")?;
+    let expected = usize::from(services) * (1 + usize::from(ENDPOINTS));
+    ensure!(saved.lines().count() == expected, "the agent made {} entries", saved.lines().count());
+
+    let replay = namespace("bench-replay")?;
+    let replayed = case(&replay, &["replay", agent.name()])?;
+    ensure!(sorted(&replay.run("ipvsadm -Sn")?) == sorted(&saved), "the replay made another table");
+
+    let ipvsadm = namespace("bench-ipvsadm")?;
+    let (time, peak) = restore(&ipvsadm, &saved, work)?;
+    ensure!(sorted(&ipvsadm.run("ipvsadm -Sn")?) == sorted(&saved), "ipvsadm made another table");
+
+    let raw = figures_of(&replayed, "time")?;
+    let row = |name: &str, time: f64, peak: f64| {
+        println!("{name:<44} {time:>8.3} s {:>8.1} MiB {:>11.2}×", peak / 1024.0, time / raw);
+    };
+    row(
+        "(a) agent: plan, nftables, routes, IPVS",
+        figures_of(&figures, "time")?,
+        figures_of(&figures, "peak")?,
+    );
+    row("    of that: IPVS alone", figures_of(&figures, "ipvs")?, figures_of(&figures, "peak")?);
+    row("(b) replay of the same netlink messages", raw, figures_of(&replayed, "peak")?);
+    row("(c) ipvsadm -R", time.as_secs_f64(), peak);
+    println!("(c) / (a): {:.1}×", time.as_secs_f64() / figures_of(&figures, "time")?);
+
+    println!("\none endpoint changed (median of {CHANGES})");
+    println!(
+        "{:>10} {:>16} {:>12} {:>16} {:>12}",
+        "Services", "remote endpoint", "messages", "own endpoint", "messages"
+    );
+    for services in [100, 1_000, services] {
+        let namespace = namespace("bench-change")?;
+        let figures = case(&namespace, &["change", &services.to_string(), &path(work, "change")])?;
+        println!(
+            "{services:>10} {:>13.3} ms {:>12} {:>13.3} ms {:>12}",
+            figures_of(&figures, "remote")? * 1e3,
+            figures_of(&figures, "remote-messages")?,
+            figures_of(&figures, "own")? * 1e3,
+            figures_of(&figures, "own-messages")?,
+        );
+    }
+    Ok(())
+}
+
+/// Runs one case in this process and prints its figures as `name value` lines: seconds, KiB.
+///
+/// # Errors
+/// When the kernel refuses something.
+pub fn run_case(case: &Case) -> Result<()> {
+    match case {
+        Case::Agent { services, state } => agent(*services, state),
+        Case::Replay { from } => replay(from),
+        Case::Change { services, state } => change(*services, state),
+    }
+}
+
+fn agent(services: u16, state: &Path) -> Result<()> {
+    let events = cluster(services);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        reset_peak()?;
+        let began = Instant::now();
+        let mut planner = Planner::new(NODE, config());
+        planner.handle(events);
+        let planned = began.elapsed();
+        let mut dataplane = open(state)?;
+        dataplane.sync(planner.plan(), Instant::now()).await;
+        figure("time", began.elapsed());
+        figure("plan", planned);
+        figure("ipvs", dataplane.ipvs_time());
+        print_peak()?;
+        ensure!(dataplane.problems().is_empty(), "{:?}", dataplane.problems());
+        Ok(())
+    })
+}
+
+fn replay(from: &str) -> Result<()> {
+    let listed = NetNs::open(from)?.enter(|| Ipvs::open()?.dump())??;
+    let mut ipvs = Ipvs::open()?;
+    let mut batch = ipvs.batch();
+    for entry in &listed {
+        batch.push(&Operation::AddService(entry.service));
+        // The kernel lists the newest first.
+        for destination in entry.destinations.iter().rev() {
+            batch.push(&Operation::AddDestination(entry.service.key, destination.destination));
+        }
+    }
+    drop(listed);
+    reset_peak()?;
+    let began = Instant::now();
+    let applied = ipvs.apply_batch(&mut batch)?;
+    figure("time", began.elapsed());
+    print_peak()?;
+    ensure!(applied.failures.is_empty(), "{:?}", applied.failures.first());
+    Ok(())
+}
+
+fn change(services: u16, state: &Path) -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let mut planner = Planner::new(NODE, config());
+        planner.handle(cluster(services));
+        let mut dataplane = open(state)?;
+        dataplane.sync(planner.plan(), Instant::now()).await;
+        let index = services / 2;
+        for (name, endpoint) in [("remote", 1), ("own", 0)] {
+            let mut times = Vec::new();
+            let before = dataplane.ipvs_messages();
+            for turn in 0..CHANGES {
+                let mut slice = slice(index);
+                slice.endpoints[endpoint].ready = turn % 2 == 1;
+                let began = Instant::now();
+                let delta = planner.handle([Event::Apply(Object::EndpointSlice(Arc::new(slice)))]);
+                dataplane.apply(planner.plan(), &delta, began).await;
+                times.push(began.elapsed());
+            }
+            times.sort_unstable();
+            figure(name, times[CHANGES / 2]);
+            let messages = dataplane.ipvs_messages() - before;
+            println!("{name}-messages {}", messages as f64 / CHANGES as f64);
+        }
+        ensure!(dataplane.problems().is_empty(), "{:?}", dataplane.problems());
+        Ok(())
+    })
+}
+
+/// `ipvsadm -R`, timed, with its peak memory in KiB.
+fn restore(namespace: &NetNs, saved: &str, work: &Path) -> Result<(Duration, f64)> {
+    let file = work.join("saved");
+    fs::write(&file, saved)?;
+    let input = fs::File::open(&file)?;
+    let mut command = Command::new("ipvsadm");
+    command.arg("-R").stdin(input).stdout(Stdio::null());
+    let began = Instant::now();
+    let mut child = namespace.enter(|| command.spawn())??;
+    let mut peak = 0.0;
+    let status = loop {
+        if let Ok(now) = peak_of(&format!("/proc/{}/status", child.id())) {
+            peak = now;
+        }
+        if let Some(status) = child.try_wait()? {
+            break status;
+        }
+        thread::sleep(Duration::from_millis(5));
+    };
+    ensure!(status.success(), "ipvsadm -R: {status}");
+    Ok((began.elapsed(), peak))
+}
+
+fn open(state: &Path) -> Result<Dataplane> {
+    let mark_mask = MarkMask::new(Config::default().services.mark_mask.bits()).context("mark mask")?;
+    Ok(Dataplane::open(&Settings { mark_mask, state_directory: state.into() })?)
+}
+
+/// A namespace with an uplink, emptied if it was there.
+fn namespace(name: &str) -> Result<NetNs> {
+    let shell = |line: &str| {
+        let mut words = line.split_whitespace();
+        let mut command = Command::new(words.next().unwrap_or_default());
+        command.args(words);
+        process::run(command, "")
+    };
+    if Path::new("/run/netns").join(name).exists() {
+        shell(&format!("ip netns del {name}"))?;
+    }
+    shell(&format!("ip netns add {name}"))?;
+    let namespace = NetNs::open(name)?;
+    namespace.ip("link set lo up\nlink add up0 type dummy\naddr add 10.0.0.11/24 dev up0\nlink set up0 up\nroute add default via 10.0.0.1\n")?;
+    Ok(namespace)
+}
+
+/// Runs this program again for one case inside a namespace and returns the figures it printed.
+fn case(namespace: &NetNs, arguments: &[&str]) -> Result<BTreeMap<String, f64>> {
+    let mut command = Command::new(std::env::current_exe()?);
+    command.arg("bench-case").args(arguments);
+    let printed = namespace.enter(|| process::run(command, ""))??;
+    printed
+        .lines()
+        .map(|line| {
+            let (name, value) = line.split_once(' ').with_context(|| format!("figure {line:?}"))?;
+            Ok((name.to_owned(), value.parse()?))
+        })
+        .collect()
+}
+
+fn figures_of(figures: &BTreeMap<String, f64>, name: &str) -> Result<f64> {
+    figures.get(name).copied().with_context(|| format!("no figure {name}"))
+}
+
+fn figure(name: &str, time: Duration) {
+    println!("{name} {}", time.as_secs_f64());
+}
+
+/// Makes the present size of this process its peak (proc(5), `clear_refs`).
+fn reset_peak() -> Result<()> {
+    fs::write("/proc/self/clear_refs", "5").context("/proc/self/clear_refs")
+}
+
+fn print_peak() -> Result<()> {
+    println!("peak {}", peak_of("/proc/self/status")?);
+    Ok(())
+}
+
+/// `VmHWM` in KiB.
+fn peak_of(status: &str) -> Result<f64> {
+    let text = fs::read_to_string(status)?;
+    let Some(line) = text.lines().find(|line| line.starts_with("VmHWM:")) else {
+        bail!("no VmHWM in {status}")
+    };
+    Ok(line.split_whitespace().nth(1).context("VmHWM")?.parse()?)
+}
+
+fn sorted(text: &str) -> Vec<&str> {
+    let mut lines: Vec<&str> = text.lines().collect();
+    lines.sort_unstable();
+    lines
+}
+
+fn path(work: &Path, name: &str) -> String {
+    work.join(name).display().to_string()
+}
+
+fn config() -> Config {
+    let mut config = Config::default();
+    config.services.service_cidrs = vec!["10.96.0.0/12".parse().expect("a prefix")];
+    config
+}
+
+fn cluster(services: u16) -> Vec<Event> {
+    let nodes = [(NODE, [10, 0, 0, 11], "10.244.0.0/16"), (REMOTE, [10, 0, 0, 12], "10.245.0.0/16")];
+    let nodes = nodes.map(|(name, address, pods)| {
+        Event::Apply(Object::Node(Arc::new(Node {
+            name: name.into(),
+            annotations: [("sheave.io/accepts".into(), "true".into())].into(),
+            addresses: vec![IpAddr::from(address)],
+            pod_cidrs: vec![pods.parse().expect("a prefix")],
+            zone: None,
+        })))
+    });
+    let objects = (0..services).flat_map(|index| {
+        [Object::Service(Arc::new(service(index))), Object::EndpointSlice(Arc::new(slice(index)))]
+            .map(Event::Apply)
+    });
+    nodes.into_iter().chain(objects).chain([Event::Synced]).collect()
+}
+
+fn name(index: u16) -> ServiceName {
+    ServiceName { namespace: "default".into(), name: format!("service-{index}").into() }
+}
+
+fn service(index: u16) -> Service {
+    let [high, low] = index.to_be_bytes();
+    Service {
+        name: name(index),
+        created: Some(SystemTime::UNIX_EPOCH),
+        annotations: BTreeMap::new(),
+        skipped: None,
+        cluster_ips: vec![IpAddr::from([10, 96, high, low])],
+        external_ips: Vec::new(),
+        load_balancer_ips: Vec::new(),
+        load_balancer_class: None,
+        source_ranges: Vec::new(),
+        ports: vec![ServicePort { name: None, protocol: Protocol::Tcp, port: 80, node_port: None }],
+        client_ip_affinity: None,
+        external_traffic_policy: TrafficPolicy::Cluster,
+        internal_traffic_policy: TrafficPolicy::Cluster,
+        traffic_distribution: None,
+        health_check_node_port: None,
+    }
+}
+
+/// Endpoint 0 of every fiftieth Service is on the measured node, all others elsewhere: 200 of 10,000.
+fn slice(index: u16) -> EndpointSlice {
+    let own = index.is_multiple_of(50);
+    let endpoints = (0..ENDPOINTS).map(|endpoint| {
+        let [high, low] = index.wrapping_mul(ENDPOINTS).wrapping_add(endpoint).to_be_bytes();
+        let here = own && endpoint == 0;
+        Endpoint {
+            address: IpAddr::from([10, if here { 244 } else { 245 }, high, low]),
+            ready: true,
+            serving: true,
+            terminating: false,
+            node: Some(if here { NODE } else { REMOTE }.into()),
+            hints: None,
+        }
+    });
+    EndpointSlice {
+        name: SliceName { namespace: "default".into(), name: format!("service-{index}-a").into() },
+        service: Some(name(index)),
+        endpoints: endpoints.collect(),
+        ports: vec![EndpointPort { name: None, protocol: Protocol::Tcp, port: 8080 }],
+    }
+}
