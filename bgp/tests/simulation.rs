@@ -19,7 +19,7 @@ use sheave_bgp::session::{
 use sheave_bgp::wire::Context;
 use sheave_bgp::{Attributes, Families, Family, RouteChanges};
 
-const SEEDS: u64 = 1000;
+const SEEDS: u64 = 600;
 /// For how long things go wrong.
 const TROUBLE: Duration = Duration::from_secs(120);
 /// How long after that everything must be well: what is waited for an OPEN on a connection that hangs, the longest

@@ -43,9 +43,9 @@ pub struct PeerConfig {
     pub local_address: Option<IpAddr>,
     /// Wait for the peer to connect.
     pub passive: bool,
-    /// eBGP: how many hops away the peer may be (the TTL of what is sent); `None` is 1, directly connected.
+    /// eBGP: how many hops away the peer may be, from 1 (the TTL of what is sent); `None` is 1, directly connected.
     pub multihop: Option<u8>,
-    /// Hold time to propose; zero turns KEEPALIVEs off, else at least 3 s.
+    /// Hold time to propose, in whole seconds; zero turns KEEPALIVEs off, anything else below 3 s counts as that.
     pub hold_time: Duration,
     /// Pauses between attempts to connect, and after errors.
     pub connect_retry: Backoff,

@@ -24,14 +24,14 @@ pub(super) enum Phase {
     /// The peer's OPEN is awaited, since then.
     OpenSent { since: Instant },
     /// The peer's KEEPALIVE is awaited.
-    OpenConfirm(Open),
+    OpenConfirm(Opened),
     /// Routes are exchanged, since then.
-    Established { open: Open, since: Instant },
+    Established { open: Opened, since: Instant },
 }
 
 /// What exists once the peer's OPEN was accepted.
 #[derive(Clone, Debug)]
-pub(super) struct Open {
+pub(super) struct Opened {
     pub(super) negotiated: Negotiated,
     /// `None` with a hold time of zero.
     pub(super) timers: Option<Timers>,
@@ -60,7 +60,7 @@ impl Connection {
     }
 
     /// What the peer's OPEN told, if it came.
-    pub(super) fn open(&self) -> Option<&Open> {
+    pub(super) fn open(&self) -> Option<&Opened> {
         match &self.phase {
             Phase::OpenSent { .. } => None,
             Phase::OpenConfirm(open) | Phase::Established { open, .. } => Some(open),

@@ -3,7 +3,7 @@
 use std::cmp::Ordering;
 use std::time::{Duration, Instant};
 
-use super::connection::{Connection, Open, Phase, Timers};
+use super::connection::{Connection, Opened, Phase, Timers};
 use super::error::{PeerMisbehaved, SessionError};
 use super::jitter::Jitter;
 use super::model::{Action, Direction, Down, Event, Farewell, Negotiated, SessionConfig, State};
@@ -232,7 +232,7 @@ impl Session {
     fn message(&mut self, direction: Direction, message: Message, now: Instant, actions: &mut Vec<Action>) {
         let Some(connection) = self.connection_mut(direction) else { return };
         let state = connection.state();
-        if let Some(Open { negotiated, timers: Some(timers) }) = match &mut connection.phase {
+        if let Some(Opened { negotiated, timers: Some(timers) }) = match &mut connection.phase {
             Phase::OpenSent { .. } => None,
             Phase::OpenConfirm(open) | Phase::Established { open, .. } => Some(open),
         } {
@@ -280,7 +280,7 @@ impl Session {
         let timers = interval
             .map(|i| Timers { hold: now + negotiated.hold_time, keepalive: now + self.jitter.shorten(i) });
         if let Some(connection) = self.connection_mut(direction) {
-            connection.phase = Phase::OpenConfirm(Open { negotiated, timers });
+            connection.phase = Phase::OpenConfirm(Opened { negotiated, timers });
             actions.push(send(direction, &Message::Keepalive));
         }
     }
