@@ -3,14 +3,18 @@
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr};
 
-use sheave::cluster::{Event, Object, Protocol};
+use sheave::cluster::{ACCEPTS_ANNOTATION, Event, Object, Protocol};
 use sheave::config::Config;
 use sheave::plan::{Planner, VipPort};
 
 use crate::build::{mk_endpoint, mk_node, mk_port, mk_service, mk_slice};
 
 fn events(services: u32) -> impl Iterator<Item = Event> {
-    let nodes = (1..=10u8).map(|node| mk_node(&format!("node-{node}"), &[&format!("10.0.0.{node}")]));
+    let nodes = (1..=10u8).map(|number| {
+        let mut node = mk_node(&format!("node-{number}"), &[&format!("10.0.0.{number}")]);
+        node.annotations.insert(ACCEPTS_ANNOTATION.into(), "node".into());
+        node
+    });
     let services = (0..services).flat_map(|number| {
         let of = format!("s{number}");
         let mut service = mk_service(&of);
@@ -57,8 +61,11 @@ fn time_for_ten_thousand_services_of_ten_endpoints() {
     let start = std::time::Instant::now();
     planner.handle(events);
     println!("planned {} virtual servers in {:?}", planner.plan().virtual_servers.len(), start.elapsed());
-    let slice = mk_slice("s7", "s7", 8080, &["10.128.0.113@node-1"]);
+    let changes = 1000;
+    let slices: Vec<_> = (0..changes).map(|n| mk_slice(&format!("s{n}"), &format!("s{n}"), 8080, &[])).collect();
     let start = std::time::Instant::now();
-    planner.handle([Event::Apply(Object::EndpointSlice(slice.into()))]);
-    println!("one change in {:?}", start.elapsed());
+    for slice in slices {
+        planner.handle([Event::Apply(Object::EndpointSlice(slice.into()))]);
+    }
+    println!("one change in {:?}", start.elapsed() / changes);
 }
