@@ -4,9 +4,11 @@
 //! Service ◄──label── EndpointSlice ──nodeName──► Node
 //! ```
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
+
+use foldhash::HashMap;
 
 use super::{EndpointSlice, Node, Object, ObjectKey, Service, ServiceName, SliceName};
 
@@ -41,7 +43,7 @@ pub struct Index {
     node_addresses: BTreeMap<IpAddr, usize>,
     /// Services that have endpoints of which no node is known.
     unplaced: HashMap<ServiceName, usize>,
-    with_node_ports: HashSet<ServiceName>,
+    with_node_ports: foldhash::HashSet<ServiceName>,
     /// Who names an address as external or load-balancer IP.
     named_addresses: HashMap<IpAddr, BTreeSet<ServiceName>>,
 }
@@ -66,14 +68,14 @@ impl Index {
     pub fn new(node: impl Into<Arc<str>>) -> Self {
         Self {
             node: node.into(),
-            services: HashMap::new(),
-            slices: HashMap::new(),
-            nodes: HashMap::new(),
+            services: HashMap::default(),
+            slices: HashMap::default(),
+            nodes: HashMap::default(),
             accepting: HashSet::new(),
             node_addresses: BTreeMap::new(),
-            unplaced: HashMap::new(),
-            with_node_ports: HashSet::new(),
-            named_addresses: HashMap::new(),
+            unplaced: HashMap::default(),
+            with_node_ports: foldhash::HashSet::default(),
+            named_addresses: HashMap::default(),
         }
     }
 

@@ -33,13 +33,13 @@ type Seniority<'a> = (bool, Option<SystemTime>, &'a ServiceName);
 pub(crate) struct Claims {
     /// This node's name.
     node: Arc<str>,
-    services: HashMap<ServiceName, Held>,
+    services: foldhash::HashMap<ServiceName, Held>,
     /// Endpoint-side rewrites by the virtual server they belong to, of those who have it.
-    acceptance: HashMap<VipPort, Vec<Acceptance>>,
+    acceptance: foldhash::HashMap<VipPort, Vec<Acceptance>>,
     /// Those who do not have what they claim.
-    waiting: HashMap<VipPort, Vec<Claim>>,
+    waiting: foldhash::HashMap<VipPort, Vec<Claim>>,
     /// Everyone who would announce a prefix.
-    prefixes: HashMap<IpNet, Vec<Announcement>>,
+    prefixes: foldhash::HashMap<IpNet, Vec<Announcement>>,
     /// Node-wide prefixes.
     node_announcements: BTreeMap<IpNet, Announcement>,
 }
@@ -109,7 +109,7 @@ impl NodePlan {
             prefixes.extend(&old.prefixes);
         }
 
-        let mut wanted: HashMap<VipPort, Claim> = HashMap::new();
+        let mut wanted: foldhash::HashMap<VipPort, Claim> = foldhash::HashMap::default();
         let mut announcements = BTreeMap::new();
         if let Some(plan) = plan {
             let ServicePlan {
@@ -252,7 +252,7 @@ impl NodePlan {
             delta.source_ranges.insert(vip);
         }
 
-        let mut gone: HashMap<RewriteKey, Rewrite> =
+        let mut gone: foldhash::HashMap<RewriteKey, Rewrite> =
             before.into_iter().flat_map(|claim| claim.rewrites(node)).collect();
         for (key, rewrite) in after.into_iter().flat_map(|claim| claim.rewrites(node)) {
             if gone.remove(&key) != Some(rewrite) {

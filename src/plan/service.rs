@@ -312,14 +312,16 @@ impl<'a> Planner<'a> {
         vips: &BTreeMap<IpAddr, VipKind>,
         servers: &[VirtualServer],
     ) -> Vec<Announcement> {
-        let works: HashSet<IpAddr> = servers
-            .iter()
-            .filter(|server| !server.destinations.is_empty())
-            .map(|server| server.vip.address)
-            .collect();
+        let works = |address: IpAddr| {
+            servers.iter().any(|server| server.vip.address == address && !server.destinations.is_empty())
+        };
+        let mut announced =
+            vips.iter().filter(|(address, kind)| self.announces(**kind) && works(**address)).peekable();
+        if announced.peek().is_none() {
+            return Vec::new();
+        }
         let Communities { standard, large } = self.communities();
-        vips.iter()
-            .filter(|(address, kind)| works.contains(address) && self.announces(**kind))
+        announced
             .filter_map(|(address, kind)| {
                 let kind = match kind {
                     VipKind::ClusterIP => AnnouncementKind::ClusterIP,

@@ -62,7 +62,8 @@ fn time_for_ten_thousand_services_of_ten_endpoints() {
     planner.handle(events);
     println!("planned {} virtual servers in {:?}", planner.plan().virtual_servers.len(), start.elapsed());
     let changes = 1000;
-    let slices: Vec<_> = (0..changes).map(|n| mk_slice(&format!("s{n}"), &format!("s{n}"), 8080, &[])).collect();
+    let slices: Vec<_> =
+        (0..changes).map(|n| mk_slice(&format!("s{n}"), &format!("s{n}"), 8080, &[])).collect();
     let start = std::time::Instant::now();
     for slice in slices {
         planner.handle([Event::Apply(Object::EndpointSlice(slice.into()))]);
