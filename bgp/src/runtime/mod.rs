@@ -65,7 +65,8 @@ impl Speaker {
     /// Starts to listen, within the tokio runtime it is called from. Peers and routes come later, in any order.
     ///
     /// # Errors
-    /// A listening socket cannot be made, or a field of `config` is out of range.
+    /// A listening socket cannot be made, or a field of `config` is out of range. An address of a family that the
+    /// kernel does not have is no error.
     #[expect(clippy::unused_async, reason = "sockets need the runtime that an async caller is sure to have")]
     pub async fn start(config: SpeakerConfig) -> Result<Speaker, StartError> {
         config.check()?;
