@@ -107,11 +107,6 @@ impl Index {
         self.services.get(name).into_iter().flat_map(|entry| entry.slices.values().map(|slice| &**slice))
     }
 
-    /// The names of all Services, in no particular order.
-    pub fn services(&self) -> impl Iterator<Item = &ServiceName> {
-        self.services.iter().filter(|(_, entry)| entry.service.is_some()).map(|(name, _)| name)
-    }
-
     /// This node's Node object, if it has been told.
     pub fn own_node(&self) -> Option<&Arc<Node>> {
         self.nodes.get(&self.node)?.node.as_ref()

@@ -1,7 +1,6 @@
 //! The config file.
 
 use std::collections::HashSet;
-use std::fmt;
 use std::marker::PhantomData;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -619,11 +618,5 @@ impl<'de> Deserialize<'de> for MarkMask {
             )));
         }
         Ok(Self(mask))
-    }
-}
-
-impl fmt::Display for MarkMask {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:#x}", self.0)
     }
 }

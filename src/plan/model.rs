@@ -303,11 +303,6 @@ pub struct Delta {
 }
 
 impl Delta {
-    /// Whether nothing was touched.
-    pub fn is_empty(&self) -> bool {
-        *self == Self::default()
-    }
-
     /// Adds what another change touched.
     pub fn merge(&mut self, other: Self) {
         let Self { node, virtual_servers, rewrites, vips, announcements, source_ranges } = other;

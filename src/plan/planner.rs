@@ -69,11 +69,6 @@ impl Planner {
         &self.config
     }
 
-    /// The objects.
-    pub fn index(&self) -> &Index {
-        &self.index
-    }
-
     /// The plan.
     pub fn plan(&self) -> &NodePlan {
         &self.plan
