@@ -351,6 +351,7 @@ fn slice(index: u16) -> EndpointSlice {
         name: SliceName { namespace: "default".into(), name: format!("service-{index}-a").into() },
         service: Some(name(index)),
         endpoints: endpoints.collect(),
-        ports: vec![EndpointPort { name: None, protocol: Protocol::Tcp, port: 8080 }],
+        // The port of the Service: `ipvsadm` knows no other for tunnels.
+        ports: vec![EndpointPort { name: None, protocol: Protocol::Tcp, port: 80 }],
     }
 }
