@@ -22,9 +22,9 @@ use tokio::sync::mpsc;
 use tracing::{debug, info, warn};
 
 use crate::announce::{AnnounceError, Announcer};
-use crate::cluster::{Event, Severity};
+use crate::cluster::Event;
 use crate::config::Config;
-use crate::dataplane::{Dataplane, DataplaneError, MarkMask, Settings};
+use crate::dataplane::{Dataplane, DataplaneError, Settings};
 use crate::observe::status::{self, Question, Status};
 use crate::plan::{Delta, NodePlan, Planner};
 
@@ -50,8 +50,7 @@ pub enum AgentError {
 /// What the dataplane needs from the config.
 pub fn settings(config: &Config) -> Settings {
     Settings {
-        mark_mask: MarkMask::new(config.services.mark_mask.bits())
-            .expect("the config takes contiguous masks of two bits or more alone"),
+        mark_mask: config.services.mark_mask,
         state_directory: config.observe.status.parent().map_or_else(|| PathBuf::from("."), PathBuf::from),
     }
 }
@@ -129,10 +128,7 @@ impl Agent {
         let delta = self.planner.handle(events);
         if told_problems {
             for problem in self.planner.problems() {
-                match problem.severity {
-                    Severity::Error => warn!("{problem}; what it said before stays in force"),
-                    Severity::Warning => warn!("{problem}"),
-                }
+                warn!("{problem}");
             }
         }
         // Before the source has told everything, absent does not mean gone.

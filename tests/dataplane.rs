@@ -10,7 +10,8 @@ use std::time::{Duration, Instant};
 
 use nix::sched::{CloneFlags, unshare};
 use sheave::cluster::{Protocol, ServiceName};
-use sheave::dataplane::{self, Dataplane, MarkMask, Settings};
+use sheave::config::MarkMask;
+use sheave::dataplane::{self, Dataplane, Settings};
 use sheave::plan::{
     AcceptedIn, Delta, Destination, Forwarding, NodePlan, Rewrite, RewriteKey, RewriteSide, Scheduler,
     SchedulerFlags, VipKind, VipPort, VirtualServer,
@@ -46,7 +47,7 @@ fn in_namespace(name: &str, test: impl AsyncFnOnce(&Node) + Send) {
                 shell("ip", line);
             }
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-            let mark_mask = MarkMask::new(0x3fff).unwrap();
+            let mark_mask = MarkMask::default();
             let node = Node { settings: Settings { mark_mask, state_directory: directory.clone() } };
             runtime.block_on(test(&node));
         });

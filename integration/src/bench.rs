@@ -23,7 +23,7 @@ use sheave::cluster::{
     SliceName, TrafficPolicy,
 };
 use sheave::config::Config;
-use sheave::dataplane::{Dataplane, MarkMask, Settings};
+use sheave::dataplane::{Dataplane, Settings};
 use sheave::plan::Planner;
 use sheave_ipvs::{Ipvs, Operation};
 
@@ -81,6 +81,7 @@ pub fn run(services: u16, work: &Path) -> Result<()> {
         figures_of(&figures, "time")?,
         figures_of(&figures, "peak")?,
     );
+    row("    of that: plan", figures_of(&figures, "plan")?, figures_of(&figures, "peak")?);
     row("    of that: IPVS alone", figures_of(&figures, "ipvs")?, figures_of(&figures, "peak")?);
     row("(b) replay of the same netlink messages", raw, figures_of(&replayed, "peak")?);
     row("(c) ipvsadm -R", time.as_secs_f64(), peak);
@@ -211,8 +212,7 @@ fn restore(namespace: &NetNs, saved: &str, work: &Path) -> Result<(Duration, f64
 }
 
 fn open(state: &Path) -> Result<Dataplane> {
-    let mark_mask = MarkMask::new(Config::default().services.mark_mask.bits()).context("mark mask")?;
-    Ok(Dataplane::open(&Settings { mark_mask, state_directory: state.into() })?)
+    Ok(Dataplane::open(&Settings { mark_mask: config().services.mark_mask, state_directory: state.into() })?)
 }
 
 /// A namespace with an uplink, emptied if it was there.

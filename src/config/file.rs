@@ -10,7 +10,7 @@ use ipnet::IpNet;
 use serde::Deserialize;
 use serde::de::{Deserializer, Error as _, IgnoredAny};
 
-use super::Communities;
+use super::{Communities, MarkMask};
 use crate::plan::{AcceptedIn, Forwarding, Scheduler, Warning};
 use crate::yaml;
 
@@ -353,24 +353,6 @@ pub struct ExternalIps {
     pub allow: Vec<IpNet>,
 }
 
-/// The bits of a packet's mark that the dataplane may use: the highest tells that they are in use, the others
-/// number endpoints.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct MarkMask(u32);
-
-impl MarkMask {
-    /// The mask; contiguous, at least two bits.
-    pub fn bits(self) -> u32 {
-        self.0
-    }
-}
-
-impl Default for MarkMask {
-    fn default() -> Self {
-        Self(0x3fff)
-    }
-}
-
 /// `observe`.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", default, deny_unknown_fields)]
@@ -605,18 +587,5 @@ impl<'de> Deserialize<'de> for NodePortAddresses {
                 D::Error::custom(format_args!("`{text}` is neither `primary` nor a CIDR such as 10.0.0.0/8"))
             }),
         }
-    }
-}
-
-impl<'de> Deserialize<'de> for MarkMask {
-    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
-        let mask = u32::deserialize(d)?;
-        let ones = mask.count_ones();
-        if ones < 2 || ones + mask.leading_zeros() + mask.trailing_zeros() != u32::BITS {
-            return Err(D::Error::custom(format_args!(
-                "{mask:#x} is not a mask of at least two bits in a row, such as 0x3fff"
-            )));
-        }
-        Ok(Self(mask))
     }
 }

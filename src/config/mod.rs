@@ -5,11 +5,13 @@
 pub mod annotations;
 mod communities;
 mod file;
+mod mark_mask;
 
 pub use annotations::ServiceSettings;
 pub use communities::Communities;
 pub use file::{
     AddressFamily, Announce, Bfd, Config, Drain, DynamicPeer, Encapsulation, Error, ExternalIps,
-    GracefulRestart, Import, Listen, LongLived, MarkMask, NextHop, NodePortAddresses, Observe, Peer, Router,
+    GracefulRestart, Import, Listen, LongLived, NextHop, NodePortAddresses, Observe, Peer, Router,
     Schedulers, Services,
 };
+pub use mark_mask::MarkMask;

@@ -40,12 +40,12 @@ pub use self::describe::describe;
 use self::error::is_absent;
 pub use self::error::{DataplaneError, RouteError};
 use self::netfilter::Netfilter;
-pub use self::numbers::MarkMask;
 use self::sysctl::Sysctls;
 use self::tunnel::Tunnel;
 pub use self::uplink::Uplink;
 use self::vip_routes::{Devices, VipRoutes};
 use self::virtual_servers::VirtualServers;
+use crate::config::MarkMask;
 use crate::plan::{Delta, NodePlan, VipPort};
 
 /// What the dataplane needs to know apart from the plan.

@@ -13,9 +13,10 @@ use serde_json::Value;
 
 use super::elements::Element;
 use super::nft::{self, Listing, NftError};
-use super::numbers::{Captured, MarkMask, Numbers};
+use super::numbers::{Captured, Numbers};
 use super::ruleset::{Rules, TABLE};
 use super::{standin, vip_net, vip_nets};
+use crate::config::MarkMask;
 use crate::plan::{AcceptedIn, Delta, NodePlan, Rewrite, RewriteKey, VipKind, VipPort};
 
 /// How long a rewrite outlives its wish: other directors hear of a removed endpoint a little later, and what

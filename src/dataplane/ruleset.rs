@@ -12,9 +12,9 @@
 
 use std::fmt::Write as _;
 
-use super::numbers::MarkMask;
 use super::standin;
 use super::tunnel::{self, TUNNEL4, TUNNEL6};
+use crate::config::MarkMask;
 
 /// Name of the table; its family is `inet`.
 pub const TABLE: &str = "sheave";

@@ -40,7 +40,7 @@ fn the_schema_shows_the_defaults() {
     let mut config = parse(EVERYTHING).unwrap();
     config.router = Config::default().router;
     assert_eq!(config, Config::default());
-    assert_eq!(MarkMask::default().bits(), 0x3fff);
+    assert_eq!(MarkMask::default().mask(), 0x3fff);
     for nothing in ["", "# nothing\n", "---\n", "{}"] {
         assert_eq!(parse(nothing).unwrap(), Config::default(), "{nothing:?}");
     }
