@@ -7,7 +7,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tracing::info;
 
-use super::{LogFormat, failed};
+use super::{LogFormat, failed, node_name};
 use crate::agent::Agent;
 use crate::cluster::manifest::{Manifests, watch};
 use crate::config::Config;
@@ -49,7 +49,7 @@ pub(super) struct Args {
 pub(super) fn run(args: Args) -> ExitCode {
     let Args { config, node, manifests, log_format } = args;
     log_format.start();
-    let node = node.unwrap_or_else(|| rustix::system::uname().nodename().to_string_lossy().into_owned());
+    let node = node_name(node);
     let config = match config.map_or_else(|| Ok(Config::default()), |path| Config::load(&path)) {
         Ok(config) => config,
         Err(error) => return failed(&error.to_string()),

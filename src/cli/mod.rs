@@ -3,6 +3,7 @@
 //! Exit codes: 0 done, 1 failed, 2 usage.
 
 mod agent;
+mod check;
 mod cleanup;
 mod plan;
 mod status;
@@ -27,6 +28,7 @@ struct Cli {
 enum Command {
     Agent(agent::Args),
     Plan(plan::Args),
+    Check(check::Args),
     Status(status::Args),
     Cleanup(cleanup::Args),
 }
@@ -37,6 +39,7 @@ pub fn main() -> ExitCode {
     match command {
         Command::Agent(args) => agent::run(args),
         Command::Plan(args) => plan::run(args),
+        Command::Check(args) => check::run(args),
         Command::Status(args) => status::run(args),
         Command::Cleanup(args) => cleanup::run(args),
     }
@@ -61,6 +64,11 @@ impl LogFormat {
             Self::Json => builder.json().init(),
         }
     }
+}
+
+/// The name of this node's Node: what was given, or else the host's.
+fn node_name(given: Option<String>) -> String {
+    given.unwrap_or_else(|| rustix::system::uname().nodename().to_string_lossy().into_owned())
 }
 
 /// Whoever closes the pipe has seen enough.

@@ -18,6 +18,7 @@ mod error;
 mod netfilter;
 mod nft;
 mod numbers;
+mod preflight;
 mod reconcile;
 mod routing;
 mod ruleset;
@@ -40,6 +41,7 @@ pub use self::describe::describe;
 use self::error::is_absent;
 pub use self::error::{DataplaneError, RouteError};
 use self::netfilter::Netfilter;
+pub use self::preflight::{Finding, Severity, preflight};
 use self::sysctl::Sysctls;
 use self::tunnel::Tunnel;
 pub use self::uplink::Uplink;
@@ -123,8 +125,7 @@ impl Dataplane {
         let mut done = Vec::new();
         let result = self.sync_devices(plan).await;
         self.note(Part::Devices, result, &mut done);
-        let mtu = self.uplinks.iter().map(|uplink| uplink.mtu).min().unwrap_or(DEFAULT_MTU);
-        let result = self.netfilter.sync(plan, mtu, now);
+        let result = self.netfilter.sync(plan, smallest_mtu(&self.uplinks), now);
         self.note(Part::Netfilter, result, &mut done);
         self.sync_routes(plan, &mut done).await;
         let result = self.servers.sync(plan).map(|count| words(count, "IPVS operations"));
@@ -316,6 +317,11 @@ pub async fn cleanup(settings: &Settings) -> Result<Vec<String>, DataplaneError>
 
 fn words(count: usize, what: &str) -> Vec<String> {
     if count == 0 { Vec::new() } else { vec![format!("{count} {what}")] }
+}
+
+/// What every uplink can carry, in bytes.
+fn smallest_mtu(uplinks: &[Uplink]) -> u32 {
+    uplinks.iter().map(|uplink| uplink.mtu).min().unwrap_or(DEFAULT_MTU)
 }
 
 /// The prefix that binds a VIP: the service CIDR around it, or its own host prefix.

@@ -123,11 +123,9 @@ impl Netfilter {
         }
         match nft::transact(&text) {
             // A table of another version may have sets of another shape: made anew, in one transaction.
-            Err(NftError::Refused(_)) if existed && !rules_stand => nft::transact(&format!(
-                "delete table inet {TABLE}\n{}{}",
-                rules.transaction(),
-                nft::changes([], &wanted)
-            ))?,
+            Err(NftError::Refused(_)) if existed && !rules_stand => {
+                nft::transact(&format!("{}{}", rules.replacement(), nft::changes([], &wanted)))?;
+            }
             result => result?,
         }
         let mut repaired = Vec::new();

@@ -56,6 +56,30 @@ pub fn transact(text: &str) -> Result<(), NftError> {
     run(&["-f", "-"], text).map(drop)
 }
 
+/// Asks the kernel whether it would take a transaction. Changes nothing.
+///
+/// # Errors
+/// [`NftError`] with what it says.
+pub fn check(text: &str) -> Result<(), NftError> {
+    run(&["--check", "-f", "-"], text).map(drop)
+}
+
+/// Which `nft` this is, in its own words.
+///
+/// # Errors
+/// [`NftError`] where it cannot be run.
+pub fn version() -> Result<String, NftError> {
+    run(&["--version"], "")
+}
+
+/// Lists all `tables` or `chains`, whoever owns them, as objects of nft's JSON.
+///
+/// # Errors
+/// [`NftError`].
+pub fn objects(what: &str) -> Result<Vec<Value>, NftError> {
+    array(&run(&["-j", "list", what], "")?)
+}
+
 /// The commands that remove `gone` and add `new`, for [`transact`]. Empty where both are.
 ///
 /// Deletions come first: a map refuses a second value for a key, an interval set an overlap.
@@ -84,14 +108,8 @@ fn sorted<'a>(
 }
 
 fn parse(output: &str) -> Result<Listing, NftError> {
-    let answer: Value =
-        serde_json::from_str(output).map_err(|error| NftError::Answer(format!("not JSON: {error}")))?;
-    let objects = answer
-        .get("nftables")
-        .and_then(Value::as_array)
-        .ok_or_else(|| NftError::Answer("no array `nftables`".into()))?;
     let mut listing = Listing::default();
-    for object in objects {
+    for object in array(output)? {
         if let Some(set) = object.get("set").or_else(|| object.get("map")) {
             let name = set.get("name").and_then(Value::as_str).unwrap_or_default();
             for element in set.get("elem").and_then(Value::as_array).into_iter().flatten() {
@@ -101,7 +119,7 @@ fn parse(output: &str) -> Result<Listing, NftError> {
                 }
             }
         } else if object.get("chain").is_some() || object.get("rule").is_some() {
-            let mut object = object.clone();
+            let mut object = object;
             for part in object.as_object_mut().into_iter().flat_map(|object| object.values_mut()) {
                 if let Some(part) = part.as_object_mut() {
                     part.remove("handle");
@@ -111,6 +129,16 @@ fn parse(output: &str) -> Result<Listing, NftError> {
         }
     }
     Ok(listing)
+}
+
+/// The objects of a listing.
+fn array(output: &str) -> Result<Vec<Value>, NftError> {
+    let mut answer: Value =
+        serde_json::from_str(output).map_err(|error| NftError::Answer(format!("not JSON: {error}")))?;
+    match answer.get_mut("nftables").map(Value::take) {
+        Some(Value::Array(objects)) => Ok(objects),
+        _ => Err(NftError::Answer("no array `nftables`".into())),
+    }
 }
 
 fn run(arguments: &[&str], input: &str) -> Result<String, NftError> {

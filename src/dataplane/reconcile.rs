@@ -108,7 +108,8 @@ fn destination(planned: &crate::plan::Destination) -> Destination {
     }
 }
 
-fn scheduler_name(scheduler: Scheduler) -> SchedulerName {
+/// The kernel's name of a scheduler.
+pub fn scheduler_name(scheduler: Scheduler) -> SchedulerName {
     let name = match scheduler {
         Scheduler::Rr => "rr",
         Scheduler::Wrr => "wrr",

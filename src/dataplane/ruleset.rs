@@ -28,9 +28,11 @@ pub struct Rules {
     pub mtu: u32,
 }
 
-/// Bytes of an IPv4 and of a TCP header without options.
-const IPV4_HEADER: u32 = 20;
-const IPV6_HEADER: u32 = 40;
+/// Bytes of an IPv4 header without options.
+pub const IPV4_HEADER: u32 = 20;
+/// Bytes of an IPv6 header.
+pub const IPV6_HEADER: u32 = 40;
+/// Bytes of a TCP header without options.
 const TCP_HEADER: u32 = 20;
 
 impl Rules {
@@ -44,6 +46,11 @@ impl Rules {
         text.push_str(&self.chains());
         text.push_str("}\n");
         text
+    }
+
+    /// As [`Self::transaction`], with a table of sets of any other shape replaced, elements and all.
+    pub fn replacement(self) -> String {
+        format!("add table inet {TABLE}\ndelete table inet {TABLE}\n{}", self.transaction())
     }
 
     fn chains(self) -> String {
@@ -205,7 +212,7 @@ impl Rules {
     }
 
     /// The largest segment whose packet still fits the uplink inside a tunnel packet of its own family.
-    fn mss(self, ip_header: u32) -> u32 {
+    pub fn mss(self, ip_header: u32) -> u32 {
         self.mtu.saturating_sub(2 * ip_header + TCP_HEADER)
     }
 }

@@ -71,7 +71,7 @@ impl Tunnel {
     }
 
     /// Whether a device of this name is what we would have made.
-    fn is_ours(self, link: &LinkMessage) -> bool {
+    pub fn is_ours(self, link: &LinkMessage) -> bool {
         let (mut kind, mut local) = (None, None);
         for attribute in &link.attributes {
             let LinkAttribute::LinkInfo(infos) = attribute else { continue };

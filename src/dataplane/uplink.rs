@@ -63,7 +63,8 @@ pub async fn list(handle: &Handle, node_addresses: &[IpAddr]) -> Result<Vec<Upli
     Ok(uplinks.into_values().collect())
 }
 
-fn name(link: &LinkMessage) -> Option<String> {
+/// The name of an interface.
+pub(super) fn name(link: &LinkMessage) -> Option<String> {
     link.attributes.iter().find_map(|attribute| match attribute {
         LinkAttribute::IfName(name) => Some(name.clone()),
         _ => None,

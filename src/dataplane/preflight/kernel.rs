@@ -1,0 +1,319 @@
+//! What the kernel and the programs beside it must be able to do.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+
+use sheave_ipvs::{Ipvs, ServiceEntry};
+
+use super::super::nft::{self, Listing, NftError};
+use super::super::reconcile;
+use super::super::ruleset::{Rules, TABLE};
+use super::super::sysctl;
+use super::Finding;
+use crate::plan::Scheduler;
+
+/// Bit of the capability set (linux/capability.h).
+const CAP_NET_ADMIN: u32 = 12;
+
+/// What the ruleset needs besides the core of nf_tables, with the option that builds it.
+const NFT_MODULES: [(&str, &str); 6] = [
+    ("nf_tables", "CONFIG_NF_TABLES"),
+    ("nft_ct", "CONFIG_NFT_CT"),
+    ("nft_chain_nat", "CONFIG_NFT_NAT"),
+    ("nft_nat", "CONFIG_NFT_NAT"),
+    ("nft_masq", "CONFIG_NFT_MASQ"),
+    ("nft_reject_inet", "CONFIG_NFT_REJECT"),
+];
+
+/// The oldest `nft` whose JSON and sets are what the agent reads and writes.
+const NFT_VERSION: (u32, u32) = (1, 0);
+
+/// Whether this process may change the network.
+pub fn capability() -> Finding {
+    let subject = "capability CAP_NET_ADMIN";
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    match effective_capabilities(&status) {
+        Some(held) if held >> CAP_NET_ADMIN & 1 == 1 => Finding::ok(subject, "held"),
+        Some(_) => Finding::fail(
+            subject,
+            "not held",
+            "run as root; in a container add the capability NET_ADMIN, or run it privileged",
+        ),
+        None => Finding::warn(subject, "/proc/self/status does not tell", "mount /proc"),
+    }
+}
+
+/// `CapEff` of `/proc/PID/status` (proc(5)).
+fn effective_capabilities(status: &str) -> Option<u64> {
+    let value = status.lines().find_map(|line| line.strip_prefix("CapEff:"))?;
+    u64::from_str_radix(value.trim(), 16).ok()
+}
+
+/// Whether IPVS answers, and the virtual servers it holds.
+pub fn ipvs(modules: &Modules) -> (Finding, Option<Vec<ServiceEntry>>) {
+    let answer = Ipvs::open().and_then(|mut ipvs| Ok((ipvs.info()?, ipvs.services()?)));
+    match answer {
+        Ok((info, servers)) => {
+            let (major, minor, patch) = info.version;
+            (Finding::ok("IPVS", format!("version {major}.{minor}.{patch}")), Some(servers))
+        }
+        Err(error) => {
+            let remedy = match modules.presence("ip_vs") {
+                Presence::Loaded | Presence::BuiltIn => {
+                    "run as root, in the initial user namespace: IPVS answers nobody else".into()
+                }
+                absent => absent.remedy("ip_vs", "CONFIG_IP_VS"),
+            };
+            let found = match error {
+                sheave_ipvs::Error::Unavailable => "the running kernel has none loaded".into(),
+                other => other.to_string(),
+            };
+            (Finding::fail("IPVS", found, remedy), None)
+        }
+    }
+}
+
+/// The schedulers that are asked for, and the tunnel devices.
+pub fn modules(modules: &Modules, schedulers: &BTreeSet<Scheduler>) -> Vec<Finding> {
+    let mut wanted: Vec<(String, String)> = schedulers
+        .iter()
+        .map(|scheduler| {
+            let module = format!("ip_vs_{}", reconcile::scheduler_name(*scheduler));
+            let option = format!("CONFIG_{}", module.to_uppercase());
+            (module, option)
+        })
+        .collect();
+    wanted.push(("ipip".into(), "CONFIG_NET_IPIP".into()));
+    wanted.push(("ip6_tunnel".into(), "CONFIG_IPV6_TUNNEL".into()));
+    wanted.iter().map(|(module, option)| modules.presence(module).judge(module, option)).collect()
+}
+
+/// `nft`: its version, our table, and whether the kernel takes our rules. The modules behind these are looked at
+/// only where it does not: what works needs no further proof.
+pub fn nft(modules: &Modules, table: &Result<Option<Listing>, NftError>, rules: Rules) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    match nft::version() {
+        Err(error @ NftError::Spawn(_)) => {
+            let remedy = "install nftables 1.0 or newer (Debian, Fedora, Alpine: package nftables)";
+            return vec![Finding::fail("nft", error.to_string(), remedy)];
+        }
+        Err(error) => {
+            let remedy = "check that `nft --version` runs";
+            return vec![Finding::fail("nft", error.to_string(), remedy)];
+        }
+        Ok(text) => findings.push(judge_version(&text)),
+    }
+    let subject = format!("table inet {TABLE}");
+    findings.push(match table {
+        Ok(None) => Finding::ok(subject, "absent: the agent makes it"),
+        Ok(Some(_)) => Finding::ok(subject, "there: an agent has run here, the next one adopts it"),
+        Err(error) => {
+            Finding::fail(subject, error.to_string(), "the agent must be able to list it: run as root")
+        }
+    });
+    match nft::check(&rules.replacement()) {
+        Ok(()) => findings.push(Finding::ok("nftables rules", "the kernel takes them (dry run)")),
+        Err(error) => {
+            findings.push(Finding::fail(
+                "nftables rules",
+                error.to_string(),
+                "run as root; if that is not it, the kernel lacks one of the modules below",
+            ));
+            let judged = NFT_MODULES.map(|(module, option)| modules.presence(module).judge(module, option));
+            findings.extend(judged);
+        }
+    }
+    findings
+}
+
+fn judge_version(text: &str) -> Finding {
+    let found = text.trim();
+    match parse_version(text) {
+        Some(version) if version >= NFT_VERSION => Finding::ok("nft", found),
+        Some(_) => Finding::fail("nft", found, "install nftables 1.0 or newer"),
+        None => Finding::warn(
+            "nft",
+            format!("`nft --version` says {found:?}"),
+            "make sure that it is nftables 1.0 or newer",
+        ),
+    }
+}
+
+/// Major and minor of `nftables v1.0.6 (Lester Gooch #5)`.
+fn parse_version(text: &str) -> Option<(u32, u32)> {
+    let version = text.split_whitespace().find_map(|word| word.strip_prefix('v'))?;
+    let mut parts = version.split('.').map(str::parse);
+    Some((parts.next()?.ok()?, parts.next()?.ok()?))
+}
+
+/// The modules of the running kernel.
+pub struct Modules {
+    /// By the lists below `/lib/modules`; `None` where there are none for the running release.
+    listed: Option<Listed>,
+    /// `kernel.modules_disabled`: none can be loaded any more.
+    sealed: bool,
+}
+
+struct Listed {
+    builtin: BTreeSet<String>,
+    loadable: BTreeSet<String>,
+}
+
+/// Where a module is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Presence {
+    Loaded,
+    BuiltIn,
+    /// The kernel loads it when it is asked for what is in it.
+    Loadable,
+    /// It could be loaded, were that not forbidden until the next boot.
+    Sealed,
+    Missing,
+    /// Not loaded, and nothing tells more.
+    Unknown,
+}
+
+impl Modules {
+    /// Reads the lists of the running release.
+    pub fn read() -> Self {
+        let release = rustix::system::uname().release().to_string_lossy().into_owned();
+        let directory = Path::new("/lib/modules").join(release);
+        let list = |file: &str| fs::read_to_string(directory.join(file)).map(|text| names(&text));
+        let listed = match (list("modules.builtin"), list("modules.dep")) {
+            (Ok(builtin), Ok(loadable)) => Some(Listed { builtin, loadable }),
+            _ => None,
+        };
+        Self { listed, sealed: sysctl::read("kernel/modules_disabled").is_ok_and(|value| value == "1") }
+    }
+
+    fn presence(&self, module: &str) -> Presence {
+        self.judge(module, Path::new("/sys/module").join(module).exists())
+    }
+
+    fn judge(&self, module: &str, loaded: bool) -> Presence {
+        match &self.listed {
+            Some(listed) if listed.builtin.contains(module) => Presence::BuiltIn,
+            // A module that is built in and has parameters is there too.
+            _ if loaded => Presence::Loaded,
+            None => Presence::Unknown,
+            Some(listed) if !listed.loadable.contains(module) => Presence::Missing,
+            Some(_) if self.sealed => Presence::Sealed,
+            Some(_) => Presence::Loadable,
+        }
+    }
+}
+
+impl Presence {
+    fn judge(self, module: &str, option: &str) -> Finding {
+        let subject = format!("kernel module {module}");
+        match self {
+            Self::Loaded => Finding::ok(subject, "loaded"),
+            Self::BuiltIn => Finding::ok(subject, "built in"),
+            Self::Loadable => Finding::ok(subject, "not loaded yet: the kernel loads it when it is used"),
+            Self::Sealed => Finding::fail(
+                subject,
+                "not loaded, and kernel.modules_disabled=1 forbids it",
+                self.remedy(module, option),
+            ),
+            Self::Missing => {
+                Finding::fail(subject, "the running kernel has none", self.remedy(module, option))
+            }
+            Self::Unknown => Finding::warn(
+                subject,
+                "not loaded, and /lib/modules has nothing for the running kernel that would tell",
+                self.remedy(module, option),
+            ),
+        }
+    }
+
+    fn remedy(self, module: &str, option: &str) -> String {
+        match self {
+            Self::Loaded | Self::BuiltIn | Self::Loadable => format!("run `modprobe {module}`"),
+            Self::Sealed => format!("load it at boot: `echo {module} > /etc/modules-load.d/{module}.conf`"),
+            Self::Missing => format!("run a kernel with {option} (Debian: linux-image-amd64 has it)"),
+            Self::Unknown => {
+                format!("run `modprobe {module}` on the host; in a container mount the host's /lib/modules")
+            }
+        }
+    }
+}
+
+/// Module names of `modules.builtin` and `modules.dep` (modules.dep(5)): one path per line, up to a colon.
+fn names(text: &str) -> BTreeSet<String> {
+    text.lines()
+        .filter_map(|line| {
+            let path = line.split(':').next()?;
+            let (name, _) = path.rsplit('/').next()?.split_once(".ko")?;
+            Some(name.replace('-', "_"))
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Severity;
+    use super::*;
+
+    #[test]
+    fn capabilities() {
+        for (case, status, expected) in [
+            ("root", "Name:\tx\nCapPrm:\t0\nCapEff:\t000001ffffffffff\n", Some(0x1ff_ffff_ffff)),
+            ("nobody", "CapEff:\t0000000000000000\n", Some(0)),
+            ("no such line", "CapPrm:\t0000000000001000\n", None),
+            ("not a number", "CapEff:\tmany\n", None),
+        ] {
+            assert_eq!(effective_capabilities(status), expected, "{case}");
+        }
+    }
+
+    #[test]
+    fn nft_versions() {
+        for (text, severity) in [
+            ("nftables v1.0.6 (Lester Gooch #5)\n", Severity::Ok),
+            ("nftables v1.1.3 (Commodore Bullmoose #4)\n", Severity::Ok),
+            ("nftables v2.0\n", Severity::Ok),
+            ("nftables v0.9.8 (E.D.S.)\n", Severity::Fail),
+            ("nftables\n", Severity::Warn),
+            ("nftables vNext\n", Severity::Warn),
+        ] {
+            assert_eq!(judge_version(text).severity, severity, "{text}");
+        }
+    }
+
+    #[test]
+    fn where_a_module_is() {
+        let listed = |sealed| Modules {
+            listed: Some(Listed {
+                builtin: names("kernel/net/ipv4/ipip.ko\nkernel/lib/crc-t10dif.ko\n"),
+                loadable: names(
+                    "kernel/net/netfilter/ipvs/ip_vs_mh.ko.xz: kernel/net/netfilter/ipvs/ip_vs.ko.xz\n\
+                     kernel/net/ipv6/ip6_tunnel.ko.zst: kernel/net/ipv6/tunnel6.ko.zst\n",
+                ),
+            }),
+            sealed,
+        };
+        let none = Modules { listed: None, sealed: false };
+        for (case, modules, module, loaded, presence, severity) in [
+            ("built in", listed(false), "ipip", false, Presence::BuiltIn, Severity::Ok),
+            ("built in, with parameters", listed(false), "ipip", true, Presence::BuiltIn, Severity::Ok),
+            ("hyphens are underscores", listed(false), "crc_t10dif", false, Presence::BuiltIn, Severity::Ok),
+            ("loaded", listed(true), "ip_vs_mh", true, Presence::Loaded, Severity::Ok),
+            ("loadable", listed(false), "ip_vs_mh", false, Presence::Loadable, Severity::Ok),
+            ("sealed", listed(true), "ip6_tunnel", false, Presence::Sealed, Severity::Fail),
+            ("a dependency is no entry", listed(false), "tunnel6", false, Presence::Missing, Severity::Fail),
+            (
+                "no lists, loaded",
+                Modules { listed: None, sealed: false },
+                "ipip",
+                true,
+                Presence::Loaded,
+                Severity::Ok,
+            ),
+            ("no lists", none, "ipip", false, Presence::Unknown, Severity::Warn),
+        ] {
+            assert_eq!(modules.judge(module, loaded), presence, "{case}");
+            assert_eq!(presence.judge(module, "CONFIG_X").severity, severity, "{case}");
+        }
+    }
+}

@@ -1,0 +1,109 @@
+//! Preflight: what on this node would be in the agent's way. It looks and changes nothing, except that the kernel
+//! may load modules of its own when asked whether it has them.
+//!
+//! ```text
+//! /proc, /lib/modules, nft, netlink ──read at the edges──► plain values ──judged by pure functions──► [Finding]
+//!   kernel     capability, IPVS, modules, nft
+//!   network    uplinks and MTU, names, addresses and routes that the agent needs for itself
+//!   settings   sysctls
+//!   owners     kube-proxy and others who work on the same kernel state
+//! ```
+
+mod kernel;
+mod network;
+mod owners;
+mod settings;
+
+use std::collections::BTreeSet;
+
+use serde::Serialize;
+
+use self::network::Network;
+use super::ruleset::Rules;
+use super::{Settings, nft};
+use crate::plan::{NodePlan, Scheduler};
+
+/// How much a finding matters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Severity {
+    /// As it should be.
+    Ok,
+    /// The agent runs; something is not as it seems, or not for all traffic.
+    Warn,
+    /// The agent cannot run, or does not get the traffic.
+    Fail,
+}
+
+/// One thing that was looked at.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Finding {
+    /// How much it matters.
+    pub severity: Severity,
+    /// What was looked at.
+    pub subject: String,
+    /// What was found.
+    pub found: String,
+    /// What to do about it; `None` where all is well.
+    pub remedy: Option<String>,
+}
+
+impl Finding {
+    /// All is well.
+    pub fn ok(subject: impl Into<String>, found: impl Into<String>) -> Self {
+        Self { severity: Severity::Ok, subject: subject.into(), found: found.into(), remedy: None }
+    }
+
+    /// Something to know.
+    pub fn warn(subject: impl Into<String>, found: impl Into<String>, remedy: impl Into<String>) -> Self {
+        let remedy = Some(remedy.into());
+        Self { severity: Severity::Warn, subject: subject.into(), found: found.into(), remedy }
+    }
+
+    /// Something to put right before the agent can do its work.
+    pub fn fail(subject: impl Into<String>, found: impl Into<String>, remedy: impl Into<String>) -> Self {
+        let remedy = Some(remedy.into());
+        Self { severity: Severity::Fail, subject: subject.into(), found: found.into(), remedy }
+    }
+}
+
+/// Looks at this node: whether an agent with these `settings` could make it what `plan` says, with these
+/// `schedulers`. Needs a tokio runtime with I/O, in the network namespace to be looked at.
+pub async fn preflight(
+    settings: &Settings,
+    schedulers: &BTreeSet<Scheduler>,
+    plan: &NodePlan,
+) -> Vec<Finding> {
+    let mut findings = vec![kernel::capability()];
+    let modules = kernel::Modules::read();
+    let (ipvs, servers) = kernel::ipvs(&modules);
+    findings.push(ipvs);
+    findings.extend(kernel::modules(&modules, schedulers));
+
+    let network = match Network::read(plan).await {
+        Ok(network) => network,
+        Err(error) => {
+            findings.push(Finding::fail(
+                "interfaces and routes",
+                error.to_string(),
+                "the kernel must answer rtnetlink: check how this process is confined",
+            ));
+            return findings;
+        }
+    };
+    let rules = Rules { mask: settings.mark_mask, mtu: super::smallest_mtu(&network.uplinks) };
+    let table = nft::list();
+    findings.extend(kernel::nft(&modules, &table, rules));
+    findings.extend(network.judge(rules, matches!(table, Ok(Some(_))), plan));
+
+    let evidence = owners::kube_proxy(network.has_kube_ipvs0);
+    let foreign = servers.as_deref().map(owners::foreign).unwrap_or_default();
+    let shares_ipvs = network.has_kube_ipvs0 || !foreign.is_empty();
+    findings.extend(settings::check(&network.uplinks, network.ipv6, servers.is_some(), shares_ipvs));
+    if servers.is_some() {
+        findings.push(owners::virtual_servers(&foreign, plan));
+    }
+    findings.extend(owners::judge_kube_proxy(&evidence, settings.mark_mask));
+    findings.extend(owners::processes());
+    findings
+}
