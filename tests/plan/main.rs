@@ -8,4 +8,3 @@ mod index;
 mod manifests;
 mod printed;
 mod rules;
-mod size;
