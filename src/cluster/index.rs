@@ -4,11 +4,11 @@
 //! Service ◄──label── EndpointSlice ──nodeName──► Node
 //! ```
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use foldhash::HashMap;
+use foldhash::{HashMap, HashSet};
 
 use super::{EndpointSlice, Node, Object, ObjectKey, Service, ServiceName, SliceName};
 
@@ -16,7 +16,7 @@ use super::{EndpointSlice, Node, Object, ObjectKey, Service, ServiceName, SliceN
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Changes {
     /// Services to plan anew.
-    pub services: BTreeSet<ServiceName>,
+    pub services: HashSet<ServiceName>,
     /// What holds for the node as a whole has changed.
     pub node: bool,
 }
@@ -43,7 +43,7 @@ pub struct Index {
     node_addresses: BTreeMap<IpAddr, usize>,
     /// Services that have endpoints of which no node is known.
     unplaced: HashMap<ServiceName, usize>,
-    with_node_ports: foldhash::HashSet<ServiceName>,
+    with_node_ports: HashSet<ServiceName>,
     /// Who names an address as external or load-balancer IP.
     named_addresses: HashMap<IpAddr, BTreeSet<ServiceName>>,
 }
@@ -71,10 +71,10 @@ impl Index {
             services: HashMap::default(),
             slices: HashMap::default(),
             nodes: HashMap::default(),
-            accepting: HashSet::new(),
+            accepting: HashSet::default(),
             node_addresses: BTreeMap::new(),
             unplaced: HashMap::default(),
-            with_node_ports: foldhash::HashSet::default(),
+            with_node_ports: HashSet::default(),
             named_addresses: HashMap::default(),
         }
     }
@@ -147,7 +147,7 @@ impl Index {
         } else {
             self.with_node_ports.remove(name);
         }
-        Changes { services: BTreeSet::from([name.clone()]), node: false }
+        Changes { services: HashSet::from_iter([name.clone()]), node: false }
     }
 
     fn apply_slice(&mut self, mut slice: Arc<EndpointSlice>) -> Changes {
@@ -184,7 +184,7 @@ impl Index {
                 self.count_endpoints(&service, &old, false);
             }
         }
-        Changes { services: BTreeSet::from([service]), node: false }
+        Changes { services: HashSet::from_iter([service]), node: false }
     }
 
     /// A node's name is kept once however many endpoints mention it, unless the source keeps the slice anyhow.
@@ -239,7 +239,7 @@ impl Index {
         }
         let old = addresses(&std::mem::replace(&mut entry.node, node));
         let own = *name == self.node;
-        let mut changes = Changes { services: BTreeSet::new(), node: own };
+        let mut changes = Changes { services: HashSet::default(), node: own };
 
         let accepted =
             if accepts { !self.accepting.insert(name.clone()) } else { self.accepting.remove(name) };

@@ -125,11 +125,18 @@ impl Dataplane {
         let mut done = Vec::new();
         let result = self.sync_devices(plan).await;
         self.note(Part::Devices, result, &mut done);
-        let result = self.netfilter.sync(plan, smallest_mtu(&self.uplinks), now);
-        self.note(Part::Netfilter, result, &mut done);
+        let mtu = smallest_mtu(&self.uplinks);
+        // Both wait for the kernel, or for `nft`; neither needs the other. VIP routes lead packets there after both.
+        let Self { netfilter, servers, .. } = self;
+        let (rules, servers) = std::thread::scope(|scope| {
+            let rules = scope.spawn(|| netfilter.sync(plan, mtu, now));
+            let servers = servers.sync(plan);
+            (rules.join(), servers)
+        });
+        let rules = rules.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        self.note(Part::Netfilter, rules, &mut done);
+        self.note(Part::VirtualServers, servers.map(|count| words(count, "IPVS operations")), &mut done);
         self.sync_routes(plan, &mut done).await;
-        let result = self.servers.sync(plan).map(|count| words(count, "IPVS operations"));
-        self.note(Part::VirtualServers, result, &mut done);
         done
     }
 

@@ -25,7 +25,7 @@ pub struct NodeContext<'a> {
     /// Addresses of all nodes, this one included: none of them can be a VIP.
     pub node_addresses: &'a BTreeSet<IpAddr>,
     /// Nodes where an agent accepts.
-    pub accepting: &'a HashSet<Arc<str>>,
+    pub accepting: &'a foldhash::HashSet<Arc<str>>,
     /// `services` of the config.
     pub services: &'a config::Services,
     /// `announce` of the config.

@@ -1,9 +1,10 @@
 //! Builders of objects, and a plan as lines of text that a test can be read by.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use foldhash::HashSet;
 use sheave::cluster::{
     Annotations, Endpoint, EndpointPort, EndpointSlice, LoadBalancerIp, Node, Protocol, Service, ServiceName,
     ServicePort, SliceName, TrafficPolicy,
@@ -108,7 +109,7 @@ impl World {
     pub(crate) fn plan(&self) -> ServicePlan {
         let mut node_addresses = BTreeSet::from([ip("10.0.0.2"), ip("10.0.0.3")]);
         node_addresses.extend(&self.addresses);
-        let accepting: HashSet<Arc<str>> = HashSet::from(["node-b".into()]);
+        let accepting = HashSet::from_iter(["node-b".into()]);
         let context = NodeContext {
             node: "node-a",
             addresses: &self.addresses,

@@ -31,7 +31,9 @@ fn accepting(name: &str, addresses: &[&str]) -> Object {
 }
 
 fn touched(changes: &Changes) -> Vec<&str> {
-    changes.services.iter().map(|service| &*service.name).collect()
+    let mut names: Vec<&str> = changes.services.iter().map(|service| &*service.name).collect();
+    names.sort_unstable();
+    names
 }
 
 /// Seen from node-a: `here` has its endpoint on node-a, `there` on node-b, `outside` on no node.
