@@ -233,7 +233,7 @@ fn judge_uplinks(uplinks: &[Uplink], rules: Rules, ipv6: bool) -> Vec<Finding> {
         findings.push(Finding::fail(
             "IPv6 MTU",
             format!(
-                "{} has less than {needed} bytes: no IPv6 packet may be too large for a tunnel",
+                "{} has less than {needed} bytes: an IPv6 packet of 1280 must fit inside a tunnel packet",
                 too_small.join(", ")
             ),
             format!("raise its MTU to {needed} or more"),
