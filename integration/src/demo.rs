@@ -1,7 +1,7 @@
 //! What Sheave is for, shown to a newcomer: each line is printed when what it says has happened.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -10,7 +10,7 @@ use sheave::cluster::Protocol::Tcp;
 
 use crate::cluster::Service;
 use crate::fabric::addresses::{self, Family};
-use crate::fabric::{Direction, Fabric};
+use crate::fabric::{Direction, Fabric, Node};
 use crate::kernel;
 use crate::lab::{Lab, POD_PORT};
 use crate::traffic::{Connections, Load, LoadReport, Request};
@@ -29,7 +29,7 @@ const MANIFESTS: [(&str, &str); 7] = [
 /// How long anything in the demo may take to happen.
 const LIMIT: Duration = Duration::from_secs(30);
 
-/// A lab with the cluster of the quick start in it, and agents running; what the Service `web` is, too.
+/// A lab with the cluster of the quick start in it, agents running and the Service `web`, returned too, in force.
 pub fn quickstart(binary: &Path, dir: &Path) -> Result<(Lab, Service)> {
     let mut lab = Lab::build(binary, dir)?;
     for (name, text) in MANIFESTS {
@@ -42,7 +42,10 @@ pub fn quickstart(binary: &Path, dir: &Path) -> Result<(Lab, Service)> {
     let web = Service::new("web", 80)
         .port(Tcp, 80, POD_PORT)
         .endpoints([lab.fabric.pod("b1")?, lab.fabric.pod("c1")?]);
-    Ok((lab, web))
+    match lab.await_applied(&web) {
+        Ok(()) => Ok((lab, web)),
+        Err(error) => Err(lab.explain(&error, "quickstart")),
+    }
 }
 
 /// Runs it.
@@ -59,9 +62,25 @@ pub fn run(binary: &Path, dir: &Path) -> Result<()> {
     );
     println!("  Service default/web listens on {}:80 and [{}]:80;", web.vip(Family::V4), web.vip(Family::V6));
     println!("  its endpoints are the pods b1 on node-b and c1 on node-c, port {POD_PORT}");
-    lab.await_applied(&web)?;
     println!("  all three kernels hold it, {:.1} s after the agents' start", lab.age().as_secs_f32());
 
+    let counts = story(&mut lab, &web).map_err(|error| lab.explain(&error, "demo"))?;
+
+    heading("Counts");
+    for (what, report) in &counts {
+        let slowest = report.slowest.as_millis();
+        println!(
+            "  {what}: {} requests answered, {} failed, slowest {slowest} ms",
+            report.answered,
+            report.failures.len()
+        );
+    }
+    println!("  the whole demo took {:.0} s", start.elapsed().as_secs_f32());
+    counts.iter().try_for_each(|(what, report)| report.ensure_none_failed().context(*what))
+}
+
+/// What happens in the cluster; the counts of requests sent meanwhile.
+fn story(lab: &mut Lab, web: &Service) -> Result<[(&'static str, LoadReport); 2]> {
     heading("Routes, learnt over BGP");
     for leaf in &lab.fabric.leaves {
         for family in Family::BOTH {
@@ -74,27 +93,15 @@ pub fn run(binary: &Path, dir: &Path) -> Result<()> {
 
     for family in Family::BOTH {
         heading(&format!("One request, {family}"));
-        one_request(&lab, &web, family)?;
+        one_request(lab, web, family)?;
     }
 
     heading("An endpoint goes while requests are sent");
-    let removed = endpoint_goes(&mut lab, &web)?;
+    let removed = endpoint_goes(lab, web)?;
 
     heading("A director dies while requests are sent");
-    let killed = director_dies(&mut lab, &web)?;
-
-    heading("Counts");
-    for (what, report) in [("endpoint removed", &removed), ("director killed", &killed)] {
-        let slowest = report.slowest.as_millis();
-        println!(
-            "  {what}: {} requests answered, {} failed, slowest {slowest} ms",
-            report.answered,
-            report.failures.len()
-        );
-    }
-    println!("  the whole demo took {:.0} s", start.elapsed().as_secs_f32());
-    removed.ensure_none_failed()?;
-    killed.ensure_none_failed()
+    let killed = director_dies(lab, web)?;
+    Ok([("endpoint removed", removed), ("director killed", killed)])
 }
 
 fn heading(text: &str) {
@@ -145,8 +152,13 @@ fn endpoint_goes(lab: &mut Lab, web: &Service) -> Result<LoadReport> {
     lab.manifests.apply(&left)?;
     println!("  b1 taken out of the manifests");
     let gone = lab.fabric.pod("b1")?.address(Family::V4);
+    let vip = SocketAddr::from((web.vip(Family::V4), 80));
+    let sends_to_b1 = |node: &Node| -> Result<bool> {
+        let active = kernel::active(&kernel::virtual_servers(&node.ns)?, Tcp, vip);
+        Ok(active.iter().any(|endpoint| endpoint.ip() == gone))
+    };
     await_until(LIMIT, "no director sends to b1", || {
-        lab.fabric.nodes.iter().all(|node| !sends_to(node, gone))
+        lab.fabric.nodes.iter().all(|node| sends_to_b1(node).is_ok_and(|sends| !sends))
     })?;
     println!("  no director sends to b1 any more, {} ms later", start.elapsed().as_millis());
     load.await_answers(200)?;
@@ -160,15 +172,6 @@ fn endpoint_goes(lab: &mut Lab, web: &Service) -> Result<LoadReport> {
     lab.apply(web)?;
     println!("  b1 is back");
     Ok(report)
-}
-
-/// Whether a node's kernel gives new connections to this endpoint.
-fn sends_to(node: &crate::fabric::Node, endpoint: IpAddr) -> bool {
-    let servers = kernel::virtual_servers(&node.ns).unwrap_or_default();
-    servers
-        .iter()
-        .flat_map(|server| &server.destinations)
-        .any(|(to, _, weight)| to.ip() == endpoint && *weight > 0)
 }
 
 fn shares(endpoints: &BTreeMap<String, u64>) -> String {

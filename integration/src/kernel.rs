@@ -1,60 +1,32 @@
 //! What a node's kernel holds, as seen from outside the agent.
 
 use std::fmt::Write as _;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 
 use anyhow::{Context, Result};
+use sheave::cluster::Protocol;
+use sheave_ipvs::{Ipvs, ServiceEntry, ServiceKey};
 
 use crate::netns::NetNs;
 
-/// A virtual server of IPVS as `/proc/net/ip_vs` shows it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct VirtualServer {
-    /// `TCP`, `UDP` or `SCTP`.
-    pub protocol: String,
-    /// What it listens on.
-    pub address: SocketAddr,
-    /// Destinations: address, forwarding method as the kernel names it, weight.
-    pub destinations: Vec<(SocketAddr, String, u32)>,
+/// The IPVS table of a namespace. Over netlink: `/proc/net/ip_vs` read in several pieces skips entries where several namespaces have
+/// virtual servers (`ip_vs_info_seq_next` counts those of all, `ip_vs_info_seq_start` only its own).
+pub fn virtual_servers(ns: &NetNs) -> Result<Vec<ServiceEntry>> {
+    ns.enter(|| Ipvs::open()?.dump())?.with_context(|| format!("IPVS table of {}", ns.name()))
 }
 
-/// The IPVS table of a namespace.
-pub fn virtual_servers(ns: &NetNs) -> Result<Vec<VirtualServer>> {
-    let text = ns.read("/proc/thread-self/net/ip_vs")?;
-    let mut servers: Vec<VirtualServer> = Vec::new();
-    for line in text.lines().skip(3) {
-        let words: Vec<&str> = line.split_whitespace().collect();
-        match words.as_slice() {
-            ["->", address, forward, weight, ..] => {
-                let server =
-                    servers.last_mut().context("/proc/net/ip_vs: a destination before any virtual server")?;
-                let weight = weight.parse().with_context(|| format!("/proc/net/ip_vs: {line}"))?;
-                let address = parse(address).with_context(|| format!("/proc/net/ip_vs: {line}"))?;
-                server.destinations.push((address, (*forward).to_owned(), weight));
-            }
-            [protocol @ ("TCP" | "UDP" | "SCTP"), address, ..] => {
-                let address = parse(address).with_context(|| format!("/proc/net/ip_vs: {line}"))?;
-                servers.push(VirtualServer {
-                    protocol: (*protocol).to_owned(),
-                    address,
-                    destinations: Vec::new(),
-                });
-            }
-            _ => {}
-        }
-    }
-    Ok(servers)
-}
-
-/// `0AF4020A:1F90` or `[2001:0db8:…]:1F90`.
-fn parse(text: &str) -> Option<SocketAddr> {
-    let (address, port) = text.rsplit_once(':')?;
-    let port = u16::from_str_radix(port, 16).ok()?;
-    let address: IpAddr = match address.strip_prefix('[') {
-        Some(v6) => v6.strip_suffix(']')?.parse().ok()?,
-        None => Ipv4Addr::from_bits(u32::from_str_radix(address, 16).ok()?).into(),
+/// Endpoints of a virtual server that may get new connections; none where there is no such virtual server.
+pub fn active(servers: &[ServiceEntry], protocol: Protocol, address: SocketAddr) -> Vec<SocketAddr> {
+    let protocol = match protocol {
+        Protocol::Tcp => sheave_ipvs::Protocol::Tcp,
+        Protocol::Udp => sheave_ipvs::Protocol::Udp,
+        Protocol::Sctp => sheave_ipvs::Protocol::Sctp,
     };
-    Some((address, port).into())
+    let key = ServiceKey::Address { protocol, address: address.ip(), port: address.port() };
+    let destinations = servers.iter().find(|entry| entry.service.key == key).map(|entry| &entry.destinations);
+    let active =
+        destinations.into_iter().flatten().map(|entry| &entry.destination).filter(|to| to.weight > 0);
+    active.map(|to| SocketAddr::new(to.address, to.port)).collect()
 }
 
 /// All that an agent could change in a namespace, as text, for comparing and for showing.

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 use sheave::cluster::Protocol;
 
 use crate::cluster::{Manifests, Service};
@@ -144,7 +144,7 @@ impl Lab {
     pub fn start_agent(&mut self, name: &str) -> Result<()> {
         let mut command = self.sheave(name, "agent");
         command.arg("--config").arg(self.config(name)).arg("--node").arg(name);
-        command.arg("--manifests").arg(self.manifests.dir());
+        command.arg("--manifests").arg(self.manifests.dir()).env("NO_COLOR", "1");
         let agent = Daemon::start(&format!("agent of {name}"), command, &self.log(name))?;
         self.agents.insert(name.to_owned(), agent);
         Ok(())
@@ -171,7 +171,8 @@ impl Lab {
         self.agents.values_mut().try_for_each(Daemon::ensure_running)
     }
 
-    /// Writes a Service and waits until every agent's kernel holds it and the leaves send its VIPs to all of them.
+    /// Writes a Service and waits until every agent's kernel holds it and the leaves send its VIPs to all of them (and maybe to
+    /// nodes whose agent is restarting: graceful restart).
     pub fn apply(&mut self, service: &Service) -> Result<()> {
         self.manifests.apply(service)?;
         self.await_applied(service)
@@ -205,9 +206,8 @@ impl Lab {
                         vec![(service.vip(family), port.port), (service.cluster_ip(family), port.port)];
                     expected.extend(port.node_port.map(|node_port| (node.address(family), node_port)));
                     for address in expected.into_iter().map(SocketAddr::from) {
-                        let protocol = port.protocol.to_string();
-                        let server = servers.iter().find(|s| s.protocol == protocol && s.address == address);
-                        let active = server.map_or(0, |s| s.destinations.iter().filter(|d| d.2 > 0).count());
+                        let protocol = port.protocol;
+                        let active = kernel::active(&servers, protocol, address).len();
                         if active != service.endpoints.len() {
                             let wanted = service.endpoints.len();
                             return Err(format!(
@@ -226,16 +226,25 @@ impl Lab {
             for family in Family::BOTH {
                 let vip = service.vip(family);
                 let directors = self.fabric.directors(leaf, vip).map_err(|error| format!("{error:#}"))?;
-                if directors != expected {
-                    return Err(format!("{}: {vip} goes to {directors:?}, not {expected:?}", leaf.name()));
+                if !expected.is_subset(&directors) {
+                    return Err(format!(
+                        "{}: {vip} goes to {directors:?}, not to all of {expected:?}",
+                        leaf.name()
+                    ));
                 }
             }
         }
         Ok(())
     }
 
-    /// What a reader needs who wants to know why something failed: all there is to `full`, in short as the result.
-    pub fn dump(&self, full: Option<&Path>) -> String {
+    /// Adds to an error what was there then: the most important in short, all there is in the file `NAME.txt` of the directory
+    /// that `LAB_FAILURES` names.
+    pub fn explain(&self, error: &anyhow::Error, name: &str) -> anyhow::Error {
+        let full = std::env::var_os("LAB_FAILURES").map(|dir| PathBuf::from(dir).join(format!("{name}.txt")));
+        anyhow!("{}\nwhat was there then:\n{}", causes(error), self.dump(full.as_deref()))
+    }
+
+    fn dump(&self, full: Option<&Path>) -> String {
         let mut short = String::new();
         let mut long = String::new();
         for node in &self.fabric.nodes {
@@ -281,6 +290,11 @@ impl Lab {
         }
         short
     }
+}
+
+fn causes(error: &anyhow::Error) -> String {
+    let causes: Vec<String> = error.chain().map(ToString::to_string).collect();
+    causes.join("\n  ")
 }
 
 impl Drop for Lab {

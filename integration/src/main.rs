@@ -80,9 +80,7 @@ fn done(result: anyhow::Result<()>) -> ExitCode {
 }
 
 fn run_scenarios(chosen: &[Scenario]) -> ExitCode {
-    // Set by `integration/lab`: where all there is to know about a failure goes.
-    let failures = std::env::var_os("LAB_FAILURES").map(PathBuf::from);
-    let counts = scenarios::run(chosen, &sheave_binary(), &work_dir(), failures.as_deref());
+    let counts = scenarios::run(chosen, &sheave_binary(), &work_dir());
     println!("scenarios: {} passed, {} failed", counts.passed, counts.failed);
     if counts.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

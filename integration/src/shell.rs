@@ -9,8 +9,7 @@ use crate::demo::quickstart;
 
 /// Starts the quick start's cluster and a shell beside it; ends with the shell.
 pub fn run(binary: &Path, dir: &Path) -> Result<()> {
-    let (mut lab, web) = quickstart(binary, dir)?;
-    lab.await_applied(&web)?;
+    let (lab, _) = quickstart(binary, dir)?;
     let manifests = lab.manifests.dir().display();
     println!(
         "The lab is up, with an agent on node-a, node-b and node-c.

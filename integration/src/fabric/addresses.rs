@@ -88,12 +88,12 @@ pub fn pod_cidr(family: Family, node: u8) -> String {
 
 /// The leaf's end of the link between a leaf and a node; also the BGP peer's address.
 pub fn leaf_link(family: Family, leaf: u8, node: u8) -> IpAddr {
-    pick(family, [10, 254, leaf, 4 * node + 1], [0xfd00, 0x254, leaf.into(), node.into(), 0, 0, 0, 1])
+    pick(family, [10, 254, leaf, 4 * node + 1], [0x2001, 0xdb8, 0x254, digits(10 * leaf + node), 0, 0, 0, 1])
 }
 
 /// The node's end of that link.
 pub fn node_link(family: Family, leaf: u8, node: u8) -> IpAddr {
-    pick(family, [10, 254, leaf, 4 * node + 2], [0xfd00, 0x254, leaf.into(), node.into(), 0, 0, 0, 2])
+    pick(family, [10, 254, leaf, 4 * node + 2], [0x2001, 0xdb8, 0x254, digits(10 * leaf + node), 0, 0, 0, 2])
 }
 
 /// The spine's end of a link to a leaf (numbers from 1), to the client (101) or to the external host (102).

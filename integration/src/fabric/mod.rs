@@ -184,10 +184,11 @@ impl Fabric {
     /// Has every router drop, or pass again, ICMP errors about packets that are too big.
     pub fn filter_icmp(&self, on: bool) -> Result<()> {
         let rules = if on {
-            "table inet icmpfilter { chain forward { type filter hook forward priority 0;
-                icmp type destination-unreachable icmp code frag-needed drop; icmpv6 type packet-too-big drop; }
-              chain output { type filter hook output priority 0;
-                icmp type destination-unreachable icmp code frag-needed drop; icmpv6 type packet-too-big drop; } }"
+            "table inet icmpfilter {
+               chain errors { icmp type destination-unreachable icmp code frag-needed drop; icmpv6 type packet-too-big drop; }
+               chain forward { type filter hook forward priority 0; jump errors; }
+               chain output { type filter hook output priority 0; jump errors; }
+             }"
         } else {
             "delete table inet icmpfilter"
         };
@@ -444,12 +445,10 @@ fn node_config(node: u8) -> String {
         let mut hops = String::new();
         for leaf in 1..=LEAVES {
             let link = addresses::node_link(family, leaf, node);
-            let _ = writeln!(
-                lines,
-                "addr add {link}/{} {}",
-                family.bits() - 2,
-                on(&format!("leaf{leaf}"), family)
-            );
+            // Deprecated, so that nothing but BGP uses it as a source: IPVS asks for no route's `src` when it tunnels over IPv6.
+            let lifetime = if family == Family::V6 { " preferred_lft 0" } else { "" };
+            let device = on(&format!("leaf{leaf}"), family);
+            let _ = writeln!(lines, "addr add {link}/{} {device}{lifetime}", family.bits() - 2);
             let _ = write!(hops, " nexthop via {} dev leaf{leaf}", addresses::leaf_link(family, leaf, node));
         }
         let _ = writeln!(lines, "route add default src {own}{hops}");

@@ -169,6 +169,11 @@ fn difference(before: &[String], now: &[String]) -> String {
 
 fn cleanup(lab: &mut Lab) -> Result<()> {
     let node = lab.fabric.node("node-a")?.ns.clone();
+    let service = Service::new("cleaned", 54)
+        .all_protocols(80, POD_PORT)
+        .node_port(30054)
+        .endpoints([lab.fabric.pod("b1")?]);
+    lab.apply(&service)?;
     lab.stop_agent("node-a")?;
     sheave_cleanup(lab)?;
     // Somebody else's, as like ours as they can be.
@@ -176,17 +181,13 @@ fn cleanup(lab: &mut Lab) -> Result<()> {
     node.run("ipvsadm -a -t 198.18.0.1:80 -r 10.244.2.1:80 -i")?;
     node.run_with_input(
         "nft -f -",
-        "table inet other { chain c { type filter hook input priority 101; counter } }",
+        "table inet other { chain c { type filter hook input priority 101; counter; } }",
     )?;
     node.ip("link add other type ipip local 10.0.0.11\nroute add local 198.18.0.1/32 dev lo proto 88\n")?;
     let before = (kernel::dump(&node), kernel::sysctls(&node));
 
     lab.start_agent("node-a")?;
-    let service = Service::new("cleaned", 54)
-        .all_protocols(80, POD_PORT)
-        .node_port(30054)
-        .endpoints([lab.fabric.pod("b1")?]);
-    lab.apply(&service)?;
+    lab.await_applied(&service)?;
     for family in Family::BOTH {
         Request::new(Tcp, service.vip(family), 80).send(&node)?;
     }

@@ -38,8 +38,8 @@ pub struct Counts {
 }
 
 /// Runs scenarios one after the other in one lab, and prints a line for each as it ends. After a failure the next one gets a new lab;
-/// what the failed one left is shown and written to `failures`, if given.
-pub fn run(scenarios: &[Scenario], binary: &Path, dir: &Path, failures: Option<&Path>) -> Counts {
+/// what the failed one left is shown.
+pub fn run(scenarios: &[Scenario], binary: &Path, dir: &Path) -> Counts {
     let mut counts = Counts::default();
     let mut lab: Option<Lab> = None;
     for scenario in scenarios {
@@ -53,10 +53,7 @@ pub fn run(scenarios: &[Scenario], binary: &Path, dir: &Path, failures: Option<&
                 lab = Some(ready);
                 Ok(())
             }
-            Err(error) => {
-                let full = failures.map(|dir| dir.join(format!("{}.txt", scenario.name)));
-                Err(error.context(format!("what was there then:\n{}", ready.dump(full.as_deref()))))
-            }
+            Err(error) => Err(ready.explain(&error, scenario.name)),
         });
         report(scenario, start.elapsed(), &result);
         match result {
@@ -74,12 +71,7 @@ fn report(scenario: &Scenario, took: Duration, result: &Result<()>) {
         Ok(()) => println!("ok      {name} ({seconds:.1} s): {proves}"),
         Err(error) => {
             println!("FAILED  {name} ({seconds:.1} s): {proves}");
-            let mut causes: Vec<String> = error.chain().map(ToString::to_string).collect();
-            // The dump is the outermost context, and is read last.
-            if causes.len() > 1 {
-                causes.rotate_left(1);
-            }
-            println!("{}", causes.join("\n  "));
+            println!("{error:#}");
         }
     }
 }
