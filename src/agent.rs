@@ -22,7 +22,7 @@ use tokio::sync::mpsc;
 use tracing::{debug, info, warn};
 
 use crate::announce::{AnnounceError, Announcer};
-use crate::cluster::Event;
+use crate::cluster::{Event, Severity};
 use crate::config::Config;
 use crate::dataplane::{Dataplane, DataplaneError, Settings};
 use crate::observe::status::{self, Question, Status};
@@ -136,11 +136,31 @@ impl Agent {
             return Ok(());
         }
         if self.announcer.is_none() {
-            self.start().await
+            if self.must_wait() { Ok(()) } else { self.start().await }
         } else {
             self.change(&delta).await;
             Ok(())
         }
+    }
+
+    /// Whether the source lacks too much for a start. Nothing is touched then: what an agent before left goes on.
+    fn must_wait(&self) -> bool {
+        let planner = &self.planner;
+        if !planner.knows_own_node() {
+            warn!(
+                node = planner.node(),
+                "waiting: the source has no such Node; is --node right, are the manifests there?"
+            );
+            return true;
+        }
+        let broken = planner.problems().iter().any(|problem| problem.severity == Severity::Error);
+        if broken && self.dataplane.finds_earlier_state() {
+            warn!(
+                "waiting: something in the source is broken, and its Services may be in the kernel: mend it first"
+            );
+            return true;
+        }
+        false
     }
 
     /// The first time that the plan is whole: the kernel first, then peers.

@@ -5,6 +5,7 @@
 mod namespace;
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use sheave::cluster::{Protocol, ServiceName};
@@ -278,5 +279,61 @@ fn cleanup_leaves_the_namespace_as_it_was_and_others_alone() {
             assert_eq!(after, before);
         }
         assert_eq!(dataplane::cleanup(&node.settings).await.unwrap(), [""; 0], "second cleanup");
+    });
+}
+
+#[test]
+fn a_vip_that_is_an_address_of_this_host_stays_the_hosts() {
+    in_namespace("taken", async |node| {
+        shell("ip", "link add dns0 type dummy");
+        for taken in ["192.0.2.80/32", "10.96.0.80/32"] {
+            shell("ip", &format!("addr add {taken} dev dns0"));
+        }
+        shell("ip", "link set dns0 up");
+        let before = shell("ip", "route show table local dev dns0");
+        let (plan, now) = (plan(), Instant::now());
+        let mut dataplane = Dataplane::open(&node.settings).unwrap();
+        dataplane.sync(&plan, now).await;
+        let problems = dataplane.problems();
+        assert!(problems.iter().any(|problem| problem.contains("192.0.2.80 is an address of this host")));
+        for taken in ["192.0.2.80", "10.96.0.80"] {
+            assert!(!dataplane.holds(&plan, address(taken)), "{taken}");
+            assert!(!shell("ipvsadm", "-Sn").contains(&format!("{taken}:80")), "{taken}");
+            assert!(shell("nft", "list set inet sheave taken4").contains(taken), "{taken}");
+        }
+        assert_eq!(shell("ip", "route show table local dev dns0"), before);
+        shell("ip", "link del dns0");
+        dataplane.sync(&plan, now).await;
+        assert_eq!(dataplane.problems(), [""; 0]);
+        assert!(
+            dataplane.holds(&plan, address("192.0.2.80")) && dataplane.holds(&plan, address("10.96.0.80"))
+        );
+    });
+}
+
+#[test]
+fn a_node_without_ipv6_needs_none() {
+    in_namespace("ipv4", async |node| {
+        shell("sysctl", "-qw net.ipv6.conf.all.disable_ipv6=1 net.ipv6.conf.default.disable_ipv6=1");
+        let mut plan = plan();
+        plan.node.addresses.retain(IpAddr::is_ipv4);
+        plan.node.service_cidrs.retain(|cidr| cidr.addr().is_ipv4());
+        plan.virtual_servers.retain(|vip, _| vip.address.is_ipv4());
+        plan.rewrites.retain(|key, _| key.endpoint.is_ipv4());
+        plan.vips.retain(|vip, _| vip.is_ipv4());
+        let dataplane = open(node, &plan, Instant::now()).await;
+        assert!(dataplane.holds(&plan, address("192.0.2.80")));
+    });
+}
+
+#[test]
+fn two_agents_cannot_have_one_node() {
+    in_namespace("lock", async |node| {
+        let first = Dataplane::open(&node.settings).unwrap();
+        let second = Dataplane::open(&node.settings).err().unwrap();
+        assert!(second.to_string().contains("an agent runs on this node"), "{second}");
+        assert!(dataplane::cleanup(&node.settings).await.is_err());
+        drop(first);
+        Dataplane::open(&node.settings).unwrap();
     });
 }

@@ -7,7 +7,6 @@ use super::failed;
 use crate::agent;
 use crate::config::Config;
 use crate::dataplane;
-use crate::observe::status;
 
 /// Remove everything of Sheave's from this node's kernel, and nothing else
 ///
@@ -33,13 +32,6 @@ pub(super) fn run(args: Args) -> ExitCode {
         Err(error) => return failed(&format!("runtime: {error}")),
     };
     runtime.block_on(async {
-        let socket = &config.observe.status;
-        if status::ask(socket).await.is_ok() {
-            return failed(&format!(
-                "an agent answers on {}: stop it first, it would put everything back",
-                socket.display()
-            ));
-        }
         match dataplane::cleanup(&agent::settings(&config)).await {
             Ok(done) if done.is_empty() => println!("nothing of Sheave's is here"),
             Ok(done) => done.iter().for_each(|what| println!("removed {what}")),

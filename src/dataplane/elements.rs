@@ -15,6 +15,8 @@ pub enum Element {
     Node(IpAddr),
     /// `vips`: a VIP, or a service CIDR.
     Vip(IpNet),
+    /// `taken`: an address of this host that others gave it, where VIPs are: it stays theirs.
+    Taken(IpAddr),
     /// `pods`: where tunnelled packets may come for that no map knows (own pod CIDRs, stand-ins).
     Pods(IpNet),
     /// `own`: an endpoint of this node, whose replies pass this node anyhow.
@@ -39,6 +41,7 @@ impl Element {
         let (names, v4) = match self {
             Self::Node(address) => (["nodes4", "nodes6"], address.is_ipv4()),
             Self::Vip(net) => (["vips4", "vips6"], net.addr().is_ipv4()),
+            Self::Taken(address) => (["taken4", "taken6"], address.is_ipv4()),
             Self::Pods(net) => (["pods4", "pods6"], net.addr().is_ipv4()),
             Self::Own(address) => (["own4", "own6"], address.is_ipv4()),
             Self::Hairpin(address) => (["hairpin4", "hairpin6"], address.is_ipv4()),
@@ -54,7 +57,9 @@ impl Element {
     /// Its key in nft's syntax: enough to delete it.
     pub fn key(&self) -> String {
         match self {
-            Self::Node(address) | Self::Own(address) | Self::Mark(address, _) => address.to_string(),
+            Self::Node(address) | Self::Taken(address) | Self::Own(address) | Self::Mark(address, _) => {
+                address.to_string()
+            }
             Self::Vip(net) | Self::Pods(net) => net_text(*net),
             Self::Hairpin(address) => format!("{address} . {address}"),
             Self::NodePort(vip) | Self::Restricted(vip) => vip_text(vip),
@@ -80,6 +85,7 @@ impl Element {
         Some(match name {
             "nodes" => Self::Node(address(value)?),
             "vips" => Self::Vip(net(value)?),
+            "taken" => Self::Taken(address(value)?),
             "pods" => Self::Pods(net(value)?),
             "own" => Self::Own(address(value)?),
             "hairpin" => {

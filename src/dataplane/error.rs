@@ -1,5 +1,6 @@
 //! Errors of the dataplane.
 
+use std::path::PathBuf;
 use std::{fmt, io};
 
 use super::nft::NftError;
@@ -12,6 +13,17 @@ pub enum DataplaneError {
     /// No rtnetlink socket.
     #[error("rtnetlink socket: {0}")]
     Rtnetlink(io::Error),
+    /// The lock could not be taken for another reason than its being held.
+    #[error("{}: {source}", path.display())]
+    Lock {
+        /// The lock file.
+        path: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// Another agent has this node.
+    #[error("{}: an agent runs on this node: stop it first", .0.display())]
+    AgentRuns(PathBuf),
     /// Links, addresses, routes.
     #[error(transparent)]
     Route(#[from] RouteError),
@@ -24,6 +36,13 @@ pub enum DataplaneError {
     /// IPVS.
     #[error(transparent)]
     VirtualServers(#[from] VirtualServersError),
+}
+
+impl DataplaneError {
+    /// Whether this only kept us from looking: what was there before is there still, as far as is known.
+    pub(super) fn only_looked(&self) -> bool {
+        matches!(self, Self::Nft(NftError::Spawn(_) | NftError::Answer(_)) | Self::Rtnetlink(_))
+    }
 }
 
 /// What was tried over rtnetlink, and why it failed.

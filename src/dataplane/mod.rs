@@ -15,6 +15,7 @@
 mod describe;
 mod elements;
 mod error;
+mod lock;
 mod netfilter;
 mod nft;
 mod numbers;
@@ -29,7 +30,7 @@ mod uplink;
 mod vip_routes;
 mod virtual_servers;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -40,6 +41,7 @@ use rtnetlink::Handle;
 pub use self::describe::describe;
 use self::error::is_absent;
 pub use self::error::{DataplaneError, RouteError};
+use self::lock::Lock;
 use self::netfilter::Netfilter;
 pub use self::preflight::{Finding, Severity, preflight};
 use self::sysctl::Sysctls;
@@ -64,6 +66,7 @@ const DEFAULT_MTU: u32 = 1500;
 
 /// This node's kernel state of ours.
 pub struct Dataplane {
+    _lock: Lock,
     handle: Handle,
     sysctls: Sysctls,
     devices: Option<Devices>,
@@ -71,8 +74,36 @@ pub struct Dataplane {
     netfilter: Netfilter,
     routes: VipRoutes,
     servers: VirtualServers,
+    /// Addresses of this host that are not ours: a VIP that is among them stays theirs.
+    local: BTreeSet<IpAddr>,
     /// Part → why it is not as planned. While there is any, nothing can be forwarded for sure.
     broken: BTreeMap<Part, String>,
+    /// Part → why it could not be looked at. What it held before, it holds still as far as is known.
+    unseen: BTreeMap<Part, String>,
+    /// VIPs of changes that are not in the kernel, or of which that is not known.
+    pending: BTreeSet<IpAddr>,
+    retry: Retry,
+}
+
+/// When to try again what failed: at once, then ever later.
+#[derive(Default)]
+struct Retry {
+    failures: u32,
+    after: Option<Instant>,
+}
+
+impl Retry {
+    const LONGEST: Duration = Duration::from_secs(15);
+
+    fn is_due(&self, now: Instant) -> bool {
+        self.after.is_none_or(|after| after <= now)
+    }
+
+    fn failed(&mut self, now: Instant) {
+        let pause = Duration::from_secs(1 << self.failures.min(4)).min(Self::LONGEST);
+        self.failures += 1;
+        self.after = Some(now + pause);
+    }
 }
 
 /// A part that all VIPs depend on.
@@ -104,10 +135,12 @@ impl Dataplane {
     /// # Errors
     /// [`DataplaneError`] where the kernel lacks something or permission is missing.
     pub fn open(settings: &Settings) -> Result<Self, DataplaneError> {
+        let lock = Lock::take(&settings.state_directory)?;
         let (connection, handle, _) =
             rtnetlink::new_connection_with_strict_check().map_err(DataplaneError::Rtnetlink)?;
         tokio::spawn(connection);
         Ok(Self {
+            _lock: lock,
             handle,
             sysctls: Sysctls::open(&settings.state_directory)?,
             devices: None,
@@ -115,9 +148,18 @@ impl Dataplane {
             netfilter: Netfilter::new(settings.mark_mask),
             routes: VipRoutes::default(),
             servers: VirtualServers::open()?,
+            local: BTreeSet::new(),
             // Nothing is known before the first sync.
             broken: Part::ALL.map(|part| (part, "not looked at yet".into())).into(),
+            unseen: BTreeMap::new(),
+            pending: BTreeSet::new(),
+            retry: Retry::default(),
         })
+    }
+
+    /// Whether the kernel holds something of ours, as far as can be told: an agent was here before.
+    pub fn finds_earlier_state(&self) -> bool {
+        !matches!(nft::list(), Ok(None))
     }
 
     /// Lists all that is ours and makes it what the plan says. Gives what had to be done, in words.
@@ -126,24 +168,42 @@ impl Dataplane {
         let result = self.sync_devices(plan).await;
         self.note(Part::Devices, result, &mut done);
         let mtu = smallest_mtu(&self.uplinks);
-        // Both wait for the kernel, or for `nft`; neither needs the other. VIP routes lead packets there after both.
-        let Self { netfilter, servers, .. } = self;
-        let (rules, servers) = std::thread::scope(|scope| {
-            let rules = scope.spawn(|| netfilter.sync(plan, mtu, now));
-            let servers = servers.sync(plan);
-            (rules.join(), servers)
-        });
-        let rules = rules.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        let Self { netfilter, servers, local, .. } = self;
+        let (rules, servers) = match netfilter.look(plan, local, now) {
+            // Both wait, for `nft` or the kernel, and neither needs the other. Routes lead packets there after both.
+            Ok(found) => {
+                let refused = netfilter.refused.clone();
+                std::thread::scope(|scope| {
+                    let rules = scope.spawn(|| netfilter.put(found, mtu));
+                    let servers = servers.sync(plan, local, &refused);
+                    let rules = rules.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+                    (rules, Some(servers))
+                })
+            }
+            Err(error) => (Err(error), None),
+        };
         self.note(Part::Netfilter, rules, &mut done);
-        self.note(Part::VirtualServers, servers.map(|count| words(count, "IPVS operations")), &mut done);
+        // Without the rules, what IPVS sends would be refused: it stays as it is.
+        if let Some(servers) = servers {
+            self.note(Part::VirtualServers, servers.map(|count| words(count, "IPVS operations")), &mut done);
+        }
         self.sync_routes(plan, &mut done).await;
+        if self.needs_sync() {
+            self.retry.failed(now);
+        } else {
+            self.pending.clear();
+            self.retry = Retry::default();
+        }
         done
     }
 
     /// Does what a change touches.
     pub async fn apply(&mut self, plan: &NodePlan, delta: &Delta, now: Instant) {
-        if self.is_broken() {
-            self.sync(plan, now).await;
+        if self.needs_sync() {
+            self.pending.extend(addresses(delta));
+            if self.retry.is_due(now) {
+                self.sync(plan, now).await;
+            }
             return;
         }
         let mut done = Vec::new();
@@ -152,44 +212,52 @@ impl Dataplane {
             self.note(Part::Devices, result, &mut done);
             self.sync_routes(plan, &mut done).await;
         }
-        if let Some(devices) = self.devices {
-            self.routes.add(&self.handle, plan, &delta.vips, devices).await;
-        }
-        let result = self.netfilter.apply(plan, delta, now).map(|()| Vec::new());
+        let result = self.netfilter.apply(plan, &self.local, delta, now).map(|()| Vec::new());
         self.note(Part::Netfilter, result, &mut done);
-        let result = self.servers.apply(plan, &delta.virtual_servers).map(|_| Vec::new());
-        self.note(Part::VirtualServers, result, &mut done);
-        self.routes.remove(&self.handle, plan, &delta.vips).await;
-        if self.is_broken() {
+        if !self.needs_sync() {
+            let result =
+                self.servers.apply(plan, &self.local, &self.netfilter.refused, &delta.virtual_servers);
+            self.note(Part::VirtualServers, result.map(|_| Vec::new()), &mut done);
+        }
+        if let Some(devices) = self.devices {
+            self.routes.update(&self.handle, plan, &self.local, &delta.vips, devices).await;
+        }
+        if self.needs_sync() {
             // Most likely somebody tampered with what we believed to hold.
+            self.pending.extend(addresses(delta));
             self.sync(plan, now).await;
         }
     }
 
     /// Ends what was only waiting: destinations whose connections are gone, rewrites whose time is up.
     pub async fn tick(&mut self, plan: &NodePlan, now: Instant) {
-        if self.is_broken() {
-            self.sync(plan, now).await;
+        if self.needs_sync() {
+            if self.retry.is_due(now) {
+                self.sync(plan, now).await;
+            }
             return;
         }
         let mut done = Vec::new();
         let result = self.netfilter.expire(now).map(|()| Vec::new());
         self.note(Part::Netfilter, result, &mut done);
-        let result = self.servers.drain(plan).map(|_| Vec::new());
+        let result = self.servers.drain(plan, &self.local, &self.netfilter.refused).map(|_| Vec::new());
         self.note(Part::VirtualServers, result, &mut done);
     }
 
     /// Whether this node forwards what comes for a VIP: everything it takes is in the kernel.
     pub fn holds(&self, plan: &NodePlan, vip: IpAddr) -> bool {
         let first = VipPort { address: vip, port: 0, protocol: crate::cluster::Protocol::Tcp };
-        !self.is_broken()
+        self.broken.is_empty()
+            && !self.pending.contains(&vip)
+            && !self.local.contains(&vip)
             && self.routes.holds(plan, vip)
             && self.servers.failed.range(first..).next().is_none_or(|(failed, _)| failed.address != vip)
     }
 
     /// Everything that is not as planned, in words: what, and why.
     pub fn problems(&self) -> Vec<String> {
-        let broken = self.broken.iter().map(|(part, why)| format!("{}: {why}", part.name()));
+        let broken = self.broken.iter().chain(&self.unseen);
+        let broken = broken.map(|(part, why)| format!("{}: {why}", part.name()));
         let routes = self.routes.failed.values().cloned();
         let servers = self.servers.failed.iter().map(|(vip, why)| format!("virtual server {vip}: {why}"));
         let rewrites = self
@@ -233,8 +301,8 @@ impl Dataplane {
         Ok(self.servers.list()?)
     }
 
-    fn is_broken(&self) -> bool {
-        !self.broken.is_empty()
+    fn needs_sync(&self) -> bool {
+        !self.broken.is_empty() || !self.unseen.is_empty()
     }
 
     fn note<E: Into<DataplaneError>>(
@@ -246,39 +314,50 @@ impl Dataplane {
         match result {
             Ok(words) => {
                 self.broken.remove(&part);
+                self.unseen.remove(&part);
                 done.extend(words);
             }
-            Err(error) => drop(self.broken.insert(part, error.into().to_string())),
+            Err(error) => {
+                let error: DataplaneError = error.into();
+                let kind = if error.only_looked() { &mut self.unseen } else { &mut self.broken };
+                kind.insert(part, error.to_string());
+            }
         }
     }
 
     async fn sync_devices(&mut self, plan: &NodePlan) -> Result<Vec<String>, DataplaneError> {
         let ipv6 = plan.node.addresses.iter().any(IpAddr::is_ipv6);
-        let mut settings = sysctl::namespace(ipv6);
+        let mut done = Vec::new();
         let loopback = tunnel::find(&self.handle, "lo")
             .await?
             .ok_or_else(|| RouteError::new("lo".into(), "there is no loopback device"))?;
-        let (tunnel4, made4) = tunnel::ensure(&self.handle, Tunnel::V4).await?;
-        let (tunnel6, made6) = tunnel::ensure(&self.handle, Tunnel::V6).await?;
+        let (tunnel4, made) = tunnel::ensure(&self.handle, Tunnel::V4).await?;
+        done.extend(made.then(|| format!("made or repaired {}", tunnel::TUNNEL4)));
+        // A host may have IPv6 turned off; where the Node has none, nothing needs it.
+        let tunnel6 = if ipv6 {
+            let (index, made) = tunnel::ensure(&self.handle, Tunnel::V6).await?;
+            done.extend(made.then(|| format!("made or repaired {}", tunnel::TUNNEL6)));
+            Some(index)
+        } else {
+            None
+        };
         self.devices = Some(Devices { loopback: loopback.header.index, tunnel4, tunnel6 });
+        self.local = uplink::local_addresses(&self.handle).await?;
         self.uplinks = uplink::list(&self.handle, &plan.node.addresses).await?;
-        let arriving = self.uplinks.iter().map(|uplink| uplink.name.as_str()).chain([tunnel::TUNNEL4]);
-        for name in arriving {
-            settings.extend(sysctl::interface(name)?);
+        let mut settings = Vec::new();
+        for name in self.uplinks.iter().map(|uplink| uplink.name.as_str()).chain([tunnel::TUNNEL4]) {
+            settings.extend(sysctl::interface(name, ipv6)?);
         }
+        // After those of interfaces: forwarding makes an interface forget its router, unless told not to.
+        settings.extend(sysctl::namespace(ipv6));
         let written = self.sysctls.ensure(&settings)?;
-        let made = [(made4, Tunnel::V4), (made6, Tunnel::V6)];
-        Ok(made
-            .into_iter()
-            .filter(|(made, _)| *made)
-            .map(|(_, tunnel)| format!("made or repaired {}", tunnel.name()))
-            .chain(written.into_iter().map(|sysctl| format!("set {} = {}", sysctl.path, sysctl.value)))
-            .collect())
+        done.extend(written.into_iter().map(|sysctl| format!("set {} = {}", sysctl.path, sysctl.value)));
+        Ok(done)
     }
 
     async fn sync_routes(&mut self, plan: &NodePlan, done: &mut Vec<String>) {
         if let Some(devices) = self.devices {
-            let result = self.routes.sync(&self.handle, plan, devices).await;
+            let result = self.routes.sync(&self.handle, plan, &self.local, devices).await;
             self.note(Part::Routes, result, done);
         }
     }
@@ -289,6 +368,7 @@ impl Dataplane {
 /// # Errors
 /// [`DataplaneError`] of the first part that failed; the others are removed all the same.
 pub async fn cleanup(settings: &Settings) -> Result<Vec<String>, DataplaneError> {
+    let _lock = Lock::take(&settings.state_directory)?;
     let (connection, handle, _) =
         rtnetlink::new_connection_with_strict_check().map_err(DataplaneError::Rtnetlink)?;
     tokio::spawn(connection);
@@ -320,6 +400,13 @@ pub async fn cleanup(settings: &Settings) -> Result<Vec<String>, DataplaneError>
         );
     }
     failed.map_or(Ok(done), Err)
+}
+
+/// The VIPs that a change concerns.
+fn addresses(delta: &Delta) -> impl Iterator<Item = IpAddr> {
+    let of_servers = delta.virtual_servers.iter().map(|vip| vip.address);
+    let of_rewrites = delta.rewrites.iter().map(|key| key.vip.address);
+    of_servers.chain(of_rewrites).chain(delta.vips.iter().copied())
 }
 
 fn words(count: usize, what: &str) -> Vec<String> {

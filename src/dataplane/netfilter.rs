@@ -87,21 +87,33 @@ impl Netfilter {
         }
     }
 
-    /// Lists the table and makes it what the plan says; `mtu` is the uplinks' smallest. Gives what had to be
-    /// repaired, in words; on the first call that is everything there was to do.
+    /// Lists the table, and settles what it shall hold; the first time, adopts what is there.
+    ///
+    /// # Errors
+    /// [`NftError`] when it cannot be listed.
+    pub fn look(
+        &mut self,
+        plan: &NodePlan,
+        local: &BTreeSet<IpAddr>,
+        now: Instant,
+    ) -> Result<Option<Listing>, NftError> {
+        let found = nft::list()?;
+        if self.numbers.is_none() {
+            self.adopted = found.is_some();
+            self.adopt(found.as_ref().unwrap_or(&Listing::default()), now);
+        }
+        self.rebuild(plan, local, now);
+        Ok(found)
+    }
+
+    /// Makes the table what [`Self::look`] settled; `mtu` is the uplinks' smallest. Gives what had to be repaired, in
+    /// words; the first time that is everything there was to do.
     ///
     /// # Errors
     /// [`NftError`]; the table is as before then.
-    pub fn sync(&mut self, plan: &NodePlan, mtu: u32, now: Instant) -> Result<Vec<String>, NftError> {
-        let listing = nft::list()?;
-        let existed = listing.is_some();
-        let listing = listing.unwrap_or_default();
-        if self.numbers.is_none() {
-            self.adopted = existed;
-            self.adopt(&listing, now);
-        }
-        self.rebuild(plan, now);
-
+    pub fn put(&mut self, found: Option<Listing>, mtu: u32) -> Result<Vec<String>, NftError> {
+        let existed = found.is_some();
+        let listing = found.unwrap_or_default();
         let rules = Rules { mask: self.mask, mtu };
         let rules_stand =
             self.rules.as_ref().is_some_and(|(held, listed)| *held == rules && *listed == listing.rules);
@@ -153,15 +165,23 @@ impl Netfilter {
     ///
     /// # Errors
     /// [`NftError`]: what is held is unknown then, and [`Self::sync`] is due.
-    pub fn apply(&mut self, plan: &NodePlan, delta: &Delta, now: Instant) -> Result<(), NftError> {
+    pub fn apply(
+        &mut self,
+        plan: &NodePlan,
+        local: &BTreeSet<IpAddr>,
+        delta: &Delta,
+        now: Instant,
+    ) -> Result<(), NftError> {
         let mut changes = Changes::default();
         if delta.node {
-            self.node_changes(plan, &mut changes);
+            self.node_changes(plan, local, &mut changes);
         }
         for vip in &delta.vips {
             let element = Element::Vip(IpNet::from(*vip));
             let bound_alone = vip_net(plan, *vip) == IpNet::from(*vip);
             changes.set(element, self.base.contains(&element), plan.vips.contains_key(vip) && bound_alone);
+            let element = Element::Taken(*vip);
+            changes.set(element, self.base.contains(&element), is_taken(plan, local, *vip));
         }
         for vip in &delta.virtual_servers {
             let element = Element::NodePort(*vip);
@@ -258,7 +278,7 @@ impl Netfilter {
     }
 
     /// Makes our belief what the plan says, whatever it was.
-    fn rebuild(&mut self, plan: &NodePlan, now: Instant) {
+    fn rebuild(&mut self, plan: &NodePlan, local: &BTreeSet<IpAddr>, now: Instant) {
         let unwanted: Vec<RewriteKey> =
             self.rewrites.keys().filter(|key| !plan.rewrites.contains_key(key)).copied().collect();
         for key in unwanted {
@@ -272,17 +292,18 @@ impl Netfilter {
         for (key, rewrite) in &plan.rewrites {
             self.hold(*key, *rewrite, &mut ignored);
         }
-        self.base = base(plan);
+        self.base = base(plan, local);
     }
 
     fn due(&self, now: Instant) -> Vec<RewriteKey> {
         self.lingering.iter().filter(|(_, until)| **until <= now).map(|(key, _)| *key).collect()
     }
 
-    fn node_changes(&self, plan: &NodePlan, changes: &mut Changes) {
-        let of_node =
-            |element: &&Element| matches!(element, Element::Node(_) | Element::Vip(_) | Element::Pods(_));
-        let wanted = base(plan);
+    fn node_changes(&self, plan: &NodePlan, local: &BTreeSet<IpAddr>, changes: &mut Changes) {
+        let of_node = |element: &&Element| {
+            matches!(element, Element::Node(_) | Element::Vip(_) | Element::Taken(_) | Element::Pods(_))
+        };
+        let wanted = base(plan, local);
         for element in self.base.iter().filter(of_node) {
             changes.set(*element, true, wanted.contains(element));
         }
@@ -387,6 +408,12 @@ fn is_node_port(plan: &NodePlan, vip: &VipPort) -> bool {
         .is_some_and(|server| server.kind == VipKind::NodePort && !server.destinations.is_empty())
 }
 
+/// Whether an address lies where VIPs are but belongs to this host.
+fn is_taken(plan: &NodePlan, local: &BTreeSet<IpAddr>, address: IpAddr) -> bool {
+    local.contains(&address)
+        && (plan.vips.contains_key(&address) || vip_net(plan, address) != IpNet::from(address))
+}
+
 fn sources(plan: &NodePlan, vip: &VipPort) -> impl Iterator<Item = Element> {
     plan.source_ranges.get(vip).into_iter().flat_map(|range| {
         let allowed = IpNet::aggregate(&range.allow.iter().copied().collect());
@@ -396,11 +423,13 @@ fn sources(plan: &NodePlan, vip: &VipPort) -> impl Iterator<Item = Element> {
 }
 
 /// The elements of a plan apart from its rewrites.
-fn base(plan: &NodePlan) -> BTreeSet<Element> {
+fn base(plan: &NodePlan, local: &BTreeSet<IpAddr>) -> BTreeSet<Element> {
     let pods = plan.node.pod_cidrs.iter().copied().chain(standin::ranges()).collect();
     let mut elements = BTreeSet::new();
     elements.extend(plan.node.tunnel_sources.iter().map(|address| Element::Node(*address)));
     elements.extend(vip_nets(plan).map(Element::Vip));
+    let taken = local.iter().filter(|address| is_taken(plan, local, **address));
+    elements.extend(taken.map(|address| Element::Taken(*address)));
     elements.extend(IpNet::aggregate(&pods).into_iter().map(Element::Pods));
     elements.extend(
         plan.virtual_servers.keys().filter(|vip| is_node_port(plan, vip)).map(|vip| Element::NodePort(*vip)),

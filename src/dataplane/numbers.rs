@@ -55,8 +55,17 @@ pub struct Numbers {
 }
 
 impl Numbers {
-    /// `adopted`: outer address → number, as found in the kernel.
-    pub fn new(mask: MarkMask, adopted: HashMap<IpAddr, u32>) -> Self {
+    /// `adopted`: outer address → number, as found in the kernel. Numbers that another mask made, or that two
+    /// addresses have, are not taken over.
+    pub fn new(mask: MarkMask, mut adopted: HashMap<IpAddr, u32>) -> Self {
+        let mut seen = HashMap::new();
+        for (outer, number) in &adopted {
+            *seen.entry((outer.is_ipv4(), *number)).or_insert(0) += 1;
+        }
+        let plausible = mask.capacity().min(u32::try_from(4 * adopted.len() + 1024).unwrap_or(u32::MAX));
+        adopted.retain(|outer, number| {
+            (1..=plausible).contains(number) && seen.get(&(outer.is_ipv4(), *number)) == Some(&1)
+        });
         let free = |v4: bool| {
             Free::new(adopted.iter().filter(|(outer, _)| outer.is_ipv4() == v4).map(|(_, number)| *number))
         };

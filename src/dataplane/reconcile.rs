@@ -62,8 +62,8 @@ pub fn vip_port(key: &ServiceKey) -> Option<VipPort> {
 }
 
 impl Wanted {
-    /// Translates a planned virtual server.
-    pub fn new(server: &VirtualServer) -> Self {
+    /// Translates a planned virtual server, without the *nat* destinations that are `refused`.
+    pub fn new(server: &VirtualServer, refused: impl Fn(IpAddr) -> bool) -> Self {
         let mut flags = OURS;
         // The hashing schedulers `mh` and `sh` have the same flags under two names.
         if server.scheduler_flags.fallback {
@@ -85,7 +85,12 @@ impl Wanted {
                 netmask: key.family().bits(),
                 pe_name: None,
             },
-            destinations: server.destinations.iter().map(destination).collect(),
+            destinations: server
+                .destinations
+                .iter()
+                .filter(|planned| planned.forwarding != Forwarding::Nat || !refused(planned.address))
+                .map(destination)
+                .collect(),
             ordered: matches!(server.scheduler, Scheduler::Mh | Scheduler::Sh | Scheduler::Dh),
         }
     }

@@ -75,7 +75,7 @@ fn server(protocol: cluster::Protocol, scheduler: Scheduler, endpoints: &[(u8, u
         .collect();
     destinations.sort();
     destinations.dedup_by_key(|destination| destination.address);
-    Wanted::new(&VirtualServer {
+    let server = VirtualServer {
         vip: VipPort { address: IpAddr::from([10, 96, 0, 80]), port: 80, protocol },
         service: ServiceName { namespace: "default".into(), name: "web".into() },
         service_port: None,
@@ -84,7 +84,8 @@ fn server(protocol: cluster::Protocol, scheduler: Scheduler, endpoints: &[(u8, u
         scheduler_flags: SchedulerFlags { fallback: true, port: true },
         persistence: None,
         destinations,
-    })
+    };
+    Wanted::new(&server, |_| false)
 }
 
 fn mh(endpoints: &[(u8, u32)]) -> Wanted {

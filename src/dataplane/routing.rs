@@ -65,19 +65,14 @@ pub async fn list(handle: &Handle) -> Result<BTreeMap<IpNet, Route>, RouteError>
     Ok(routes)
 }
 
-/// Adds a route, or replaces the one of ours that has its prefix.
+/// Adds a route; with `replaces`, in place of the one of ours that has its prefix. One of another owner stays.
 ///
 /// # Errors
 /// [`RouteError`] naming the prefix.
-pub async fn put(handle: &Handle, prefix: IpNet, route: &Route) -> Result<(), RouteError> {
-    let message = message(prefix, route)?;
-    handle
-        .route()
-        .add(message)
-        .replace()
-        .execute()
-        .await
-        .map_err(RouteError::of(&format!("add route {prefix}")))
+pub async fn put(handle: &Handle, prefix: IpNet, route: &Route, replaces: bool) -> Result<(), RouteError> {
+    let request = handle.route().add(message(prefix, route)?);
+    let request = if replaces { request.replace() } else { request };
+    request.execute().await.map_err(RouteError::of(&format!("add route {prefix}")))
 }
 
 /// Removes a route of ours; one that is gone already counts as removed.

@@ -77,6 +77,8 @@ impl Rules {
             "",
             &each(&|f| {
                 vec![
+                    // Addresses of this host that others gave it.
+                    format!("{} daddr @taken{} return", f.ip, f.suffix),
                     format!(
                         "{ip} daddr . meta l4proto . th dport @restricted{n} \
                          {ip} daddr . meta l4proto . th dport . {ip} saddr != @sources{n} drop",
@@ -108,7 +110,7 @@ impl Rules {
                 ),
                 // A pod that is gone: taken in to be refused; else it would bounce until its TTL is spent.
                 format!(
-                    "{} {} daddr @pods{} meta mark set {bit:#x} goto {then}{}",
+                    "{} {} daddr @pods{} meta mark set meta mark & {keep:#x} | {bit:#x} goto {then}{}",
                     f.outer, f.ip, f.suffix, f.suffix
                 ),
             ]
@@ -152,6 +154,7 @@ impl Rules {
         let mut cleared = vec![format!("meta mark set meta mark & {keep:#x}")];
         cleared.extend(each(&|f| {
             vec![
+                format!("{} daddr @taken{} return", f.ip, f.suffix),
                 format!("{} daddr @vips{} goto refuse", f.ip, f.suffix),
                 format!(
                     "{ip} daddr . meta l4proto . th dport @nodeports{n} goto refuse",
@@ -175,6 +178,7 @@ impl Rules {
             "filter hook input priority 101",
             &each(&|f| {
                 vec![
+                    format!("{} daddr @taken{} accept", f.ip, f.suffix),
                     format!("{} daddr @vips{} {} type echo-request accept", f.ip, f.suffix, f.icmp),
                     format!("{} daddr @vips{} goto refuse", f.ip, f.suffix),
                 ]
@@ -200,11 +204,14 @@ impl Rules {
                 vec![
                     // A pod that reached itself would answer itself.
                     format!(
-                        "iifname \"{}\" {} saddr . {} daddr @hairpin{} masquerade",
+                        "iifname \"{}\" ct status dnat {} saddr . {} daddr @hairpin{} masquerade",
                         f.tunnel, f.ip, f.ip, f.suffix
                     ),
                     // As director: the reply of an endpoint that is not ours would miss this node.
-                    format!("iifname \"{}\" {} daddr != @own{} masquerade", f.tunnel, f.ip, f.suffix),
+                    format!(
+                        "iifname \"{}\" ct status dnat {} daddr != @own{} masquerade",
+                        f.tunnel, f.ip, f.suffix
+                    ),
                 ]
             }),
         );
@@ -259,6 +266,7 @@ impl FamilyNames {
         format!(
             "  set nodes{n} {{ type {address}; }}
   set vips{n} {{ type {address}; flags interval; }}
+  set taken{n} {{ type {address}; }}
   set pods{n} {{ type {address}; flags interval; }}
   set own{n} {{ type {address}; }}
   set hairpin{n} {{ type {address} . {address}; }}

@@ -54,19 +54,31 @@ pub fn namespace(ipv6: bool) -> Vec<Sysctl> {
 pub const EXPIRE_NODEST_CONN: &str = "net/ipv4/vs/expire_nodest_conn";
 
 /// Settings of one interface that replies from VIPs, or decapsulated packets, arrive on: they may carry a local
-/// address as source, and need not come the way their answer would go.
+/// address as source, and need not come the way their answer would go. None where the interface has just gone.
 ///
 /// # Errors
-/// [`SysctlError`] when the present value cannot be read.
-pub fn interface(name: &str) -> Result<Vec<Sysctl>, SysctlError> {
-    let setting = |key: &str, value| Sysctl { path: format!("net/ipv4/conf/{name}/{key}"), value };
-    let mut settings = vec![setting("accept_local", "1")];
-    // The larger of `all` and the interface's own is in force (ip-sysctl.rst); only strict (1) is in the way.
-    let strict = |of: &str| read(&format!("net/ipv4/conf/{of}/rp_filter")).map(|value| value == "1");
-    if strict("all")? || strict(name)? {
-        settings.push(setting("rp_filter", "2"));
+/// [`SysctlError`] when a present value cannot be read.
+pub fn interface(name: &str, ipv6: bool) -> Result<Vec<Sysctl>, SysctlError> {
+    let ipv4 = |of: &str, key: &str| format!("net/ipv4/conf/{of}/{key}");
+    let is = |path: &str, wanted: &str| match read(path) {
+        Err(error) if error.error.kind() == io::ErrorKind::NotFound => Ok(false),
+        value => value.map(|value| value == wanted),
+    };
+    let mut settings = Vec::new();
+    if is(&ipv4(name, "accept_local"), "0")? {
+        settings.push((ipv4(name, "accept_local"), "1"));
     }
-    Ok(settings)
+    // The larger of `all` and the interface's own is in force (ip-sysctl.rst); only strict (1) is in the way.
+    let own = is(&ipv4(name, "rp_filter"), "2")?;
+    if !own && (is(&ipv4("all", "rp_filter"), "1")? || is(&ipv4(name, "rp_filter"), "1")?) {
+        settings.push((ipv4(name, "rp_filter"), "2"));
+    }
+    // A host that forwards takes no default route from a router, and forgets the one it has, unless this is 2.
+    let accept_ra = format!("net/ipv6/conf/{name}/accept_ra");
+    if ipv6 && is(&accept_ra, "1")? {
+        settings.push((accept_ra, "2"));
+    }
+    Ok(settings.into_iter().map(|(path, value)| Sysctl { path, value }).collect())
 }
 
 /// Writes settings, and remembers what was there before the first write.

@@ -23,7 +23,33 @@ pub struct Uplink {
     pub mtu: u32,
 }
 
-/// The interfaces that some route of the main table with a gateway leaves by, or that hold one of
+/// Every address of this host, those of the tunnel devices left out.
+///
+/// # Errors
+/// [`RouteError`] when the kernel does not answer.
+pub async fn local_addresses(handle: &Handle) -> Result<BTreeSet<IpAddr>, RouteError> {
+    let mut addresses = BTreeSet::new();
+    let mut answer = std::pin::pin!(handle.address().get().execute());
+    while let Some(message) = answer.try_next().await.map_err(RouteError::of("list addresses"))? {
+        // Beside a peer's address, `Local` is the own one.
+        let own = message.attributes.iter().find_map(|attribute| match attribute {
+            AddressAttribute::Local(address) => Some(*address),
+            _ => None,
+        });
+        addresses.extend(own.or_else(|| {
+            message.attributes.iter().find_map(|attribute| match attribute {
+                AddressAttribute::Address(address) => Some(*address),
+                _ => None,
+            })
+        }));
+    }
+    addresses.retain(|address| {
+        *address != IpAddr::from(tunnel::LOCAL4) && *address != IpAddr::from(tunnel::LOCAL6)
+    });
+    Ok(addresses)
+}
+
+/// The interfaces that some route with a gateway leaves by, or that hold one of
 /// `node_addresses`; never the loopback device.
 ///
 /// # Errors
@@ -33,7 +59,7 @@ pub async fn list(handle: &Handle, node_addresses: &[IpAddr]) -> Result<Vec<Upli
     for mut request in
         [RouteMessageBuilder::<Ipv4Addr>::new().build(), RouteMessageBuilder::<Ipv6Addr>::new().build()]
     {
-        request.header.table = RouteHeader::RT_TABLE_MAIN;
+        request.header.table = RouteHeader::RT_TABLE_UNSPEC;
         request.header.kind = RouteType::Unicast;
         request.header.protocol = RouteProtocol::Unspec;
         let mut answer = std::pin::pin!(handle.route().get(request).execute());

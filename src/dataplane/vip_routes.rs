@@ -18,8 +18,8 @@ pub struct Devices {
     pub loopback: u32,
     /// The IPv4 tunnel device.
     pub tunnel4: u32,
-    /// The IPv6 tunnel device.
-    pub tunnel6: u32,
+    /// The IPv6 tunnel device, where the node has IPv6.
+    pub tunnel6: Option<u32>,
 }
 
 /// Our routes as we believe the kernel holds them.
@@ -44,11 +44,16 @@ impl VipRoutes {
         &mut self,
         handle: &Handle,
         plan: &NodePlan,
+        local: &BTreeSet<IpAddr>,
         devices: Devices,
     ) -> Result<Vec<String>, RouteError> {
         self.held = routing::list(handle).await?;
-        let wanted = wanted(plan, devices);
         self.failed.clear();
+        let mut wanted = wanted(plan, devices);
+        for vip in plan.vips.keys().filter(|vip| local.contains(vip)) {
+            wanted.remove(&IpNet::from(*vip));
+            self.failed.insert(IpNet::from(*vip), taken(*vip));
+        }
         let mut changed = Vec::new();
         for (prefix, route) in &wanted {
             if self.held.get(prefix) != Some(route) {
@@ -65,20 +70,25 @@ impl VipRoutes {
         Ok(changed)
     }
 
-    /// Adds routes of VIPs that came.
-    pub async fn add(&mut self, handle: &Handle, plan: &NodePlan, vips: &BTreeSet<IpAddr>, devices: Devices) {
-        for vip in vips.iter().filter(|vip| plan.vips.contains_key(vip)) {
-            let prefix = vip_net(plan, *vip);
-            if !self.held.contains_key(&prefix) {
+    /// Adds routes of VIPs that came, and removes those of VIPs that went.
+    pub async fn update(
+        &mut self,
+        handle: &Handle,
+        plan: &NodePlan,
+        local: &BTreeSet<IpAddr>,
+        vips: &BTreeSet<IpAddr>,
+        devices: Devices,
+    ) {
+        for vip in vips {
+            if !plan.vips.contains_key(vip) {
+                self.delete(handle, IpNet::from(*vip)).await;
+            } else if local.contains(vip) {
+                self.failed.insert(IpNet::from(*vip), taken(*vip));
+            } else if let prefix = vip_net(plan, *vip)
+                && !self.held.contains_key(&prefix)
+            {
                 self.put(handle, prefix, vip_route(plan, prefix, devices)).await;
             }
-        }
-    }
-
-    /// Removes routes of VIPs that went.
-    pub async fn remove(&mut self, handle: &Handle, plan: &NodePlan, vips: &BTreeSet<IpAddr>) {
-        for vip in vips.iter().filter(|vip| !plan.vips.contains_key(vip)) {
-            self.delete(handle, IpNet::from(*vip)).await;
         }
     }
 
@@ -95,7 +105,7 @@ impl VipRoutes {
     }
 
     async fn put(&mut self, handle: &Handle, prefix: IpNet, route: Route) {
-        match routing::put(handle, prefix, &route).await {
+        match routing::put(handle, prefix, &route, self.held.contains_key(&prefix)).await {
             Ok(()) => {
                 self.held.insert(prefix, route);
                 self.failed.remove(&prefix);
@@ -119,8 +129,10 @@ impl VipRoutes {
 fn wanted(plan: &NodePlan, devices: Devices) -> BTreeMap<IpNet, Route> {
     let mut routes: BTreeMap<IpNet, Route> =
         vip_nets(plan).map(|prefix| (prefix, vip_route(plan, prefix, devices))).collect();
-    for (prefix, device) in standin::ranges().into_iter().zip([devices.tunnel4, devices.tunnel6]) {
-        routes.insert(prefix, Route { kind: Kind::Device, device, source: None });
+    for (prefix, device) in standin::ranges().into_iter().zip([Some(devices.tunnel4), devices.tunnel6]) {
+        if let Some(device) = device {
+            routes.insert(prefix, Route { kind: Kind::Device, device, source: None });
+        }
     }
     routes
 }
@@ -130,4 +142,10 @@ fn vip_route(plan: &NodePlan, prefix: IpNet, devices: Devices) -> Route {
     let source =
         plan.node.addresses.iter().find(|address| address.is_ipv4() == prefix.addr().is_ipv4()).copied();
     Route { kind: Kind::Local, device: devices.loopback, source }
+}
+
+fn taken(vip: IpAddr) -> String {
+    format!(
+        "{vip} is an address of this host: it stays so, and no Service gets it here; remove it from the host"
+    )
 }

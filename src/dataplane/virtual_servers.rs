@@ -1,13 +1,14 @@
 //! Virtual servers: each reconciled with what the kernel lists for it, all operations of a change in one batch.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use sheave_ipvs::{Errno, Ipvs, Operation, ServiceEntry};
 
 use super::reconcile::{self, Steps, Wanted};
 use super::sysctl;
-use crate::plan::{NodePlan, VipPort};
+use crate::plan::{NodePlan, RewriteKey, RewriteSide, VipKind, VipPort};
 
 /// IPVS, and what is to be looked at again.
 pub struct VirtualServers {
@@ -51,7 +52,12 @@ impl VirtualServers {
     ///
     /// # Errors
     /// [`VirtualServersError`]: what the kernel holds is unknown then, and another sync is due.
-    pub fn sync(&mut self, plan: &NodePlan) -> Result<usize, VirtualServersError> {
+    pub fn sync(
+        &mut self,
+        plan: &NodePlan,
+        local: &BTreeSet<IpAddr>,
+        refused: &Refused,
+    ) -> Result<usize, VirtualServersError> {
         let listed: HashMap<VipPort, ServiceEntry> = self
             .ipvs
             .dump()?
@@ -66,28 +72,39 @@ impl VirtualServers {
         let mut vips: Vec<VipPort> =
             plan.virtual_servers.keys().chain(gone.map(|(vip, _)| vip)).copied().collect();
         vips.sort_unstable();
-        self.run(plan, &vips, |_, vip| Ok(listed.get(vip).cloned()))
+        self.run(View { plan, local, refused }, &vips, |_, vip| Ok(listed.get(vip).cloned()))
     }
 
     /// Reconciles these virtual servers. Gives how many operations that took.
     ///
     /// # Errors
     /// As [`Self::sync`].
-    pub fn apply(&mut self, plan: &NodePlan, vips: &BTreeSet<VipPort>) -> Result<usize, VirtualServersError> {
+    pub fn apply(
+        &mut self,
+        plan: &NodePlan,
+        local: &BTreeSet<IpAddr>,
+        refused: &Refused,
+        vips: &BTreeSet<VipPort>,
+    ) -> Result<usize, VirtualServersError> {
         let vips: Vec<VipPort> = vips.iter().copied().collect();
-        self.run(plan, &vips, look_up)
+        self.run(View { plan, local, refused }, &vips, look_up)
     }
 
     /// Looks again at those that drain. Gives how many operations that took.
     ///
     /// # Errors
     /// As [`Self::sync`].
-    pub fn drain(&mut self, plan: &NodePlan) -> Result<usize, VirtualServersError> {
+    pub fn drain(
+        &mut self,
+        plan: &NodePlan,
+        local: &BTreeSet<IpAddr>,
+        refused: &Refused,
+    ) -> Result<usize, VirtualServersError> {
         if self.draining.is_empty() {
             return Ok(0);
         }
         let draining = std::mem::take(&mut self.draining);
-        let result = self.apply(plan, &draining);
+        let result = self.apply(plan, local, refused, &draining);
         if result.is_err() {
             self.draining.extend(draining);
         }
@@ -123,29 +140,29 @@ impl VirtualServers {
     /// Reconciles; what somebody else changed in between is looked at once more.
     fn run(
         &mut self,
-        plan: &NodePlan,
+        view: View<'_>,
         vips: &[VipPort],
         listed: impl FnMut(&mut Ipvs, &VipPort) -> Result<Option<ServiceEntry>, sheave_ipvs::Error>,
     ) -> Result<usize, VirtualServersError> {
-        let (count, stale) = self.reconcile(plan, vips, listed)?;
+        let (count, stale) = self.reconcile(view, vips, listed)?;
         if stale.is_empty() {
             return Ok(count);
         }
-        let (again, _) = self.reconcile(plan, &stale, look_up)?;
+        let (again, _) = self.reconcile(view, &stale, look_up)?;
         Ok(count + again)
     }
 
     /// Gives the count of operations, and the virtual servers that turned out not to be as listed.
     fn reconcile(
         &mut self,
-        plan: &NodePlan,
+        view: View<'_>,
         vips: &[VipPort],
         mut listed: impl FnMut(&mut Ipvs, &VipPort) -> Result<Option<ServiceEntry>, sheave_ipvs::Error>,
     ) -> Result<(usize, Vec<VipPort>), VirtualServersError> {
         let mut operations = Vec::new();
         let mut reorders = false;
         for vip in vips {
-            let wanted = plan.virtual_servers.get(vip).map(Wanted::new);
+            let wanted = view.wanted(vip);
             let listed = listed(&mut self.ipvs, vip)?;
             let Steps { operations: mut more, draining, reorders: also, foreign } =
                 reconcile::steps(wanted.as_ref(), listed.as_ref());
@@ -188,6 +205,33 @@ impl VirtualServers {
             }
         }
         Ok((operations.len(), stale.into_iter().collect()))
+    }
+}
+
+/// Rewrites that the rules do not hold, with the reason.
+pub type Refused = BTreeMap<RewriteKey, String>;
+
+/// What decides on a virtual server.
+#[derive(Clone, Copy)]
+struct View<'a> {
+    plan: &'a NodePlan,
+    local: &'a BTreeSet<IpAddr>,
+    refused: &'a Refused,
+}
+
+impl View<'_> {
+    /// What the kernel shall have: no virtual server on an address that others gave this host, and no destination
+    /// that would be refused here.
+    fn wanted(self, vip: &VipPort) -> Option<Wanted> {
+        let server = self.plan.virtual_servers.get(vip)?;
+        if server.kind != VipKind::NodePort && self.local.contains(&vip.address) {
+            return None;
+        }
+        let refused = |endpoint| {
+            let key = RewriteKey { endpoint, side: RewriteSide::Director, vip: *vip };
+            self.refused.contains_key(&key)
+        };
+        Some(Wanted::new(server, refused))
     }
 }
 

@@ -69,6 +69,11 @@ impl Planner {
         &self.config
     }
 
+    /// Whether this node's own Node object is known: its addresses and pods, that is.
+    pub fn knows_own_node(&self) -> bool {
+        self.index.own_node().is_some()
+    }
+
     /// The plan.
     pub fn plan(&self) -> &NodePlan {
         &self.plan

@@ -28,7 +28,7 @@ pub fn check(uplinks: &[Uplink], ipv6: bool, ipvs: bool, shared: bool) -> Vec<Fi
     settings.retain(|setting| ipvs || !setting.path.starts_with(IPVS));
     let mut findings = Vec::new();
     for uplink in uplinks {
-        match sysctl::interface(&uplink.name) {
+        match sysctl::interface(&uplink.name, ipv6) {
             Ok(more) => settings.extend(more),
             Err(error) => findings.push(Finding::fail(
                 format!("sysctls of {}", uplink.name),
@@ -39,7 +39,9 @@ pub fn check(uplinks: &[Uplink], ipv6: bool, ipvs: bool, shared: bool) -> Vec<Fi
     }
     let readings: Vec<Reading> = settings.into_iter().map(Reading::take).collect();
     findings.extend(judge(&readings, shared));
-    findings.push(judge_ipv6(sysctl::read(DISABLE_IPV6).ok().as_deref()));
+    if ipv6 {
+        findings.push(judge_ipv6(sysctl::read(DISABLE_IPV6).ok().as_deref()));
+    }
     findings
 }
 
@@ -96,20 +98,16 @@ fn judge(readings: &[Reading], shared: bool) -> Vec<Finding> {
     findings
 }
 
-/// The agent makes `sheave6` on every node, and an interface that starts without IPv6 takes no address.
+/// The agent makes `sheave6` where the Node has IPv6, and an interface that starts without IPv6 takes no address.
 fn judge_ipv6(disabled: Option<&str>) -> Finding {
     match disabled {
         Some("0") => Finding::ok("IPv6", "on"),
         Some(_) => Finding::fail(
             "IPv6",
             format!("new interfaces start without it ({DISABLE_IPV6}=1)"),
-            format!("sheave6 needs it, even where no node has an IPv6 address: `sysctl -w {DISABLE_IPV6}=0`"),
+            format!("sheave6 needs it: `sysctl -w {DISABLE_IPV6}=0`"),
         ),
-        None => Finding::fail(
-            "IPv6",
-            "the kernel has none",
-            "sheave6 needs it, even where no node has an IPv6 address: boot without ipv6.disable=1",
-        ),
+        None => Finding::fail("IPv6", "the kernel has none", "sheave6 needs it: boot without ipv6.disable=1"),
     }
 }
 
