@@ -44,6 +44,7 @@ pub use self::error::{DataplaneError, RouteError};
 use self::lock::Lock;
 use self::netfilter::Netfilter;
 pub use self::preflight::{Finding, Severity, preflight};
+use self::ruleset::Rules;
 use self::sysctl::Sysctls;
 use self::tunnel::Tunnel;
 pub use self::uplink::Uplink;
@@ -68,6 +69,7 @@ const DEFAULT_MTU: u32 = 1500;
 pub struct Dataplane {
     _lock: Lock,
     handle: Handle,
+    mark_mask: MarkMask,
     sysctls: Sysctls,
     devices: Option<Devices>,
     uplinks: Vec<Uplink>,
@@ -142,6 +144,7 @@ impl Dataplane {
         Ok(Self {
             _lock: lock,
             handle,
+            mark_mask: settings.mark_mask,
             sysctls: Sysctls::open(&settings.state_directory)?,
             devices: None,
             uplinks: Vec::new(),
@@ -167,14 +170,14 @@ impl Dataplane {
         let mut done = Vec::new();
         let result = self.sync_devices(plan).await;
         self.note(Part::Devices, result, &mut done);
-        let mtu = smallest_mtu(&self.uplinks);
+        let rules = self.rules(plan);
         let Self { netfilter, servers, local, .. } = self;
         let (rules, servers) = match netfilter.look(plan, local, now) {
             // Both wait, for `nft` or the kernel, and neither needs the other. Routes lead packets there after both.
             Ok(found) => {
                 let refused = netfilter.refused.clone();
                 std::thread::scope(|scope| {
-                    let rules = scope.spawn(|| netfilter.put(found, mtu));
+                    let rules = scope.spawn(move || netfilter.put(found, rules));
                     let servers = servers.sync(plan, local, &refused);
                     let rules = rules.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
                     (rules, Some(servers))
@@ -211,6 +214,10 @@ impl Dataplane {
             let result = self.sync_devices(plan).await;
             self.note(Part::Devices, result, &mut done);
             self.sync_routes(plan, &mut done).await;
+            if !self.netfilter.has(self.rules(plan)) {
+                self.sync(plan, now).await;
+                return;
+            }
         }
         let result = self.netfilter.apply(plan, &self.local, delta, now).map(|()| Vec::new());
         self.note(Part::Netfilter, result, &mut done);
@@ -299,6 +306,10 @@ impl Dataplane {
     /// [`DataplaneError`] when IPVS does not answer.
     pub fn list_virtual_servers(&mut self) -> Result<Vec<sheave_ipvs::ServiceEntry>, DataplaneError> {
         Ok(self.servers.list()?)
+    }
+
+    fn rules(&self, plan: &NodePlan) -> Rules {
+        Rules::new(self.mark_mask, smallest_mtu(&self.uplinks), &plan.node.addresses)
     }
 
     fn needs_sync(&self) -> bool {

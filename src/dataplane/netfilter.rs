@@ -106,15 +106,14 @@ impl Netfilter {
         Ok(found)
     }
 
-    /// Makes the table what [`Self::look`] settled; `mtu` is the uplinks' smallest. Gives what had to be repaired, in
-    /// words; the first time that is everything there was to do.
+    /// Makes the table what [`Self::look`] settled. Gives what had to be repaired, in words; the first time that is
+    /// everything there was to do.
     ///
     /// # Errors
     /// [`NftError`]; the table is as before then.
-    pub fn put(&mut self, found: Option<Listing>, mtu: u32) -> Result<Vec<String>, NftError> {
+    pub fn put(&mut self, found: Option<Listing>, rules: Rules) -> Result<Vec<String>, NftError> {
         let existed = found.is_some();
         let listing = found.unwrap_or_default();
-        let rules = Rules { mask: self.mask, mtu };
         let rules_stand =
             self.rules.as_ref().is_some_and(|(held, listed)| *held == rules && *listed == listing.rules);
         let wanted = self.elements();
@@ -159,6 +158,11 @@ impl Netfilter {
             repaired.extend(counts.iter().map(|(set, count)| format!("{verb} {set}: {count} elements")));
         }
         Ok(repaired)
+    }
+
+    /// Whether these rules are in force, as far as is known.
+    pub fn has(&self, rules: Rules) -> bool {
+        self.rules.as_ref().is_some_and(|(held, _)| *held == rules)
     }
 
     /// Writes what a change touches, in one transaction; rewrites that are not wanted any more linger.

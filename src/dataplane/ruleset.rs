@@ -11,6 +11,7 @@
 //! ```
 
 use std::fmt::Write as _;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::standin;
 use super::tunnel::{self, TUNNEL4, TUNNEL6};
@@ -26,6 +27,10 @@ pub struct Rules {
     pub mask: MarkMask,
     /// Smallest MTU of the uplinks, in bytes.
     pub mtu: u32,
+    /// This node's primary IPv4 address: source of what it sends for others.
+    pub node4: Option<Ipv4Addr>,
+    /// This node's primary IPv6 address.
+    pub node6: Option<Ipv6Addr>,
 }
 
 /// Bytes of an IPv4 header without options.
@@ -36,6 +41,22 @@ pub const IPV6_HEADER: u32 = 40;
 const TCP_HEADER: u32 = 20;
 
 impl Rules {
+    /// The rules of a node with these addresses, the primary ones first.
+    pub fn new(mask: MarkMask, mtu: u32, addresses: &[IpAddr]) -> Self {
+        Self {
+            mask,
+            mtu,
+            node4: addresses.iter().find_map(|address| match address {
+                IpAddr::V4(address) => Some(*address),
+                IpAddr::V6(_) => None,
+            }),
+            node6: addresses.iter().find_map(|address| match address {
+                IpAddr::V6(address) => Some(*address),
+                IpAddr::V4(_) => None,
+            }),
+        }
+    }
+
     /// A transaction for `nft -f` that puts all rules in force at once, whatever was there, and leaves elements
     /// as they are.
     pub fn transaction(self) -> String {
@@ -71,6 +92,8 @@ impl Rules {
         };
         let (mask, bit) = (self.mask.mask(), self.mask.bit());
         let keep = !mask;
+        // The mark stays on what IPVS makes of a packet: so its tunnel packets are told from those of others.
+        let ours = format!("meta mark set meta mark | {bit:#x}");
 
         chain(
             "to_vip",
@@ -85,9 +108,9 @@ impl Rules {
                         ip = f.ip,
                         n = f.suffix
                     ),
-                    format!("{ip} daddr @vips{n} notrack", ip = f.ip, n = f.suffix),
+                    format!("{ip} daddr @vips{n} notrack {ours}", ip = f.ip, n = f.suffix),
                     format!(
-                        "{ip} daddr . meta l4proto . th dport @nodeports{n} notrack",
+                        "{ip} daddr . meta l4proto . th dport @nodeports{n} notrack {ours}",
                         ip = f.ip,
                         n = f.suffix
                     ),
@@ -134,7 +157,18 @@ impl Rules {
         });
         outer.extend(each(&|f| catch(f, "take")));
         chain("outer", "filter hook prerouting priority raw", &outer);
-        chain("loop", "route hook output priority raw", &each(&|f| catch(f, "turn")));
+        let mut turned = each(&|f| catch(f, "turn"));
+        // To another node: from the address that every node knows, not from that of whichever link it leaves by
+        // (IPv6 source selection heeds no route's `src` here, RFC 6724 rule 5).
+        turned.extend(each(&|f| {
+            let from = |node: IpAddr| format!(" {} saddr set {node}", f.ip);
+            vec![format!(
+                "{} meta mark & {bit:#x} == {bit:#x} meta mark set meta mark & {keep:#x}{}",
+                f.outer,
+                self.node(f).map(from).unwrap_or_default()
+            )]
+        }));
+        chain("loop", "route hook output priority raw", &turned);
 
         chain(
             "inner",
@@ -204,18 +238,37 @@ impl Rules {
                 vec![
                     // A pod that reached itself would answer itself.
                     format!(
-                        "iifname \"{}\" ct status dnat {} saddr . {} daddr @hairpin{} masquerade",
-                        f.tunnel, f.ip, f.ip, f.suffix
+                        "iifname \"{}\" ct status dnat {} saddr . {} daddr @hairpin{} {}",
+                        f.tunnel,
+                        f.ip,
+                        f.ip,
+                        f.suffix,
+                        self.source_nat(f)
                     ),
                     // As director: the reply of an endpoint that is not ours would miss this node.
                     format!(
-                        "iifname \"{}\" ct status dnat {} daddr != @own{} masquerade",
-                        f.tunnel, f.ip, f.suffix
+                        "iifname \"{}\" ct status dnat {} daddr != @own{} {}",
+                        f.tunnel,
+                        f.ip,
+                        f.suffix,
+                        self.source_nat(f)
                     ),
                 ]
             }),
         );
         text
+    }
+
+    fn node(self, family: &FamilyNames) -> Option<IpAddr> {
+        if family.suffix == '4' { self.node4.map(IpAddr::V4) } else { self.node6.map(IpAddr::V6) }
+    }
+
+    /// To the node's own address: that of the outgoing link need not be routed to.
+    fn source_nat(self, family: &FamilyNames) -> String {
+        match self.node(family) {
+            Some(node) => format!("snat {} to {node}", family.ip),
+            None => "masquerade".into(),
+        }
     }
 
     /// The largest segment whose packet still fits the uplink inside a tunnel packet of its own family.
@@ -233,7 +286,7 @@ struct FamilyNames {
     outer: &'static str,
     icmp: &'static str,
     tunnel: &'static str,
-    local: std::net::IpAddr,
+    local: IpAddr,
     stand_ins: ipnet::IpNet,
 }
 
@@ -245,7 +298,7 @@ const FAMILY4: FamilyNames = FamilyNames {
     outer: "ip protocol 4",
     icmp: "icmp",
     tunnel: TUNNEL4,
-    local: std::net::IpAddr::V4(tunnel::LOCAL4),
+    local: IpAddr::V4(tunnel::LOCAL4),
     stand_ins: ipnet::IpNet::V4(standin::RANGE4),
 };
 
@@ -256,7 +309,7 @@ const FAMILY6: FamilyNames = FamilyNames {
     outer: "ip6 nexthdr 41",
     icmp: "icmpv6",
     tunnel: TUNNEL6,
-    local: std::net::IpAddr::V6(tunnel::LOCAL6),
+    local: IpAddr::V6(tunnel::LOCAL6),
     stand_ins: ipnet::IpNet::V6(standin::RANGE6),
 };
 

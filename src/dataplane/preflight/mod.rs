@@ -91,7 +91,7 @@ pub async fn preflight(
             return findings;
         }
     };
-    let rules = Rules { mask: settings.mark_mask, mtu: super::smallest_mtu(&network.uplinks) };
+    let rules = Rules::new(settings.mark_mask, super::smallest_mtu(&network.uplinks), &plan.node.addresses);
     let table = nft::list();
     findings.extend(kernel::nft(&modules, &table, rules));
     findings.extend(network.judge(rules, matches!(table, Ok(Some(_))), plan));
