@@ -153,6 +153,8 @@ impl Rules {
             vec![
                 format!("iifname != \"lo\" {} daddr {} drop", f.ip, f.local),
                 format!("iifname != \"lo\" {} {} daddr {} drop", f.outer, f.ip, f.stand_ins),
+                // Looped by ourselves, with the mark it needs; IPv6's address lies in the range of the stand-ins.
+                format!("{} daddr {} accept", f.ip, f.local),
             ]
         });
         outer.extend(each(&|f| catch(f, "take")));
