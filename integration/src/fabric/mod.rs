@@ -395,6 +395,10 @@ fn spine_config() -> String {
         for prefix in addresses::cluster_prefixes(family) {
             let _ = writeln!(lines, "route add {prefix}{hops}");
         }
+        for leaf in 1..=LEAVES {
+            let via = addresses::leaf_uplink(family, leaf);
+            let _ = writeln!(lines, "route add {} via {via}", addresses::node_links(family, leaf));
+        }
     }
     lines
 }
@@ -406,6 +410,9 @@ fn leaf_config(leaf: u8) -> String {
         let _ = writeln!(lines, "addr add {own}/{} {}", family.bits() - 2, on("spine", family));
         for host in [addresses::client(family), addresses::external(family)] {
             let _ = writeln!(lines, "route add {host}/{} via {spine}", family.bits());
+        }
+        for other in (1..=LEAVES).filter(|other| *other != leaf) {
+            let _ = writeln!(lines, "route add {} via {spine}", addresses::node_links(family, other));
         }
         // What no node announces is unreachable here instead of going back to the spine.
         for prefix in addresses::cluster_prefixes(family) {

@@ -198,8 +198,13 @@ fn outside_endpoint(lab: &mut Lab) -> Result<()> {
             lab.fabric.steer(vip, Some(director))?;
             for protocol in [Tcp, Udp] {
                 let request = Request::new(protocol, vip, 80);
-                expect_seen_as(&lab.fabric.client, request, "external", director.address(family))
+                let answer = expect(&lab.fabric.client, request, "external")
                     .with_context(|| format!("director {}", director.name))?;
+                ensure!(
+                    answer.peer != addresses::client(family),
+                    "the reply would not pass {}",
+                    director.name
+                );
             }
         }
         lab.fabric.steer(vip, None)?;
