@@ -52,14 +52,14 @@ pub fn quickstart(binary: &Path, dir: &Path) -> Result<(Lab, Service)> {
 pub fn run(binary: &Path, dir: &Path) -> Result<()> {
     let start = Instant::now();
     println!(
-        "Sheave in two minutes. Three nodes, two leaf routers running BIRD, a client; kernels, routers and packets are real.\n"
+        "Sheave in two minutes. Three nodes, two leaf routers running BIRD, a client; kernels, routers and packets are real."
     );
 
     heading("A cluster");
-    let (mut lab, web) = quickstart(binary, dir)?;
     println!(
         "  manifests: examples/quickstart/manifests, one `sheave agent` on each of node-a, node-b, node-c"
     );
+    let (mut lab, web) = quickstart(binary, dir)?;
     println!("  Service default/web listens on {}:80 and [{}]:80;", web.vip(Family::V4), web.vip(Family::V6));
     println!("  its endpoints are the pods b1 on node-b and c1 on node-c, port {POD_PORT}");
     println!("  all three kernels hold it, {:.1} s after the agents' start", lab.age().as_secs_f32());

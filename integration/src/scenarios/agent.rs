@@ -10,7 +10,6 @@ use crate::cluster::Service;
 use crate::fabric::addresses::Family;
 use crate::kernel;
 use crate::lab::{Lab, POD_PORT};
-use crate::netns::NetNs;
 use crate::process;
 use crate::traffic::{Connections, Load, Request};
 use crate::wait::await_some;
@@ -88,59 +87,64 @@ fn agent_restarts(lab: &mut Lab) -> Result<()> {
 }
 
 fn tampering(lab: &mut Lab) -> Result<()> {
-    let victim = Service::new("victim", 52).port(Tcp, 80, POD_PORT).endpoints([lab.fabric.pod("b1")?]);
+    // One endpoint on the director itself, so that its acceptance is needed too, one elsewhere.
+    let victim = Service::new("victim", 52).port(Tcp, 80, POD_PORT).endpoints([lab.fabric.pod("a1")?]);
     let other = Service::new("bystander", 53).port(Tcp, 80, POD_PORT).endpoints([lab.fabric.pod("c1")?]);
-    lab.apply(&victim)?;
-    lab.apply(&other)?;
-    let node = lab.fabric.node("node-a")?.ns.clone();
+    for service in [&victim, &other] {
+        lab.apply(service)?;
+        for family in Family::BOTH {
+            lab.fabric.steer(service.vip(family), Some(lab.fabric.node("node-a")?))?;
+        }
+    }
     let (vip4, vip6) = (victim.vip(Family::V4), victim.vip(Family::V6));
-    let before = kernel::dump(&node);
 
     // Only what is the victim's own goes: the other Service, through the same director, must not notice.
-    for family in Family::BOTH {
-        lab.fabric.steer(other.vip(family), Some(lab.fabric.node("node-a")?))?;
-    }
     let load = Load::start(&lab.fabric.client, Tcp, other.vip(Family::V4), 80, 1)?;
-    for (what, command) in [
-        ("a virtual server", format!("ipvsadm -D -t {vip4}:80")),
-        ("an IPv6 virtual server", format!("ipvsadm -D -t [{vip6}]:80")),
-        ("a VIP's route", format!("ip route del local {vip4}")),
+    for (damage, proof) in [
+        (format!("ipvsadm -D -t {vip4}:80"), format!("ipvsadm -Ln -t {vip4}:80")),
+        (format!("ipvsadm -D -t [{vip6}]:80"), format!("ipvsadm -Ln -t [{vip6}]:80")),
+        (format!("ip route del local {vip4}"), format!("ip route show table local {vip4}")),
+        (format!("ip -6 route del local {vip6}"), format!("ip -6 route show table local {vip6}")),
     ] {
-        node.run(&command).with_context(|| format!("deleting {what}"))?;
-        repaired(&node, &before).with_context(|| format!("after deleting {what}"))?;
+        repaired(lab, &damage, &proof, &[&victim])?;
         load.await_answers(10)?;
     }
     load.stop()?.ensure_none_failed().context("the other Service")?;
 
-    for (what, command) in [
-        ("the nftables ruleset", "nft flush ruleset"),
-        ("a tunnel device", "ip link del sheave4"),
-        ("the other tunnel device", "ip link del sheave6"),
-        ("all virtual servers", "ipvsadm -C"),
+    for (damage, proof) in [
+        ("nft flush table inet sheave", "nft list chain inet sheave guard"),
+        ("nft flush ruleset", "nft list table inet sheave"),
+        ("ip link del sheave4", "ip link show sheave4"),
+        ("ip link del sheave6", "ip link show sheave6"),
+        ("ipvsadm -C", "ipvsadm -Ln"),
     ] {
-        node.run(command).with_context(|| format!("deleting {what}"))?;
-        repaired(&node, &before).with_context(|| format!("after deleting {what}"))?;
+        repaired(lab, damage, proof, &[&victim, &other])?;
+    }
+    for service in [&victim, &other] {
         for family in Family::BOTH {
-            for service in [&victim, &other] {
-                Request::new(Tcp, service.vip(family), 80)
-                    .send(&lab.fabric.client)
-                    .with_context(|| what.to_owned())?;
-            }
+            lab.fabric.steer(service.vip(family), None)?;
         }
+        lab.remove(service)?;
     }
-    for family in Family::BOTH {
-        lab.fabric.steer(other.vip(family), None)?;
-    }
-    lab.remove(&victim)?;
-    lab.remove(&other)
+    Ok(())
 }
 
-/// Waits until the namespace looks as before, at most the time that a repair may take.
-fn repaired(node: &NetNs, before: &str) -> Result<()> {
-    let before = comparable(before);
-    await_some(Duration::from_secs(30), "repair", || {
-        let now = comparable(&kernel::dump(node));
-        if now == before { Ok(()) } else { Err(difference(&before, &now)) }
+/// Damages node-a with one command; what another shows must be back, and the Services answer through it, within 30 seconds.
+fn repaired(lab: &Lab, damage: &str, proof: &str, services: &[&Service]) -> Result<()> {
+    let node = &lab.fabric.node("node-a")?.ns;
+    node.run(damage)?;
+    let answers = || -> Result<()> {
+        ensure!(!node.run(proof)?.trim().is_empty(), "{proof}: nothing");
+        for service in services {
+            for family in Family::BOTH {
+                let request = Request::new(Tcp, service.vip(family), 80).within(Duration::from_millis(1500));
+                request.send(&lab.fabric.client)?;
+            }
+        }
+        Ok(())
+    };
+    await_some(Duration::from_secs(30), &format!("repair after `{damage}`"), || {
+        answers().map_err(|error| format!("{error:#}"))
     })
 }
 
@@ -181,7 +185,7 @@ fn cleanup(lab: &mut Lab) -> Result<()> {
     node.run("ipvsadm -a -t 198.18.0.1:80 -r 10.244.2.1:80 -i")?;
     node.run_with_input(
         "nft -f -",
-        "table inet other { chain c { type filter hook input priority 101; counter; } }",
+        "table inet other { chain c { type filter hook input priority 101; counter; }\n}",
     )?;
     node.ip("link add other type ipip local 10.0.0.11\nroute add local 198.18.0.1/32 dev lo proto 88\n")?;
     let before = (kernel::dump(&node), kernel::sysctls(&node));
