@@ -225,7 +225,7 @@ fn tampering_is_repaired() {
             ("nft", "add element inet sheave vips4 { 198.51.100.1-198.51.100.9 }"),
             ("ip", "link del sheave4"),
             ("ip", "link set sheave6 down"),
-            ("ip", "addr del 192.0.0.8/32 dev sheave4"),
+            ("ip", "addr del 192.88.99.8/32 dev sheave4"),
             ("ip", "route del local 192.0.2.80 table local"),
             ("sysctl", "-qw net.ipv4.vs.conntrack=1"),
         ] {

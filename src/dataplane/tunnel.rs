@@ -19,8 +19,11 @@ use super::RouteError;
 pub const TUNNEL4: &str = "sheave4";
 /// Name of the IPv6-in-IPv6 device.
 pub const TUNNEL6: &str = "sheave6";
-/// Local address of [`TUNNEL4`]: the IPv4 dummy address (RFC 7600). Never leaves the node.
-pub const LOCAL4: Ipv4Addr = Ipv4Addr::new(192, 0, 0, 8);
+/// Local address of [`TUNNEL4`], from the prefix of the 6to4 relays that are no more (RFC 7526). Never leaves the node.
+///
+/// SCTP takes every local address for one of its own (`sctp_v4_scope`), except from such prefixes: with another public
+/// address a node whose others are private would use this one as the source of all its SCTP to public peers.
+pub const LOCAL4: Ipv4Addr = Ipv4Addr::new(192, 88, 99, 8);
 /// Local address of [`TUNNEL6`], in the discard-only prefix (RFC 6666). Never leaves the node.
 pub const LOCAL6: Ipv6Addr = Ipv6Addr::new(0x100, 0, 0, 0, 0, 0, 0, 8);
 

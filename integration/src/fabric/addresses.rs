@@ -96,14 +96,6 @@ pub fn node_link(family: Family, leaf: u8, node: u8) -> IpAddr {
     pick(family, [10, 254, leaf, 4 * node + 2], [0x2001, 0xdb8, 0x254, digits(10 * leaf + node), 0, 0, 0, 2])
 }
 
-/// Where a leaf's links to its nodes are; routed, so that a node may use its link's address as a source.
-pub fn node_links(family: Family, leaf: u8) -> String {
-    match family {
-        Family::V4 => format!("10.254.{leaf}.0/24"),
-        Family::V6 => format!("2001:db8:254:{leaf}0::/60"),
-    }
-}
-
 /// The spine's end of a link to a leaf (numbers from 1), to the client (101) or to the external host (102).
 pub fn spine_link(family: Family, link: u8) -> IpAddr {
     pick(family, [10, 253, link, 1], [0xfd00, 0x253, link.into(), 0, 0, 0, 0, 1])

@@ -8,7 +8,8 @@
 //!
 //! Every node has a link to each leaf and its address on its loopback device, as where routing reaches down to the hosts.
 //! The leaves know nodes and pods by static routes and learn virtual IPs from the agents (AS 64512), several paths at once;
-//! the spine spreads over both leaves. All links are veth with an MTU of 1500, all have IPv4 and IPv6.
+//! the spine spreads over both leaves. The links' own addresses are known to nobody else, so that a packet
+//! that takes one as its source gets no answer. All links are veth with an MTU of 1500, all have IPv4 and IPv6.
 
 pub mod addresses;
 mod bird;
@@ -395,10 +396,6 @@ fn spine_config() -> String {
         for prefix in addresses::cluster_prefixes(family) {
             let _ = writeln!(lines, "route add {prefix}{hops}");
         }
-        for leaf in 1..=LEAVES {
-            let via = addresses::leaf_uplink(family, leaf);
-            let _ = writeln!(lines, "route add {} via {via}", addresses::node_links(family, leaf));
-        }
     }
     lines
 }
@@ -410,9 +407,6 @@ fn leaf_config(leaf: u8) -> String {
         let _ = writeln!(lines, "addr add {own}/{} {}", family.bits() - 2, on("spine", family));
         for host in [addresses::client(family), addresses::external(family)] {
             let _ = writeln!(lines, "route add {host}/{} via {spine}", family.bits());
-        }
-        for other in (1..=LEAVES).filter(|other| *other != leaf) {
-            let _ = writeln!(lines, "route add {} via {spine}", addresses::node_links(family, other));
         }
         // What no node announces is unreachable here instead of going back to the spine.
         for prefix in addresses::cluster_prefixes(family) {
@@ -452,10 +446,8 @@ fn node_config(node: u8) -> String {
         let mut hops = String::new();
         for leaf in 1..=LEAVES {
             let link = addresses::node_link(family, leaf, node);
-            // Deprecated, so that nothing but BGP uses it as a source: IPVS asks for no route's `src` when it tunnels over IPv6.
-            let lifetime = if family == Family::V6 { " preferred_lft 0" } else { "" };
             let device = on(&format!("leaf{leaf}"), family);
-            let _ = writeln!(lines, "addr add {link}/{} {device}{lifetime}", family.bits() - 2);
+            let _ = writeln!(lines, "addr add {link}/{} {device}", family.bits() - 2);
             let _ = write!(hops, " nexthop via {} dev leaf{leaf}", addresses::leaf_link(family, leaf, node));
         }
         let _ = writeln!(lines, "route add default src {own}{hops}");

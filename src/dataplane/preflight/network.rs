@@ -346,7 +346,7 @@ mod tests {
     #[test]
     fn what_the_agent_needs_for_itself() {
         for (prefix, reserved) in [
-            ("192.0.0.8/32", true),
+            ("192.88.99.8/32", true),
             ("192.0.0.9/32", false),
             ("192.0.0.0/24", false),
             ("240.0.0.0/4", true),
