@@ -176,8 +176,7 @@ fn changes_touch_what_they_must_and_nothing_is_left_over() {
         let before = dataplane.ipvs_messages();
         dataplane.apply(&plan, &delta, now).await;
         assert_eq!(dataplane.problems(), [""; 0]);
-        assert_eq!(dataplane.ipvs_messages() - before, 4, "three to weight 0, one added");
-        dataplane.tick(&plan, now).await;
+        assert_eq!(dataplane.ipvs_messages() - before, 7, "three to weight 0 and deleted, one added");
         assert!(!dataplane.is_draining(), "without connections nothing drains");
         now += Duration::from_secs(60);
         dataplane.tick(&plan, now).await;

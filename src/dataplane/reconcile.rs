@@ -33,6 +33,8 @@ pub struct Steps {
     pub operations: Vec<Operation>,
     /// Destinations remain at weight 0 until their connections are gone: look again.
     pub draining: bool,
+    /// Some of them get weight 0 only now: from then on their connections count, and without any they can go at once.
+    pub lowered: bool,
     /// Destinations are deleted and added again: their connections must survive that
     /// (`net.ipv4.vs.expire_nodest_conn` = 0 meanwhile).
     pub reorders: bool,
@@ -240,6 +242,7 @@ impl Steps {
         }
         self.draining = true;
         if weight != 0 {
+            self.lowered = true;
             self.operations
                 .push(Operation::SetDestination(key, Destination { weight: 0, ..entry.destination }));
         }

@@ -137,22 +137,23 @@ impl VirtualServers {
         Ok(ours.len())
     }
 
-    /// Reconciles; what somebody else changed in between is looked at once more.
+    /// Reconciles; looks once more at what somebody else changed in between, and at what may have no connections
+    /// to wait for.
     fn run(
         &mut self,
         view: View<'_>,
         vips: &[VipPort],
         listed: impl FnMut(&mut Ipvs, &VipPort) -> Result<Option<ServiceEntry>, sheave_ipvs::Error>,
     ) -> Result<usize, VirtualServersError> {
-        let (count, stale) = self.reconcile(view, vips, listed)?;
-        if stale.is_empty() {
+        let (count, again) = self.reconcile(view, vips, listed)?;
+        if again.is_empty() {
             return Ok(count);
         }
-        let (again, _) = self.reconcile(view, &stale, look_up)?;
-        Ok(count + again)
+        let (more, _) = self.reconcile(view, &again, look_up)?;
+        Ok(count + more)
     }
 
-    /// Gives the count of operations, and the virtual servers that turned out not to be as listed.
+    /// Gives the count of operations, and the virtual servers to look at once more.
     fn reconcile(
         &mut self,
         view: View<'_>,
@@ -161,10 +162,11 @@ impl VirtualServers {
     ) -> Result<(usize, Vec<VipPort>), VirtualServersError> {
         let mut operations = Vec::new();
         let mut reorders = false;
+        let mut again = BTreeSet::new();
         for vip in vips {
             let wanted = view.wanted(vip);
             let listed = listed(&mut self.ipvs, vip)?;
-            let Steps { operations: mut more, draining, reorders: also, foreign } =
+            let Steps { operations: mut more, draining, lowered, reorders: also, foreign } =
                 reconcile::steps(wanted.as_ref(), listed.as_ref());
             self.failed.remove(vip);
             self.draining.remove(vip);
@@ -172,6 +174,9 @@ impl VirtualServers {
             reorders |= also;
             if draining {
                 self.draining.insert(*vip);
+            }
+            if lowered {
+                again.insert(*vip);
             }
             if foreign && wanted.is_some() {
                 self.failed.insert(*vip, FOREIGN.into());
@@ -191,7 +196,6 @@ impl VirtualServers {
         }
         let applied = applied?;
         self.messages += applied.messages as u64;
-        let mut stale = BTreeSet::new();
         for failure in applied.failures {
             if let Some(operation) = operations.get(failure.index)
                 && let Some(vip) = reconcile::vip_port(&operation.key())
@@ -200,11 +204,11 @@ impl VirtualServers {
                 self.failed.insert(vip, why);
                 // There already, or gone: a listing of the whole table can miss entries while somebody changes it.
                 if matches!(failure.errno, Errno::EXIST | Errno::SRCH | Errno::NOENT) {
-                    stale.insert(vip);
+                    again.insert(vip);
                 }
             }
         }
-        Ok((operations.len(), stale.into_iter().collect()))
+        Ok((operations.len(), again.into_iter().collect()))
     }
 }
 
