@@ -101,22 +101,29 @@ fn tampering(lab: &mut Lab) -> Result<()> {
     // Only what is the victim's own goes: the other Service, through the same director, must not notice.
     let load = Load::start(&lab.fabric.client, Tcp, other.vip(Family::V4), 80, 1)?;
     for (damage, proof) in [
-        (format!("ipvsadm -D -t {vip4}:80"), format!("ipvsadm -Ln -t {vip4}:80")),
-        (format!("ipvsadm -D -t [{vip6}]:80"), format!("ipvsadm -Ln -t [{vip6}]:80")),
-        (format!("ip route del local {vip4}"), format!("ip route show table local {vip4}")),
-        (format!("ip -6 route del local {vip6}"), format!("ip -6 route show table local {vip6}")),
+        (
+            [format!("ipvsadm -D -t {vip4}:80"), format!("ipvsadm -D -t [{vip6}]:80")],
+            [format!("ipvsadm -Ln -t {vip4}:80"), format!("ipvsadm -Ln -t [{vip6}]:80")],
+        ),
+        (
+            [format!("ip route del local {vip4}"), format!("ip -6 route del local {vip6}")],
+            [format!("ip route show table local {vip4}"), format!("ip -6 route show table local {vip6}")],
+        ),
     ] {
-        repaired(lab, &damage, &proof, &[&victim])?;
+        repaired(
+            lab,
+            &damage.each_ref().map(String::as_str),
+            &proof.each_ref().map(String::as_str),
+            &[&victim],
+        )?;
         load.await_answers(10)?;
     }
     load.stop()?.ensure_none_failed().context("the other Service")?;
 
     for (damage, proof) in [
-        ("nft flush table inet sheave", "nft list chain inet sheave guard"),
-        ("nft flush ruleset", "nft list table inet sheave"),
-        ("ip link del sheave4", "ip link show sheave4"),
-        ("ip link del sheave6", "ip link show sheave6"),
-        ("ipvsadm -C", "ipvsadm -Ln"),
+        (&["nft flush table inet sheave"][..], &["nft list chain inet sheave guard"][..]),
+        (&["ip link del sheave4", "ip link del sheave6"], &["ip link show sheave4", "ip link show sheave6"]),
+        (&["ipvsadm -C", "nft flush ruleset"], &["nft list table inet sheave"]),
     ] {
         repaired(lab, damage, proof, &[&victim, &other])?;
     }
@@ -129,12 +136,16 @@ fn tampering(lab: &mut Lab) -> Result<()> {
     Ok(())
 }
 
-/// Damages node-a with one command; what another shows must be back, and the Services answer through it, within 30 seconds.
-fn repaired(lab: &Lab, damage: &str, proof: &str, services: &[&Service]) -> Result<()> {
+/// Damages node-a by some commands; others must find it whole again, and the Services answer through it, within 30 seconds.
+fn repaired(lab: &Lab, damage: &[&str], proof: &[&str], services: &[&Service]) -> Result<()> {
     let node = &lab.fabric.node("node-a")?.ns;
-    node.run(damage)?;
-    let answers = || -> Result<()> {
-        ensure!(!node.run(proof)?.trim().is_empty(), "{proof}: nothing");
+    for command in damage {
+        node.run(command)?;
+    }
+    let whole = || -> Result<()> {
+        for command in proof {
+            ensure!(!node.run(command)?.trim().is_empty(), "{command}: nothing");
+        }
         for service in services {
             for family in Family::BOTH {
                 let request = Request::new(Tcp, service.vip(family), 80).within(Duration::from_millis(1500));
@@ -143,8 +154,8 @@ fn repaired(lab: &Lab, damage: &str, proof: &str, services: &[&Service]) -> Resu
         }
         Ok(())
     };
-    await_some(Duration::from_secs(30), &format!("repair after `{damage}`"), || {
-        answers().map_err(|error| format!("{error:#}"))
+    await_some(Duration::from_secs(30), &format!("repair after `{}`", damage.join("; ")), || {
+        whole().map_err(|error| format!("{error:#}"))
     })
 }
 

@@ -1,18 +1,21 @@
 //! What must not get through.
 
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail, ensure};
 use sheave::cluster::Protocol::{self, Tcp, Udp};
+use sheave_ipvs::{ServiceEntry, ServiceKey};
 
 use super::Scenario;
 use crate::cluster::Service;
 use crate::fabric::Direction;
 use crate::fabric::addresses::{self, Family};
+use crate::kernel;
 use crate::lab::{HOST_PORT, Lab, POD_PORT};
 use crate::netns::NetNs;
 use crate::traffic::Request;
-use crate::wait::await_some;
+use crate::wait::{await_some, await_until};
 
 pub(super) const SCENARIOS: &[Scenario] = &[
     Scenario {
@@ -42,7 +45,7 @@ pub(super) const SCENARIOS: &[Scenario] = &[
 const AT_ONCE: Duration = Duration::from_millis(800);
 
 /// Wants a refusal, and that at once.
-fn refused(from: &NetNs, protocol: Protocol, address: std::net::IpAddr, port: u16) -> Result<()> {
+fn refused(from: &NetNs, protocol: Protocol, address: IpAddr, port: u16) -> Result<()> {
     let start = Instant::now();
     match Request::new(protocol, address, port).send(from) {
         Ok(answer) => {
@@ -98,6 +101,14 @@ fn no_endpoints(lab: &mut Lab) -> Result<()> {
     let full = service.clone().endpoints([lab.fabric.pod("b1")?]);
     lab.apply(&full)?;
     lab.apply(&service)?;
+    // While its last endpoint drains, IPVS itself refuses, and over IPv6 that takes a second.
+    for node in &lab.fabric.nodes {
+        await_until(Duration::from_secs(30), "the virtual servers are gone", || {
+            let gone =
+                |entry: &ServiceEntry| Family::BOTH.iter().all(|f| !listens_on(entry, service.vip(*f)));
+            kernel::virtual_servers(&node.ns).is_ok_and(|servers| servers.iter().all(gone))
+        })?;
+    }
     for family in Family::BOTH {
         let vip = service.vip(family);
         for node in &lab.fabric.nodes {
@@ -111,6 +122,10 @@ fn no_endpoints(lab: &mut Lab) -> Result<()> {
         lab.fabric.steer(vip, None)?;
     }
     lab.remove(&service)
+}
+
+fn listens_on(entry: &ServiceEntry, vip: IpAddr) -> bool {
+    matches!(entry.service.key, ServiceKey::Address { address, .. } if address == vip)
 }
 
 fn stale_director(lab: &mut Lab) -> Result<()> {
@@ -172,7 +187,7 @@ fn foreign_tunnel(lab: &mut Lab) -> Result<()> {
             Family::V4 => ("ipip", ""),
             Family::V6 => ("ip6tnl mode ip6ip6", " encaplimit none"),
         };
-        let tunnel = |ns: &NetNs, local: std::net::IpAddr| {
+        let tunnel = |ns: &NetNs, local: IpAddr| {
             ns.ip(&format!(
                 "link add forged type {kind} local {local} remote {endpoint}{encaplimit}\nlink set forged up\nroute add {vip}/{} dev forged src {local}\n",
                 family.bits()
