@@ -21,7 +21,7 @@ use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tracing::{debug, info, warn};
 
-use crate::announce::{AnnounceError, Announcer};
+use crate::announce::{self, AnnounceError, Announcer};
 use crate::cluster::{Event, Severity};
 use crate::config::Config;
 use crate::dataplane::{Dataplane, DataplaneError, Settings};
@@ -32,6 +32,10 @@ use crate::plan::{Delta, NodePlan, Planner};
 const SYNC: Duration = Duration::from_secs(15);
 /// How often what waits is looked at.
 const TICK: Duration = Duration::from_secs(1);
+
+/// How long a start over state of an earlier agent waits for a source that is broken in part; less than
+/// the restart time after which peers drop the routes.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Why an agent cannot run.
 #[derive(Debug, thiserror::Error)]
@@ -62,7 +66,10 @@ pub struct Agent {
     /// Since the first sync.
     announcer: Option<Announcer>,
     background: Handle,
+    opened: Instant,
     synced: Instant,
+    /// What a start waits for, as logged last.
+    waits_for: Option<&'static str>,
     /// As logged last.
     problems: Vec<String>,
 }
@@ -79,7 +86,9 @@ impl Agent {
             dataplane,
             announcer: None,
             background,
+            opened: Instant::now(),
             synced: Instant::now(),
+            waits_for: None,
             problems: Vec::new(),
         })
     }
@@ -114,7 +123,7 @@ impl Agent {
                     // Whoever asked may have gone: nothing is lost.
                     let _ = question.send(status);
                 }
-                _ = ticks.tick() => self.tick().await,
+                _ = ticks.tick() => self.tick().await?,
             }
         }
         if let Some(announcer) = self.announcer {
@@ -131,41 +140,44 @@ impl Agent {
                 warn!("{problem}");
             }
         }
-        // Before the source has told everything, absent does not mean gone.
-        if !self.planner.is_synced() {
-            return Ok(());
-        }
         if self.announcer.is_none() {
-            if self.must_wait() { Ok(()) } else { self.start().await }
+            self.start_if_whole().await
         } else {
             self.change(&delta).await;
             Ok(())
         }
     }
 
-    /// Whether the source lacks too much for a start. Nothing is touched then: what an agent before left goes on.
-    fn must_wait(&self) -> bool {
-        let planner = &self.planner;
-        if !planner.knows_own_node() {
-            warn!(
-                node = planner.node(),
-                "waiting: the source has no such Node; is --node right, are the manifests there?"
-            );
-            return true;
+    /// Starts, unless the source lacks too much: nothing is touched then, and what an agent before left goes on.
+    ///
+    /// Without this node's own Node nothing can be done right. With something broken in the source, its Services may
+    /// be among those in the kernel: there is [`PATIENCE`] to mend it, since peers do not wait for ever either.
+    async fn start_if_whole(&mut self) -> Result<(), AgentError> {
+        if !self.planner.is_synced() {
+            return Ok(());
         }
-        let broken = planner.problems().iter().any(|problem| problem.severity == Severity::Error);
-        if broken && self.dataplane.finds_earlier_state() {
-            warn!(
-                "waiting: something in the source is broken, and its Services may be in the kernel: mend it first"
-            );
-            return true;
+        let broken = || self.planner.problems().iter().any(|problem| problem.severity == Severity::Error);
+        let why = if !self.planner.knows_own_node() {
+            Some("the source has no Node of this name: is --node right, are the manifests there?")
+        } else if self.opened.elapsed() < PATIENCE && broken() && self.dataplane.finds_earlier_state() {
+            Some("something in the source is broken, and its Services may be in the kernel: mend it")
+        } else {
+            None
+        };
+        if let Some(why) = why {
+            if self.waits_for.replace(why) != Some(why) {
+                warn!(node = self.planner.node(), "waiting: {why}");
+            }
+            return Ok(());
         }
-        false
+        self.start().await
     }
 
     /// The first time that the plan is whole: the kernel first, then peers.
     async fn start(&mut self) -> Result<(), AgentError> {
         let began = Instant::now();
+        // What the config lacks must not be found out halfway.
+        announce::check(self.planner.config(), self.planner.node(), &self.planner.plan().node.addresses)?;
         self.sync().await;
         for warning in self.planner.warnings() {
             warn!(object = warning.object, reason = warning.reason, "{}", warning.message);
@@ -212,9 +224,9 @@ impl Agent {
         self.report();
     }
 
-    async fn tick(&mut self) {
+    async fn tick(&mut self) -> Result<(), AgentError> {
         if self.announcer.is_none() {
-            return;
+            return self.start_if_whole().await;
         }
         if self.synced.elapsed() >= SYNC {
             self.sync().await;
@@ -222,6 +234,7 @@ impl Agent {
             self.dataplane.tick(self.planner.plan(), Instant::now()).await;
             self.report();
         }
+        Ok(())
     }
 
     async fn sync(&mut self) {

@@ -68,9 +68,7 @@ impl Announcer {
         let none =
             |runtime| Self { speaker: None, runtime, graceful_restart: false, announced: BTreeMap::new() };
         let (Some(asn), false) = (*asn, peers.is_empty()) else { return Ok(none(runtime)) };
-        let router_id = router_id
-            .or_else(|| first_ipv4(addresses))
-            .ok_or_else(|| AnnounceError::NoRouterId(node.to_owned()))?;
+        let router_id = router_id_of(*router_id, node, addresses)?;
         let config = SpeakerConfig {
             asn,
             router_id,
@@ -179,6 +177,25 @@ impl Announcer {
             let _ = self.runtime.spawn(speaker.shutdown(how)).await;
         }
     }
+}
+
+/// Whether the config has what a start takes.
+///
+/// # Errors
+/// [`AnnounceError`] that [`Announcer::start`] would end with.
+pub fn check(config: &Config, node: &str, addresses: &[IpAddr]) -> Result<(), AnnounceError> {
+    if config.router.peers.is_empty() {
+        return Ok(());
+    }
+    router_id_of(config.router.router_id, node, addresses).map(drop)
+}
+
+fn router_id_of(
+    configured: Option<Ipv4Addr>,
+    node: &str,
+    addresses: &[IpAddr],
+) -> Result<Ipv4Addr, AnnounceError> {
+    configured.or_else(|| first_ipv4(addresses)).ok_or_else(|| AnnounceError::NoRouterId(node.to_owned()))
 }
 
 fn attributes(announcement: &Announcement) -> Attributes {

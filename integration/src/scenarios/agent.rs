@@ -14,6 +14,9 @@ use crate::process;
 use crate::traffic::{Connections, Load, Request};
 use crate::wait::await_some;
 
+/// How long an agent may take to answer or to go on.
+const LIMIT: Duration = Duration::from_secs(30);
+
 pub(super) const SCENARIOS: &[Scenario] = &[
     Scenario {
         name: "endpoints-change",
@@ -24,6 +27,11 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         name: "agent-restarts",
         proves: "an agent is stopped, started, killed with SIGKILL and started again under constant load and no request fails",
         run: agent_restarts,
+    },
+    Scenario {
+        name: "broken-source",
+        proves: "an agent that starts while a manifest is half-written or gone leaves what the kernel holds as it is, under constant load without a failed request, and goes on when it is mended",
+        run: broken_source,
     },
     Scenario {
         name: "tampering",
@@ -83,6 +91,41 @@ fn agent_restarts(lab: &mut Lab) -> Result<()> {
     }
     v4.stop()?.ensure_none_failed().context("IPv4")?;
     v6.stop()?.ensure_none_failed().context("IPv6")?;
+    lab.remove(&service)
+}
+
+fn broken_source(lab: &mut Lab) -> Result<()> {
+    let pods = [lab.fabric.pod("a1")?, lab.fabric.pod("b1")?];
+    let service = Service::new("steadfast", 54).port(Tcp, 80, POD_PORT).endpoints(pods);
+    lab.apply(&service)?;
+    const NODE: &str = "node-b";
+    let namespace = lab.fabric.node(NODE)?.ns.clone();
+    let load = Load::start(&lab.fabric.client, Tcp, service.vip(Family::V6), 80, 2)?;
+    for (file, keep) in [("nodes.yaml", 0), ("steadfast.yaml", 150)] {
+        let held = namespace.run("ipvsadm -Sn")?;
+        lab.stop_agent(NODE)?;
+        let path = lab.manifests.dir().join(file);
+        let whole = std::fs::read(&path)?;
+        std::fs::write(&path, &whole[..keep])?;
+        lab.start_agent(NODE)?;
+        let waiting = |lab: &Lab| {
+            let mut status = lab.sheave(NODE, "status");
+            status.args(["-o", "json"]);
+            // Its exit code tells of problems; what it prints is wanted.
+            let output = status.output().map_err(|error| error.to_string())?;
+            let status: serde_json::Value =
+                serde_json::from_slice(&output.stdout).map_err(|error| error.to_string())?;
+            status["ready"].as_bool().map(|ready| !ready).ok_or_else(|| "no `ready`".to_owned())
+        };
+        let waits = await_some(LIMIT, "an answer of the agent", || waiting(lab))?;
+        ensure!(waits, "with {file} broken the agent started");
+        load.await_answers(60)?;
+        ensure!(namespace.run("ipvsadm -Sn")? == held, "with {file} broken the agent changed IPVS");
+        std::fs::write(&path, whole)?;
+        let ready = || waiting(lab).and_then(|waits| if waits { Err("it waits".into()) } else { Ok(()) });
+        await_some(LIMIT, &format!("the agent to go on once {file} is mended"), ready)?;
+    }
+    load.stop()?.ensure_none_failed()?;
     lab.remove(&service)
 }
 
