@@ -143,6 +143,10 @@ impl Planner {
 
     fn plan_node(&mut self) -> Delta {
         let own = self.index.own_node();
+        if own.is_none() && !self.plan.node.addresses.is_empty() {
+            // Its Node is gone, but this node is not: what is known of it stays in force (warned of as NodeMissing).
+            return Delta::default();
+        }
         let addresses = own.map(|node| node.addresses.clone()).unwrap_or_default();
         self.node_port_addresses = self.node_port_addresses(&addresses);
         let state = NodeState {

@@ -169,7 +169,14 @@ impl File {
             return;
         }
         self.hash = hash;
-        match document::objects(&text) {
+        // What a writer leaves who truncates first, or whose disk is full.
+        let read = if text.trim().is_empty() {
+            let message = "is empty; delete the file to remove what it said".into();
+            Err(yaml::Error { line: None, field: String::new(), message })
+        } else {
+            document::objects(&text)
+        };
+        match read {
             Ok(objects) => {
                 self.objects = objects;
                 self.problem = None;
