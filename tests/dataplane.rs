@@ -15,7 +15,7 @@ use sheave::plan::{
     SchedulerFlags, VipKind, VipPort, VirtualServer,
 };
 
-use self::namespace::{Node, address, in_namespace, shell};
+use self::namespace::{Node, address, dump, in_namespace, shell};
 
 fn vip(text: &str, protocol: Protocol, port: u16) -> VipPort {
     VipPort { address: address(text), port, protocol }
@@ -101,21 +101,6 @@ async fn open(node: &Node, plan: &NodePlan, now: Instant) -> Dataplane {
     dataplane.sync(plan, now).await;
     assert_eq!(dataplane.problems(), [""; 0]);
     dataplane
-}
-
-/// Everything of the namespace that `cleanup` must leave as it was.
-fn dump() -> Vec<String> {
-    [
-        ("ip", "-o link"),
-        ("ip", "-o addr"),
-        ("ip", "route show table all"),
-        ("ip", "-6 route show table all"),
-        ("nft", "-s list ruleset"),
-        ("ipvsadm", "-Sn"),
-        ("sysctl", "-a --pattern ^net"),
-    ]
-    .map(|(program, arguments)| shell(program, arguments))
-    .into()
 }
 
 #[test]

@@ -10,7 +10,7 @@ use sheave::cluster::{Protocol, ServiceName};
 use sheave::dataplane::{Dataplane, Finding, Severity, preflight};
 use sheave::plan::{NodePlan, Scheduler, SchedulerFlags, VipKind, VipPort, VirtualServer};
 
-use self::namespace::{Node, address, in_namespace, shell};
+use self::namespace::{Node, address, dump, in_namespace, shell};
 
 /// This node, and a virtual server without endpoints on TCP 10.96.0.80:80.
 fn plan() -> NodePlan {
@@ -53,21 +53,6 @@ fn assert_one(findings: &[Finding], severity: Severity, subject: &str, found: &s
         finding.severity == severity && finding.subject.contains(subject) && finding.found.contains(found)
     };
     assert_eq!(findings.iter().filter(matches).count(), 1, "{severity:?} {subject}: {found}: {findings:#?}");
-}
-
-/// What the agent could change.
-fn dump() -> String {
-    [
-        ("ip", "-o link"),
-        ("ip", "-o addr"),
-        ("ip", "route show table all"),
-        ("ip", "-6 route show table all"),
-        ("nft", "-s list ruleset"),
-        ("ipvsadm", "-Sn"),
-        ("sysctl", "-a --pattern ^net"),
-    ]
-    .map(|(program, arguments)| shell(program, arguments))
-    .concat()
 }
 
 #[test]

@@ -58,3 +58,18 @@ pub fn shell(program: &str, arguments: &str) -> String {
 pub fn address(text: &str) -> IpAddr {
     text.parse().unwrap()
 }
+
+/// Everything of this namespace that an agent could change, by what shows it.
+pub fn dump() -> Vec<String> {
+    [
+        ("ip", "-o link"),
+        ("ip", "-o addr"),
+        ("ip", "route show table all"),
+        ("ip", "-6 route show table all"),
+        ("nft", "-s list ruleset"),
+        ("ipvsadm", "-Sn"),
+        ("sysctl", "-a --pattern ^net"),
+    ]
+    .map(|(program, arguments)| shell(program, arguments))
+    .into()
+}
