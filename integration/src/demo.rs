@@ -196,7 +196,7 @@ fn director_dies(lab: &mut Lab, web: &Service) -> Result<LoadReport> {
     let report = load.stop()?;
     println!("  {} requests answered, {} failed", report.answered, report.failures.len());
     open.check()?;
-    println!("  the 20 open connections, a third of them through node-a until now, all go on");
+    println!("  the 20 open connections, about a third of them through node-a until now, all go on");
     Ok(report)
 }
 

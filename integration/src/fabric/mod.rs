@@ -150,8 +150,12 @@ impl Fabric {
     pub fn directors(&self, leaf: &Leaf, vip: IpAddr) -> Result<BTreeSet<String>> {
         let family = Family::of(vip);
         let routes = leaf.ns.run(&format!("ip {} route show {vip}/{}", family.flag(), family.bits()))?;
-        let words: Vec<&str> = routes.split_whitespace().collect();
-        let devices = words.windows(2).filter(|pair| pair[0] == "dev").map(|pair| pair[1].to_owned());
+        // A next hop whose link is gone is listed until BIRD has rewritten the route, but no longer used.
+        let alive = routes.lines().filter(|line| !line.contains(" dead") && !line.contains(" linkdown"));
+        let devices = alive.filter_map(|line| {
+            let mut words = line.split_whitespace().skip_while(|word| *word != "dev");
+            words.nth(1).map(str::to_owned)
+        });
         Ok(devices.collect())
     }
 
