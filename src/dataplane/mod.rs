@@ -171,24 +171,15 @@ impl Dataplane {
         let result = self.sync_devices(plan).await;
         self.note(Part::Devices, result, &mut done);
         let rules = self.rules(plan);
-        let Self { netfilter, servers, local, .. } = self;
-        let (rules, servers) = match netfilter.look(plan, local, now) {
-            // Both wait, for `nft` or the kernel, and neither needs the other. Routes lead packets there after both.
-            Ok(found) => {
-                let refused = netfilter.refused.clone();
-                std::thread::scope(|scope| {
-                    let rules = scope.spawn(move || netfilter.put(found, rules));
-                    let servers = servers.sync(plan, local, &refused);
-                    let rules = rules.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-                    (rules, Some(servers))
-                })
-            }
-            Err(error) => (Err(error), None),
-        };
-        self.note(Part::Netfilter, rules, &mut done);
-        // Without the rules, what IPVS sends would be refused: it stays as it is.
-        if let Some(servers) = servers {
-            self.note(Part::VirtualServers, servers.map(|count| words(count, "IPVS operations")), &mut done);
+        let put =
+            self.netfilter.look(plan, &self.local, now).and_then(|found| self.netfilter.put(found, rules));
+        let stand = put.is_ok();
+        self.note(Part::Netfilter, put, &mut done);
+        // Without the rules, what IPVS sends would be refused: it stays as it is. Routes lead packets there after both.
+        if stand {
+            let servers = self.servers.sync(plan, &self.local, &self.netfilter.refused);
+            let servers = servers.map(|count| words(count, "IPVS operations"));
+            self.note(Part::VirtualServers, servers, &mut done);
         }
         self.sync_routes(plan, &mut done).await;
         if self.needs_sync() {
