@@ -77,6 +77,9 @@ fn start(config: Config, node: &str, manifests: &Path) -> Result<(), String> {
     let (question, questions) = mpsc::channel(4);
     let socket = config.observe.status.clone();
     runtime.block_on(async {
+        // Before anything else: a signal that comes early ends the agent in order too.
+        let mut terminate = signal(SignalKind::terminate()).map_err(text("SIGTERM"))?;
+        let mut interrupt = signal(SignalKind::interrupt()).map_err(text("SIGINT"))?;
         let agent =
             Agent::new(node, config, background.handle().clone()).map_err(|error| error.to_string())?;
         {
@@ -85,8 +88,6 @@ fn start(config: Config, node: &str, manifests: &Path) -> Result<(), String> {
         }
         let (events, receiver) = mpsc::unbounded_channel();
         watch(Manifests::new(manifests), events).map_err(text(&manifests.display().to_string()))?;
-        let mut terminate = signal(SignalKind::terminate()).map_err(text("SIGTERM"))?;
-        let mut interrupt = signal(SignalKind::interrupt()).map_err(text("SIGINT"))?;
         let stop = async move {
             tokio::select! {
                 _ = terminate.recv() => info!("SIGTERM: kernel state stays, sessions end"),

@@ -8,7 +8,7 @@ mod cleanup;
 mod plan;
 mod status;
 
-use std::io::{self, Write as _};
+use std::io::{self, IsTerminal as _, Write as _};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -58,7 +58,10 @@ impl LogFormat {
     /// Starts logging; `RUST_LOG` selects what, `info` by default.
     fn start(self) {
         let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into());
-        let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
+        let builder = tracing_subscriber::fmt()
+            .with_env_filter(filter)
+            .with_writer(io::stderr)
+            .with_ansi(io::stderr().is_terminal());
         match self {
             Self::Text => builder.init(),
             Self::Json => builder.json().init(),
