@@ -205,7 +205,7 @@ impl Agent {
     }
 
     async fn change(&mut self, delta: &Delta) {
-        if *delta == Delta::default() {
+        if delta.is_empty() {
             return;
         }
         let began = Instant::now();

@@ -302,6 +302,8 @@ fn cluster(services: u16) -> Vec<Event> {
             addresses: vec![IpAddr::from(address)],
             pod_cidrs: vec![pods.parse().expect("a prefix")],
             zone: None,
+            deleting: false,
+            to_be_deleted: false,
         })))
     });
     let objects = (0..services).flat_map(|index| {

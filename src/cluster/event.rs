@@ -3,8 +3,9 @@
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::SystemTime;
 
-use super::{EndpointSlice, Node, Service, ServiceName, SliceName};
+use super::{EndpointSlice, Node, Service, ServiceCidr, ServiceName, SliceName};
 
 /// An object of one of the kinds that matter. Cheap to clone.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -15,6 +16,8 @@ pub enum Object {
     EndpointSlice(Arc<EndpointSlice>),
     /// A Node.
     Node(Arc<Node>),
+    /// A ServiceCIDR.
+    ServiceCidr(Arc<ServiceCidr>),
 }
 
 impl Object {
@@ -24,6 +27,7 @@ impl Object {
             Self::Service(service) => ObjectKey::Service(service.name.clone()),
             Self::EndpointSlice(slice) => ObjectKey::EndpointSlice(slice.name.clone()),
             Self::Node(node) => ObjectKey::Node(node.name.clone()),
+            Self::ServiceCidr(cidr) => ObjectKey::ServiceCidr(cidr.name.clone()),
         }
     }
 }
@@ -37,6 +41,8 @@ pub enum ObjectKey {
     EndpointSlice(SliceName),
     /// A Node.
     Node(Arc<str>),
+    /// A ServiceCIDR.
+    ServiceCidr(Arc<str>),
 }
 
 impl fmt::Display for ObjectKey {
@@ -47,23 +53,36 @@ impl fmt::Display for ObjectKey {
                 write!(f, "EndpointSlice {namespace}/{name}")
             }
             Self::Node(name) => write!(f, "Node {name}"),
+            Self::ServiceCidr(name) => write!(f, "ServiceCIDR {name}"),
         }
     }
 }
 
-/// Something of the source that cannot be used; prints as `FILE:LINE: field: message`.
+/// Something of the source that cannot be used; prints as `FILE:LINE: field: message` or `Service a/b: field: message`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Problem {
-    /// The file (or directory).
-    pub file: PathBuf,
-    /// The line, from 1, where known.
-    pub line: Option<u64>,
+    /// Where it is.
+    pub place: Place,
     /// Path of the field, for example `items[3].spec.ports[0].port`; empty where none is meant.
     pub field: String,
     /// What is wrong.
     pub message: String,
     /// What it keeps from being used is an error; a warning tells which of two things is used.
     pub severity: Severity,
+}
+
+/// Where a [`Problem`] is.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Place {
+    /// In a file, or with a directory.
+    File {
+        /// Its path.
+        path: PathBuf,
+        /// The line, from 1, where known.
+        line: Option<u64>,
+    },
+    /// In an object of the API server.
+    Object(ObjectKey),
 }
 
 /// How bad a [`Problem`] is.
@@ -77,15 +96,43 @@ pub enum Severity {
 
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.file.display())?;
-        if let Some(line) = self.line {
-            write!(f, ":{line}")?;
+        match &self.place {
+            Place::File { path, line: None } => write!(f, "{}", path.display())?,
+            Place::File { path, line: Some(line) } => write!(f, "{}:{line}", path.display())?,
+            Place::Object(key) => write!(f, "{key}")?,
         }
         if !self.field.is_empty() {
             write!(f, ": {}", self.field)?;
         }
         write!(f, ": {}", self.message)
     }
+}
+
+/// How a source stands with one of the resources it follows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Watch {
+    /// The resource's name as in API paths: `services`, `endpointslices`, `nodes`, `servicecidrs`.
+    pub resource: &'static str,
+    /// How it stands.
+    pub state: WatchState,
+}
+
+/// State of a [`Watch`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum WatchState {
+    /// Everything there is is being read; what was told before stays in force until that is complete.
+    Listing,
+    /// Changes are told as they happen.
+    Watching,
+    /// The server does not have this resource: there is nothing to tell.
+    NotServed,
+    /// Nothing is heard; what was told before stays in force.
+    Down {
+        /// Since when.
+        since: SystemTime,
+        /// Why, as of the last attempt; never holds a credential.
+        error: String,
+    },
 }
 
 /// One thing that a source tells.
@@ -99,4 +146,9 @@ pub enum Event {
     Synced,
     /// These are the problems now, in place of all told before.
     Problems(Vec<Problem>),
+    /// How it stands with a resource now, in place of what was told of that resource before. Told when it changes.
+    Watch(Watch),
+    /// What is told beside this was set off then (`endpoints.kubernetes.io/last-change-trigger-time` of an
+    /// EndpointSlice that changed while it was watched; never of one that was listed).
+    TriggeredAt(SystemTime),
 }

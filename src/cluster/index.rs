@@ -9,8 +9,9 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use foldhash::{HashMap, HashSet};
+use ipnet::IpNet;
 
-use super::{EndpointSlice, Node, Object, ObjectKey, Service, ServiceName, SliceName};
+use super::{EndpointSlice, Node, Object, ObjectKey, Service, ServiceCidr, ServiceName, SliceName};
 
 /// What an object's change touches. The cost of finding it out does not depend on the number of Services.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -46,6 +47,7 @@ pub struct Index {
     with_node_ports: HashSet<ServiceName>,
     /// Who names an address as external or load-balancer IP.
     named_addresses: HashMap<IpAddr, BTreeSet<ServiceName>>,
+    service_cidrs: BTreeMap<Arc<str>, Arc<ServiceCidr>>,
 }
 
 /// What is known of a Service.
@@ -76,6 +78,7 @@ impl Index {
             unplaced: HashMap::default(),
             with_node_ports: HashSet::default(),
             named_addresses: HashMap::default(),
+            service_cidrs: BTreeMap::new(),
         }
     }
 
@@ -85,6 +88,7 @@ impl Index {
             Object::Service(service) => self.set_service(&service.name.clone(), Some(service)),
             Object::EndpointSlice(slice) => self.apply_slice(slice),
             Object::Node(node) => self.set_node(&node.name.clone(), Some(node)),
+            Object::ServiceCidr(cidr) => self.set_service_cidr(&cidr.name.clone(), Some(cidr)),
         }
     }
 
@@ -94,6 +98,7 @@ impl Index {
             ObjectKey::Service(name) => self.set_service(name, None),
             ObjectKey::EndpointSlice(name) => self.delete_slice(name),
             ObjectKey::Node(name) => self.set_node(name, None),
+            ObjectKey::ServiceCidr(name) => self.set_service_cidr(name, None),
         }
     }
 
@@ -120,6 +125,20 @@ impl Index {
     /// The addresses of all Nodes.
     pub fn node_addresses(&self) -> impl Iterator<Item = IpAddr> {
         self.node_addresses.keys().copied()
+    }
+
+    /// The ranges that cluster IPs are taken from, as far as ServiceCIDRs tell.
+    pub fn service_cidrs(&self) -> impl Iterator<Item = IpNet> {
+        self.service_cidrs.values().flat_map(|cidr| cidr.cidrs.iter().copied())
+    }
+
+    fn set_service_cidr(&mut self, name: &Arc<str>, cidr: Option<Arc<ServiceCidr>>) -> Changes {
+        let node = self.service_cidrs.get(name) != cidr.as_ref();
+        match cidr {
+            Some(cidr) => self.service_cidrs.insert(name.clone(), cidr),
+            None => self.service_cidrs.remove(name),
+        };
+        Changes { services: HashSet::default(), node }
     }
 
     fn set_service(&mut self, name: &ServiceName, service: Option<Arc<Service>>) -> Changes {

@@ -11,11 +11,11 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-pub use event::{Event, Object, ObjectKey, Problem, Severity};
+pub use event::{Event, Object, ObjectKey, Place, Problem, Severity, Watch, WatchState};
 pub use index::{Changes, Index};
 pub use object::{
     ACCEPTS_ANNOTATION, Annotations, Endpoint, EndpointPort, EndpointSlice, Hints, LoadBalancerIp, Node,
-    Service, ServicePort, Skipped, SliceName, TrafficDistribution, TrafficPolicy,
+    Service, ServiceCidr, ServicePort, Skipped, SliceName, TrafficDistribution, TrafficPolicy,
 };
 
 /// Namespace and name of a Service; prints as `namespace/name`.

@@ -178,6 +178,19 @@ pub struct Node {
     pub pod_cidrs: Vec<IpNet>,
     /// Label `topology.kubernetes.io/zone`.
     pub zone: Option<Arc<str>>,
+    /// `metadata.deletionTimestamp` is set.
+    pub deleting: bool,
+    /// Taint `ToBeDeletedByClusterAutoscaler`.
+    pub to_be_deleted: bool,
+}
+
+/// A ServiceCIDR (networking.k8s.io/v1): ranges that cluster IPs are taken from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServiceCidr {
+    /// Its name.
+    pub name: Arc<str>,
+    /// `spec.cidrs`.
+    pub cidrs: Vec<IpNet>,
 }
 
 /// Written by a node's agent on its own Node once it takes in tunnelled packets for its endpoints.

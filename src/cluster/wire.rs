@@ -14,8 +14,8 @@ use ipnet::IpNet;
 use serde::de::{Deserialize, Deserializer, Error as _, IgnoredAny, MapAccess, Visitor};
 
 use super::object::{
-    Annotations, Endpoint, EndpointPort, EndpointSlice, Hints, LoadBalancerIp, Node, Service, ServicePort,
-    Skipped, SliceName, TrafficDistribution, TrafficPolicy,
+    Annotations, Endpoint, EndpointPort, EndpointSlice, Hints, LoadBalancerIp, Node, Service, ServiceCidr,
+    ServicePort, Skipped, SliceName, TrafficDistribution, TrafficPolicy,
 };
 use super::{Protocol, ServiceName};
 
@@ -26,6 +26,7 @@ const SERVICE_NAME_LABEL: &str = "kubernetes.io/service-name";
 const PROXY_NAME_LABEL: &str = "service.kubernetes.io/service-proxy-name";
 const HEADLESS_LABEL: &str = "service.kubernetes.io/headless";
 const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
+const TO_BE_DELETED_TAINT: &str = "ToBeDeletedByClusterAutoscaler";
 
 /// `metadata` of any object.
 #[derive(serde::Deserialize)]
@@ -36,6 +37,8 @@ struct Metadata {
     namespace: Option<Arc<str>>,
     #[serde(default, deserialize_with = "timestamp")]
     creation_timestamp: Option<SystemTime>,
+    #[serde(default)]
+    deletion_timestamp: Option<IgnoredAny>,
     #[serde(default, deserialize_with = "null_default")]
     labels: Kept<Labels>,
     #[serde(default, deserialize_with = "null_default")]
@@ -537,6 +540,13 @@ struct NodeSpec {
     pod_cidr: Option<Cidr>,
     #[serde(default, rename = "podCIDRs", deserialize_with = "null_default")]
     pod_cidrs: Vec<Cidr>,
+    #[serde(default, deserialize_with = "null_default")]
+    taints: Vec<Taint>,
+}
+
+#[derive(serde::Deserialize)]
+struct Taint {
+    key: String,
 }
 
 #[derive(Default, serde::Deserialize)]
@@ -569,6 +579,28 @@ impl From<WireNode> for Node {
             annotations: metadata.annotations.0,
             addresses,
             pod_cidrs: pod_cidrs.into_iter().map(|Cidr(net)| net).collect(),
+            deleting: metadata.deletion_timestamp.is_some(),
+            to_be_deleted: spec.taints.iter().any(|taint| taint.key == TO_BE_DELETED_TAINT),
         }
+    }
+}
+
+/// A ServiceCIDR as written.
+#[derive(serde::Deserialize)]
+pub(super) struct WireServiceCidr {
+    metadata: Metadata,
+    #[serde(default, deserialize_with = "null_default")]
+    spec: ServiceCidrSpec,
+}
+
+#[derive(Default, serde::Deserialize)]
+struct ServiceCidrSpec {
+    #[serde(default, deserialize_with = "null_default")]
+    cidrs: Vec<Cidr>,
+}
+
+impl From<WireServiceCidr> for ServiceCidr {
+    fn from(WireServiceCidr { metadata, spec }: WireServiceCidr) -> Self {
+        Self { name: metadata.name, cidrs: spec.cidrs.into_iter().map(|Cidr(net)| net).collect() }
     }
 }

@@ -100,7 +100,7 @@ impl NodePlan {
         created: Option<SystemTime>,
         plan: Option<ServicePlan>,
     ) -> Delta {
-        let mut delta = Delta::default();
+        let mut delta = Delta { services: BTreeSet::from([service.clone()]), ..Delta::default() };
         let old = self.claims.services.remove(service);
         let mut vip_ports: Vec<VipPort> = Vec::new();
         let mut prefixes: BTreeSet<IpNet> = BTreeSet::new();
@@ -323,22 +323,43 @@ impl NodePlan {
         self.claims.services.values().filter_map(|held| held.health_check.as_ref())
     }
 
+    /// The health-check node port of a Service.
+    pub fn health_check_of(&self, service: &ServiceName) -> Option<&HealthCheck> {
+        self.claims.services.get(service)?.health_check.as_ref()
+    }
+
     /// What the owners of Services should know, lost conflicts included, in no particular order.
     pub fn warnings(&self) -> impl Iterator<Item = Warning> {
-        let conflicts = self.claims.waiting.iter().flat_map(move |(vip, waiting)| {
-            waiting.iter().filter_map(move |claim| {
-                let holder = &self.virtual_servers.get(vip)?.service;
-                Some(Warning {
-                    object: format!("Service {}", claim.server.service),
-                    reason: "ConflictingAddress",
-                    message: format!(
-                        "{vip} belongs to the older Service {holder}; it is not programmed for this one: \
-                         take another address or port, or delete one of the two",
-                    ),
-                })
-            })
-        });
+        let conflicts = self
+            .claims
+            .waiting
+            .iter()
+            .flat_map(|(vip, waiting)| waiting.iter().filter_map(|claim| self.conflict(vip, claim)));
         self.claims.services.values().flat_map(|held| held.warnings.iter().cloned()).chain(conflicts)
+    }
+
+    /// What the owner of one Service should know.
+    pub fn warnings_of<'a>(&'a self, service: &'a ServiceName) -> impl Iterator<Item = Warning> + 'a {
+        let conflict = |vip: &VipPort| {
+            let claim =
+                self.claims.waiting.get(vip)?.iter().find(|claim| claim.server.service == *service)?;
+            self.conflict(vip, claim)
+        };
+        self.claims.services.get(service).into_iter().flat_map(move |held| {
+            held.warnings.iter().cloned().chain(held.vip_ports.iter().filter_map(conflict))
+        })
+    }
+
+    fn conflict(&self, vip: &VipPort, claim: &Claim) -> Option<Warning> {
+        let holder = &self.virtual_servers.get(vip)?.service;
+        Some(Warning {
+            object: format!("Service {}", claim.server.service),
+            reason: "ConflictingAddress",
+            message: format!(
+                "{vip} belongs to the older Service {holder}; it is not programmed for this one: \
+                 take another address or port, or delete one of the two",
+            ),
+        })
     }
 
     /// The prefixes to bind as `local` routes: every service CIDR, and the VIPs outside of them.

@@ -288,6 +288,8 @@ pub struct NodePlan {
 /// Which keys of a [`NodePlan`] a change touched: look each up to see whether it is new, changed or gone.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Delta {
+    /// Services that were planned anew: look up [`NodePlan::warnings_of`] and [`NodePlan::health_check_of`].
+    pub services: BTreeSet<ServiceName>,
     /// [`NodePlan::node`] changed.
     pub node: bool,
     /// Touched virtual servers.
@@ -303,9 +305,21 @@ pub struct Delta {
 }
 
 impl Delta {
+    /// Whether the plan is the same as before, though Services may have been planned anew.
+    pub fn is_empty(&self) -> bool {
+        let Self { services: _, node, virtual_servers, rewrites, vips, announcements, source_ranges } = self;
+        !node
+            && virtual_servers.is_empty()
+            && rewrites.is_empty()
+            && vips.is_empty()
+            && announcements.is_empty()
+            && source_ranges.is_empty()
+    }
+
     /// Adds what another change touched.
     pub fn merge(&mut self, other: Self) {
-        let Self { node, virtual_servers, rewrites, vips, announcements, source_ranges } = other;
+        let Self { services, node, virtual_servers, rewrites, vips, announcements, source_ranges } = other;
+        self.services.extend(services);
         self.node |= node;
         self.virtual_servers.extend(virtual_servers);
         self.rewrites.extend(rewrites);

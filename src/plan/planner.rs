@@ -50,6 +50,7 @@ impl Planner {
                 Event::Delete(key) => changes.merge(self.index.delete(&key)),
                 Event::Synced => self.synced = true,
                 Event::Problems(problems) => self.problems = problems,
+                Event::Watch(_) | Event::TriggeredAt(_) => {}
             }
         }
         let mut delta = if changes.node { self.plan_node() } else { Delta::default() };
@@ -153,7 +154,14 @@ impl Planner {
             addresses,
             pod_cidrs: own.into_iter().flat_map(|node| node.pod_cidrs.iter().copied()).collect(),
             tunnel_sources: self.index.node_addresses().collect(),
-            service_cidrs: self.config.services.service_cidrs.iter().copied().collect(),
+            service_cidrs: self
+                .config
+                .services
+                .service_cidrs
+                .iter()
+                .copied()
+                .chain(self.index.service_cidrs())
+                .collect(),
         };
         let announced = state.pod_cidrs.iter().filter(|_| self.config.announce.pod_cidrs);
         let announcements = announced

@@ -74,6 +74,8 @@ pub(crate) fn mk_node(name: &str, addresses: &[&str]) -> Node {
         addresses: addresses.iter().map(|address| ip(address)).collect(),
         pod_cidrs: Vec::new(),
         zone: None,
+        deleting: false,
+        to_be_deleted: false,
     }
 }
 

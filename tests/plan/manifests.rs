@@ -33,7 +33,7 @@ impl Seen {
                 Event::Delete(ObjectKey::Service(name)) => {
                     self.services.remove(&*name.name);
                 }
-                Event::Apply(_) | Event::Delete(_) => {}
+                Event::Apply(_) | Event::Delete(_) | Event::Watch(_) | Event::TriggeredAt(_) => {}
                 Event::Synced => self.synced = true,
                 Event::Problems(problems) => self.problems = problems,
             }

@@ -9,7 +9,7 @@ use serde::de::{
 };
 
 use crate::cluster::Object;
-use crate::cluster::wire::{WireEndpointSlice, WireNode, WireService};
+use crate::cluster::wire::{WireEndpointSlice, WireNode, WireService, WireServiceCidr};
 use crate::yaml;
 
 /// What an object calls itself; read first, since its kind tells how to read the rest. Whatever has another form
@@ -28,6 +28,7 @@ enum Shape {
     Service,
     EndpointSlice,
     Node,
+    ServiceCidr,
     List(Vec<Shape>),
     /// Of no interest.
     Other,
@@ -131,6 +132,7 @@ impl Header {
             ("v1", "Service") => Shape::Service,
             ("discovery.k8s.io/v1", "EndpointSlice") => Shape::EndpointSlice,
             ("v1", "Node") => Shape::Node,
+            ("networking.k8s.io/v1", "ServiceCIDR") => Shape::ServiceCidr,
             _ => Shape::Other,
         };
         let api_version = self.api_version.unwrap_or_default();
@@ -217,6 +219,7 @@ impl<'de> DeserializeSeed<'de> for Read<'_> {
                 Object::EndpointSlice(Arc::new(WireEndpointSlice::deserialize(d)?.into()))
             }
             Shape::Node => Object::Node(Arc::new(WireNode::deserialize(d)?.into())),
+            Shape::ServiceCidr => Object::ServiceCidr(Arc::new(WireServiceCidr::deserialize(d)?.into())),
             Shape::List(items) => return d.deserialize_map(List { items, into: self.into }),
             Shape::Other => return IgnoredAny::deserialize(d).map(|_| ()),
         });

@@ -18,7 +18,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::{Event, Object, ObjectKey, Problem, Severity};
+use super::{Event, Object, ObjectKey, Place, Problem, Severity};
 use crate::yaml;
 
 pub use watch::watch;
@@ -93,8 +93,7 @@ impl Manifests {
         let mut problems = Vec::new();
         for (name, file) in &self.files {
             let problem = |line, field: &str, message, severity| Problem {
-                file: self.directory.join(name),
-                line,
+                place: Place::File { path: self.directory.join(name), line },
                 field: field.to_owned(),
                 message,
                 severity,

@@ -15,7 +15,7 @@ use rustix::fs::inotify::{self, CreateFlags, ReadFlags, WatchFlags};
 use tokio::sync::mpsc::UnboundedSender;
 
 use super::Manifests;
-use crate::cluster::{Event, Problem, Severity};
+use crate::cluster::{Event, Place, Problem, Severity};
 
 /// Files are changed in several steps: quiet for this long means it is done.
 const DEBOUNCE: Duration = Duration::from_millis(100);
@@ -78,8 +78,7 @@ fn follow(manifests: &mut Manifests, watched: Watch, events: &UnboundedSender<Ve
                 }
                 failed = true;
                 let problem = Problem {
-                    file: manifests.directory().into(),
-                    line: None,
+                    place: Place::File { path: manifests.directory().into(), line: None },
                     field: String::new(),
                     message: format!("{error}; what was read before stays in force"),
                     severity: Severity::Error,
