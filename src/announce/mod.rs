@@ -6,6 +6,8 @@
 //! Dataplane::holds ────────┘
 //! ```
 
+pub mod journal;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;

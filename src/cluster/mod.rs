@@ -19,7 +19,7 @@ pub use object::{
 };
 
 /// Namespace and name of a Service; prints as `namespace/name`.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct ServiceName {
     /// Its namespace.
     pub namespace: Arc<str>,

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
 
 use super::{Protocol, ServiceName};
 
@@ -166,7 +167,7 @@ pub struct EndpointSlice {
 }
 
 /// A Node (core/v1).
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Node {
     /// Its name.
     pub name: Arc<str>,

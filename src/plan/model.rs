@@ -174,7 +174,7 @@ pub struct Rewrite {
 }
 
 /// Why a prefix is announced.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[expect(missing_docs, reason = "the names are the contract's own")]
 pub enum AnnouncementKind {
     ClusterIP,
@@ -185,7 +185,7 @@ pub enum AnnouncementKind {
 }
 
 /// A prefix to announce, with its path attributes.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Announcement {
     /// The prefix; a VIP is a host prefix.
     pub prefix: IpNet,
