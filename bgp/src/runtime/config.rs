@@ -3,6 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
+use super::md5::Password;
 use crate::Families;
 use crate::session::Backoff;
 
@@ -55,6 +56,8 @@ pub struct PeerConfig {
     pub next_hop_v4: Option<Ipv4Addr>,
     /// Next hop of IPv6 prefixes; on an IPv6 session its local address where unset.
     pub next_hop_v6: Option<Ipv6Addr>,
+    /// Sign every segment (TCP MD5, RFC 2385), and drop those of the peer that are not signed with it.
+    pub password: Option<Password>,
 }
 
 impl PeerConfig {
@@ -72,6 +75,7 @@ impl PeerConfig {
             families: Families::ALL,
             next_hop_v4: None,
             next_hop_v6: None,
+            password: None,
         }
     }
 }

@@ -9,6 +9,7 @@
 //! The only module that reads the clock, opens sockets and spawns tasks.
 
 mod config;
+mod md5;
 mod peer;
 mod shared;
 mod socket;
@@ -25,6 +26,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::{JoinHandle, JoinSet};
 
 pub use config::{GracefulRestart, PeerConfig, Shutdown, SpeakerConfig, StartError};
+pub use md5::{Password, PasswordLength};
 pub use status::{Counters, FamilyStatus, LastError, PeerStatus, SessionStatus, SpeakerStatus};
 
 use crate::rib::RouteChanges;
@@ -38,7 +40,8 @@ use shared::{Observed, Shared, lock};
 pub struct Speaker {
     shared: Arc<Shared>,
     peers: Arc<Mutex<Peers>>,
-    listeners: JoinSet<()>,
+    listeners: Vec<Arc<TcpListener>>,
+    accepting: JoinSet<()>,
     runtime: Handle,
 }
 
@@ -71,13 +74,17 @@ impl Speaker {
     pub async fn start(config: SpeakerConfig) -> Result<Speaker, StartError> {
         config.check()?;
         let peers = Arc::new(Mutex::new(Peers::default()));
-        let mut listeners = JoinSet::new();
+        let mut listeners = Vec::new();
+        let mut accepting = JoinSet::new();
         for &address in config.listen.iter().flatten() {
             let listener =
                 socket::listen(address).map_err(|source| StartError::Listen { address, source })?;
-            listeners.spawn(accept(listener, Arc::clone(&peers)));
+            let listener = Arc::new(listener);
+            accepting.spawn(accept(Arc::clone(&listener), Arc::clone(&peers)));
+            listeners.push(listener);
         }
-        Ok(Speaker { shared: Arc::new(Shared::new(config)), peers, listeners, runtime: Handle::current() })
+        let runtime = Handle::current();
+        Ok(Speaker { shared: Arc::new(Shared::new(config)), peers, listeners, accepting, runtime })
     }
 
     /// Makes `peers` the peers: adds, removes (CEASE/peer de-configured) and changes; a peer whose configuration is
@@ -91,10 +98,15 @@ impl Speaker {
             std::mem::take(current).into_iter().partition(|(a, _)| wanted.contains_key(a));
         *current = staying;
         for (address, peer) in gone {
+            self.expect_password(address, None, peer.config.password.as_ref());
             leaving.insert(address, peer.stop(Farewell::Cease(Cease::PeerDeconfigured)));
         }
         for (address, config) in wanted {
-            let before = match current.remove(&address) {
+            let known = current.remove(&address);
+            let expected = known.as_ref().and_then(|known| known.config.password.clone());
+            // Before the peer's task is there to take connections.
+            self.expect_password(address, config.password.as_ref(), expected.as_ref());
+            let before = match known {
                 Some(same) if same.config == config => {
                     current.insert(address, same);
                     continue;
@@ -103,6 +115,19 @@ impl Speaker {
                 None => leaving.remove(&address),
             };
             current.insert(address, self.spawn(config, before));
+        }
+    }
+
+    /// Makes the listeners expect `password` of a peer, of which they expect `before` now.
+    fn expect_password(&self, peer: IpAddr, password: Option<&Password>, before: Option<&Password>) {
+        if password == before {
+            return;
+        }
+        for listener in &self.listeners {
+            if let Err(error) = socket::expect_password(listener, peer, password) {
+                // Safe: what is accepted nevertheless is given the key too, or closed.
+                tracing::warn!(%peer, "listener: {error}");
+            }
         }
     }
 
@@ -170,7 +195,8 @@ impl Speaker {
 
     /// Ends every session as `how` says, and the listeners. Takes a second at most.
     pub async fn shutdown(mut self, how: Shutdown) {
-        self.listeners.shutdown().await;
+        self.accepting.shutdown().await;
+        self.listeners.clear();
         let farewell = match how {
             Shutdown::GracefulRestart => Farewell::Silent,
             Shutdown::Cease => Farewell::Cease(Cease::AdministrativeShutdown),
@@ -198,7 +224,7 @@ impl Peer {
 }
 
 /// Hands each connection to the peer that it comes from.
-async fn accept(listener: TcpListener, peers: Arc<Mutex<Peers>>) {
+async fn accept(listener: Arc<TcpListener>, peers: Arc<Mutex<Peers>>) {
     loop {
         match listener.accept().await {
             Ok((stream, from)) => {

@@ -388,7 +388,14 @@ impl PeerTask {
         observed.session = Some(ObservedSession { since: Instant::now(), local, negotiated, flushed: None });
     }
 
-    fn down(&mut self, reason: Down) {
+    fn down(&mut self, mut reason: Down) {
+        if self.config.password.is_some()
+            && let Down::ConnectFailed(text) = &mut reason
+            && text.contains("timed out")
+        {
+            // The kernel drops what is not signed as it should be without telling anyone.
+            text.push_str(": unreachable, or its password (TCP MD5) is not the one configured here");
+        }
         let peer = self.config.address;
         self.shared.rib().peer_down(peer);
         self.sending = Sending::Done;

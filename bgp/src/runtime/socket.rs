@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::os::fd::AsFd;
 use std::time::Duration;
 
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
@@ -9,6 +10,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
 use super::config::PeerConfig;
+use super::md5::{self, Password};
 
 /// How long the end of a connection may take.
 const CLOSE_TIME: Duration = Duration::from_secs(1);
@@ -23,6 +25,10 @@ fn ttl(peer: &PeerConfig, own_asn: u32) -> Option<u8> {
 pub(super) fn configure(socket: &SockRef<'_>, peer: &PeerConfig, own_asn: u32) -> io::Result<()> {
     // Messages are whole when they are written.
     socket.set_tcp_nodelay(true)?;
+    if peer.password.is_some() {
+        // An accepted connection has its listener's key, unless it was made before the listener had one.
+        md5::set_key(socket.as_fd(), peer.address, peer.password.as_ref())?;
+    }
     match (ttl(peer, own_asn), peer.address) {
         (None, _) => Ok(()),
         (Some(ttl), IpAddr::V4(_)) => socket.set_ttl_v4(ttl.into()),
@@ -51,6 +57,20 @@ pub(super) fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     socket.bind(&address.into())?;
     socket.listen(128)?;
     TcpListener::from_std(socket.into())
+}
+
+/// Makes `listener` take only connections from `peer` that are signed with its password; any, where it has none.
+pub(super) fn expect_password(
+    listener: &TcpListener,
+    peer: IpAddr,
+    password: Option<&Password>,
+) -> io::Result<()> {
+    if listener.local_addr()?.is_ipv4() == peer.is_ipv4() {
+        md5::set_key(listener.as_fd(), peer, password)
+    } else {
+        // Each family has listeners of its own.
+        Ok(())
+    }
 }
 
 /// Writes `output` and closes. Waits for the peer to close too, since the kernel would otherwise drop what is on its

@@ -148,6 +148,24 @@ impl Lab {
         String::from_utf8_lossy(&output.stdout).into_owned()
     }
 
+    /// How many segments both kernels have dropped because of their TCP MD5 signature, or for lack of one.
+    pub(crate) fn refused_signatures(&self) -> u64 {
+        let netstat = |side| {
+            let output = Command::new("ip")
+                .args(["netns", "exec", &self.namespace(side), "cat", "/proc/net/netstat"])
+                .output()
+                .unwrap();
+            String::from_utf8_lossy(&output.stdout).into_owned()
+        };
+        let refused = |text: String| -> u64 {
+            let rows: Vec<Vec<&str>> = text.lines().map(|line| line.split_whitespace().collect()).collect();
+            let columns = rows.chunks(2).flat_map(|pair| pair[0].iter().zip(&pair[1]));
+            let of_md5 = columns.filter(|(name, _)| name.starts_with("TCPMD5"));
+            of_md5.map(|(_, count)| count.parse::<u64>().unwrap()).sum()
+        };
+        ["us", "bird"].map(netstat).map(refused).into_iter().sum()
+    }
+
     /// Waits until BIRD's answer to `command` has all of `parts`.
     pub(crate) async fn wait_for(&self, command: &str, parts: &[&str]) {
         self.wait(command, |answer| parts.iter().all(|part| answer.contains(part)), &format!("{parts:?}"))

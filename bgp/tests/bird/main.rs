@@ -11,7 +11,7 @@ use lab::Lab;
 use sheave_bgp::session::{Backoff, State};
 use sheave_bgp::wire::AS_TRANS;
 use sheave_bgp::{
-    Attributes, Families, GracefulRestart, PeerConfig, PeerStatus, RouteChanges, Shutdown, Speaker,
+    Attributes, Families, GracefulRestart, Password, PeerConfig, PeerStatus, RouteChanges, Shutdown, Speaker,
     SpeakerConfig,
 };
 
@@ -238,6 +238,76 @@ fn peers_change_live() {
         lab.wait_for("show protocols all peer", &["Peer de-configured"]).await;
         assert_eq!(speaker.status().peers, []);
         lab.wait("show route protocol peer", |answer| !answer.contains("192.0.2.1/32"), "no route").await;
+    });
+}
+
+fn password(text: &str) -> Option<Password> {
+    Some(Password::new(text.as_bytes()).unwrap())
+}
+
+/// A session whose segments are signed, whoever connects, in both families.
+#[test]
+fn passwords() {
+    for addresses in [Lab::V4, Lab::V6] {
+        for passive in [false, true] {
+            eprintln!("{addresses:?}, passive: {passive}");
+            in_lab(move |mut lab| async move {
+                let [ours, birds] = addresses;
+                let options =
+                    if passive { "password \"secret\";" } else { "password \"secret\"; passive on;" };
+                lab.start_bird(birds, BIRD_ASN, ours, OUR_ASN, options);
+                // Both families are listened on, as an agent does.
+                let listen = ["0.0.0.0:179", "[::]:179"].map(|address| address.parse().unwrap());
+                let config = SpeakerConfig { listen: Some(listen.into()), ..speaker_config(None) };
+                let speaker = Speaker::start(config).await.unwrap();
+                let peer = PeerConfig { passive, ..peer_config(birds, BIRD_ASN) };
+                speaker.set_peers(vec![PeerConfig { password: password("secret"), ..peer.clone() }]);
+                until("a session", || only_peer(&speaker).state == State::Established).await;
+
+                // Neither a wrong one nor none at all gets a session.
+                for wrong in [password("wrong"), None] {
+                    speaker.set_peers(vec![PeerConfig { password: wrong, ..peer.clone() }]);
+                    let before = lab.refused_signatures();
+                    until("a refused segment", || lab.refused_signatures() > before).await;
+                    assert_eq!(only_peer(&speaker).counters.established, 0);
+                }
+                speaker.set_peers(vec![PeerConfig { password: password("secret"), ..peer }]);
+                until("a session again", || only_peer(&speaker).state == State::Established).await;
+                assert!(!format!("{:?}", speaker.status()).contains("secret"));
+                speaker.shutdown(Shutdown::Cease).await;
+            });
+        }
+    }
+}
+
+/// What a wrong password looks like is said; its change leaves other sessions alone, even at the same listener.
+#[test]
+fn a_password_changes_live() {
+    in_lab(|mut lab| async move {
+        let ([ours, birds], [_, birds_v6]) = (Lab::V4, Lab::V6);
+        let second = "} protocol bgp second { local fd00::2 as 65001; neighbor fd00::1 as 4200000001; passive on; \
+                      password \"second\"; ipv6 { import all; export none; };";
+        lab.start_bird(birds, BIRD_ASN, ours, OUR_ASN, &format!("password \"first\"; passive on; {second}"));
+        let speaker = Speaker::start(speaker_config(None)).await.unwrap();
+        let peers = |text: &str| {
+            let first = PeerConfig { password: password(text), ..peer_config(birds, BIRD_ASN) };
+            vec![first, PeerConfig { password: password("second"), ..peer_config(birds_v6, BIRD_ASN) }]
+        };
+        let peer = |address: IpAddr| {
+            speaker.status().peers.into_iter().find(|peer| peer.address == address).unwrap()
+        };
+        speaker.set_peers(peers("wrong"));
+        until("the other session", || peer(birds_v6).state == State::Established).await;
+        let since = peer(birds_v6).since;
+        until("the reason", || {
+            let error = peer(birds).last_error.map(|error| error.reason.to_string());
+            error.is_some_and(|error| error.contains("its password (TCP MD5) is not the one configured here"))
+        })
+        .await;
+        speaker.set_peers(peers("first"));
+        until("a session", || peer(birds).state == State::Established).await;
+        assert_eq!(peer(birds_v6).since, since);
+        speaker.shutdown(Shutdown::Cease).await;
     });
 }
 
