@@ -1,3 +1,4 @@
 //! What this node tells of itself.
 
+pub mod events;
 pub mod status;

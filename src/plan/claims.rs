@@ -213,6 +213,10 @@ impl NodePlan {
         let changed = before != after;
         let works = |claim: &Claim| (claim.server.service.clone(), claim.server.destinations.is_empty());
         let matters_to_prefixes = changed && before.map(works) != after.map(works);
+        if before.map(|claim| &claim.server.service) != after.map(|claim| &claim.server.service) {
+            // The warnings of those who wait name whoever has it.
+            delta.services.extend(contenders.iter().map(|claim| claim.server.service.clone()));
+        }
         if changed {
             Self::note_claim(&mut self.rewrites, &mut self.vips, &self.claims.node, before, after, delta);
         }

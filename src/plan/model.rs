@@ -288,7 +288,8 @@ pub struct NodePlan {
 /// Which keys of a [`NodePlan`] a change touched: look each up to see whether it is new, changed or gone.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Delta {
-    /// Services that were planned anew: look up [`NodePlan::warnings_of`] and [`NodePlan::health_check_of`].
+    /// Services that were planned anew, and those whose conflicts with others came, changed or went: look up
+    /// [`NodePlan::warnings_of`] and [`NodePlan::health_check_of`].
     pub services: BTreeSet<ServiceName>,
     /// [`NodePlan::node`] changed.
     pub node: bool,

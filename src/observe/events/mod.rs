@@ -1,0 +1,111 @@
+//! Kubernetes Events: what users should know of their objects, told where they look, `kubectl describe` and
+//! `kubectl events`.
+//!
+//! ```text
+//! the plan's warnings ─────────┐
+//! objects that do not parse ───┼─► Ledger: what is due, to whom,  ─► a short queue ─► deliver ─► API server
+//! peers up and down ───────────┘   how often (pure, in the loop)                      (a task of its own)
+//! ```
+//!
+//! Best effort: nothing here is waited for. While the API server is away, what is due stays in the ledger.
+
+mod deliver;
+mod hash;
+mod ledger;
+mod limit;
+mod notice;
+mod peers;
+mod teller;
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::{Instant, SystemTime};
+
+use sheave_bgp::SpeakerStatus;
+use tokio::runtime::Handle;
+use tokio::sync::mpsc;
+
+use self::ledger::{Ledger, Part, Telling};
+pub use self::notice::{Kind, KnownBy, Notice};
+use self::peers::{Peer, Peers};
+use crate::cluster::{ObjectKey, Problem, ServiceName};
+use crate::plan::{NodePlan, Warning};
+
+/// How many Events may wait to be sent.
+const QUEUE: usize = 16;
+
+/// What this node's agent tells in Events.
+pub struct Events {
+    node: Arc<str>,
+    ledger: Ledger,
+    peers: Peers,
+    queue: mpsc::Sender<Telling>,
+}
+
+impl Events {
+    /// Events of the agent of `node`, sent on `runtime`.
+    pub fn start(client: kube::Client, node: &str, runtime: &Handle) -> Self {
+        let (queue, tellings) = mpsc::channel(QUEUE);
+        runtime.spawn(deliver::deliver(client, node.to_owned(), tellings));
+        Self { node: node.into(), ledger: Ledger::default(), peers: Peers::default(), queue }
+    }
+
+    /// These Services were planned anew.
+    pub fn planned<'a>(&mut self, plan: &NodePlan, services: impl IntoIterator<Item = &'a ServiceName>) {
+        for service in services {
+            let notices = plan.warnings_of(service).filter_map(Notice::of_warning);
+            self.stands(Part::Plan, &ObjectKey::Service(service.clone()), notices);
+        }
+    }
+
+    /// These are the warnings about this node, and no others.
+    pub fn node_planned(&mut self, warnings: impl IntoIterator<Item = Warning>) {
+        let notices = warnings.into_iter().filter_map(Notice::of_warning);
+        let own = ObjectKey::Node(self.node.clone());
+        self.stands(Part::Plan, &own, notices.filter(|notice| notice.regarding == own));
+    }
+
+    /// These are the problems of the source, and no others.
+    pub fn problems(&mut self, problems: &[Problem]) {
+        let mut of_objects: BTreeMap<ObjectKey, Vec<Notice>> = BTreeMap::new();
+        for notice in problems.iter().filter_map(Notice::of_problem) {
+            of_objects.entry(notice.regarding.clone()).or_default().push(notice);
+        }
+        let before: BTreeSet<ObjectKey> = self.ledger.objects_of(Part::Source).cloned().collect();
+        for object in before.into_iter().filter(|object| !of_objects.contains_key(object)) {
+            self.stands(Part::Source, &object, []);
+        }
+        for (object, notices) in of_objects {
+            self.stands(Part::Source, &object, notices);
+        }
+    }
+
+    /// The peers are so now.
+    pub fn peers(&mut self, speaker: &SpeakerStatus) {
+        let (now, clock) = (Instant::now(), SystemTime::now());
+        for notice in self.peers.look(&self.node, speaker.peers.iter().map(Peer::from), now) {
+            self.ledger.happened(notice, now, clock);
+        }
+    }
+
+    /// Something that has happened once.
+    pub fn happened(&mut self, notice: Notice) {
+        self.ledger.happened(notice, Instant::now(), SystemTime::now());
+    }
+
+    /// Sends what is due. `agents`: the nodes where an agent is known to run.
+    pub fn tick<'a>(&mut self, agents: impl Iterator<Item = &'a str> + Clone) {
+        let tells = |object: &ObjectKey| teller::tells(&self.node, object, agents.clone());
+        for telling in self.ledger.due(self.queue.capacity(), tells, Instant::now(), SystemTime::now()) {
+            // There is room, as was just asked, and nobody else sends; without the task there is nobody to tell.
+            let _ = self.queue.try_send(telling);
+        }
+    }
+
+    fn stands(&mut self, part: Part, object: &ObjectKey, notices: impl IntoIterator<Item = Notice>) {
+        self.ledger.stands(part, object, notices, Instant::now(), SystemTime::now());
+    }
+}
