@@ -90,10 +90,27 @@ impl Planner {
         &self.problems
     }
 
+    /// Nodes where an agent accepts, as their Nodes tell.
+    pub fn accepting(&self) -> &foldhash::HashSet<Arc<str>> {
+        self.index.accepting()
+    }
+
+    /// What this node's own Node says that it accepts; `None` where the Node is not known.
+    pub fn own_accepts(&self) -> Option<Option<&Arc<str>>> {
+        self.index.own_node().map(|node| node.annotations.get(ACCEPTS_ANNOTATION))
+    }
+
     /// What users should know about their objects and the config, sorted.
     pub fn warnings(&self) -> BTreeSet<Warning> {
         let mut warnings: BTreeSet<Warning> = self.config.warnings().into_iter().collect();
         warnings.extend(self.plan.warnings());
+        warnings.extend(self.node_warnings());
+        warnings
+    }
+
+    /// What users should know about this node's Node, sorted.
+    pub fn node_warnings(&self) -> BTreeSet<Warning> {
+        let mut warnings = BTreeSet::new();
         if let Some(node) = self.index.own_node() {
             let unheard = node.annotations.keys().filter(|key| ***key != *ACCEPTS_ANNOTATION);
             warnings.extend(unheard.map(|key| Warning {

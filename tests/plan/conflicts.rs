@@ -56,10 +56,13 @@ fn the_older_service_has_it_and_the_next_takes_over() {
     assert_eq!((&*warnings[0].object, warnings[0].reason), ("Service default/a-young", "ConflictingAddress"));
     assert!(warnings[0].message.contains("TCP 198.51.100.1:80 belongs to the older Service default/z-old"));
 
-    plan.set(&old, None, None);
+    assert_eq!(delta.services, BTreeSet::from([old.clone(), young.clone()]), "the loser has a new warning");
+
+    let delta = plan.set(&old, None, None);
     assert_eq!(holder(&plan, 80).as_deref(), Some("default/a-young"));
     assert_eq!(announcer(&plan).as_deref(), Some("default/a-young"));
     assert_eq!(plan.warnings().count(), 0);
+    assert_eq!(delta.services, BTreeSet::from([old, young]), "the winner's warning is gone");
 }
 
 #[test]
