@@ -24,6 +24,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
+use foldhash::HashSet;
 use sheave_bgp::SpeakerStatus;
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
@@ -97,8 +98,9 @@ impl Events {
     }
 
     /// Sends what is due. `agents`: the nodes where an agent is known to run.
-    pub fn tick<'a>(&mut self, agents: impl Iterator<Item = &'a str> + Clone) {
-        let tells = |object: &ObjectKey| teller::tells(&self.node, object, agents.clone());
+    pub fn tick(&mut self, agents: &HashSet<Arc<str>>) {
+        let tells =
+            |object: &ObjectKey| teller::tells(&self.node, object, agents.iter().map(|agent| &**agent));
         for telling in self.ledger.due(self.queue.capacity(), tells, Instant::now(), SystemTime::now()) {
             // There is room, as was just asked, and nobody else sends; without the task there is nobody to tell.
             let _ = self.queue.try_send(telling);
