@@ -1,4 +1,12 @@
 //! What this node tells of itself.
 
+pub mod accepts;
 pub mod events;
 pub mod status;
+
+/// From 0 to 1, to shorten pauses by: the agents of a cluster must not come back to an API server all at once.
+fn chance() -> f64 {
+    use std::hash::BuildHasher as _;
+    let random = std::hash::RandomState::new().hash_one(0) % 1024;
+    f64::from(u16::try_from(random).unwrap_or_default()) / 1024.0
+}

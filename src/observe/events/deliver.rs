@@ -42,7 +42,7 @@ pub(super) async fn deliver(client: Client, node: String, mut tellings: mpsc::Re
                 Ok(()) => refused = None,
                 Err(Failed::ForNow(why)) => {
                     debug!("Event about {}: {why}; trying again", telling.notice.regarding);
-                    tokio::time::sleep(jittered(pause)).await;
+                    tokio::time::sleep(pause.mul_f64(0.5 + crate::observe::chance() / 2.0)).await;
                     pause = (pause * 2).min(LONGEST_PAUSE);
                     continue;
                 }
@@ -206,11 +206,4 @@ fn start_of(text: &str, bytes: usize) -> &str {
 fn time(telling: &Telling) -> MicroTime {
     // A clock beyond the year 9999 is out of what can be told.
     MicroTime(Timestamp::try_from(telling.at).unwrap_or(Timestamp::MAX))
-}
-
-/// Between half of `pause` and all of it, so that the agents of a cluster do not come back all at once.
-fn jittered(pause: Duration) -> Duration {
-    use std::hash::BuildHasher as _;
-    let random = std::hash::RandomState::new().hash_one(0) % 1024;
-    pause / 2 + pause / 2 * u32::try_from(random).unwrap_or_default() / 1024
 }
