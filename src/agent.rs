@@ -22,9 +22,11 @@ use tokio::sync::mpsc;
 use tracing::{debug, info, warn};
 
 use crate::announce::{self, AnnounceError, Announcer};
-use crate::cluster::{Event, Severity};
+use crate::cluster::{Event, Object, ObjectKey, Severity};
 use crate::config::Config;
 use crate::dataplane::{Dataplane, DataplaneError, Settings};
+use crate::observe::accepts::Accepts;
+use crate::observe::events::Events;
 use crate::observe::status::{self, Question, Status};
 use crate::plan::{Delta, NodePlan, Planner};
 
@@ -72,6 +74,9 @@ pub struct Agent {
     waits_for: Option<&'static str>,
     /// As logged last.
     problems: Vec<String>,
+    /// Where there is an API server to write to.
+    accepts: Option<Accepts>,
+    events: Option<Events>,
 }
 
 impl Agent {
@@ -90,7 +95,16 @@ impl Agent {
             synced: Instant::now(),
             waits_for: None,
             problems: Vec::new(),
+            accepts: None,
+            events: None,
         })
+    }
+
+    /// Has this node's Node say what it accepts, and tells users in Events what they should know.
+    pub fn with_api_server(mut self, client: &kube::Client) -> Self {
+        self.accepts = Some(Accepts::start(client.clone(), self.planner.node(), &self.background));
+        self.events = Some(Events::start(client.clone(), self.planner.node(), &self.background));
+        self
     }
 
     /// Runs until `stop` says so. Kernel state stays; sessions end as the config's graceful restart says.
@@ -134,11 +148,28 @@ impl Agent {
 
     async fn take(&mut self, events: Vec<Event>) -> Result<(), AgentError> {
         let told_problems = events.iter().any(|event| matches!(event, Event::Problems(_)));
+        let concerns_own_node = events.iter().any(|event| match event {
+            Event::Apply(Object::Node(node)) => *node.name == *self.planner.node(),
+            Event::Delete(ObjectKey::Node(name)) => **name == *self.planner.node(),
+            _ => false,
+        });
         let delta = self.planner.handle(events);
         if told_problems {
             for problem in self.planner.problems() {
                 warn!("{problem}");
             }
+        }
+        if let Some(events) = &mut self.events {
+            events.planned(self.planner.plan(), &delta.services);
+            if told_problems {
+                events.problems(self.planner.problems());
+            }
+            if concerns_own_node {
+                events.node_planned(self.planner.node_warnings());
+            }
+        }
+        if let Some(accepts) = &self.accepts {
+            accepts.saw(self.planner.own_accepts());
         }
         if self.announcer.is_none() {
             self.start_if_whole().await
@@ -233,6 +264,15 @@ impl Agent {
         } else {
             self.dataplane.tick(self.planner.plan(), Instant::now()).await;
             self.report();
+        }
+        if let Some(accepts) = &mut self.accepts {
+            accepts.stands(self.dataplane.accepts());
+        }
+        if let Some(events) = &mut self.events {
+            if let Some(speaker) = self.announcer.as_ref().and_then(Announcer::status) {
+                events.peers(&speaker);
+            }
+            events.tick(self.planner.accepting());
         }
         Ok(())
     }

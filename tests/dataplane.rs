@@ -9,7 +9,7 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use sheave::cluster::{Protocol, ServiceName};
-use sheave::dataplane::{self, Dataplane};
+use sheave::dataplane::{self, Dataplane, Lock};
 use sheave::plan::{
     AcceptedIn, Delta, Destination, Forwarding, NodePlan, Rewrite, RewriteKey, RewriteSide, Scheduler,
     SchedulerFlags, VipKind, VipPort, VirtualServer,
@@ -257,12 +257,13 @@ fn cleanup_leaves_the_namespace_as_it_was_and_others_alone() {
         assert!(!dataplane.holds(&plan, address("10.96.0.80")));
         assert!(dataplane.holds(&plan, address("192.0.2.80")));
         drop(dataplane);
-        let done = dataplane::cleanup(&node.settings).await.unwrap();
+        let lock = Lock::take(&node.settings.state_directory).unwrap();
+        let done = dataplane::cleanup(&node.settings, &lock).await.unwrap();
         assert!(!done.is_empty());
         for (after, before) in dump().iter().zip(&before) {
             assert_eq!(after, before);
         }
-        assert_eq!(dataplane::cleanup(&node.settings).await.unwrap(), [""; 0], "second cleanup");
+        assert_eq!(dataplane::cleanup(&node.settings, &lock).await.unwrap(), [""; 0], "second cleanup");
     });
 }
 
@@ -316,7 +317,7 @@ fn two_agents_cannot_have_one_node() {
         let first = Dataplane::open(&node.settings).unwrap();
         let second = Dataplane::open(&node.settings).err().unwrap();
         assert!(second.to_string().contains("an agent runs on this node"), "{second}");
-        assert!(dataplane::cleanup(&node.settings).await.is_err());
+        assert!(Lock::take(&node.settings.state_directory).is_err());
         drop(first);
         Dataplane::open(&node.settings).unwrap();
     });

@@ -125,7 +125,8 @@ fn what_is_in_the_way_is_found_and_the_agent_meets_it_too() {
             dataplane.sync(&plan(), std::time::Instant::now()).await;
             assert_ne!(dataplane.problems(), [""; 0], "{set:?}");
             drop(dataplane);
-            sheave::dataplane::cleanup(&node.settings).await.unwrap();
+            let lock = sheave::dataplane::Lock::take(&node.settings.state_directory).unwrap();
+            sheave::dataplane::cleanup(&node.settings, &lock).await.unwrap();
             unset.iter().for_each(|line| command(line));
         }
         for (set, unset, severity, subject, found) in [

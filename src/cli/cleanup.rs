@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use super::failed;
 use crate::agent;
 use crate::config::Config;
-use crate::dataplane;
+use crate::dataplane::{self, Lock};
 
 /// Remove everything of Sheave's from this node's kernel, and nothing else
 ///
@@ -32,7 +32,12 @@ pub(super) fn run(args: Args) -> ExitCode {
         Err(error) => return failed(&format!("runtime: {error}")),
     };
     runtime.block_on(async {
-        match dataplane::cleanup(&agent::settings(&config)).await {
+        let settings = agent::settings(&config);
+        let lock = match Lock::take(&settings.state_directory) {
+            Ok(lock) => lock,
+            Err(error) => return failed(&error.to_string()),
+        };
+        match dataplane::cleanup(&settings, &lock).await {
             Ok(done) if done.is_empty() => println!("nothing of Sheave's is here"),
             Ok(done) => done.iter().for_each(|what| println!("removed {what}")),
             Err(error) => return failed(&error.to_string()),

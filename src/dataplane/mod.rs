@@ -41,7 +41,7 @@ use rtnetlink::Handle;
 pub use self::describe::describe;
 use self::error::is_absent;
 pub use self::error::{DataplaneError, RouteError};
-use self::lock::Lock;
+pub use self::lock::Lock;
 use self::netfilter::Netfilter;
 pub use self::preflight::{Finding, Severity, preflight};
 use self::ruleset::Rules;
@@ -252,6 +252,12 @@ impl Dataplane {
             && self.servers.failed.range(first..).next().is_none_or(|(failed, _)| failed.address != vip)
     }
 
+    /// Whether this node takes in what directors tunnel to its endpoints: devices and rules are there. What the kernel
+    /// refuses of one endpoint does not count.
+    pub fn accepts(&self) -> bool {
+        [Part::Devices, Part::Netfilter].iter().all(|part| !self.broken.contains_key(part))
+    }
+
     /// Everything that is not as planned, in words: what, and why.
     pub fn problems(&self) -> Vec<String> {
         let broken = self.broken.iter().chain(&self.unseen);
@@ -365,12 +371,12 @@ impl Dataplane {
     }
 }
 
-/// Removes everything of ours from the kernel, nothing else. Gives what it removed, in words.
+/// Removes everything of ours from the kernel, nothing else. Gives what it removed, in words. `_lock` is that of the
+/// state directory: no agent puts anything back.
 ///
 /// # Errors
 /// [`DataplaneError`] of the first part that failed; the others are removed all the same.
-pub async fn cleanup(settings: &Settings) -> Result<Vec<String>, DataplaneError> {
-    let _lock = Lock::take(&settings.state_directory)?;
+pub async fn cleanup(settings: &Settings, _lock: &Lock) -> Result<Vec<String>, DataplaneError> {
     let (connection, handle, _) =
         rtnetlink::new_connection_with_strict_check().map_err(DataplaneError::Rtnetlink)?;
     tokio::spawn(connection);
