@@ -83,7 +83,9 @@ impl Announcer {
                 .map(|graceful| GracefulRestart { restart_time: graceful.restart_time }),
             restarting,
         };
-        let peers = peers.iter().map(|peer| peer_config(peer, addresses)).collect();
+        // Never without the password that was asked for.
+        let peers = peers.iter().filter(|peer| peer.password_source().is_none());
+        let peers = peers.map(|peer| peer_config(peer, addresses)).collect();
         let graceful_restart = config.graceful_restart.is_some();
         let speaker = runtime.spawn(Speaker::start(config)).await.map_err(|_| AnnounceError::Gone)??;
         speaker.set_peers(peers);
@@ -241,6 +243,7 @@ fn peer_config(peer: &Peer, addresses: &[IpAddr]) -> PeerConfig {
             Some(IpAddr::V6(address)) => Some(address),
             _ => None,
         },
+        password: peer.password.clone(),
         ..PeerConfig::new(*address, *asn)
     }
 }

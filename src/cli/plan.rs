@@ -10,7 +10,7 @@ use serde::Serialize;
 use super::{failed, print};
 use crate::cluster::Severity;
 use crate::cluster::manifest::Manifests;
-use crate::config::Config;
+use crate::config::{Config, PeerSource};
 use crate::plan::{
     AcceptedIn, AnnouncementKind, Forwarding, Planner, RewriteSide, Scheduler, SchedulerFlags, VipKind,
     Warning,
@@ -256,7 +256,10 @@ impl<'a> Plan<'a> {
             .map(|peer| Peer {
                 address: peer.address,
                 asn: peer.asn,
-                source: "config",
+                source: match peer.source {
+                    PeerSource::Config => "config",
+                    PeerSource::Annotation => "annotation",
+                },
                 // Not spoken yet, whatever is configured; a warning says so.
                 bfd: false,
                 graceful_restart: router.graceful_restart.is_some(),

@@ -107,6 +107,11 @@ impl Index {
         self.services.get(name)?.service.as_ref()
     }
 
+    /// The names of all Services that have been told.
+    pub fn service_names(&self) -> impl Iterator<Item = &ServiceName> {
+        self.services.iter().filter(|(_, entry)| entry.service.is_some()).map(|(name, _)| name)
+    }
+
     /// The slices of a Service, in the order of their names.
     pub fn slices(&self, name: &ServiceName) -> impl Iterator<Item = &EndpointSlice> {
         self.services.get(name).into_iter().flat_map(|entry| entry.slices.values().map(|slice| &**slice))

@@ -1,6 +1,7 @@
 //! The objects Sheave works on: of each Kubernetes object only what a plan depends on, already parsed.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -167,7 +168,7 @@ pub struct EndpointSlice {
 }
 
 /// A Node (core/v1).
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Node {
     /// Its name.
     pub name: Arc<str>,
@@ -196,6 +197,22 @@ pub struct ServiceCidr {
 
 /// Written by a node's agent on its own Node once it takes in tunnelled packets for its endpoints.
 pub const ACCEPTS_ANNOTATION: &str = "sheave.io/accepts";
+
+/// Of annotations only the names: a value may hold a password (kube-router's do).
+impl fmt::Debug for Node {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { name, annotations, addresses, pod_cidrs, zone, deleting, to_be_deleted } = self;
+        f.debug_struct("Node")
+            .field("name", name)
+            .field("annotations", &annotations.keys().collect::<Vec<_>>())
+            .field("addresses", addresses)
+            .field("pod_cidrs", pod_cidrs)
+            .field("zone", zone)
+            .field("deleting", deleting)
+            .field("to_be_deleted", to_be_deleted)
+            .finish()
+    }
+}
 
 impl Node {
     /// Whether an agent accepts there, as [`ACCEPTS_ANNOTATION`] tells.

@@ -8,7 +8,8 @@ use serde::de::IntoDeserializer;
 use serde::de::value::{Error as ValueError, StrDeserializer};
 
 use super::Communities;
-use crate::cluster::{Annotations, Service};
+use super::reader::{Reader, accepted_in, boolean, forwarding, number, prepend, words};
+use crate::cluster::Service;
 use crate::plan::{AcceptedIn, Forwarding, Scheduler, SchedulerFlags, Warning};
 
 /// Settings of one Service; what is `None` is left to the config.
@@ -62,11 +63,7 @@ struct Announced {
 impl ServiceSettings {
     /// Reads a Service's annotations; `last` is what was in force for it so far.
     pub fn read(service: &Service, last: Option<&Self>) -> (Self, Vec<Warning>) {
-        let mut reader = Reader {
-            annotations: &service.annotations,
-            object: format!("Service {}", service.name),
-            warnings: Vec::new(),
-        };
+        let mut reader = Reader::new(format!("Service {}", service.name), &service.annotations);
         let empty = Self::default();
         let last = last.unwrap_or(&empty);
 
@@ -118,12 +115,7 @@ impl ServiceSettings {
             med: reader.read("sheave.io/med", number, &last.med),
             path_prepend: reader.read("sheave.io/path-prepend", prepend, &last.path_prepend),
         };
-        for key in service.annotations.keys() {
-            if key.starts_with("sheave.io/") && !KNOWN.contains(&&**key) {
-                reader
-                    .warn("UnknownAnnotation", format!("{key} is not known; known are {}", KNOWN.join(", ")));
-            }
-        }
+        reader.warn_of_unknown(&KNOWN);
         if settings.acceptance == Some(AcceptedIn::Pod) {
             reader.warn(
                 "NotYetHonoured",
@@ -137,64 +129,6 @@ impl ServiceSettings {
             );
         }
         (settings, reader.warnings)
-    }
-}
-
-/// A parser of one annotation: the value, or what is wrong with it.
-type Parse<T> = fn(&str) -> Result<T, String>;
-
-struct Reader<'a> {
-    annotations: &'a Annotations,
-    object: String,
-    warnings: Vec<Warning>,
-}
-
-impl Reader<'_> {
-    /// `None` if it is absent, `Err` (and a warning) if it is wrong.
-    fn value<T>(&mut self, key: &str, parse: Parse<T>) -> Option<Result<T, ()>> {
-        let text = self.annotations.get(key)?;
-        Some(parse(text.trim()).map_err(|wrong| {
-            self.warn("InvalidAnnotation", format!("{key}: {wrong}; the last good value stays in force"));
-        }))
-    }
-
-    fn read<T: Clone>(&mut self, key: &str, parse: Parse<T>, last: &Option<T>) -> Option<T> {
-        match self.value(key, parse)? {
-            Ok(value) => Some(value),
-            Err(()) => last.clone(),
-        }
-    }
-
-    fn either<T: Clone>(
-        &mut self,
-        ours: (&str, Parse<T>),
-        theirs: (&str, Parse<T>),
-        last: &Option<T>,
-    ) -> Option<T> {
-        let (key, parse) = if self.annotations.contains_key(ours.0) { ours } else { theirs };
-        self.read(key, parse, last)
-    }
-
-    fn warn(&mut self, reason: &'static str, message: String) {
-        self.warnings.push(Warning { object: self.object.clone(), reason, message });
-    }
-}
-
-/// `tunnel` or `nat`.
-pub(super) fn forwarding(text: &str) -> Result<Forwarding, String> {
-    match text {
-        "tunnel" => Ok(Forwarding::Tunnel),
-        "nat" => Ok(Forwarding::Nat),
-        _ => Err(format!("`{text}` is neither `tunnel` nor `nat`")),
-    }
-}
-
-/// `node` or `pod`.
-pub(super) fn accepted_in(text: &str) -> Result<AcceptedIn, String> {
-    match text {
-        "node" => Ok(AcceptedIn::Node),
-        "pod" => Ok(AcceptedIn::Pod),
-        _ => Err(format!("`{text}` is neither `node` nor `pod`")),
     }
 }
 
@@ -240,24 +174,4 @@ fn announced(text: &str) -> Result<Announced, String> {
         }
     }
     if any { Ok(announced) } else { Err("is empty: use `none` to announce nothing".into()) }
-}
-
-fn boolean(text: &str) -> Result<bool, String> {
-    text.parse().map_err(|_| format!("`{text}` is neither `true` nor `false`"))
-}
-
-fn number(text: &str) -> Result<u32, String> {
-    text.parse().map_err(|_| format!("`{text}` is not a number of 0 to {}", u32::MAX))
-}
-
-/// More than ten is a typing error rather than a policy; many routers cut or refuse longer paths.
-fn prepend(text: &str) -> Result<u8, String> {
-    text.parse()
-        .ok()
-        .filter(|times| *times <= 10)
-        .ok_or_else(|| format!("`{text}` is not a number of 0 to 10"))
-}
-
-fn words(text: &str) -> impl Iterator<Item = &str> {
-    text.split([',', ' ', '\n']).filter(|word| !word.is_empty())
 }

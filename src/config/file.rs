@@ -1,16 +1,16 @@
 //! The config file.
 
-use std::collections::HashSet;
 use std::marker::PhantomData;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use ipnet::IpNet;
 use serde::Deserialize;
-use serde::de::{Deserializer, Error as _, IgnoredAny};
+use serde::de::{Deserializer, Error as _};
 
-use super::{Communities, MarkMask};
+use super::peer::{self, DynamicPeer, Peer, duration};
+use super::{Communities, MarkMask, reader};
 use crate::plan::{AcceptedIn, Forwarding, Scheduler, Warning};
 use crate::yaml;
 
@@ -125,108 +125,6 @@ pub struct LongLived {
     pub stale_time: Duration,
 }
 
-/// One of `router.peers`.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct Peer {
-    /// Its address.
-    pub address: IpAddr,
-    /// Its autonomous system; the same as ours makes the session internal (iBGP).
-    #[serde(deserialize_with = "asn")]
-    pub asn: u32,
-    /// Its TCP port.
-    #[serde(default = "bgp_port")]
-    pub port: u16,
-    /// The address the session starts from; the kernel's choice by default.
-    #[serde(default)]
-    pub local_address: Option<IpAddr>,
-    /// Where a file with the TCP MD5 password would be named: refused.
-    #[serde(default, deserialize_with = "refused")]
-    pub password_file: (),
-    /// How many hops the peer is away, where it is not on the same link: TTL of packets to it.
-    #[serde(default)]
-    pub multihop: Option<u8>,
-    /// Where GTSM (RFC 5082) would be set: refused.
-    #[serde(default, deserialize_with = "refused")]
-    pub ttl_security: (),
-    /// The hold time to propose, 90 s by default.
-    #[serde(default = "hold_time", deserialize_with = "hold_time_of")]
-    pub hold_time: Duration,
-    /// BFD (RFC 5880) beside the session.
-    #[serde(default)]
-    pub bfd: Option<Bfd>,
-    /// NEXT_HOP of what is announced.
-    #[serde(default)]
-    pub next_hop: NextHop,
-    /// Address families to exchange, both by default.
-    #[serde(default = "families")]
-    pub families: Vec<AddressFamily>,
-    /// What is done with the routes it announces.
-    #[serde(default)]
-    pub import: Import,
-}
-
-/// One of `router.dynamicPeers`.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct DynamicPeer {
-    /// Where peers may connect from.
-    pub prefix: IpNet,
-    /// Their autonomous system.
-    #[serde(deserialize_with = "asn")]
-    pub asn: u32,
-}
-
-/// `bfd` of a peer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
-pub struct Bfd {
-    /// Desired minimum transmit interval.
-    #[serde(deserialize_with = "duration")]
-    pub transmit_interval: Duration,
-    /// Required minimum receive interval.
-    #[serde(deserialize_with = "duration")]
-    pub receive_interval: Duration,
-    /// How many packets may be lost in a row.
-    pub detect_multiplier: u8,
-}
-
-impl Default for Bfd {
-    fn default() -> Self {
-        let interval = Duration::from_millis(300);
-        Self { transmit_interval: interval, receive_interval: interval, detect_multiplier: 3 }
-    }
-}
-
-/// `nextHop` of a peer.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum NextHop {
-    /// The session's local address.
-    #[default]
-    Own,
-    /// A fixed address.
-    Address(IpAddr),
-}
-
-/// An address family (AFI with SAFI unicast).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum AddressFamily {
-    /// IPv4 unicast.
-    Ipv4,
-    /// IPv6 unicast.
-    Ipv6,
-}
-
-/// `import` of a peer.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Import {
-    /// Its routes are not taken over.
-    #[default]
-    None,
-}
-
 /// `announce`.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", default, deny_unknown_fields)]
@@ -249,6 +147,9 @@ pub struct Announce {
     pub aggregate: Vec<IpNet>,
     /// Communities of everything that is announced.
     pub communities: Communities,
+    /// How many more times the own ASN is prepended to everything that is announced; a Node's annotations say so.
+    #[serde(skip)]
+    pub path_prepend: u8,
 }
 
 impl Default for Announce {
@@ -261,6 +162,7 @@ impl Default for Announce {
             kernel_tables: Vec::new(),
             aggregate: Vec::new(),
             communities: Communities::default(),
+            path_prepend: 0,
         }
     }
 }
@@ -434,21 +336,7 @@ impl Config {
         if *asn == Some(0) {
             return Err(wrong("router.asn".into(), "0 is reserved (RFC 7607)".into()));
         }
-        let mut seen = HashSet::new();
-        for (index, peer) in peers.iter().enumerate() {
-            if !seen.insert(peer.address) {
-                return Err(wrong(
-                    format!("router.peers[{index}].address"),
-                    format!("{} is listed twice: a peer has one session", peer.address),
-                ));
-            }
-            if peer.local_address.is_some_and(|local| local.is_ipv4() != peer.address.is_ipv4()) {
-                return Err(wrong(
-                    format!("router.peers[{index}].localAddress"),
-                    "is of another address family than the peer's address".into(),
-                ));
-            }
-        }
+        peer::check(peers).map_err(|(field, message)| wrong(format!("router.peers{field}"), message))?;
         Ok(self)
     }
 
@@ -483,26 +371,6 @@ impl Config {
     }
 }
 
-fn duration<'de, D: Deserializer<'de>>(d: D) -> Result<Duration, D::Error> {
-    let text = String::deserialize(d)?;
-    humantime::parse_duration(&text)
-        .map_err(|_| D::Error::custom(format_args!("`{text}` is not a duration such as 120s, 300ms or 1h")))
-}
-
-fn hold_time() -> Duration {
-    Duration::from_secs(90)
-}
-
-/// RFC 4271 section 4.2: 0, or at least 3 seconds; 16 bits.
-fn hold_time_of<'de, D: Deserializer<'de>>(d: D) -> Result<Duration, D::Error> {
-    let time = duration(d)?;
-    let seconds = time.as_secs();
-    if time.subsec_nanos() != 0 || (seconds != 0 && !(3..=65535).contains(&seconds)) {
-        return Err(D::Error::custom("a hold time is 0s (never) or whole seconds of 3s to 65535s"));
-    }
-    Ok(time)
-}
-
 /// RFC 4724 section 3: 12 bits.
 fn restart_time<'de, D: Deserializer<'de>>(d: D) -> Result<Duration, D::Error> {
     let time = duration(d)?;
@@ -510,21 +378,6 @@ fn restart_time<'de, D: Deserializer<'de>>(d: D) -> Result<Duration, D::Error> {
         return Err(D::Error::custom("a restart time is whole seconds of 1s to 4095s"));
     }
     Ok(time)
-}
-
-fn bgp_port() -> u16 {
-    179
-}
-
-fn families() -> Vec<AddressFamily> {
-    vec![AddressFamily::Ipv4, AddressFamily::Ipv6]
-}
-
-fn asn<'de, D: Deserializer<'de>>(d: D) -> Result<u32, D::Error> {
-    match u32::deserialize(d)? {
-        0 => Err(D::Error::custom("0 is reserved (RFC 7607)")),
-        asn => Ok(asn),
-    }
 }
 
 fn auto<'de, D: Deserializer<'de>>(d: D) -> Result<Option<Ipv4Addr>, D::Error> {
@@ -537,53 +390,26 @@ fn auto<'de, D: Deserializer<'de>>(d: D) -> Result<Option<Ipv4Addr>, D::Error> {
     }
 }
 
-/// What would make a session less safe than it looks if it were ignored.
-fn refused<'de, D: Deserializer<'de>>(d: D) -> Result<(), D::Error> {
-    match Option::<IgnoredAny>::deserialize(d)? {
-        None => Ok(()),
-        Some(_) => Err(D::Error::custom(
-            "not supported by this version, and the session would be less secure than you ask for: remove it",
-        )),
-    }
-}
-
 fn forwarding<'de, D: Deserializer<'de>>(d: D) -> Result<Forwarding, D::Error> {
     let text = String::deserialize(d)?;
-    super::annotations::forwarding(&text).map_err(D::Error::custom)
+    reader::forwarding(&text).map_err(D::Error::custom)
 }
 
 fn accepted_in<'de, D: Deserializer<'de>>(d: D) -> Result<AcceptedIn, D::Error> {
     let text = String::deserialize(d)?;
-    super::annotations::accepted_in(&text).map_err(D::Error::custom)
+    reader::accepted_in(&text).map_err(D::Error::custom)
 }
 
 /// CIDRs, or addresses that stand for themselves; host bits cleared.
 fn cidrs<'de, D: Deserializer<'de>>(d: D) -> Result<Vec<IpNet>, D::Error> {
-    Vec::<String>::deserialize(d)?.iter().map(|text| cidr(text).map_err(D::Error::custom)).collect()
-}
-
-fn cidr(text: &str) -> Result<IpNet, String> {
-    let net = text.parse::<IpNet>().or_else(|_| text.parse::<IpAddr>().map(IpNet::from));
-    net.map(|net| net.trunc()).map_err(|_| format!("`{text}` is not a CIDR such as 10.96.0.0/16"))
-}
-
-impl<'de> Deserialize<'de> for NextHop {
-    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
-        match &*String::deserialize(d)? {
-            "self" => Ok(Self::Own),
-            text => text
-                .parse()
-                .map(Self::Address)
-                .map_err(|_| D::Error::custom(format_args!("`{text}` is neither `self` nor an IP address"))),
-        }
-    }
+    Vec::<String>::deserialize(d)?.iter().map(|text| reader::cidr(text).map_err(D::Error::custom)).collect()
 }
 
 impl<'de> Deserialize<'de> for NodePortAddresses {
     fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
         match &*String::deserialize(d)? {
             "primary" => Ok(Self::Primary),
-            text => cidr(text).map(Self::Within).map_err(|_| {
+            text => reader::cidr(text).map(Self::Within).map_err(|_| {
                 D::Error::custom(format_args!("`{text}` is neither `primary` nor a CIDR such as 10.0.0.0/8"))
             }),
         }

@@ -1,17 +1,25 @@
 //! The configuration: parsed once into types that cannot hold anything invalid.
 //!
-//! [`file`] is the config file, [`annotations`] what annotations of a Service override.
+//! [`file`] is the config file, [`annotations`] what annotations of a Service override, [`node`] what those of this
+//! node's Node do.
 
 pub mod annotations;
 mod communities;
 mod file;
+mod kube_router;
 mod mark_mask;
+pub mod node;
+mod peer;
+mod reader;
 
 pub use annotations::ServiceSettings;
 pub use communities::Communities;
 pub use file::{
-    AddressFamily, Announce, Bfd, Config, Drain, DynamicPeer, Encapsulation, Error, ExternalIps,
-    GracefulRestart, Import, Listen, LongLived, NextHop, NodePortAddresses, Observe, Peer, Router,
-    Schedulers, Services,
+    Announce, Config, Drain, Encapsulation, Error, ExternalIps, GracefulRestart, Listen, LongLived,
+    NodePortAddresses, Observe, Router, Schedulers, Services,
 };
 pub use mark_mask::MarkMask;
+pub use node::NodeSettings;
+pub use peer::{
+    AddressFamily, Bfd, DynamicPeer, Import, NextHop, PasswordSource, Peer, PeerSource, SecretKey,
+};

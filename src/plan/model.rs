@@ -293,6 +293,8 @@ pub struct Delta {
     pub services: BTreeSet<ServiceName>,
     /// [`NodePlan::node`] changed.
     pub node: bool,
+    /// [`Planner::config`](super::Planner::config)'s `router` changed.
+    pub router: bool,
     /// Touched virtual servers.
     pub virtual_servers: BTreeSet<VipPort>,
     /// Touched rewrites.
@@ -308,8 +310,10 @@ pub struct Delta {
 impl Delta {
     /// Whether the plan is the same as before, though Services may have been planned anew.
     pub fn is_empty(&self) -> bool {
-        let Self { services: _, node, virtual_servers, rewrites, vips, announcements, source_ranges } = self;
+        let Self { services: _, node, router, virtual_servers, rewrites, vips, announcements, source_ranges } =
+            self;
         !node
+            && !router
             && virtual_servers.is_empty()
             && rewrites.is_empty()
             && vips.is_empty()
@@ -319,9 +323,11 @@ impl Delta {
 
     /// Adds what another change touched.
     pub fn merge(&mut self, other: Self) {
-        let Self { services, node, virtual_servers, rewrites, vips, announcements, source_ranges } = other;
+        let Self { services, node, router, virtual_servers, rewrites, vips, announcements, source_ranges } =
+            other;
         self.services.extend(services);
         self.node |= node;
+        self.router |= router;
         self.virtual_servers.extend(virtual_servers);
         self.rewrites.extend(rewrites);
         self.vips.extend(vips);

@@ -7,12 +7,18 @@ use std::sync::Arc;
 use super::model::{Announcement, AnnouncementKind, Delta, NodePlan, NodeState, Warning};
 use super::service::{NodeContext, service};
 use crate::cluster::{ACCEPTS_ANNOTATION, Changes, Event, Index, Problem, ServiceName};
-use crate::config::{Config, NodePortAddresses, ServiceSettings};
+use crate::config::{Config, NodePortAddresses, NodeSettings, ServiceSettings};
 
 /// Owner of the [`Index`] and of the plan made from it.
 #[derive(Debug)]
 pub struct Planner {
     node: Arc<str>,
+    /// The config file.
+    file: Config,
+    /// What the annotations of this node's Node say, or said before they became wrong.
+    node_settings: NodeSettings,
+    node_warnings: Vec<Warning>,
+    /// Both together: the config in force.
     config: Config,
     index: Index,
     /// Of Services with annotations: what they say, or said before they became wrong.
@@ -25,13 +31,16 @@ pub struct Planner {
 
 impl Planner {
     /// A planner for the node of that name, that has been told nothing yet.
-    pub fn new(node: impl Into<Arc<str>>, config: Config) -> Self {
+    pub fn new(node: impl Into<Arc<str>>, file: Config) -> Self {
         let node = node.into();
         let mut planner = Self {
             index: Index::new(node.clone()),
             plan: NodePlan::new(node.clone()),
             node,
-            config,
+            config: file.clone(),
+            file,
+            node_settings: NodeSettings::default(),
+            node_warnings: Vec::new(),
             settings: HashMap::new(),
             problems: Vec::new(),
             synced: false,
@@ -53,7 +62,15 @@ impl Planner {
                 Event::Watch(_) | Event::TriggeredAt(_) => {}
             }
         }
-        let mut delta = if changes.node { self.plan_node() } else { Delta::default() };
+        let mut delta = Delta::default();
+        if changes.node {
+            let announce = self.config.announce.clone();
+            delta = self.plan_node();
+            if announce != self.config.announce {
+                // Communities and prepending are those of every prefix.
+                changes.services.extend(self.index.service_names().cloned());
+            }
+        }
         for name in &changes.services {
             delta.merge(self.plan_service(name));
         }
@@ -65,7 +82,7 @@ impl Planner {
         &self.node
     }
 
-    /// The configuration.
+    /// The configuration in force: the config file's, as this node's annotations change it.
     pub fn config(&self) -> &Config {
         &self.config
     }
@@ -102,7 +119,7 @@ impl Planner {
 
     /// What users should know about their objects and the config, sorted.
     pub fn warnings(&self) -> BTreeSet<Warning> {
-        let mut warnings: BTreeSet<Warning> = self.config.warnings().into_iter().collect();
+        let mut warnings: BTreeSet<Warning> = self.file.warnings().into_iter().collect();
         warnings.extend(self.plan.warnings());
         warnings.extend(self.node_warnings());
         warnings
@@ -110,15 +127,8 @@ impl Planner {
 
     /// What users should know about this node's Node, sorted.
     pub fn node_warnings(&self) -> BTreeSet<Warning> {
-        let mut warnings = BTreeSet::new();
-        if let Some(node) = self.index.own_node() {
-            let unheard = node.annotations.keys().filter(|key| ***key != *ACCEPTS_ANNOTATION);
-            warnings.extend(unheard.map(|key| Warning {
-                object: format!("Node {}", self.node),
-                reason: "NotYetHonoured",
-                message: format!("annotation {key} is not acted on by this version: use the config file"),
-            }));
-        } else {
+        let mut warnings: BTreeSet<Warning> = self.node_warnings.iter().cloned().collect();
+        if !self.knows_own_node() {
             warnings.insert(Warning {
                 object: format!("Node {}", self.node),
                 reason: "NodeMissing",
@@ -165,11 +175,22 @@ impl Planner {
             // Its Node is gone, but this node is not: what is known of it stays in force (warned of as NodeMissing).
             return Delta::default();
         }
+        let mut router = false;
+        if let Some(node) = own {
+            let (settings, mut warnings) = NodeSettings::read(node, Some(&self.node_settings));
+            let config = settings.apply(&self.file);
+            warnings.extend(settings.conflicts(&self.node, &config));
+            router = config.router != self.config.router;
+            self.config = config;
+            self.node_settings = settings;
+            self.node_warnings = warnings;
+        }
         let addresses = own.map(|node| node.addresses.clone()).unwrap_or_default();
+        let pod_cidrs = self.node_settings.pod_cidrs.as_ref().or(own.map(|node| &node.pod_cidrs));
         self.node_port_addresses = self.node_port_addresses(&addresses);
         let state = NodeState {
             addresses,
-            pod_cidrs: own.into_iter().flat_map(|node| node.pod_cidrs.iter().copied()).collect(),
+            pod_cidrs: pod_cidrs.into_iter().flatten().copied().collect(),
             tunnel_sources: self.index.node_addresses().collect(),
             service_cidrs: self
                 .config
@@ -190,10 +211,11 @@ impl Planner {
                 large_communities: self.config.announce.communities.large.clone(),
                 local_pref: None,
                 med: None,
-                as_path_prepend: 0,
+                as_path_prepend: self.config.announce.path_prepend,
             })
             .collect();
-        self.plan.set_node(state, announcements)
+        let delta = self.plan.set_node(state, announcements);
+        Delta { router, ..delta }
     }
 
     /// Those of this node's addresses that node ports listen on.

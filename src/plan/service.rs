@@ -337,7 +337,11 @@ impl<'a> Planner<'a> {
                     large_communities: large.clone(),
                     local_pref: self.settings.local_pref,
                     med: self.settings.med,
-                    as_path_prepend: self.settings.path_prepend.unwrap_or(0),
+                    as_path_prepend: self
+                        .settings
+                        .path_prepend
+                        .unwrap_or_default()
+                        .saturating_add(self.context.announce.path_prepend),
                 })
             })
             .collect()

@@ -66,9 +66,8 @@ fn errors_name_file_line_field_and_remedy() {
             "sheave.yaml:2: router.asn: missing, but there are peers: give this cluster's autonomous system number",
         ),
         (
-            "router:\n  asn: 1\n  peers:\n  - address: 10.0.0.1\n    asn: 1\n    passwordFile: /secret\n",
-            "sheave.yaml:6: router.peers[0].passwordFile: not supported by this version, and the session would be \
-             less secure than you ask for: remove it",
+            "router:\n  asn: 1\n  peers:\n  - address: 10.0.0.1\n    asn: 1\n    passwordFile: /a\n    passwordSecret: {name: b}\n",
+            "sheave.yaml:7: router.peers[0].passwordSecret: there is a passwordFile too: give one of them",
         ),
         (
             "router: {asn: 1, peers: [{address: 10.0.0.1, asn: 1, ttlSecurity: 1}]}",

@@ -6,5 +6,6 @@ mod config;
 mod conflicts;
 mod index;
 mod manifests;
+mod node;
 mod printed;
 mod rules;

@@ -66,6 +66,32 @@ fn every_key_is_there_even_if_there_is_nothing() {
 }
 
 #[test]
+fn peers_of_annotations_are_told_apart_and_passwords_are_not_told() {
+    let manifests = tempfile::tempdir().unwrap();
+    let node = r#"{apiVersion: v1, kind: Node, metadata: {name: a, annotations: {sheave.io/asn: "64999",
+        kube-router.io/peers: "[{remoteip: 10.0.0.254, remoteasn: 65001, password: aHVudGVyMg==}]"}}}"#;
+    std::fs::write(manifests.path().join("node.yaml"), node).unwrap();
+    let directory = manifests.path().to_str().unwrap();
+    let output = sheave(&[
+        "plan",
+        "--manifests",
+        directory,
+        "--node",
+        "a",
+        "--config",
+        "small.config.yaml",
+        "-o",
+        "json",
+    ]);
+    assert_eq!(output.status.code(), Some(0));
+    let printed = String::from_utf8(output.stdout).unwrap();
+    assert!(!printed.contains("aHVudGVyMg") && !printed.contains("hunter2"), "{printed}");
+    let plan: serde_json::Value = serde_json::from_str(&printed).unwrap();
+    let peers: Vec<_> = plan["peers"].as_array().unwrap().iter().map(|peer| &peer["source"]).collect();
+    assert_eq!(peers, ["config", "config", "annotation"], "{printed}");
+}
+
+#[test]
 fn broken_manifests_fail_and_the_rest_is_printed() {
     let output = sheave(&["plan", "--manifests", "broken", "--node", "node-a", "-o", "json"]);
     assert_eq!(output.status.code(), Some(1));

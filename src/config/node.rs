@@ -1,0 +1,211 @@
+//! What the annotations of this node's Node say.
+//!
+//! ```text
+//! config file ──────────────┐
+//!                           ├─► [NodeSettings::apply] ──► the Config in force
+//! Node ─► [NodeSettings] ───┘
+//! ```
+//!
+//! kube-router's annotations of the same meaning are read where ours is absent. One that does not parse changes
+//! nothing: the last good value stays in force, and a warning says so.
+
+use std::marker::PhantomData;
+use std::net::Ipv4Addr;
+
+use ipnet::IpNet;
+use serde::Deserialize;
+
+use super::peer::{self, Peer, PeerSource};
+use super::reader::{self, Reader};
+use super::{Communities, Config, kube_router};
+use crate::cluster::{ACCEPTS_ANNOTATION, Node};
+use crate::plan::Warning;
+use crate::yaml;
+
+/// Settings of this node; what is `None` is left to the config.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct NodeSettings {
+    /// `sheave.io/peers`: besides those of the config, and in place of one with the same address.
+    pub peers: Option<Vec<Peer>>,
+    /// `sheave.io/asn`.
+    pub asn: Option<u32>,
+    /// `sheave.io/router-id`.
+    pub router_id: Option<Ipv4Addr>,
+    /// `sheave.io/communities`, besides those of the config.
+    pub communities: Option<Communities>,
+    /// `sheave.io/path-prepend`, besides what a Service asks for.
+    pub path_prepend: Option<u8>,
+    /// kube-router's `path-prepend.as`; only the own ASN can be prepended.
+    pub prepend_asn: Option<u32>,
+    /// kube-router's `pod-cidrs`, in place of the Node's own.
+    pub pod_cidrs: Option<Vec<IpNet>>,
+}
+
+const PEERS: &str = "sheave.io/peers";
+const PATH_PREPEND: &str = "sheave.io/path-prepend";
+const ROUTE_REFLECTOR: &str = "sheave.io/route-reflector";
+const DRAIN: &str = "sheave.io/drain";
+
+/// Our annotations of a Node.
+const KNOWN: [&str; 8] = [
+    PEERS,
+    "sheave.io/asn",
+    "sheave.io/router-id",
+    "sheave.io/communities",
+    PATH_PREPEND,
+    ROUTE_REFLECTOR,
+    DRAIN,
+    ACCEPTS_ANNOTATION,
+];
+
+impl NodeSettings {
+    /// Reads this node's annotations; `last` is what was in force so far.
+    pub fn read(node: &Node, last: Option<&Self>) -> (Self, Vec<Warning>) {
+        let mut reader = Reader::new(object(&node.name), &node.annotations);
+        let empty = Self::default();
+        let last = last.unwrap_or(&empty);
+
+        let peers = match reader.text(PEERS) {
+            Some(text) => Some(reader.checked(PEERS, read_list(text, Ok::<Peer, String>))),
+            None => kube_router::peers(&mut reader),
+        };
+        let peers = match peers {
+            Some(Ok(mut peers)) => {
+                peers.iter_mut().for_each(|peer| peer.source = PeerSource::Annotation);
+                Some(peers)
+            }
+            Some(Err(())) => last.peers.clone(),
+            None => None,
+        };
+        let kube_router_prepends = reader.text(PATH_PREPEND).is_none();
+        let settings = Self {
+            peers,
+            asn: reader.either(("sheave.io/asn", reader::asn), (kube_router::ASN, reader::asn), &last.asn),
+            router_id: reader.read("sheave.io/router-id", router_id, &last.router_id),
+            communities: reader.either(
+                ("sheave.io/communities", str::parse),
+                (kube_router::COMMUNITIES, kube_router::communities),
+                &last.communities,
+            ),
+            path_prepend: reader.either(
+                (PATH_PREPEND, reader::prepend),
+                (kube_router::PREPEND_REPEAT, reader::prepend),
+                &last.path_prepend,
+            ),
+            prepend_asn: kube_router_prepends
+                .then(|| reader.read(kube_router::PREPEND_AS, reader::asn, &last.prepend_asn))
+                .flatten(),
+            pod_cidrs: kube_router::pod_cidrs(&mut reader, &last.pod_cidrs),
+        };
+
+        settings.warn_of_unhonoured(&mut reader);
+        reader.warn_of_unknown(&KNOWN);
+        kube_router::warn_of_unheard(&mut reader, node.annotations.keys());
+        (settings, reader.warnings)
+    }
+
+    /// What is right, but not acted on.
+    fn warn_of_unhonoured(&self, reader: &mut Reader<'_>) {
+        let mut unhonoured = Vec::new();
+        if let Some(Ok(())) = reader.value(ROUTE_REFLECTOR, route_reflector) {
+            unhonoured.push(ROUTE_REFLECTOR.to_owned());
+        }
+        if let Some(Ok(true)) = reader.value(DRAIN, reader::boolean) {
+            unhonoured.push(DRAIN.to_owned());
+        }
+        for peer in self.peers.iter().flatten().filter(|peer| peer.bfd.is_some()) {
+            unhonoured.push(format!("bfd of peer {}", peer.address));
+        }
+        for what in unhonoured {
+            reader.warn("NotYetHonoured", format!("{what} is not acted on by this version"));
+        }
+    }
+
+    /// The file's config as these settings change it. They add, and settle what the file leaves open or says else:
+    ///
+    /// - peers are added to the file's; of two with the same address the Node's counts, whole,
+    /// - `asn` and `routerId` are the Node's where it has them,
+    /// - communities are added, and so is the prepending to that of each Service.
+    pub fn apply(&self, file: &Config) -> Config {
+        let mut config = file.clone();
+        let router = &mut config.router;
+        router.asn = self.asn.or(router.asn);
+        router.router_id = self.router_id.or(router.router_id);
+        let own = self.peers.as_deref().unwrap_or_default();
+        router.peers.retain(|peer| own.iter().all(|own| own.address != peer.address));
+        router.peers.extend(own.iter().cloned());
+        if let Some(communities) = &self.communities {
+            config.announce.communities.extend(communities);
+        }
+        config.announce.path_prepend = self.path_prepend.unwrap_or_default();
+        config
+    }
+
+    /// What does not fit together in the config in force on the node of that name.
+    pub fn conflicts(&self, node: &str, config: &Config) -> Vec<Warning> {
+        let warning = |reason, message| Warning { object: object(node), reason, message };
+        let mut warnings = Vec::new();
+        let own = config.router.asn;
+        if own.is_none() && !config.router.peers.is_empty() {
+            let message = "there are peers, but no autonomous system number: annotate the Node with sheave.io/asn, \
+                           or set router.asn in the config";
+            warnings.push(warning("NoASN", message.into()));
+        }
+        let other = self.prepend_asn.filter(|asn| own.is_some_and(|own| own != *asn));
+        if let Some(asn) = other.filter(|_| self.path_prepend.is_some()) {
+            let message = format!(
+                "{} is {asn}, and only the own number can be prepended: it is, as often as asked for",
+                kube_router::PREPEND_AS
+            );
+            warnings.push(warning("NotYetHonoured", message));
+        }
+        warnings
+    }
+}
+
+fn object(node: &str) -> String {
+    format!("Node {node}")
+}
+
+/// A YAML list of peers; errors have line and field.
+pub(super) fn read_list<'t, T: Deserialize<'t>>(
+    text: &'t str,
+    peer: fn(T) -> Result<Peer, String>,
+) -> Result<Vec<Peer>, String> {
+    if text.trim().is_empty() {
+        return Ok(Vec::new());
+    }
+    let place = |line: Option<u64>, field: &str, message: &str| {
+        let line = line.or_else(|| yaml::line_of(text, field));
+        let line = line.map_or_else(String::new, |line| format!("line {line}: "));
+        let field = if field.is_empty() { String::new() } else { format!("{field}: ") };
+        format!("{line}{field}{message}")
+    };
+    let written = yaml::read(text, PhantomData::<Vec<T>>)
+        .map_err(|yaml::Error { line, field, message }| place(line, &field, &message))?;
+    let mut peers = Vec::with_capacity(written.len());
+    for (index, written) in written.into_iter().enumerate() {
+        peers.push(peer(written).map_err(|message| place(None, &format!("[{index}]"), &message))?);
+    }
+    peer::check(&peers).map_err(|(field, message)| place(None, &field, &message))?;
+    Ok(peers)
+}
+
+fn router_id(text: &str) -> Result<Ipv4Addr, String> {
+    text.parse()
+        .ok()
+        .filter(|id: &Ipv4Addr| !id.is_unspecified())
+        .ok_or_else(|| format!("`{text}` is not an IPv4 address such as 10.0.0.1"))
+}
+
+/// `client`, or `server` with a cluster id: an IPv4 address, or its number (RFC 4456 section 7).
+fn route_reflector(text: &str) -> Result<(), String> {
+    let id = |id: &str| id.parse::<u32>().is_ok() || id.parse::<Ipv4Addr>().is_ok();
+    match *reader::words(text).collect::<Vec<_>>() {
+        ["client"] => Ok(()),
+        ["server", cluster] if id(cluster) => Ok(()),
+        _ => Err(format!(
+            "`{text}` is neither `client` nor `server` with a cluster id, such as `server 10.0.0.1`"
+        )),
+    }
+}

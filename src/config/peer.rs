@@ -1,0 +1,270 @@
+//! BGP peers, as the config file and the Node's annotations list them.
+
+use std::collections::HashSet;
+use std::fmt;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use ipnet::IpNet;
+use serde::Deserialize;
+use serde::de::{Deserializer, Error as _, IgnoredAny};
+use sheave_bgp::Password;
+
+/// One of `router.peers`.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Peer {
+    /// Its address.
+    pub address: IpAddr,
+    /// Its autonomous system; the same as ours makes the session internal (iBGP).
+    #[serde(deserialize_with = "asn")]
+    pub asn: u32,
+    /// Its TCP port.
+    #[serde(default = "bgp_port")]
+    pub port: u16,
+    /// The address the session starts from; the kernel's choice by default.
+    #[serde(default)]
+    pub local_address: Option<IpAddr>,
+    /// A file with the session's password (TCP MD5, RFC 2385).
+    #[serde(default)]
+    pub password_file: Option<PathBuf>,
+    /// A Secret with it.
+    #[serde(default)]
+    pub password_secret: Option<SecretKey>,
+    /// The password itself, where kube-router's annotations have it.
+    #[serde(skip)]
+    pub password: Option<Password>,
+    /// How many hops the peer is away, where it is not on the same link: TTL of packets to it.
+    #[serde(default)]
+    pub multihop: Option<u8>,
+    /// Where GTSM (RFC 5082) would be set: refused.
+    #[serde(default, deserialize_with = "refused")]
+    pub ttl_security: (),
+    /// The hold time to propose, 90 s by default.
+    #[serde(default = "hold_time", deserialize_with = "hold_time_of")]
+    pub hold_time: Duration,
+    /// BFD (RFC 5880) beside the session.
+    #[serde(default)]
+    pub bfd: Option<Bfd>,
+    /// NEXT_HOP of what is announced.
+    #[serde(default)]
+    pub next_hop: NextHop,
+    /// Address families to exchange, both by default.
+    #[serde(default = "families")]
+    pub families: Vec<AddressFamily>,
+    /// What is done with the routes it announces.
+    #[serde(default)]
+    pub import: Import,
+    /// Who asks for it.
+    #[serde(skip)]
+    pub source: PeerSource,
+}
+
+impl Peer {
+    /// A peer with everything at its default.
+    pub fn new(address: IpAddr, asn: u32) -> Self {
+        Self {
+            address,
+            asn,
+            port: bgp_port(),
+            local_address: None,
+            password_file: None,
+            password_secret: None,
+            password: None,
+            multihop: None,
+            ttl_security: (),
+            hold_time: hold_time(),
+            bfd: None,
+            next_hop: NextHop::default(),
+            families: families(),
+            import: Import::default(),
+            source: PeerSource::default(),
+        }
+    }
+
+    /// Where its password is read from, if it is.
+    pub fn password_source(&self) -> Option<PasswordSource> {
+        let file = self.password_file.clone().map(PasswordSource::File);
+        file.or_else(|| self.password_secret.clone().map(PasswordSource::Secret))
+    }
+}
+
+/// Who asks for a peer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum PeerSource {
+    /// The config file.
+    #[default]
+    Config,
+    /// An annotation of the Node.
+    Annotation,
+}
+
+/// `passwordSecret` of a peer: a key of a Secret in the agent's own namespace.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct SecretKey {
+    /// The Secret's name.
+    pub name: String,
+    /// The key in its data.
+    #[serde(default = "password_key")]
+    pub key: String,
+}
+
+/// Where a password is read from; prints as `file /etc/sheave/password` or `Secret sheave-bgp (key password)`.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum PasswordSource {
+    /// A file.
+    File(PathBuf),
+    /// A Secret.
+    Secret(SecretKey),
+}
+
+impl fmt::Display for PasswordSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::File(path) => write!(f, "file {}", path.display()),
+            Self::Secret(SecretKey { name, key }) => write!(f, "Secret {name} (key {key})"),
+        }
+    }
+}
+
+/// One of `router.dynamicPeers`.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct DynamicPeer {
+    /// Where peers may connect from.
+    pub prefix: IpNet,
+    /// Their autonomous system.
+    #[serde(deserialize_with = "asn")]
+    pub asn: u32,
+}
+
+/// `bfd` of a peer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+pub struct Bfd {
+    /// Desired minimum transmit interval.
+    #[serde(deserialize_with = "duration")]
+    pub transmit_interval: Duration,
+    /// Required minimum receive interval.
+    #[serde(deserialize_with = "duration")]
+    pub receive_interval: Duration,
+    /// How many packets may be lost in a row.
+    pub detect_multiplier: u8,
+}
+
+impl Default for Bfd {
+    fn default() -> Self {
+        let interval = Duration::from_millis(300);
+        Self { transmit_interval: interval, receive_interval: interval, detect_multiplier: 3 }
+    }
+}
+
+/// `nextHop` of a peer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum NextHop {
+    /// The session's local address.
+    #[default]
+    Own,
+    /// A fixed address.
+    Address(IpAddr),
+}
+
+/// An address family (AFI with SAFI unicast).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum AddressFamily {
+    /// IPv4 unicast.
+    Ipv4,
+    /// IPv6 unicast.
+    Ipv6,
+}
+
+/// `import` of a peer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Import {
+    /// Its routes are not taken over.
+    #[default]
+    None,
+}
+
+/// What no field can tell alone: the field that is wrong, from the list on, and what is wrong with it.
+pub(super) fn check(peers: &[Peer]) -> Result<(), (String, String)> {
+    let mut seen = HashSet::new();
+    for (index, peer) in peers.iter().enumerate() {
+        let wrong = |field: &str, message: String| Err((format!("[{index}].{field}"), message));
+        if !seen.insert(peer.address) {
+            return wrong("address", format!("{} is listed twice: a peer has one session", peer.address));
+        }
+        if peer.local_address.is_some_and(|local| local.is_ipv4() != peer.address.is_ipv4()) {
+            return wrong("localAddress", "is of another address family than the peer's address".into());
+        }
+        if peer.password_file.is_some() && peer.password_secret.is_some() {
+            return wrong("passwordSecret", "there is a passwordFile too: give one of them".into());
+        }
+    }
+    Ok(())
+}
+
+pub(super) fn duration<'de, D: Deserializer<'de>>(d: D) -> Result<Duration, D::Error> {
+    let text = String::deserialize(d)?;
+    humantime::parse_duration(&text)
+        .map_err(|_| D::Error::custom(format_args!("`{text}` is not a duration such as 120s, 300ms or 1h")))
+}
+
+fn hold_time() -> Duration {
+    Duration::from_secs(90)
+}
+
+/// RFC 4271 section 4.2: 0, or at least 3 seconds; 16 bits.
+fn hold_time_of<'de, D: Deserializer<'de>>(d: D) -> Result<Duration, D::Error> {
+    let time = duration(d)?;
+    let seconds = time.as_secs();
+    if time.subsec_nanos() != 0 || (seconds != 0 && !(3..=65535).contains(&seconds)) {
+        return Err(D::Error::custom("a hold time is 0s (never) or whole seconds of 3s to 65535s"));
+    }
+    Ok(time)
+}
+
+fn bgp_port() -> u16 {
+    179
+}
+
+fn families() -> Vec<AddressFamily> {
+    vec![AddressFamily::Ipv4, AddressFamily::Ipv6]
+}
+
+fn asn<'de, D: Deserializer<'de>>(d: D) -> Result<u32, D::Error> {
+    match u32::deserialize(d)? {
+        0 => Err(D::Error::custom("0 is reserved (RFC 7607)")),
+        asn => Ok(asn),
+    }
+}
+
+fn password_key() -> String {
+    "password".into()
+}
+
+/// What would make a session less safe than it looks if it were ignored.
+fn refused<'de, D: Deserializer<'de>>(d: D) -> Result<(), D::Error> {
+    match Option::<IgnoredAny>::deserialize(d)? {
+        None => Ok(()),
+        Some(_) => Err(D::Error::custom(
+            "not supported by this version, and the session would be less secure than you ask for: remove it",
+        )),
+    }
+}
+
+impl<'de> Deserialize<'de> for NextHop {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        match &*String::deserialize(d)? {
+            "self" => Ok(Self::Own),
+            text => text
+                .parse()
+                .map(Self::Address)
+                .map_err(|_| D::Error::custom(format_args!("`{text}` is neither `self` nor an IP address"))),
+        }
+    }
+}

@@ -1,0 +1,366 @@
+//! Annotations of this node's Node.
+
+use std::sync::Arc;
+
+use sheave::cluster::{Event, Node, Object, ObjectKey};
+use sheave::config::{Communities, Config, NodeSettings, PasswordSource, PeerSource};
+use sheave::plan::{Delta, Planner};
+
+use crate::build::{ip, mk_load_balancer_ip, mk_node, mk_port, mk_service, mk_slice};
+
+fn annotated(annotations: &[(&str, &str)]) -> Node {
+    let mut node = mk_node("node-a", &["10.0.0.1"]);
+    node.annotations = annotations.iter().map(|(key, value)| ((*key).into(), (*value).into())).collect();
+    node
+}
+
+/// The settings in few words, without what is absent.
+fn words(settings: &NodeSettings) -> String {
+    let mut words = Vec::new();
+    for peer in settings.peers.iter().flatten() {
+        let mut word = format!("peer {} {}", peer.address, peer.asn);
+        if peer.port != 179 {
+            word += &format!(" port {}", peer.port);
+        }
+        if let Some(local) = peer.local_address {
+            word += &format!(" from {local}");
+        }
+        if peer.password.is_some() {
+            word += " password";
+        }
+        if let Some(source) = peer.password_source() {
+            word += &format!(" password of {source}");
+        }
+        words.push(word);
+    }
+    words.extend(settings.asn.map(|asn| format!("asn {asn}")));
+    words.extend(settings.router_id.map(|id| format!("id {id}")));
+    if let Some(Communities { standard, large }) = &settings.communities {
+        words.push(format!("communities {standard:x?} {large:?}"));
+    }
+    words.extend(settings.path_prepend.map(|times| format!("prepend {times}")));
+    words.extend(settings.pod_cidrs.as_ref().map(|cidrs| format!("pods {cidrs:?}")));
+    words.join(", ")
+}
+
+#[test]
+fn each_annotation_is_read() {
+    let yaml = "- {address: 10.0.0.254, asn: 65001, passwordFile: /p}\n- address: fd00::fe\n  asn: 65001\n  port: 1790\n  \
+                passwordSecret: {name: sheave-bgp}\n";
+    let kube_router = "- remoteip: 192.0.2.1\n  remoteasn: 65000\n  localip: 192.0.2.2\n  password: c2VjcmV0\n  port: 1179\n- \
+                       {remoteip: 192.0.2.3, remoteasn: 65000}\n";
+    for (annotations, expected) in [
+        (&[][..], ""),
+        (
+            &[("sheave.io/peers", yaml)],
+            "peer 10.0.0.254 65001 password of file /p, \
+             peer fd00::fe 65001 port 1790 password of Secret sheave-bgp (key password)",
+        ),
+        (&[("sheave.io/peers", "")], ""),
+        (&[("sheave.io/asn", "64512")], "asn 64512"),
+        (&[("sheave.io/router-id", "10.9.9.9")], "id 10.9.9.9"),
+        (&[("sheave.io/communities", "1:2, 1:2:3")], "communities {10002} {(1, 2, 3)}"),
+        (&[("sheave.io/path-prepend", "3")], "prepend 3"),
+        (
+            &[("kube-router.io/peers", kube_router)],
+            "peer 192.0.2.1 65000 port 1179 from 192.0.2.2 password, peer 192.0.2.3 65000",
+        ),
+        (
+            &[
+                ("kube-router.io/peer.ips", "192.0.2.1,192.0.2.3"),
+                ("kube-router.io/peer.asns", "65000, 65001"),
+                ("kube-router.io/peer.passwords", "c2VjcmV0,"),
+                ("kube-router.io/peer.localips", ",192.0.2.2"),
+                ("kube-router.io/peer.ports", "1179,179"),
+            ],
+            "peer 192.0.2.1 65000 port 1179 password, peer 192.0.2.3 65001 from 192.0.2.2",
+        ),
+        (&[("kube-router.io/node.asn", "64513")], "asn 64513"),
+        (
+            &[("kube-router.io/node.bgp.communities", "4294967041,65535:1,no-peer")],
+            "communities {ffff0001, ffffff01, ffffff04} {}",
+        ),
+        (
+            &[("kube-router.io/path-prepend.as", "64512"), ("kube-router.io/path-prepend.repeat-n", "5")],
+            "prepend 5",
+        ),
+        (&[("kube-router.io/pod-cidr", "10.1.0.0/24")], "pods [10.1.0.0/24]"),
+        (
+            &[
+                ("kube-router.io/pod-cidr", "10.1.0.0/24"),
+                ("kube-router.io/pod-cidrs", "10.2.0.0/24,fd00::/64"),
+            ],
+            "pods [10.2.0.0/24, fd00::/64]",
+        ),
+        (
+            &[
+                ("sheave.io/asn", "1"),
+                ("kube-router.io/node.asn", "2"),
+                ("sheave.io/peers", ""),
+                ("kube-router.io/peers", kube_router),
+            ],
+            "asn 1",
+        ),
+        (&[("sheave.io/accepts", "v1"), ("sheave.io/drain", "false")], ""),
+    ] {
+        let (settings, warnings) = NodeSettings::read(&annotated(annotations), None);
+        assert_eq!(words(&settings), expected, "{annotations:?}");
+        assert!(warnings.is_empty(), "{annotations:?}: {warnings:?}");
+    }
+}
+
+#[test]
+fn a_wrong_value_keeps_the_last_good_one() {
+    let good = annotated(&[
+        ("sheave.io/peers", "[{address: 10.0.0.254, asn: 65001}]"),
+        ("sheave.io/asn", "64512"),
+        ("sheave.io/router-id", "10.9.9.9"),
+        ("sheave.io/communities", "1:2"),
+        ("sheave.io/path-prepend", "3"),
+        ("kube-router.io/pod-cidrs", "10.1.0.0/24"),
+    ]);
+    let (last, warnings) = NodeSettings::read(&good, None);
+    assert!(warnings.is_empty(), "{warnings:?}");
+    for (key, value, wrong) in [
+        ("sheave.io/peers", "- address: 10.0.0.254\n  asn: 0\n", "line 2: [0].asn: 0 is reserved (RFC 7607)"),
+        (
+            "sheave.io/peers",
+            "- address: 10.0.0.254\n  asn: 1\n  password: secret\n",
+            "line 3: [0].password: unknown field `password`",
+        ),
+        (
+            "sheave.io/peers",
+            "- {address: 10.0.0.254, asn: 1}\n- {address: 10.0.0.254, asn: 1}\n",
+            "line 2: [1].address: 10.0.0.254 is listed twice",
+        ),
+        (
+            "sheave.io/peers",
+            "- {address: 10.0.0.254, asn: 1, ttlSecurity: 1}",
+            "not supported by this version",
+        ),
+        ("sheave.io/peers", "none", "line 1: "),
+        ("sheave.io/asn", "0", "`0` is not an autonomous system's number"),
+        ("sheave.io/router-id", "fd00::1", "`fd00::1` is not an IPv4 address"),
+        ("sheave.io/communities", "1:2:3:4", "`1:2:3:4` is not a community"),
+        ("sheave.io/path-prepend", "11", "`11` is not a number of 0 to 10"),
+        ("sheave.io/route-reflector", "server", "with a cluster id"),
+        ("sheave.io/drain", "now", "`now` is neither `true` nor `false`"),
+        ("kube-router.io/pod-cidrs", "10.1.0.0/33", "`10.1.0.0/33` is not a CIDR"),
+    ] {
+        let mut node = good.clone();
+        node.annotations.insert(key.into(), value.into());
+        let (settings, warnings) = NodeSettings::read(&node, Some(&last));
+        assert_eq!(settings, last, "{key}: {value}");
+        let [warning] = &warnings[..] else { panic!("{key}: {value}: {warnings:?}") };
+        assert_eq!(
+            (&*warning.object, warning.reason),
+            ("Node node-a", "InvalidAnnotation"),
+            "{key}: {value}"
+        );
+        let message = &warning.message;
+        assert!(message.starts_with(&format!("{key}: ")) && message.contains(wrong), "{message}");
+        assert!(message.ends_with("; the last good value stays in force"), "{message}");
+    }
+}
+
+#[test]
+fn a_wrong_list_of_kube_routers_names_the_list_and_no_password() {
+    let ips = ("kube-router.io/peer.ips", "192.0.2.1");
+    let asns = ("kube-router.io/peer.asns", "65000");
+    let peers = "kube-router.io/peers";
+    for (annotations, wrong) in [
+        (&[ips][..], "kube-router.io/peer.asns: has 0 items, and kube-router.io/peer.ips has 1"),
+        (&[ips, ("kube-router.io/peer.asns", "1,2")], "kube-router.io/peer.asns: has 2 items"),
+        (&[ips, ("kube-router.io/peer.asns", "x")], "kube-router.io/peer.asns: `x` is not an autonomous"),
+        (
+            &[ips, asns, ("kube-router.io/peer.passwords", "secret!")],
+            "peer.passwords: a password is not base64",
+        ),
+        (&[ips, asns, ("kube-router.io/peer.localips", "secret")], "peer.localips: localip: `secret` is not"),
+        (&[(peers, "- {remoteip: 1.2.3.4, remoteasn: 1, password: secret!}")], "a password is not base64"),
+        (
+            &[(peers, "- {remoteip: 1.2.3.4, remoteasn: 1, password: [secret]}")],
+            "peers: line 1: [0].password: ",
+        ),
+        (&[(peers, "- {remoteip: 1.2.3.4, remoteasn: 1, pasword: secret!}")], "unknown field `pasword`"),
+        (&[(peers, "- {remoteip: 1.2.3.4, password: ''}")], "missing field `remoteasn`"),
+        (&[(peers, "- {remoteip: 1.2.3.4, remoteasn: 0}")], "[0]: remoteasn: 0 is reserved"),
+        (&[(peers, "- remoteip: 1.2.3.4 remoteasn: 1 password: secret!")], "peers: line 1: "),
+        (&[(peers, "- {remoteip: 1.2.3.4, remoteasn: secret!}")], "peers: line 1: [0].remoteasn: "),
+        (&[(peers, "secret!")], "peers: line 1: "),
+    ] {
+        let (settings, warnings) = NodeSettings::read(&annotated(annotations), None);
+        assert_eq!(settings.peers, None);
+        let [warning] = &warnings[..] else { panic!("{annotations:?}: {warnings:?}") };
+        assert!(warning.message.contains(wrong), "{}", warning.message);
+        assert!(!warning.message.contains("secret!"), "{}", warning.message);
+    }
+}
+
+#[test]
+fn what_is_not_acted_on_is_said() {
+    for (key, value, reason, message) in [
+        (
+            "sheave.io/route-reflector",
+            "server 10.0.0.1",
+            "NotYetHonoured",
+            "sheave.io/route-reflector is not",
+        ),
+        ("sheave.io/route-reflector", "client", "NotYetHonoured", "sheave.io/route-reflector is not"),
+        ("sheave.io/drain", "true", "NotYetHonoured", "sheave.io/drain is not acted on"),
+        (
+            "sheave.io/peers",
+            "[{address: 10.0.0.9, asn: 1, bfd: {}}]",
+            "NotYetHonoured",
+            "bfd of peer 10.0.0.9",
+        ),
+        (
+            "kube-router.io/peers",
+            "[{remoteip: 10.0.0.9, remoteasn: 1, bfd: {enabled: true, port: 3784}}]",
+            "NotYetHonoured",
+            "bfd of peer 10.0.0.9",
+        ),
+        ("kube-router.io/rr.client", "42", "NotYetHonoured", "kube-router.io/rr.client is not acted on"),
+        (
+            "sheave.io/peer",
+            "[]",
+            "UnknownAnnotation",
+            "sheave.io/peer is not known; known are sheave.io/peers",
+        ),
+    ] {
+        let (_, warnings) = NodeSettings::read(&annotated(&[(key, value)]), None);
+        let [warning] = &warnings[..] else { panic!("{key}: {warnings:?}") };
+        assert_eq!(warning.reason, reason, "{key}");
+        assert!(warning.message.contains(message), "{key}: {}", warning.message);
+    }
+}
+
+const FILE: &str = "
+router: {asn: 64512, peers: [{address: 10.0.0.253, asn: 65000}, {address: 10.0.0.254, asn: 65000, passwordFile: /p}]}
+announce: {podCIDRs: true, communities: ['1:1']}
+";
+
+/// A planner of node-a with a Service that is announced and has a prepending of its own.
+fn planner() -> Planner {
+    let config = Config::parse("sheave.yaml".as_ref(), FILE).unwrap();
+    let mut planner = Planner::new("node-a", config);
+    let mut service = mk_service("web");
+    service.load_balancer_ips = vec![mk_load_balancer_ip("192.0.2.80")];
+    service.ports = vec![mk_port("http", 80)];
+    service.annotations.insert("sheave.io/path-prepend".into(), "1".into());
+    let slice = mk_slice("web-1", "web", 8080, &["10.244.1.10@node-a"]);
+    let service = Event::Apply(Object::Service(Arc::new(service)));
+    planner.handle([service, Event::Apply(Object::EndpointSlice(Arc::new(slice))), Event::Synced]);
+    planner
+}
+
+fn apply(planner: &mut Planner, annotations: &[(&str, &str)]) -> Delta {
+    let mut node = annotated(annotations);
+    node.pod_cidrs = vec!["10.244.1.0/24".parse().unwrap()];
+    planner.handle([Event::Apply(Object::Node(Arc::new(node)))])
+}
+
+fn announcements(planner: &Planner) -> Vec<String> {
+    let announcements = planner.plan().announcements.values();
+    announcements
+        .map(|a| format!("{} {:x?} prepend {}", a.prefix, a.communities, a.as_path_prepend))
+        .collect()
+}
+
+fn peers(planner: &Planner) -> Vec<String> {
+    let peers = planner.config().router.peers.iter();
+    peers.map(|peer| format!("{} {} {:?}", peer.address, peer.asn, peer.source)).collect()
+}
+
+#[test]
+fn peers_of_the_node_are_added_and_replace() {
+    let mut planner = planner();
+    assert!(!apply(&mut planner, &[]).router);
+    let before = ["10.0.0.253 65000 Config", "10.0.0.254 65000 Config"];
+    assert_eq!(peers(&planner), before);
+
+    let list = "[{address: 10.0.0.254, asn: 65001}, {address: fd00::fe, asn: 65001}]";
+    let delta = apply(&mut planner, &[("sheave.io/peers", list), ("sheave.io/asn", "64999")]);
+    assert!(delta.router && !delta.node && delta.services.is_empty() && !delta.is_empty());
+    let added = ["10.0.0.253 65000 Config", "10.0.0.254 65001 Annotation", "fd00::fe 65001 Annotation"];
+    assert_eq!(peers(&planner), added);
+    let replaced = &planner.config().router.peers[1];
+    assert_eq!(
+        (replaced.source, replaced.password_source()),
+        (PeerSource::Annotation, None::<PasswordSource>)
+    );
+    assert_eq!(planner.config().router.asn, Some(64999));
+
+    // Wrong: nothing changes, and a warning says so.
+    let delta = apply(&mut planner, &[("sheave.io/peers", "[{address: x}]"), ("sheave.io/asn", "64999")]);
+    assert!(delta.is_empty());
+    assert_eq!(peers(&planner), added);
+    assert!(planner.warnings().iter().any(|warning| warning.reason == "InvalidAnnotation"));
+
+    // Its Node gone: nothing changes.
+    assert!(planner.handle([Event::Delete(ObjectKey::Node("node-a".into()))]).is_empty());
+    assert_eq!(peers(&planner), added);
+
+    assert!(apply(&mut planner, &[]).router);
+    assert_eq!(peers(&planner), before);
+    assert_eq!(planner.config().router.asn, Some(64512));
+}
+
+#[test]
+fn communities_and_prepending_of_the_node_are_those_of_every_prefix() {
+    let mut planner = planner();
+    apply(&mut planner, &[]);
+    let before = ["10.244.1.0/24 {10001} prepend 0", "192.0.2.80/32 {10001} prepend 1"];
+    assert_eq!(announcements(&planner), before);
+
+    let annotations = [("sheave.io/communities", "2:2"), ("sheave.io/path-prepend", "2")];
+    let delta = apply(&mut planner, &annotations);
+    assert!(!delta.router && !delta.node);
+    assert_eq!((delta.services.len(), delta.announcements.len()), (1, 2));
+    assert_eq!(
+        announcements(&planner),
+        ["10.244.1.0/24 {10001, 20002} prepend 2", "192.0.2.80/32 {10001, 20002} prepend 3"]
+    );
+
+    apply(&mut planner, &[("kube-router.io/pod-cidrs", "10.250.0.0/24")]);
+    assert_eq!(announcements(&planner)[0], "10.250.0.0/24 {10001} prepend 0");
+    apply(&mut planner, &[]);
+    assert_eq!(announcements(&planner), before);
+}
+
+#[test]
+fn what_does_not_fit_the_config_is_said() {
+    let mut planner = planner();
+    let prepend =
+        [("kube-router.io/path-prepend.as", "65000"), ("kube-router.io/path-prepend.repeat-n", "2")];
+    apply(&mut planner, &prepend);
+    let reasons = |planner: &Planner| -> Vec<_> {
+        planner.warnings().into_iter().map(|warning| (warning.reason, warning.message)).collect()
+    };
+    let [(reason, message)] = &reasons(&planner)[..] else { panic!("{:?}", reasons(&planner)) };
+    assert_eq!(*reason, "NotYetHonoured");
+    assert!(message.contains("path-prepend.as is 65000"), "{message}");
+    assert_eq!(announcements(&planner)[0], "10.244.1.0/24 {10001} prepend 2");
+
+    let mut planner = Planner::new("node-a", Config::default());
+    apply(&mut planner, &[("sheave.io/peers", "[{address: 10.0.0.254, asn: 65001}]")]);
+    let [(reason, message)] = &reasons(&planner)[..] else { panic!("{:?}", reasons(&planner)) };
+    assert_eq!(*reason, "NoASN");
+    assert!(message.contains("sheave.io/asn"), "{message}");
+    assert_eq!(planner.config().router.peers[0].address, ip("10.0.0.254"));
+}
+
+#[test]
+fn a_password_is_in_no_debug_output() {
+    let annotations =
+        [("kube-router.io/peers", "[{remoteip: 10.0.0.254, remoteasn: 65001, password: aHVudGVyMg==}]")];
+    let node = annotated(&annotations);
+    let mut planner = Planner::new("node-a", Config::default());
+    planner.handle([Event::Apply(Object::Node(Arc::new(node.clone())))]);
+    let (settings, _) = NodeSettings::read(&node, None);
+    let printed = format!("{planner:?} {:?} {settings:?} {node:?}", planner.config());
+    assert!(planner.config().router.peers[0].password.is_some());
+    for secret in ["hunter2", "aHVudGVyMg"] {
+        assert!(!printed.contains(secret), "{printed}");
+    }
+}
