@@ -2,6 +2,7 @@
 
 mod event;
 mod index;
+pub mod kubernetes;
 pub mod manifest;
 mod object;
 mod wire;

@@ -1,0 +1,144 @@
+//! What was told of one resource: the names alone, so that a list shows what has vanished.
+//!
+//! The objects are the [`Index`](crate::cluster::Index)'s. Only while a list runs, its objects wait here: nobody hears
+//! of a list before it is complete.
+
+use std::collections::BTreeMap;
+use std::time::SystemTime;
+
+use foldhash::HashMap;
+
+use super::item::{Content, Head, Unreadable};
+use crate::cluster::{Event, Object, ObjectKey, Place, Problem, Severity};
+
+/// What was told of one resource.
+#[derive(Debug, Default)]
+pub(super) struct Ledger {
+    told: HashMap<ObjectKey, Told>,
+    /// Of the last version of each object that cannot be used.
+    problems: BTreeMap<ObjectKey, Unreadable>,
+    problems_changed: bool,
+    /// Number of the list that is running or was last.
+    list: u64,
+    listing: Option<Listing>,
+}
+
+/// An object that was told.
+#[derive(Debug)]
+struct Told {
+    /// Number of the list that had it last.
+    list: u64,
+    /// Its trigger time, as seen last.
+    triggered: Option<SystemTime>,
+}
+
+/// A list that is not complete.
+#[derive(Debug, Default)]
+struct Listing {
+    objects: Vec<(Object, Option<SystemTime>)>,
+    problems: BTreeMap<ObjectKey, Unreadable>,
+}
+
+impl Ledger {
+    /// A list begins; one that was not completed is forgotten.
+    pub(super) fn begin(&mut self) {
+        self.list += 1;
+        self.listing = Some(Listing::default());
+    }
+
+    /// An object of the running list. One that cannot be used counts as there: its last good version stays.
+    pub(super) fn listed(&mut self, head: Head, content: Content) {
+        let Some(listing) = &mut self.listing else { return };
+        let Head { key, triggered, .. } = head;
+        if let Some(told) = self.told.get_mut(&key) {
+            told.list = self.list;
+        }
+        match content {
+            Ok(object) => {
+                listing.problems.remove(&key);
+                listing.objects.push((object, triggered));
+            }
+            Err(unreadable) => {
+                listing.problems.insert(key, unreadable);
+            }
+        }
+    }
+
+    /// An object that vanished while the list was running.
+    pub(super) fn unlisted(&mut self, key: &ObjectKey) {
+        let Some(listing) = &mut self.listing else { return };
+        listing.objects.retain(|(object, _)| object.key() != *key);
+        listing.problems.remove(key);
+        if let Some(told) = self.told.get_mut(key) {
+            told.list = 0;
+        }
+    }
+
+    /// The list is complete: what it has, and what it has no more.
+    pub(super) fn complete(&mut self) -> Vec<Event> {
+        let Some(Listing { objects, problems }) = self.listing.take() else { return Vec::new() };
+        self.problems_changed |= self.problems != problems;
+        self.problems = problems;
+        let list = self.list;
+        let mut events = Vec::with_capacity(objects.len());
+        for (object, triggered) in objects {
+            // The key that is there shares its text with the object that the Index keeps, if nothing changed.
+            match self.told.get_mut(&object.key()) {
+                Some(told) => *told = Told { list, triggered },
+                None => {
+                    self.told.insert(object.key(), Told { list, triggered });
+                }
+            }
+            events.push(Event::Apply(object));
+        }
+        events.extend(self.told.extract_if(|_, told| told.list != list).map(|(key, _)| Event::Delete(key)));
+        events
+    }
+
+    /// An object was added or changed while it was watched.
+    pub(super) fn applied(&mut self, head: Head, content: Content, events: &mut Vec<Event>) {
+        let Head { key, triggered, .. } = head;
+        let object = match content {
+            Ok(object) => object,
+            Err(unreadable) => {
+                self.problems.insert(key, unreadable);
+                self.problems_changed = true;
+                return;
+            }
+        };
+        self.problems_changed |= self.problems.remove(&key).is_some();
+        let told = self.told.entry(key).or_insert(Told { list: 0, triggered: None });
+        told.list = self.list;
+        if told.triggered != triggered {
+            told.triggered = triggered;
+            events.extend(triggered.map(Event::TriggeredAt));
+        }
+        events.push(Event::Apply(object));
+    }
+
+    /// An object is gone.
+    pub(super) fn deleted(&mut self, key: ObjectKey, events: &mut Vec<Event>) {
+        self.problems_changed |= self.problems.remove(&key).is_some();
+        if self.told.remove(&key).is_some() {
+            events.push(Event::Delete(key));
+        }
+    }
+
+    /// What cannot be used now, if that changed since it was asked last.
+    pub(super) fn changed_problems(&mut self) -> Option<Vec<Problem>> {
+        if !std::mem::take(&mut self.problems_changed) {
+            return None;
+        }
+        let problems = self.problems.iter().map(|(key, Unreadable { field, message })| {
+            let before =
+                if self.told.contains_key(key) { "; what it said before stays in force" } else { "" };
+            Problem {
+                place: Place::Object(key.clone()),
+                field: field.clone(),
+                message: format!("{message}{before}"),
+                severity: Severity::Error,
+            }
+        });
+        Some(problems.collect())
+    }
+}

@@ -1,0 +1,241 @@
+//! What to ask the API server next, of one resource. Pure: answers and times come in, questions come out.
+//!
+//! ```text
+//!            ┌─────────────── 410, garbage, or down for long ◄──────────────┐
+//!            ▼                                                              │
+//!  start ► LIST ──streaming list──────────────────────── complete ──► WATCH from version ──ends──┐
+//!            │ refused or ignored: for an hour                ▲          ▲                       │
+//!            └────────────► page ──► page ──► page ───────────┘          └───────────────────────┘
+//!                            └─410─► the whole list without pages
+//! ```
+//!
+//! A failure changes nothing but the state that is told, and the time of the next attempt.
+
+use std::time::{Duration, Instant, SystemTime};
+
+use super::message::{Failure, Fault};
+use super::pauses::Pauses;
+use super::{Pace, Resource};
+use crate::cluster::WatchState;
+
+/// A request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Ask {
+    /// A watch that begins with all there is.
+    StreamingList,
+    /// A page of a list, or all of it.
+    Page {
+        /// Of the page before; `None` begins.
+        token: Option<String>,
+        /// In pages; or all at once.
+        limited: bool,
+    },
+    /// Changes since that version.
+    Watch {
+        /// The `resourceVersion`.
+        version: String,
+    },
+}
+
+/// Where it stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Phase {
+    /// All there is has to be read.
+    List,
+    /// Part of it has been read.
+    Pages { token: String },
+    /// All is known up to that version.
+    Watch { version: String },
+}
+
+/// The list and watch of one resource.
+#[derive(Debug)]
+pub(super) struct Reflector {
+    resource: Resource,
+    pace: Pace,
+    phase: Phase,
+    state: WatchState,
+    /// Until then, lists come in pages.
+    paged_until: Option<Instant>,
+    /// Streaming lists in a row that ended before they were complete.
+    unfinished: u32,
+    /// Pages went out of date: the next list comes at once.
+    whole: bool,
+    /// The request under way is for a streaming list.
+    streaming: bool,
+    /// The watch under way has told something.
+    heard: bool,
+    /// A list was completed at some time.
+    listed: bool,
+    down: Option<Instant>,
+    pauses: Pauses,
+}
+
+impl Reflector {
+    pub(super) fn new(resource: Resource, pace: Pace) -> Self {
+        Self {
+            resource,
+            pauses: Pauses::new(pace.first_pause, pace.longest_pause),
+            pace,
+            phase: Phase::List,
+            state: WatchState::Listing,
+            paged_until: None,
+            unfinished: 0,
+            whole: false,
+            streaming: false,
+            heard: false,
+            listed: false,
+            down: None,
+        }
+    }
+
+    /// How it stands.
+    pub(super) fn state(&self) -> &WatchState {
+        &self.state
+    }
+
+    /// Whether there is nothing to wait for any more at the start.
+    pub(super) fn is_complete(&self) -> bool {
+        self.listed || self.state == WatchState::NotServed
+    }
+
+    /// What to ask now.
+    pub(super) fn ask(&mut self, now: Instant) -> Ask {
+        let down_long = self.down.is_some_and(|since| now.duration_since(since) >= self.pace.relist_after);
+        if down_long && matches!(self.phase, Phase::Watch { .. }) {
+            self.phase = Phase::List;
+        }
+        let ask = match &self.phase {
+            Phase::Watch { version } => Ask::Watch { version: version.clone() },
+            Phase::Pages { token } => Ask::Page { token: Some(token.clone()), limited: true },
+            Phase::List if self.whole => Ask::Page { token: None, limited: false },
+            Phase::List if self.paged_until.is_some_and(|until| now < until) => {
+                Ask::Page { token: None, limited: true }
+            }
+            Phase::List => Ask::StreamingList,
+        };
+        self.streaming = ask == Ask::StreamingList;
+        self.heard = false;
+        ask
+    }
+
+    /// Objects of a list arrive.
+    pub(super) fn listing(&mut self) {
+        if !matches!(self.phase, Phase::Watch { .. }) {
+            self.state = WatchState::Listing;
+        }
+    }
+
+    /// There are more pages.
+    pub(super) fn page(&mut self, next: String) {
+        self.phase = Phase::Pages { token: next };
+        self.listing();
+    }
+
+    /// The list is complete: all is known up to that version.
+    pub(super) fn complete(&mut self, version: String) {
+        self.phase = Phase::Watch { version };
+        self.listed = true;
+        self.whole = false;
+        self.unfinished = 0;
+    }
+
+    /// A watch runs.
+    pub(super) fn watching(&mut self) {
+        self.state = WatchState::Watching;
+        self.down = None;
+    }
+
+    /// All is known up to a later version.
+    pub(super) fn advance(&mut self, version: String) {
+        if let Phase::Watch { version: known } = &mut self.phase {
+            *known = version;
+        }
+    }
+
+    /// A watch tells of an object.
+    pub(super) fn heard(&mut self) {
+        self.heard = true;
+        self.pauses.reset();
+    }
+
+    /// The server does not end its streaming list: it does not know what that is.
+    pub(super) fn streaming_list_ignored(&mut self, now: Instant) {
+        self.paged_until = Some(now + self.pace.streaming_again);
+    }
+
+    /// A watch ended in order, or by being cut. Returns how long to wait before the next request. `chance` is from 0
+    /// to 1.
+    pub(super) fn ended(
+        &mut self,
+        lasted: Duration,
+        now: Instant,
+        wall: SystemTime,
+        chance: f64,
+    ) -> Duration {
+        if !matches!(self.phase, Phase::Watch { .. }) {
+            self.unfinished += 1;
+            if self.unfinished > 1 {
+                self.streaming_list_ignored(now);
+            }
+            let failure = Failure::connection("a list ended before it was complete");
+            return self.failed(failure, now, wall, chance);
+        }
+        if lasted >= self.pace.first_pause {
+            self.pauses.reset();
+            Duration::ZERO
+        } else if self.heard {
+            self.pauses.after_failure(None, chance)
+        } else {
+            self.failed(Failure::connection("a watch ended as soon as it had begun"), now, wall, chance)
+        }
+    }
+
+    /// A request failed, or a watch by an ERROR event. Returns how long to wait before the next request. `chance` is
+    /// from 0 to 1.
+    pub(super) fn failed(
+        &mut self,
+        failure: Failure,
+        now: Instant,
+        wall: SystemTime,
+        chance: f64,
+    ) -> Duration {
+        match (&self.phase, failure.fault) {
+            // What servers say that have no streaming lists: it is forbidden as a field, or invalid.
+            (Phase::List, Fault::Status(400 | 422)) if self.streaming => {
+                self.streaming_list_ignored(now);
+                return Duration::ZERO;
+            }
+            // The list took so long that its later pages are gone.
+            (Phase::Pages { .. }, Fault::Status(410)) => {
+                self.phase = Phase::List;
+                self.whole = true;
+                return Duration::ZERO;
+            }
+            (Phase::Watch { .. }, Fault::Status(410)) => {
+                self.phase = Phase::List;
+                self.state = WatchState::Listing;
+                return self.pauses.after_failure(failure.retry_after, chance);
+            }
+            // A 404 once it was served comes from something else that answers in the server's place.
+            (Phase::List, Fault::Status(404)) if self.resource.is_optional() && !self.listed => {
+                self.state = WatchState::NotServed;
+                self.down = None;
+                return self.pace.not_served.mul_f64(1.0 + chance / 4.0);
+            }
+            // Nothing is known of what was lost, or the server does not take what it gave.
+            (_, Fault::Garbage)
+            | (Phase::Watch { .. } | Phase::Pages { .. }, Fault::Status(400 | 404 | 422)) => {
+                self.phase = Phase::List;
+            }
+            (_, Fault::Status(_) | Fault::Connection) => {}
+        }
+        self.down.get_or_insert(now);
+        let since = match self.state {
+            WatchState::Down { since, .. } => since,
+            WatchState::Listing | WatchState::Watching | WatchState::NotServed => wall,
+        };
+        self.state = WatchState::Down { since, error: failure.message };
+        self.pauses.after_failure(failure.retry_after, chance)
+    }
+}
