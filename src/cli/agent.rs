@@ -1,28 +1,39 @@
 //! `sheave agent`: runs.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
+use tokio::runtime::Handle;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::mpsc;
+use tokio::sync::mpsc::{self, UnboundedSender};
+use tokio::task::JoinHandle;
 use tracing::info;
 
 use super::{LogFormat, failed, node_name};
 use crate::agent::Agent;
+use crate::cluster::Event;
+use crate::cluster::kubernetes::{Pace, connect, follow};
 use crate::cluster::manifest::{Manifests, watch};
 use crate::config::Config;
 use crate::observe::status;
 
 /// Run on this node: program the kernel, announce over BGP, follow every change
 ///
-/// Reads Services, EndpointSlices and Nodes from a directory of manifests and follows it: edits apply within a
-/// second. Needs root (CAP_NET_ADMIN), IPVS in the kernel and `nft`; `sheave check` tells what is missing.
+/// Follows Services, EndpointSlices, Nodes and ServiceCIDRs of the cluster's API server. In a Pod it uses the service
+/// account, and finds the server by KUBERNETES_SERVICE_HOST and KUBERNETES_SERVICE_PORT: set both to an address that
+/// works without this program, since the `kubernetes` Service is made reachable by it. Elsewhere it uses --kubeconfig,
+/// $KUBECONFIG or ~/.kube/config. While the server is away, everything goes on as it was told last.
+///
+/// With --manifests no cluster is needed: a directory says what there is, and edits apply within a second.
+///
+/// Needs root (CAP_NET_ADMIN), IPVS in the kernel and `nft`; `sheave check` tells what is missing.
 ///
 /// SIGTERM and SIGINT end it, for a restart or an upgrade: kernel state stays and goes on forwarding, and peers are
 /// left in the manner of graceful restart. The next start adopts what is there. `sheave cleanup` removes it.
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = "\
 Examples:
+  sheave agent --config /etc/sheave/config.yaml --kubeconfig /etc/sheave/kubeconfig --node node-a
   sheave agent --config /etc/sheave/config.yaml --manifests /etc/sheave/manifests --node node-a
   RUST_LOG=sheave=debug sheave agent --manifests manifests      more to read: one line per change
 
@@ -36,9 +47,13 @@ pub(super) struct Args {
     #[arg(long, env = "NODE_NAME")]
     node: Option<String>,
 
-    /// Directory of .yaml, .yml and .json files with Services, EndpointSlices and Nodes
+    /// How to reach the API server, and as whom
+    #[arg(long, value_name = "FILE", conflicts_with = "manifests")]
+    kubeconfig: Option<PathBuf>,
+
+    /// Instead of a cluster: directory of .yaml, .yml and .json files with Services, EndpointSlices and Nodes
     #[arg(long, value_name = "DIR")]
-    manifests: PathBuf,
+    manifests: Option<PathBuf>,
 
     /// How log lines are written
     #[arg(long, value_enum, default_value_t = LogFormat::Text)]
@@ -47,20 +62,49 @@ pub(super) struct Args {
 
 /// Runs the subcommand.
 pub(super) fn run(args: Args) -> ExitCode {
-    let Args { config, node, manifests, log_format } = args;
+    let Args { config, node, kubeconfig, manifests, log_format } = args;
     log_format.start();
     let node = node_name(node);
     let config = match config.map_or_else(|| Ok(Config::default()), |path| Config::load(&path)) {
         Ok(config) => config,
         Err(error) => return failed(&error.to_string()),
     };
-    match start(config, &node, &manifests) {
+    let source = manifests.map_or(Source::Cluster { kubeconfig }, Source::Manifests);
+    match start(config, &node, source) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => failed(&error),
     }
 }
 
-fn start(config: Config, node: &str, manifests: &Path) -> Result<(), String> {
+/// Where Services and the rest come from.
+enum Source {
+    Cluster { kubeconfig: Option<PathBuf> },
+    Manifests(PathBuf),
+}
+
+impl Source {
+    /// Begins to tell what there is. The API server need not be up.
+    async fn follow(self, background: &Handle, events: UnboundedSender<Vec<Event>>) -> Result<(), String> {
+        match self {
+            Self::Manifests(directory) => {
+                watch(Manifests::new(&directory), events)
+                    .map_err(|error| format!("{}: {error}", directory.display()))?;
+            }
+            Self::Cluster { kubeconfig } => {
+                // A client's connections belong to the runtime that it is made on.
+                let following: JoinHandle<Result<(), String>> = background.spawn(async move {
+                    let client = connect(kubeconfig.as_deref()).await.map_err(|error| error.to_string())?;
+                    follow(&client, &Pace::default(), events);
+                    Ok(())
+                });
+                following.await.map_err(|error| error.to_string())??;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn start(config: Config, node: &str, source: Source) -> Result<(), String> {
     let text = |what: &str| {
         let what = what.to_owned();
         move |error: std::io::Error| format!("{what}: {error}")
@@ -87,14 +131,14 @@ fn start(config: Config, node: &str, manifests: &Path) -> Result<(), String> {
             status::serve(&socket, question).map_err(|error| format!("{}: {error}", socket.display()))?;
         }
         let (events, receiver) = mpsc::unbounded_channel();
-        watch(Manifests::new(manifests), events).map_err(text(&manifests.display().to_string()))?;
+        source.follow(background.handle(), events).await?;
         let stop = async move {
             tokio::select! {
                 _ = terminate.recv() => info!("SIGTERM: kernel state stays, sessions end"),
                 _ = interrupt.recv() => info!("SIGINT: kernel state stays, sessions end"),
             }
         };
-        info!(node, manifests = %manifests.display(), version = env!("CARGO_PKG_VERSION"), "start");
+        info!(node, version = env!("CARGO_PKG_VERSION"), "start");
         agent.run(receiver, questions, stop).await.map_err(|error| error.to_string())
     })
 }

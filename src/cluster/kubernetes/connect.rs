@@ -121,7 +121,7 @@ fn variable(name: &'static str) -> Result<Option<String>, ConnectError> {
 }
 
 /// The URL of what the variables name.
-fn server(host: &str, port: &str) -> Result<Uri, ConnectError> {
+pub(super) fn server(host: &str, port: &str) -> Result<Uri, ConnectError> {
     let port: u16 = port.parse().ok().filter(|port| *port != 0).ok_or_else(|| ConnectError::Variable {
         name: PORT,
         problem: format!("`{port}` is not a port: expected 1 to 65535"),
@@ -136,7 +136,7 @@ fn server(host: &str, port: &str) -> Result<Uri, ConnectError> {
         problem: format!("`{host}` is not a host: expected a name or an address, without https:// and port"),
     };
     let uri: Uri = url.parse().map_err(|_| problem())?;
-    let only_host = uri.path() == "/" && uri.query().is_none() && uri.port_u16() == Some(port);
+    let only_host = !host.contains(['/', '@', '?', '#']) && uri.port_u16() == Some(port);
     if only_host { Ok(uri) } else { Err(problem()) }
 }
 

@@ -1,0 +1,148 @@
+//! What follows from lists and changes.
+
+use std::time::{Duration, SystemTime};
+
+use crate::cluster::kubernetes::Resource;
+use crate::cluster::kubernetes::item::{Head, Unreadable};
+use crate::cluster::kubernetes::ledger::Ledger;
+use crate::cluster::{EndpointSlice, Event, Object, SliceName};
+
+fn head(name: &str) -> Head {
+    Head { key: Resource::EndpointSlices.key(None, name.into()), version: None, triggered: None }
+}
+
+fn at(name: &str, second: u64) -> Head {
+    Head { triggered: Some(SystemTime::UNIX_EPOCH + Duration::from_secs(second)), ..head(name) }
+}
+
+fn good(name: &str) -> Result<Object, Unreadable> {
+    let name = SliceName { namespace: "default".into(), name: name.into() };
+    Ok(Object::EndpointSlice(
+        EndpointSlice { name, service: None, endpoints: Vec::new(), ports: Vec::new() }.into(),
+    ))
+}
+
+fn bad() -> Result<Object, Unreadable> {
+    Err(Unreadable { field: "ports".into(), message: "wrong".into() })
+}
+
+/// `+a` for an object, `-a` for one that is gone, `@7` for a trigger time.
+fn short(events: Vec<Event>) -> Vec<String> {
+    let mut short: Vec<String> = events
+        .into_iter()
+        .map(|event| match event {
+            Event::Apply(object) => object.key().to_string().replace("EndpointSlice default/", "+"),
+            Event::Delete(key) => key.to_string().replace("EndpointSlice default/", "-"),
+            Event::TriggeredAt(time) => {
+                format!("@{}", time.duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs())
+            }
+            other => panic!("{other:?}"),
+        })
+        .collect();
+    short.sort();
+    short
+}
+
+fn list<const N: usize>(
+    ledger: &mut Ledger,
+    objects: [(Head, Result<Object, Unreadable>); N],
+) -> Vec<String> {
+    ledger.begin();
+    for (head, content) in objects {
+        ledger.listed(head, content);
+    }
+    short(ledger.complete())
+}
+
+fn apply(ledger: &mut Ledger, head: Head, content: Result<Object, Unreadable>) -> Vec<String> {
+    let mut events = Vec::new();
+    ledger.applied(head, content, &mut events);
+    short(events)
+}
+
+fn delete(ledger: &mut Ledger, name: &str) -> Vec<String> {
+    let mut events = Vec::new();
+    ledger.deleted(head(name).key, &mut events);
+    short(events)
+}
+
+fn problems(ledger: &mut Ledger) -> Option<Vec<String>> {
+    Some(ledger.changed_problems()?.iter().map(ToString::to_string).collect())
+}
+
+#[test]
+fn a_list_tells_what_it_has_and_what_has_vanished() {
+    let mut ledger = Ledger::default();
+    assert_eq!(list(&mut ledger, [(head("a"), good("a")), (head("b"), good("b"))]), ["+a", "+b"]);
+    assert_eq!(apply(&mut ledger, head("c"), good("c")), ["+c"]);
+    assert_eq!(list(&mut ledger, [(head("b"), good("b")), (head("d"), good("d"))]), ["+b", "+d", "-a", "-c"]);
+    assert_eq!(list(&mut ledger, []), ["-b", "-d"]);
+    assert_eq!(list(&mut ledger, []), [""; 0]);
+}
+
+#[test]
+fn a_list_that_is_not_completed_changes_nothing() {
+    let mut ledger = Ledger::default();
+    list(&mut ledger, [(head("a"), good("a")), (head("b"), good("b"))]);
+    ledger.begin();
+    ledger.listed(head("b"), good("b"));
+    ledger.listed(head("new"), good("new"));
+    ledger.listed(head("a"), bad());
+    assert_eq!(problems(&mut ledger), None);
+    // Begun anew: `new` was never told and is gone again.
+    assert_eq!(list(&mut ledger, [(head("a"), good("a")), (head("b"), good("b"))]), ["+a", "+b"]);
+    assert_eq!(delete(&mut ledger, "new"), [""; 0]);
+}
+
+#[test]
+fn an_object_that_vanishes_during_a_streaming_list_is_gone() {
+    let mut ledger = Ledger::default();
+    list(&mut ledger, [(head("a"), good("a"))]);
+    ledger.begin();
+    for name in ["a", "b"] {
+        ledger.listed(head(name), good(name));
+        ledger.unlisted(&head(name).key);
+    }
+    assert_eq!(short(ledger.complete()), ["-a"]);
+}
+
+#[test]
+fn what_cannot_be_used_is_a_problem_until_it_is_mended_or_gone_and_its_last_good_version_stays() {
+    let kept = "EndpointSlice default/a: ports: wrong; what it said before stays in force";
+    let fresh = "EndpointSlice default/b: ports: wrong";
+    let mut ledger = Ledger::default();
+    list(&mut ledger, [(head("a"), good("a"))]);
+    assert_eq!(problems(&mut ledger), None);
+
+    assert_eq!(apply(&mut ledger, head("a"), bad()), [""; 0]);
+    assert_eq!(apply(&mut ledger, head("b"), bad()), [""; 0]);
+    assert_eq!(problems(&mut ledger).unwrap(), [kept, fresh]);
+    assert_eq!(problems(&mut ledger), None, "told once");
+
+    assert_eq!(list(&mut ledger, [(head("a"), bad()), (head("b"), bad())]), [""; 0]);
+    assert_eq!(problems(&mut ledger), None, "a relist has the same");
+
+    assert_eq!(apply(&mut ledger, head("b"), good("b")), ["+b"]);
+    assert_eq!(problems(&mut ledger).unwrap(), [kept]);
+
+    assert_eq!(delete(&mut ledger, "a"), ["-a"]);
+    assert_eq!(problems(&mut ledger).unwrap(), [""; 0]);
+
+    list(&mut ledger, [(head("b"), bad())]);
+    assert_eq!(problems(&mut ledger).unwrap().len(), 1);
+    assert_eq!(list(&mut ledger, []), ["-b"], "gone while nobody looked");
+    assert_eq!(problems(&mut ledger).unwrap(), [""; 0]);
+}
+
+#[test]
+fn a_trigger_time_is_told_once_and_of_watched_changes_alone() {
+    let mut ledger = Ledger::default();
+    assert_eq!(list(&mut ledger, [(at("a", 1), good("a"))]), ["+a"]);
+    assert_eq!(apply(&mut ledger, at("a", 1), good("a")), ["+a"], "the list had it");
+    assert_eq!(apply(&mut ledger, at("a", 2), good("a")), ["+a", "@2"]);
+    assert_eq!(apply(&mut ledger, at("a", 2), good("a")), ["+a"]);
+    assert_eq!(apply(&mut ledger, head("a"), good("a")), ["+a"], "without one");
+    assert_eq!(apply(&mut ledger, at("b", 3), good("b")), ["+b", "@3"], "a new object");
+    assert_eq!(list(&mut ledger, [(at("a", 9), good("a"))]), ["+a", "-b"]);
+    assert_eq!(apply(&mut ledger, at("a", 9), good("a")), ["+a"]);
+}
