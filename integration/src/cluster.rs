@@ -1,14 +1,18 @@
-//! The cluster as its agents see it: Services, EndpointSlices and Nodes, written as manifests.
+//! The cluster as its agents see it: Services, EndpointSlices and Nodes, as objects and as manifests.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
-use sheave::cluster::Protocol;
+use sheave::cluster::{ACCEPTS_ANNOTATION, Protocol};
 
 use crate::fabric::addresses::{self, Family};
 use crate::fabric::{Node, Pod};
+
+/// The namespace of all Services of the lab.
+pub const NAMESPACE: &str = "default";
 
 /// A port of a Service.
 #[derive(Clone, Debug)]
@@ -54,7 +58,7 @@ impl Endpoint {
 /// A dual-stack Service of type LoadBalancer with its endpoints.
 #[derive(Clone, Debug)]
 pub struct Service {
-    /// Its name, in namespace `default`.
+    /// Its name, in namespace [`NAMESPACE`].
     pub name: String,
     /// The number its addresses are made from.
     pub number: u8,
@@ -118,7 +122,8 @@ impl Service {
         addresses::cluster_ip(family, self.number)
     }
 
-    fn manifests(&self) -> Vec<Value> {
+    /// The Service and its EndpointSlices.
+    pub fn objects(&self) -> Vec<Value> {
         let port_name = |port: &Port| format!("{}-{}", port.protocol, port.port).to_lowercase();
         let ports: Vec<Value> = self
             .ports
@@ -135,7 +140,7 @@ impl Service {
         let ingress = ips(Self::vip).map(|ip| json!({"ip": ip, "ipMode": "VIP"}));
         let service = json!({
             "apiVersion": "v1", "kind": "Service",
-            "metadata": {"name": self.name, "namespace": "default", "creationTimestamp": "2026-01-01T00:00:00Z", "uid": self.name},
+            "metadata": {"name": self.name, "namespace": NAMESPACE, "creationTimestamp": "2026-01-01T00:00:00Z", "uid": self.name},
             "spec": {"type": "LoadBalancer", "allocateLoadBalancerNodePorts": false, "clusterIP": ips(Self::cluster_ip)[0],
                 "clusterIPs": ips(Self::cluster_ip), "ipFamilies": ["IPv4", "IPv6"], "ipFamilyPolicy": "RequireDualStack",
                 "externalTrafficPolicy": "Cluster", "internalTrafficPolicy": "Cluster",
@@ -162,13 +167,21 @@ impl Service {
                 .collect();
             json!({
                 "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": family.to_string(),
-                "metadata": {"name": format!("{}-{}", self.name, family.to_string().to_lowercase()), "namespace": "default",
+                "metadata": {"name": format!("{}-{}", self.name, family.to_string().to_lowercase()), "namespace": NAMESPACE,
                     "labels": {"kubernetes.io/service-name": self.name}},
                 "endpoints": endpoints, "ports": ports,
             })
         });
         std::iter::once(service).chain(slices).collect()
     }
+}
+
+/// A Node as its cluster has it.
+pub fn node_object(node: &Node, annotations: &BTreeMap<&str, &str>) -> Value {
+    let addresses = Family::BOTH.map(|family| json!({"type": "InternalIP", "address": node.address(family)}));
+    let cidrs = Family::BOTH.map(|family| addresses::pod_cidr(family, node.number));
+    json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": node.name, "annotations": annotations},
+        "spec": {"podCIDR": cidrs[0], "podCIDRs": cidrs}, "status": {"addresses": addresses}})
 }
 
 /// A directory of manifests that agents watch.
@@ -182,17 +195,8 @@ impl Manifests {
     pub fn create(dir: PathBuf, nodes: &[Node]) -> Result<Self> {
         std::fs::create_dir_all(&dir).with_context(|| dir.display().to_string())?;
         let manifests = Self { dir };
-        let nodes: Vec<Value> = nodes
-            .iter()
-            .map(|node| {
-                let addresses =
-                    Family::BOTH.map(|family| json!({"type": "InternalIP", "address": node.address(family)}));
-                let cidrs = Family::BOTH.map(|family| addresses::pod_cidr(family, node.number));
-                json!({"apiVersion": "v1", "kind": "Node",
-                    "metadata": {"name": node.name, "annotations": {"sheave.io/accepts": "ipip"}},
-                    "spec": {"podCIDR": cidrs[0], "podCIDRs": cidrs}, "status": {"addresses": addresses}})
-            })
-            .collect();
+        let annotations = [(ACCEPTS_ANNOTATION, "ipip")].into();
+        let nodes: Vec<Value> = nodes.iter().map(|node| node_object(node, &annotations)).collect();
         manifests.write("nodes", &nodes)?;
         Ok(manifests)
     }
@@ -204,7 +208,7 @@ impl Manifests {
 
     /// Writes or replaces a Service with its EndpointSlices, in one step.
     pub fn apply(&self, service: &Service) -> Result<()> {
-        self.write(&service.name, &service.manifests())
+        self.write(&service.name, &service.objects())
     }
 
     /// Removes a Service and its EndpointSlices.

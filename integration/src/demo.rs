@@ -13,6 +13,7 @@ use crate::fabric::addresses::{self, Family};
 use crate::fabric::{Direction, Fabric, Node};
 use crate::kernel;
 use crate::lab::{Lab, POD_PORT};
+use crate::source::SourceKind;
 use crate::traffic::{Connections, Load, LoadReport, Request};
 use crate::wait::{await_some, await_until};
 
@@ -31,9 +32,9 @@ const LIMIT: Duration = Duration::from_secs(30);
 
 /// A lab with the cluster of the quick start in it, agents running and the Service `web`, returned too, in force.
 pub fn quickstart(binary: &Path, dir: &Path) -> Result<(Lab, Service)> {
-    let mut lab = Lab::build(binary, dir)?;
+    let mut lab = Lab::build(binary, dir, SourceKind::Manifests)?;
     for (name, text) in MANIFESTS {
-        let path = lab.manifests.dir().join(name);
+        let path = lab.source.manifests()?.dir().join(name);
         std::fs::write(&path, text).with_context(|| path.display().to_string())?;
     }
     for node in lab.node_names() {
@@ -149,7 +150,7 @@ fn endpoint_goes(lab: &mut Lab, web: &Service) -> Result<LoadReport> {
     println!("  4 clients ask without a pause: {} answers so far", load.answered());
     let left = web.clone().endpoints([lab.fabric.pod("c1")?]);
     let start = Instant::now();
-    lab.manifests.apply(&left)?;
+    lab.source.apply(&left)?;
     println!("  b1 taken out of the manifests");
     let gone = lab.fabric.pod("b1")?.address(Family::V4);
     let vip = SocketAddr::from((web.vip(Family::V4), 80));

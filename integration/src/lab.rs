@@ -11,8 +11,9 @@ use anyhow::{Context, Result, anyhow};
 use sheave::cluster::Protocol;
 
 use crate::cluster::{Manifests, Service};
+use crate::source::{ApiServer, Source, SourceKind};
 use crate::fabric::Fabric;
-use crate::fabric::addresses::Family;
+use crate::fabric::addresses::{self, Family};
 use crate::kernel;
 use crate::process::Daemon;
 use crate::traffic::Server;
@@ -44,14 +45,13 @@ exec ip netns exec \"$node\" sh -c 'mount --bind \"$0\" /run/sheave && exec \"$@
 ";
 
 /// A running lab.
-#[derive(Debug)]
 pub struct Lab {
     agents: BTreeMap<String, Daemon>,
     servers: Vec<Server>,
     /// The network.
     pub fabric: Fabric,
-    /// What the agents are told.
-    pub manifests: Manifests,
+    /// What the agents are told, and how.
+    pub source: Source,
     binary: PathBuf,
     dir: PathBuf,
     started: Instant,
@@ -60,13 +60,24 @@ pub struct Lab {
 impl Lab {
     /// Builds the network, starts a server in each pod, on each node and on the external host; no agent yet. `binary` is
     /// `sheave`; configuration, logs and manifests go to `dir`, which is emptied.
-    pub fn build(binary: &Path, dir: &Path) -> Result<Self> {
+    pub fn build(binary: &Path, dir: &Path, kind: SourceKind) -> Result<Self> {
         if dir.exists() {
             std::fs::remove_dir_all(dir).with_context(|| dir.display().to_string())?;
         }
         std::fs::create_dir_all(dir).with_context(|| dir.display().to_string())?;
         let fabric = Fabric::build(3, dir)?;
-        let manifests = Manifests::create(dir.join("manifests"), &fabric.nodes)?;
+        let source = match kind {
+            SourceKind::Manifests => {
+                Source::Manifests(Manifests::create(dir.join("manifests"), &fabric.nodes)?)
+            }
+            // Beside the spine: reached by routing alone, through no virtual IP.
+            SourceKind::Api => Source::Api(ApiServer::start(
+                &fabric.external,
+                addresses::external(Family::V4),
+                &fabric.nodes,
+                dir,
+            )?),
+        };
         let every = |port| [(Protocol::Tcp, port), (Protocol::Udp, port), (Protocol::Sctp, port)];
         let mut servers =
             vec![Server::start(&fabric.external, "external", &[every(POD_PORT), every(HOST_PORT)].concat())?];
@@ -81,7 +92,7 @@ impl Lab {
             agents: BTreeMap::new(),
             servers,
             fabric,
-            manifests,
+            source,
             binary: binary.to_owned(),
             dir: dir.to_owned(),
         };
@@ -90,8 +101,8 @@ impl Lab {
     }
 
     /// The same with an agent on every node.
-    pub fn start(binary: &Path, dir: &Path) -> Result<Self> {
-        let mut lab = Self::build(binary, dir)?;
+    pub fn start(binary: &Path, dir: &Path, kind: SourceKind) -> Result<Self> {
+        let mut lab = Self::build(binary, dir, kind)?;
         for name in lab.node_names() {
             lab.start_agent(&name)?;
         }
@@ -130,6 +141,11 @@ impl Lab {
         let write =
             |path: &Path, text: &str| std::fs::write(path, text).with_context(|| path.display().to_string());
         for (node, config) in CONFIGS {
+            // With an API server, annotations of the Nodes tell all about BGP.
+            let config = match self.source {
+                Source::Manifests(_) => config,
+                Source::Api(_) => config.find("services:").map_or("", |start| &config[start..]),
+            };
             write(&self.config(node), config)?;
             std::fs::create_dir_all(self.dir.join("run").join(node))?;
         }
@@ -144,7 +160,8 @@ impl Lab {
     pub fn start_agent(&mut self, name: &str) -> Result<()> {
         let mut command = self.sheave(name, "agent");
         command.arg("--config").arg(self.config(name)).arg("--node").arg(name);
-        command.arg("--manifests").arg(self.manifests.dir()).env("NO_COLOR", "1");
+        self.source.tell(&mut command);
+        command.env("NO_COLOR", "1");
         let agent = Daemon::start(&format!("agent of {name}"), command, &self.log(name))?;
         self.agents.insert(name.to_owned(), agent);
         Ok(())
@@ -174,7 +191,7 @@ impl Lab {
     /// Writes a Service and waits until every agent's kernel holds it and the leaves send its VIPs to all of them (and maybe to
     /// nodes whose agent is restarting: graceful restart).
     pub fn apply(&mut self, service: &Service) -> Result<()> {
-        self.manifests.apply(service)?;
+        self.source.apply(service)?;
         self.await_applied(service)
     }
 
@@ -191,7 +208,7 @@ impl Lab {
 
     /// Removes a Service and waits until no agent's kernel holds it.
     pub fn remove(&mut self, service: &Service) -> Result<()> {
-        self.manifests.remove(service)?;
+        self.source.remove(service)?;
         self.await_applied(&service.clone().without_endpoints())
     }
 

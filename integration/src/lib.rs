@@ -1,6 +1,6 @@
 //! The lab: networks of namespaces, real peers, real traffic, and the scenarios that run on them.
 //!
-//! [`fabric`] builds the network, [`lab`] puts a cluster on it (agents, pods, manifests), [`traffic`] uses it, [`scenarios`] says what
+//! [`fabric`] builds the network, [`lab`] puts a cluster on it (agents, pods, manifests or an API server), [`traffic`] uses it, [`scenarios`] says what
 //! must hold.
 
 #![expect(
@@ -18,5 +18,6 @@ pub mod netns;
 pub mod process;
 pub mod scenarios;
 pub mod shell;
+pub mod source;
 pub mod traffic;
 pub mod wait;

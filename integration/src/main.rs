@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use sheave_integration::scenarios::{self, Scenario};
+use sheave_integration::source::SourceKind;
 use sheave_integration::{bench, demo, shell};
 
 /// Runs the lab. Start it with `integration/lab`, which prepares what it needs.
@@ -54,10 +55,10 @@ fn main() -> ExitCode {
         Task::Shell => done(shell::run(&sheave_binary(), &work_dir())),
         Task::Scenarios { scenario, list } => {
             let prefix = scenario.unwrap_or_default();
-            let chosen: Vec<Scenario> =
-                scenarios::all().into_iter().filter(|s| s.name.starts_with(&prefix)).collect();
+            let chosen: Vec<(SourceKind, Scenario)> =
+                scenarios::all().into_iter().filter(|(_, s)| s.name.starts_with(&prefix)).collect();
             if list {
-                chosen.iter().for_each(|s| println!("{}: {}", s.name, s.proves));
+                chosen.iter().for_each(|(_, s)| println!("{}: {}", s.name, s.proves));
                 return ExitCode::SUCCESS;
             }
             if chosen.is_empty() {
@@ -79,7 +80,7 @@ fn done(result: anyhow::Result<()>) -> ExitCode {
     }
 }
 
-fn run_scenarios(chosen: &[Scenario]) -> ExitCode {
+fn run_scenarios(chosen: &[(SourceKind, Scenario)]) -> ExitCode {
     let counts = scenarios::run(chosen, &sheave_binary(), &work_dir());
     println!("scenarios: {} passed, {} failed", counts.passed, counts.failed);
     if counts.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }

@@ -10,7 +10,7 @@ use crate::demo::quickstart;
 /// Starts the quick start's cluster and a shell beside it; ends with the shell.
 pub fn run(binary: &Path, dir: &Path) -> Result<()> {
     let (lab, _) = quickstart(binary, dir)?;
-    let manifests = lab.manifests.dir().display();
+    let manifests = lab.source.manifests()?.dir().display();
     println!(
         "The lab is up, with an agent on node-a, node-b and node-c.
   on node-a ipvsadm -Ln         a command on a node (`on node-a sheave status`, `on node-a nft list table inet sheave`)

@@ -104,7 +104,7 @@ fn broken_source(lab: &mut Lab) -> Result<()> {
     for (file, keep) in [("nodes.yaml", 0), ("steadfast.yaml", 150)] {
         let held = namespace.run("ipvsadm -Sn")?;
         lab.stop_agent(NODE)?;
-        let path = lab.manifests.dir().join(file);
+        let path = lab.source.manifests()?.dir().join(file);
         let whole = std::fs::read(&path)?;
         std::fs::write(&path, &whole[..keep])?;
         lab.start_agent(NODE)?;

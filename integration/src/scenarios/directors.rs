@@ -113,7 +113,7 @@ fn same_choice(lab: &mut Lab) -> Result<()> {
         let chosen = if chosen.is_empty() { vec![pods[0].clone()] } else { chosen };
         let changed = service.clone().endpoints(chosen);
         // Some changes meet every agent one by one, some several at once, and then not the same ones everywhere.
-        if random.next(2) == 0 { lab.apply(&changed)? } else { lab.manifests.apply(&changed)? }
+        if random.next(2) == 0 { lab.apply(&changed)? } else { lab.source.apply(&changed)? }
     }
     let last = service.endpoints([
         pods[5].clone(),

@@ -1,6 +1,7 @@
 //! What must hold, each proven by real traffic.
 
 mod agent;
+mod api;
 mod bulk;
 mod directors;
 mod guard;
@@ -12,6 +13,7 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 
 use crate::lab::Lab;
+use crate::source::SourceKind;
 
 /// A scenario.
 #[derive(Clone, Copy)]
@@ -23,9 +25,15 @@ pub struct Scenario {
     run: fn(&mut Lab) -> Result<()>,
 }
 
-/// All of them, those that disturb the agents last.
-pub fn all() -> Vec<Scenario> {
-    [paths::SCENARIOS, bulk::SCENARIOS, guard::SCENARIOS, directors::SCENARIOS, agent::SCENARIOS].concat()
+/// All of them and what their lab's source is: those that disturb the agents come last of each kind.
+pub fn all() -> Vec<(SourceKind, Scenario)> {
+    let with_manifests =
+        [paths::SCENARIOS, bulk::SCENARIOS, guard::SCENARIOS, directors::SCENARIOS, agent::SCENARIOS].concat();
+    let with_api_server = api::SCENARIOS.to_vec();
+    [(SourceKind::Manifests, with_manifests), (SourceKind::Api, with_api_server)]
+        .into_iter()
+        .flat_map(|(kind, scenarios)| scenarios.into_iter().map(move |scenario| (kind, scenario)))
+        .collect()
 }
 
 /// How many scenarios did what they claim.
@@ -37,20 +45,24 @@ pub struct Counts {
     pub failed: usize,
 }
 
-/// Runs scenarios one after the other in one lab, and prints a line for each as it ends. After a failure the next one gets a new lab;
-/// what the failed one left is shown.
-pub fn run(scenarios: &[Scenario], binary: &Path, dir: &Path) -> Counts {
+/// Runs scenarios one after the other in one lab per kind, and prints a line for each as it ends. After a failure the next one gets
+/// a new lab; what the failed one left is shown.
+pub fn run(scenarios: &[(SourceKind, Scenario)], binary: &Path, dir: &Path) -> Counts {
     let mut counts = Counts::default();
-    let mut lab: Option<Lab> = None;
-    for scenario in scenarios {
+    let mut lab: Option<(SourceKind, Lab)> = None;
+    for (kind, scenario) in scenarios {
         let start = Instant::now();
         let outcome = match lab.take() {
-            Some(ready) => Ok(ready),
-            None => Lab::start(binary, dir),
+            Some((found, ready)) if found == *kind => Ok(ready),
+            other => {
+                // Its namespaces have the same names.
+                drop(other);
+                Lab::start(binary, dir, *kind)
+            }
         };
         let result = outcome.and_then(|mut ready| match (scenario.run)(&mut ready) {
             Ok(()) => {
-                lab = Some(ready);
+                lab = Some((*kind, ready));
                 Ok(())
             }
             Err(error) => Err(ready.explain(&error, scenario.name)),
