@@ -11,11 +11,11 @@ use anyhow::{Context, Result, anyhow};
 use sheave::cluster::Protocol;
 
 use crate::cluster::{Manifests, Service};
-use crate::source::{ApiServer, Source, SourceKind};
 use crate::fabric::Fabric;
 use crate::fabric::addresses::{self, Family};
 use crate::kernel;
 use crate::process::Daemon;
+use crate::source::{ApiServer, Source, SourceKind};
 use crate::traffic::Server;
 use crate::wait::await_some;
 

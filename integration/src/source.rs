@@ -1,6 +1,5 @@
 //! Where the agents hear of the cluster: a directory of manifests, or an API server.
 
-use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -147,7 +146,13 @@ impl ApiServer {
     }
 
     /// Waits until a Node has an annotation of that value (`None`: has it not).
-    pub fn await_annotation(&self, limit: Duration, node: &str, key: &str, value: Option<&str>) -> Result<()> {
+    pub fn await_annotation(
+        &self,
+        limit: Duration,
+        node: &str,
+        key: &str,
+        value: Option<&str>,
+    ) -> Result<()> {
         await_some(limit, &format!("annotation {key} of {node}"), || {
             let seen = self.annotation(node, key);
             if seen.as_deref() == value { Ok(()) } else { Err(format!("{seen:?}, not {value:?}")) }

@@ -1,0 +1,5 @@
+//! Agents that follow an API server, and write to it.
+
+use super::Scenario;
+
+pub(super) const SCENARIOS: &[Scenario] = &[];
