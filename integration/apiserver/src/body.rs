@@ -32,3 +32,10 @@ pub(crate) fn of_parts(length: usize, parts: impl Iterator<Item = Bytes> + Send 
     }
     chunked(stream::iter(parts.map(Ok)))
 }
+
+/// What breaks a body off; what was sent before is on its way by then.
+pub(crate) async fn broken() -> io::Error {
+    // hyper writes out what it has when there is nothing more at once.
+    tokio::task::yield_now().await;
+    io::ErrorKind::ConnectionAborted.into()
+}

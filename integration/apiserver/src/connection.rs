@@ -61,8 +61,10 @@ pub(crate) async fn while_connected(
             return;
         }
         tokio::select! {
-            () = &mut serve, if now.reach == Reach::Up => return,
+            // What is told after the network went silent must not get out.
+            biased;
             changed = network.changed() => if changed.is_err() { return },
+            () = &mut serve, if now.reach == Reach::Up => return,
         }
     }
 }

@@ -131,7 +131,7 @@ impl Harmed {
                     if reset {
                         self.connection.reset_when_closed();
                     }
-                    return Some(Err(io::ErrorKind::ConnectionAborted.into()));
+                    return Some(Err(body::broken().await));
                 }
                 Harm::Stall { .. } | Harm::Drip { .. } => std::future::pending().await,
             }

@@ -200,7 +200,7 @@ impl Watch {
             match self.end {
                 None => {}
                 Some(End::Clean) => return None,
-                Some(End::Broken) => return Some(Err(io::ErrorKind::ConnectionAborted.into())),
+                Some(End::Broken) => return Some(Err(body::broken().await)),
                 Some(End::Silent) => std::future::pending().await,
             }
             self.revision.mark_unchanged();

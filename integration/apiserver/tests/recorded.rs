@@ -11,6 +11,9 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
+use http_body_util::BodyExt as _;
+use hyper::Response;
+use hyper::body::Incoming;
 use serde_json::Value;
 use serde_json::value::RawValue;
 use sheave_apiserver::{Api, Options};
@@ -73,10 +76,23 @@ impl Recording {
         assert!(response.headers().contains_key("Audit-Id"), "{file}");
         let told = response.headers().contains_key("Content-Length");
         assert_eq!(told, self.headers.contains_key("Content-Length"), "{file}: Content-Length");
-        let (text, clean) = client::text(response).await;
+        let (text, clean) = text(response).await;
         assert!(clean, "{file}: the body breaks off");
         text
     }
+}
+
+/// The whole body, and whether it ended as it should.
+async fn text(response: Response<Incoming>) -> (String, bool) {
+    let mut body = response.into_body();
+    let mut text = Vec::new();
+    while let Some(frame) = body.frame().await {
+        match frame {
+            Ok(frame) => text.extend_from_slice(&frame.into_data().unwrap_or_default()),
+            Err(_) => return (String::from_utf8(text).unwrap(), false),
+        }
+    }
+    (String::from_utf8(text).unwrap(), true)
 }
 
 /// A line of a recorded stream.

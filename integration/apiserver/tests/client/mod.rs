@@ -1,6 +1,6 @@
 //! A plain HTTP client on connections in memory.
 
-use http_body_util::{BodyExt as _, Full};
+use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
 use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
@@ -35,17 +35,4 @@ pub fn request(
         builder = builder.header("content-type", content_type);
     }
     builder.body(Full::from(body.to_owned())).unwrap()
-}
-
-/// The whole body, and whether it ended as it should.
-pub async fn text(response: Response<Incoming>) -> (String, bool) {
-    let mut body = response.into_body();
-    let mut text = Vec::new();
-    while let Some(frame) = body.frame().await {
-        match frame {
-            Ok(frame) => text.extend_from_slice(&frame.into_data().unwrap_or_default()),
-            Err(_) => return (String::from_utf8(text).unwrap(), false),
-        }
-    }
-    (String::from_utf8(text).unwrap(), true)
 }
