@@ -5,7 +5,7 @@
 //!                                       2 kernel                 (dataplane)
 //!                                       3 announce what it holds (announce)
 //! every second: what drains, lingers or failed        every SYNC: look at the whole kernel, repair
-//! status socket ──questions──► the loop answers between two changes
+//! status socket, scrapes ──questions──► the loop answers between two changes
 //! ```
 //!
 //! The loop has a thread and a runtime of its own, since the kernel's answers are waited for; BGP sessions and
@@ -27,7 +27,9 @@ use crate::config::Config;
 use crate::dataplane::{Dataplane, DataplaneError, Settings};
 use crate::observe::accepts::Accepts;
 use crate::observe::events::Events;
+use crate::observe::metrics::Snapshot;
 use crate::observe::status::{self, Question, Status};
+use crate::observe::{Observer, Pass};
 use crate::plan::{Delta, NodePlan, Planner};
 
 /// How often the whole kernel state is looked at.
@@ -67,6 +69,7 @@ pub struct Agent {
     dataplane: Dataplane,
     /// Since the first sync.
     announcer: Option<Announcer>,
+    observer: Observer,
     background: Handle,
     opened: Instant,
     synced: Instant,
@@ -80,16 +83,22 @@ pub struct Agent {
 }
 
 impl Agent {
-    /// An agent that has changed nothing yet. `background` runs sessions.
+    /// An agent that has changed nothing yet. `background` runs sessions; `observer` is told of all.
     ///
     /// # Errors
     /// [`AgentError`] where the kernel lacks something or permission is missing.
-    pub fn new(node: &str, config: Config, background: Handle) -> Result<Self, AgentError> {
+    pub fn new(
+        node: &str,
+        config: Config,
+        background: Handle,
+        observer: Observer,
+    ) -> Result<Self, AgentError> {
         let dataplane = Dataplane::open(&settings(&config))?;
         Ok(Self {
             planner: Planner::new(node, config),
             dataplane,
             announcer: None,
+            observer,
             background,
             opened: Instant::now(),
             synced: Instant::now(),
@@ -126,19 +135,29 @@ impl Agent {
                 () = &mut stop => break,
                 batch = events.recv() => {
                     let mut batch = batch.ok_or(AgentError::SourceGone)?;
+                    let waiting = events.len();
                     // What came meanwhile is one change.
                     while let Ok(more) = events.try_recv() {
                         batch.extend(more);
                     }
+                    self.observer.begin(Instant::now());
+                    self.observer.told(&batch, waiting);
                     self.take(batch).await?;
                 }
                 Some(question) = questions.recv() => {
-                    let status = self.status();
                     // Whoever asked may have gone: nothing is lost.
-                    let _ = question.send(status);
+                    match question {
+                        Question::Status(asker) => drop(asker.send(self.status())),
+                        Question::Snapshot(asker) => drop(asker.send(self.snapshot())),
+                    }
+                    continue;
                 }
-                _ = ticks.tick() => self.tick().await?,
+                _ = ticks.tick() => {
+                    self.observer.begin(Instant::now());
+                    self.tick().await?;
+                }
             }
+            self.observer.end(&self.planner, self.announcer.is_some(), self.dataplane.is_whole());
         }
         if let Some(announcer) = self.announcer {
             announcer.stop().await;
@@ -154,6 +173,7 @@ impl Agent {
             _ => false,
         });
         let delta = self.planner.handle(events);
+        self.observer.planned(&self.planner, &delta);
         if told_problems {
             for problem in self.planner.problems() {
                 warn!("{problem}");
@@ -244,6 +264,7 @@ impl Agent {
         let Some(announcer) = &mut self.announcer else { return };
         announcer.withdraw(plan, &delta.announcements).await;
         self.dataplane.apply(plan, delta, began).await;
+        self.observer.worked(Pass::Partial, began.elapsed(), self.dataplane.is_whole());
         announcer.update(plan, |vip| self.dataplane.holds(plan, vip), Some(&touched(plan, delta)));
         debug!(
             virtual_servers = delta.virtual_servers.len(),
@@ -278,8 +299,13 @@ impl Agent {
     }
 
     async fn sync(&mut self) {
-        let done = self.dataplane.sync(self.planner.plan(), Instant::now()).await;
+        let began = Instant::now();
+        let done = self.dataplane.sync(self.planner.plan(), began).await;
         self.synced = Instant::now();
+        self.observer.worked(Pass::Full, began.elapsed(), self.dataplane.is_whole());
+        if self.announcer.is_some() {
+            self.observer.repaired(done.len());
+        }
         for what in done {
             if self.announcer.is_some() { warn!("repaired: {what}") } else { debug!("{what}") }
         }
@@ -308,6 +334,7 @@ impl Agent {
     fn status(&mut self) -> Status {
         let mut problems: Vec<String> = self.planner.problems().iter().map(ToString::to_string).collect();
         problems.extend(self.dataplane.problems());
+        problems.extend(self.observer.problems());
         let held = self.dataplane.list_virtual_servers().unwrap_or_else(|error| {
             problems.push(error.to_string());
             Vec::new()
@@ -317,6 +344,8 @@ impl Agent {
             node: self.planner.node().into(),
             version: env!("CARGO_PKG_VERSION").into(),
             ready: self.announcer.is_some(),
+            health: self.observer.health(),
+            watches: self.observer.watches(),
             peers: self.announcer.as_ref().and_then(Announcer::status).map(peers).unwrap_or_default(),
             announcements: plan
                 .announcements
@@ -337,8 +366,46 @@ impl Agent {
                 .planner
                 .warnings()
                 .into_iter()
+                .chain(self.observer.warnings())
                 .map(|warning| format!("{}: {}: {}", warning.object, warning.reason, warning.message))
                 .collect(),
+        }
+    }
+
+    /// What a scrape asks for: nothing per endpoint.
+    fn snapshot(&mut self) -> Snapshot {
+        let wanted = self.observer.wanted();
+        let mut problems = self.dataplane.problem_counts();
+        let listed = if wanted.any() {
+            self.dataplane.traffic().unwrap_or_else(|error| {
+                debug!(%error, "no counters of virtual servers");
+                *problems.entry("unanswered").or_default() += 1;
+                Vec::new()
+            })
+        } else {
+            Vec::new()
+        };
+        problems.insert("source", self.planner.problems().len());
+        problems.insert("listener", self.observer.problems().count());
+        let plan = self.planner.plan();
+        Snapshot {
+            ready: self.announcer.is_some(),
+            adopted: self.dataplane.adopted(),
+            virtual_servers: plan.virtual_servers.len(),
+            draining: self.dataplane.draining(),
+            destinations: plan.virtual_servers.values().map(|server| server.destinations.len()).sum(),
+            vips: plan.vips.len(),
+            rewrites: plan.rewrites.len(),
+            health_check_node_ports: self.observer.health_check_node_ports(),
+            announcements: plan.announcements.len(),
+            announced: self.announcer.as_ref().map_or(0, Announcer::announced),
+            warnings: self.observer.warning_counts(&self.planner),
+            problems,
+            passes: self.dataplane.passes(),
+            ipvs_messages: self.dataplane.ipvs_messages(),
+            ipvs_time: self.dataplane.ipvs_time(),
+            traffic: wanted.pick(&self.planner, listed),
+            speaker: self.announcer.as_ref().and_then(Announcer::status),
         }
     }
 }

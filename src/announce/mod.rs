@@ -168,6 +168,11 @@ impl Announcer {
         self.speaker.is_some() && self.announced.contains_key(prefix)
     }
 
+    /// How many prefixes are announced now, as far as there is anyone to tell.
+    pub fn announced(&self) -> usize {
+        if self.speaker.is_some() { self.announced.len() } else { 0 }
+    }
+
     /// The speaker's sessions.
     pub fn status(&self) -> Option<SpeakerStatus> {
         self.speaker.as_ref().map(Speaker::status)

@@ -15,7 +15,7 @@ use crate::cluster::Event;
 use crate::cluster::kubernetes::{Pace, connect, follow};
 use crate::cluster::manifest::{Manifests, watch};
 use crate::config::Config;
-use crate::observe::status;
+use crate::observe::{Observer, status};
 
 /// Run on this node: program the kernel, announce over BGP, follow every change
 ///
@@ -124,8 +124,9 @@ fn start(config: Config, node: &str, source: Source) -> Result<(), String> {
         // Before anything else: a signal that comes early ends the agent in order too.
         let mut terminate = signal(SignalKind::terminate()).map_err(text("SIGTERM"))?;
         let mut interrupt = signal(SignalKind::interrupt()).map_err(text("SIGINT"))?;
-        let agent =
-            Agent::new(node, config, background.handle().clone()).map_err(|error| error.to_string())?;
+        let observer = Observer::start(&config.observe, background.handle(), question.clone());
+        let agent = Agent::new(node, config, background.handle().clone(), observer)
+            .map_err(|error| error.to_string())?;
         {
             let _guard = background.enter();
             status::serve(&socket, question).map_err(|error| format!("{}: {error}", socket.display()))?;

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use super::{failed, print};
-use crate::observe::status::{self, Status};
+use crate::observe::status::{self, Health, Status};
 
 /// Show peers, announcements, virtual servers with their endpoints, and problems of the local agent
 #[derive(Debug, clap::Args)]
@@ -62,10 +62,21 @@ pub(super) fn run(args: Args) -> ExitCode {
 }
 
 fn table(status: &Status) -> String {
-    let Status { node, version, ready, peers, announcements, virtual_servers, problems, warnings } = status;
+    let Status {
+        node,
+        version,
+        ready,
+        health,
+        watches,
+        peers,
+        announcements,
+        virtual_servers,
+        problems,
+        warnings,
+    } = status;
     let mut text = String::new();
     let state = if *ready { "ready" } else { "waiting for the source" };
-    let _ = writeln!(text, "node {node}, sheave {version}: {state}");
+    let _ = writeln!(text, "node {node}, sheave {version}: {state}, {}", health_words(health));
     for (title, lines) in [("problems", problems), ("warnings", warnings)] {
         if !lines.is_empty() {
             let _ = writeln!(text, "\n{title}:");
@@ -74,6 +85,22 @@ fn table(status: &Status) -> String {
             }
         }
     }
+    section(
+        &mut text,
+        ["WATCH", "STATE", "SINCE", "ERROR"],
+        watches.iter().map(|watch| {
+            let or_none = |text: &Option<String>| text.clone().unwrap_or_else(|| "-".into());
+            [watch.resource.clone(), watch.state.clone(), or_none(&watch.since), or_none(&watch.error)]
+        }),
+    );
+    section(
+        &mut text,
+        ["SERVED", "ADDRESS", "LISTENING"],
+        health.listeners.iter().map(|listener| {
+            let listening = if listener.listening { "yes" } else { "no" };
+            [listener.name.clone(), listener.address.clone(), listening.into()]
+        }),
+    );
     section(
         &mut text,
         ["PEER", "ASN", "STATE", "UP", "PREFIXES", "LAST ERROR"],
@@ -138,6 +165,20 @@ fn table(status: &Status) -> String {
         }),
     );
     text
+}
+
+/// What `/healthz` would tell, in words.
+fn health_words(health: &Health) -> String {
+    let Health { healthy, node_eligible, last_updated, listeners: _ } = health;
+    let mut words = match (healthy, node_eligible) {
+        (true, true) => "healthy".into(),
+        (true, false) => "healthy, but its Node is missing or about to go".into(),
+        (false, _) => "unhealthy: the kernel does not take changes".to_string(),
+    };
+    if let Some(at) = last_updated {
+        let _ = write!(words, ", kernel as planned at {at}");
+    }
+    words
 }
 
 /// A table with columns as wide as their widest cell; nothing where there are no rows.

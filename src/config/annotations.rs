@@ -37,10 +37,12 @@ pub struct ServiceSettings {
     pub med: Option<u32>,
     /// `sheave.io/path-prepend`.
     pub path_prepend: Option<u8>,
+    /// `sheave.io/metrics`: whether its virtual servers have metrics of their own.
+    pub metrics: Option<bool>,
 }
 
 /// Our annotations of a Service.
-const KNOWN: [&str; 9] = [
+const KNOWN: [&str; 10] = [
     "sheave.io/forwarding",
     "sheave.io/acceptance",
     "sheave.io/scheduler",
@@ -50,6 +52,7 @@ const KNOWN: [&str; 9] = [
     "sheave.io/local-pref",
     "sheave.io/med",
     "sheave.io/path-prepend",
+    "sheave.io/metrics",
 ];
 
 /// Which kinds of VIP `sheave.io/announce` names.
@@ -114,6 +117,7 @@ impl ServiceSettings {
             local_pref: reader.read("sheave.io/local-pref", number, &last.local_pref),
             med: reader.read("sheave.io/med", number, &last.med),
             path_prepend: reader.read("sheave.io/path-prepend", prepend, &last.path_prepend),
+            metrics: reader.read("sheave.io/metrics", boolean, &last.metrics),
         };
         reader.warn_of_unknown(&KNOWN);
         if settings.acceptance == Some(AcceptedIn::Pod) {

@@ -259,10 +259,16 @@ pub struct ExternalIps {
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", default, deny_unknown_fields)]
 pub struct Observe {
-    /// Where metrics are served.
-    pub metrics: SocketAddr,
-    /// Where `/healthz` and `/livez` are served.
-    pub health: SocketAddr,
+    /// Where `/metrics` is served; `None`: nowhere. An unspecified address means all of both families.
+    #[serde(deserialize_with = "listener")]
+    pub metrics: Option<SocketAddr>,
+    /// Where `/healthz`, `/livez` and `/readyz` are served; as `metrics`.
+    #[serde(deserialize_with = "listener")]
+    pub health: Option<SocketAddr>,
+    /// Which Services' virtual servers have metrics of their own.
+    pub virtual_server_metrics: VirtualServerMetrics,
+    /// How many virtual servers have them at most.
+    pub virtual_server_metrics_limit: usize,
     /// The Unix socket that `sheave status` asks.
     pub status: PathBuf,
 }
@@ -270,11 +276,25 @@ pub struct Observe {
 impl Default for Observe {
     fn default() -> Self {
         Self {
-            metrics: SocketAddr::from(([0, 0, 0, 0], 10249)),
-            health: SocketAddr::from(([0, 0, 0, 0], 10256)),
+            metrics: Some(SocketAddr::from(([0, 0, 0, 0], 10249))),
+            health: Some(SocketAddr::from(([0, 0, 0, 0], 10256))),
+            virtual_server_metrics: VirtualServerMetrics::All,
+            virtual_server_metrics_limit: 2000,
             status: PathBuf::from("/run/sheave/status.sock"),
         }
     }
+}
+
+/// `observe.virtualServerMetrics`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum VirtualServerMetrics {
+    /// All but those with the annotation `sheave.io/metrics: "false"`.
+    All,
+    /// Those with the annotation `sheave.io/metrics: "true"` alone.
+    Annotated,
+    /// None.
+    Off,
 }
 
 /// `drain`.
@@ -342,7 +362,7 @@ impl Config {
 
     /// Settings that are read and checked but that this version does not act on.
     pub fn warnings(&self) -> Vec<Warning> {
-        let Self { router, announce, services, observe, drain } = self;
+        let Self { router, announce, services, observe: _, drain } = self;
         let default = Self::default();
         let peer = |set: fn(&Peer) -> bool| router.peers.iter().any(set);
         [
@@ -356,8 +376,6 @@ impl Config {
             ("announce.aggregate", !announce.aggregate.is_empty()),
             ("services.encapsulation", services.encapsulation != Encapsulation::Ipip),
             ("services.acceptance", services.acceptance != AcceptedIn::Node),
-            ("observe.metrics", observe.metrics != default.observe.metrics),
-            ("observe.health", observe.health != default.observe.health),
             ("drain", *drain != default.drain),
         ]
         .into_iter()
@@ -368,6 +386,18 @@ impl Config {
             message: format!("{field} is not acted on by this version: remove it, or do not rely on it"),
         })
         .collect()
+    }
+}
+
+/// An address and port; null or nothing turns a listener off.
+fn listener<'de, D: Deserializer<'de>>(d: D) -> Result<Option<SocketAddr>, D::Error> {
+    match Option::<String>::deserialize(d)?.as_deref() {
+        None | Some("") => Ok(None),
+        Some(text) => text.parse().map(Some).map_err(|_| {
+            D::Error::custom(format_args!(
+                "`{text}` is not an address with a port such as 0.0.0.0:10249; \"\" turns it off"
+            ))
+        }),
     }
 }
 

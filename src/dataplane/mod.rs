@@ -51,6 +51,7 @@ pub use self::uplink::Uplink;
 use self::vip_routes::{Devices, VipRoutes};
 use self::virtual_servers::VirtualServers;
 use crate::config::MarkMask;
+use crate::observe::metrics::Passes;
 use crate::plan::{Delta, NodePlan, VipPort};
 
 /// What the dataplane needs to know apart from the plan.
@@ -85,6 +86,8 @@ pub struct Dataplane {
     /// VIPs of changes that are not in the kernel, or of which that is not known.
     pending: BTreeSet<IpAddr>,
     retry: Retry,
+    /// How often each part was looked at or changed.
+    passes: BTreeMap<Part, Passes>,
 }
 
 /// When to try again what failed: at once, then ever later.
@@ -157,6 +160,7 @@ impl Dataplane {
             unseen: BTreeMap::new(),
             pending: BTreeSet::new(),
             retry: Retry::default(),
+            passes: Part::ALL.map(|part| (part, Passes::default())).into(),
         })
     }
 
@@ -284,7 +288,33 @@ impl Dataplane {
 
     /// Whether some destination still drains.
     pub fn is_draining(&self) -> bool {
-        self.servers.is_draining()
+        self.servers.draining() > 0
+    }
+
+    /// How many virtual servers have destinations that drain.
+    pub fn draining(&self) -> usize {
+        self.servers.draining()
+    }
+
+    /// Whether all parts are as planned, though single objects may be refused.
+    pub fn is_whole(&self) -> bool {
+        !self.needs_sync()
+    }
+
+    /// How much is not as planned, by kind.
+    pub fn problem_counts(&self) -> BTreeMap<&'static str, usize> {
+        [
+            ("kernel", self.broken.len() + self.unseen.len()),
+            ("route", self.routes.failed.len()),
+            ("virtual_server", self.servers.failed.len()),
+            ("rewrite", self.netfilter.refused.len()),
+        ]
+        .into()
+    }
+
+    /// How often each part was looked at or changed.
+    pub fn passes(&self) -> Vec<(&'static str, Passes)> {
+        self.passes.iter().map(|(part, passes)| (part.name(), *passes)).collect()
     }
 
     /// Netlink messages sent to IPVS since the start.
@@ -305,6 +335,14 @@ impl Dataplane {
         Ok(self.servers.list()?)
     }
 
+    /// The counters of our virtual servers: one listing, without destinations.
+    ///
+    /// # Errors
+    /// [`DataplaneError`] when IPVS does not answer.
+    pub fn traffic(&mut self) -> Result<Vec<(VipPort, sheave_ipvs::Stats)>, DataplaneError> {
+        Ok(self.servers.traffic()?)
+    }
+
     fn rules(&self, plan: &NodePlan) -> Rules {
         Rules::new(self.mark_mask, smallest_mtu(&self.uplinks), &plan.node.addresses)
     }
@@ -319,13 +357,16 @@ impl Dataplane {
         result: Result<Vec<String>, E>,
         done: &mut Vec<String>,
     ) {
+        let passes = self.passes.entry(part).or_default();
         match result {
             Ok(words) => {
+                passes.ok += 1;
                 self.broken.remove(&part);
                 self.unseen.remove(&part);
                 done.extend(words);
             }
             Err(error) => {
+                passes.failed += 1;
                 let error: DataplaneError = error.into();
                 let kind = if error.only_looked() { &mut self.unseen } else { &mut self.broken };
                 kind.insert(part, error.to_string());

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-use sheave_ipvs::{Errno, Ipvs, Operation, ServiceEntry};
+use sheave_ipvs::{Errno, Ipvs, Operation, ServiceEntry, Stats};
 
 use super::reconcile::{self, Steps, Wanted};
 use super::sysctl;
@@ -111,9 +111,19 @@ impl VirtualServers {
         result
     }
 
-    /// Whether some destination drains.
-    pub fn is_draining(&self) -> bool {
-        !self.draining.is_empty()
+    /// How many have destinations that drain.
+    pub fn draining(&self) -> usize {
+        self.draining.len()
+    }
+
+    /// The counters of ours.
+    ///
+    /// # Errors
+    /// As [`Self::sync`].
+    pub fn traffic(&mut self) -> Result<Vec<(VipPort, Stats)>, VirtualServersError> {
+        let ours = |entry: &ServiceEntry| entry.service.flags.contains(reconcile::OURS);
+        let listed = self.ipvs.services()?.into_iter().filter(ours);
+        Ok(listed.filter_map(|entry| Some((reconcile::vip_port(&entry.service.key)?, entry.stats))).collect())
     }
 
     /// Everything in the kernel that is ours, with connection counts.

@@ -1,8 +1,22 @@
 //! What this node tells of itself.
+//!
+//! ```text
+//!                 ┌─► health      /healthz, /livez, /readyz            ─┐
+//! agent's loop ───┼─► node_ports  health-check node ports              ─┼─► http
+//!   [Observer]    └─► metrics     /metrics  ◄──questions── the loop    ─┘
+//!                     status      the status socket
+//! ```
 
 pub mod accepts;
 pub mod events;
+mod health;
+mod http;
+pub mod metrics;
+mod node_ports;
+mod observer;
 pub mod status;
+
+pub use observer::{Observer, Pass};
 
 /// From 0 to 1, to shorten pauses by: the agents of a cluster must not come back to an API server all at once.
 fn chance() -> f64 {

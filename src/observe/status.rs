@@ -10,6 +10,8 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{mpsc, oneshot};
 use tracing::warn;
 
+use super::metrics::Snapshot;
+
 /// An agent at one moment. Lists are sorted.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -20,6 +22,10 @@ pub struct Status {
     pub version: String,
     /// The source has told everything, and the kernel was brought in line with it at least once.
     pub ready: bool,
+    /// Whether it works, and where it says so.
+    pub health: Health,
+    /// How the source stands with each resource of the API server; empty with manifests.
+    pub watches: Vec<Watch>,
     /// BGP peers.
     pub peers: Vec<Peer>,
     /// Prefixes that the plan announces.
@@ -30,6 +36,46 @@ pub struct Status {
     pub problems: Vec<String>,
     /// What users should know about their objects and the config.
     pub warnings: Vec<String>,
+}
+
+/// Whether this node works, as `/healthz` tells.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Health {
+    /// No change waits for the kernel for too long.
+    pub healthy: bool,
+    /// The Node exists and is not about to go.
+    pub node_eligible: bool,
+    /// When the kernel last held everything (RFC 3339).
+    pub last_updated: Option<String>,
+    /// Where health and metrics are served.
+    pub listeners: Vec<Listener>,
+}
+
+/// An address that health or metrics are served at.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Listener {
+    /// Field of the config that asks for it.
+    pub name: String,
+    /// Address and port.
+    pub address: String,
+    /// Why not is among the problems.
+    pub listening: bool,
+}
+
+/// How the source stands with a resource.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Watch {
+    /// Its name as in API paths.
+    pub resource: String,
+    /// `listing`, `watching`, `not served` or `down`.
+    pub state: String,
+    /// Since when it is down (RFC 3339).
+    pub since: Option<String>,
+    /// Why it is down.
+    pub error: Option<String>,
 }
 
 /// A BGP peer.
@@ -100,8 +146,14 @@ pub struct Destination {
     pub inactive_connections: u32,
 }
 
-/// A question to the agent's loop.
-pub type Question = oneshot::Sender<Status>;
+/// A question to the agent's loop, which it answers between two changes.
+#[derive(Debug)]
+pub enum Question {
+    /// For the status socket.
+    Status(oneshot::Sender<Status>),
+    /// For a scrape of metrics.
+    Snapshot(oneshot::Sender<Snapshot>),
+}
 
 /// Listens on `path` and passes questions on. A socket left by an agent that was killed is replaced.
 ///
@@ -133,7 +185,7 @@ pub fn serve(path: &Path, questions: mpsc::Sender<Question>) -> io::Result<()> {
 
 async fn answer(mut stream: UnixStream, questions: mpsc::Sender<Question>) {
     let (question, answer) = oneshot::channel();
-    if questions.send(question).await.is_err() {
+    if questions.send(Question::Status(question)).await.is_err() {
         return;
     }
     if let Ok(status) = answer.await

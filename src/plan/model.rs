@@ -221,7 +221,7 @@ pub struct HealthCheck {
     pub service: ServiceName,
     /// The node port.
     pub port: u16,
-    /// Usable endpoints on this node.
+    /// Ready endpoints on this node.
     pub local_endpoints: usize,
 }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::model::{Announcement, AnnouncementKind, Delta, NodePlan, NodeState, Warning};
 use super::service::{NodeContext, service};
-use crate::cluster::{ACCEPTS_ANNOTATION, Changes, Event, Index, Problem, ServiceName};
+use crate::cluster::{ACCEPTS_ANNOTATION, Changes, Event, Index, Node, Problem, ServiceName};
 use crate::config::{Config, NodePortAddresses, NodeSettings, ServiceSettings};
 
 /// Owner of the [`Index`] and of the plan made from it.
@@ -90,6 +90,21 @@ impl Planner {
     /// Whether this node's own Node object is known: its addresses and pods, that is.
     pub fn knows_own_node(&self) -> bool {
         self.index.own_node().is_some()
+    }
+
+    /// This node's own Node object.
+    pub fn own_node(&self) -> Option<&Node> {
+        self.index.own_node().map(|node| &**node)
+    }
+
+    /// What a Service's annotations say, if it has any.
+    pub fn settings_of(&self, service: &ServiceName) -> Option<&ServiceSettings> {
+        self.settings.get(service)
+    }
+
+    /// Those of this node's addresses that node ports listen on.
+    pub fn node_port_addresses(&self) -> &[IpAddr] {
+        &self.node_port_addresses
     }
 
     /// The plan.
@@ -187,7 +202,7 @@ impl Planner {
         }
         let addresses = own.map(|node| node.addresses.clone()).unwrap_or_default();
         let pod_cidrs = self.node_settings.pod_cidrs.as_ref().or(own.map(|node| &node.pod_cidrs));
-        self.node_port_addresses = self.node_port_addresses(&addresses);
+        self.node_port_addresses = self.pick_node_port_addresses(&addresses);
         let state = NodeState {
             addresses,
             pod_cidrs: pod_cidrs.into_iter().flatten().copied().collect(),
@@ -219,7 +234,7 @@ impl Planner {
     }
 
     /// Those of this node's addresses that node ports listen on.
-    fn node_port_addresses(&self, own: &[IpAddr]) -> Vec<IpAddr> {
+    fn pick_node_port_addresses(&self, own: &[IpAddr]) -> Vec<IpAddr> {
         let primary =
             |address: &IpAddr| own.iter().find(|other| other.is_ipv4() == address.is_ipv4()) == Some(address);
         let listens = |address: &IpAddr| {

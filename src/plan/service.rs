@@ -355,12 +355,14 @@ impl<'a> Planner<'a> {
         communities
     }
 
+    /// Counts as kube-proxy does: local endpoints that are told to be ready, those that terminate included (they are
+    /// ready only with `publishNotReadyAddresses`).
     fn health_check(&self, slices: &[&EndpointSlice]) -> Option<HealthCheck> {
         let port = self.service.health_check_node_port?;
         let here: HashSet<IpAddr> = slices
             .iter()
             .flat_map(|slice| &slice.endpoints)
-            .filter(|endpoint| endpoint.ready && !endpoint.terminating)
+            .filter(|endpoint| endpoint.ready)
             .filter(|endpoint| endpoint.node.as_deref() == Some(self.context.node))
             .map(|endpoint| endpoint.address)
             .collect();

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use sheave::config::{Config, MarkMask};
+use sheave::config::{Config, MarkMask, VirtualServerMetrics};
 use sheave::plan::Scheduler;
 
 fn parse(text: &str) -> Result<Config, String> {
@@ -19,7 +19,8 @@ router: {asn: 64512, routerId: auto, listen: {port: 179}, gracefulRestart: {rest
 announce: {clusterIPs: false, externalIPs: true, loadBalancerIPs: true, podCIDRs: false, kernelTables: [], aggregate: [], communities: []}
 services: {forwarding: tunnel, encapsulation: ipip, acceptance: node, serviceCIDRs: [], nodePortAddresses: [primary],
   scheduler: {external: mh, internal: rr}, externalIPs: {allow: []}, markMask: 0x3fff}
-observe: {metrics: \"0.0.0.0:10249\", health: \"0.0.0.0:10256\", status: /run/sheave/status.sock}
+observe: {metrics: \"0.0.0.0:10249\", health: \"0.0.0.0:10256\", virtualServerMetrics: all,
+  virtualServerMetricsLimit: 2000, status: /run/sheave/status.sock}
 drain: {annotation: true, taints: []}
 ";
 
@@ -44,6 +45,36 @@ fn the_schema_shows_the_defaults() {
     for nothing in ["", "# nothing\n", "---\n", "{}"] {
         assert_eq!(parse(nothing).unwrap(), Config::default(), "{nothing:?}");
     }
+}
+
+#[test]
+fn listeners_are_addresses_or_off() {
+    for (text, metrics) in [
+        ("{}", Ok(Some("0.0.0.0:10249"))),
+        ("{metrics: '127.0.0.1:9090'}", Ok(Some("127.0.0.1:9090"))),
+        ("{metrics: '[::1]:9090'}", Ok(Some("[::1]:9090"))),
+        ("{metrics: ''}", Ok(None)),
+        ("{metrics: null}", Ok(None)),
+        ("{metrics: 10249}", Err("`10249` is not an address with a port")),
+        ("{metrics: localhost:1}", Err("`localhost:1` is not an address with a port")),
+    ] {
+        let parsed = parse(&format!("observe: {text}")).map(|config| {
+            assert!(config.warnings().is_empty(), "{text}");
+            config.observe.metrics.map(|address| address.to_string())
+        });
+        match metrics {
+            Ok(expected) => assert_eq!(parsed.unwrap().as_deref(), expected, "{text}"),
+            Err(expected) => {
+                let error = parsed.unwrap_err();
+                assert!(error.contains(expected) && error.contains("observe.metrics"), "{text}: {error}");
+            }
+        }
+    }
+    let off = parse("observe: {virtualServerMetrics: off, virtualServerMetricsLimit: 0}").unwrap().observe;
+    assert_eq!(
+        (off.virtual_server_metrics, off.virtual_server_metrics_limit),
+        (VirtualServerMetrics::Off, 0)
+    );
 }
 
 #[test]

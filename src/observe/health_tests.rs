@@ -1,0 +1,160 @@
+use super::super::http::tests::get;
+use super::*;
+
+/// What the loop tells, `Duration`s being seconds since the start.
+enum Told {
+    Queued(u64),
+    Updated,
+    Node { deleting: bool, tainted: bool },
+    NoNode,
+    Down(&'static str),
+}
+use Told::{Down, NoNode, Node as Told_Node, Queued, Updated};
+
+const GOOD_NODE: Told = Told_Node { deleting: false, tainted: false };
+
+fn node(deleting: bool, to_be_deleted: bool) -> Node {
+    Node {
+        name: "node-a".into(),
+        annotations: BTreeMap::new(),
+        addresses: vec!["10.0.0.1".parse().unwrap(), "fd00::1".parse().unwrap()],
+        pod_cidrs: Vec::new(),
+        zone: None,
+        deleting,
+        to_be_deleted,
+    }
+}
+
+fn told(history: &[Told], start: Instant, wall: SystemTime) -> Health {
+    let health = Health::default();
+    for event in history {
+        match event {
+            Queued(at) => health.queued(start + Duration::from_secs(*at)),
+            Updated => health.updated(wall),
+            Told_Node { deleting, tainted } => health.node(Some(&node(*deleting, *tainted))),
+            NoNode => health.node(None),
+            Down(resource) => health.watch(&Watch {
+                resource,
+                state: WatchState::Down { since: wall, error: "secret reason".into() },
+            }),
+        }
+    }
+    health
+}
+
+#[test]
+fn codes_are_those_of_kube_proxy() {
+    let (start, wall) = (Instant::now(), SystemTime::now());
+    let timeout = TIMEOUT.as_secs();
+    // Name, history, seconds since the start, /healthz, /livez.
+    let cases: Vec<(&str, Vec<Told>, u64, u16, u16)> = vec![
+        ("nothing told: the Node is missing", vec![], 0, 503, 200),
+        ("starting up", vec![GOOD_NODE], 0, 200, 200),
+        ("a long start is no failure", vec![GOOD_NODE, Queued(0)], 10 * timeout, 200, 200),
+        ("synced", vec![GOOD_NODE, Queued(0), Updated], 1, 200, 200),
+        ("long idle", vec![GOOD_NODE, Queued(0), Updated], 100 * timeout, 200, 200),
+        ("a change waits", vec![GOOD_NODE, Updated, Queued(10)], 10 + timeout - 1, 200, 200),
+        ("a change waits too long", vec![GOOD_NODE, Updated, Queued(10)], 10 + timeout, 503, 503),
+        ("the oldest counts", vec![GOOD_NODE, Updated, Queued(0), Queued(timeout - 1)], timeout, 503, 503),
+        ("it recovers", vec![GOOD_NODE, Updated, Queued(0), Updated], 2 * timeout, 200, 200),
+        ("a clock that steps back", vec![GOOD_NODE, Updated, Queued(100)], 0, 200, 200),
+        ("the Node is deleted", vec![Told_Node { deleting: true, tainted: false }, Updated], 0, 503, 200),
+        ("the Node is tainted", vec![Told_Node { deleting: false, tainted: true }, Updated], 0, 503, 200),
+        ("the Node is gone", vec![GOOD_NODE, Updated, NoNode], 0, 503, 200),
+        (
+            "the taint goes",
+            vec![Told_Node { deleting: false, tainted: true }, GOOD_NODE, Updated],
+            0,
+            200,
+            200,
+        ),
+        ("tainted and late", vec![NoNode, Updated, Queued(0)], timeout, 503, 503),
+        ("the API server is away", vec![GOOD_NODE, Updated, Down("services"), Down("nodes")], 5, 200, 200),
+    ];
+    for (name, history, seconds, healthz, livez) in cases {
+        let health = told(&history, start, wall);
+        let now = start + Duration::from_secs(seconds);
+        assert_eq!(health.healthz(now, wall).status, healthz, "{name}");
+        assert_eq!(health.livez(now, wall).status, livez, "{name}");
+    }
+}
+
+#[test]
+fn bodies_are_those_of_kube_proxy() {
+    let (start, updated) = (Instant::now(), SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000_000));
+    let now = updated + Duration::from_millis(1500);
+    let health = told(&[GOOD_NODE, Updated, Queued(0)], start, updated);
+    let late = start + TIMEOUT;
+    let family = r#""lastUpdated":"2001-09-09T01:46:40.000000000Z","healthy""#;
+    assert_eq!(
+        health.healthz(start, now).body,
+        format!(
+            r#"{{"lastUpdated":"2001-09-09T01:46:41.500000000Z","currentTime":"2001-09-09T01:46:41.500000000Z","nodeEligible":true,"healthy":true,"status":{{"IPv4":{{{family}:true}},"IPv6":{{{family}:true}}}}}}"#
+        )
+    );
+    assert_eq!(
+        health.livez(late, now).body,
+        format!(
+            r#"{{"lastUpdated":"2001-09-09T01:46:40.000000000Z","currentTime":"2001-09-09T01:46:41.500000000Z","healthy":false,"status":{{"IPv4":{{{family}:false}},"IPv6":{{{family}:false}}}}}}"#
+        )
+    );
+    health.node(None);
+    let body = health.healthz(start, now).body;
+    assert!(body.contains(r#""nodeEligible":false,"healthy":true"#), "{body}");
+    let starting = Health::default().healthz(start, now).body;
+    assert_eq!(
+        starting,
+        r#"{"lastUpdated":"0001-01-01T00:00:00Z","currentTime":"2001-09-09T01:46:41.500000000Z","nodeEligible":false,"healthy":true}"#
+    );
+}
+
+#[test]
+fn what_is_not_heard_of_is_told_without_the_reason() {
+    let start = Instant::now();
+    let health = told(&[GOOD_NODE, Updated, Down("nodes")], start, SystemTime::UNIX_EPOCH);
+    let down = r#""watchesDown":[{"resource":"nodes","since":"1970-01-01T00:00:00.000000000Z"}]"#;
+    for page in [health.healthz(start, SystemTime::now()), health.readyz()] {
+        assert!(page.body.contains(down) && !page.body.contains("secret"), "{}", page.body);
+    }
+    health.watch(&Watch { resource: "nodes", state: WatchState::Watching });
+    assert!(!health.healthz(start, SystemTime::now()).body.contains("watchesDown"));
+}
+
+#[test]
+fn ready_once_announcements_may_be_made() {
+    let health = Health::default();
+    for (synced, ready, status) in [(false, false, 503), (true, false, 503), (true, true, 200)] {
+        health.started(synced, ready);
+        let page = health.readyz();
+        assert_eq!(page.status, status);
+        assert_eq!(page.body, format!(r#"{{"ready":{ready},"synced":{synced},"watchesDown":[]}}"#));
+    }
+}
+
+#[tokio::test]
+async fn served_and_counted() {
+    let (health, metrics) = (Arc::new(Health::default()), Arc::new(Metrics::default()));
+    let address = std::net::SocketAddr::from(([127, 0, 0, 1], super::super::http::tests::free_port()));
+    let site = HealthSite { health: Arc::clone(&health), metrics: Arc::clone(&metrics) };
+    let _server = super::super::http::Server::start(
+        &tokio::runtime::Handle::current(),
+        "health".into(),
+        address,
+        Arc::new(site),
+    );
+    for (path, status) in
+        [("/healthz", 503), ("/livez", 200), ("/readyz", 503), ("/", 404), ("/metrics", 404)]
+    {
+        let answer = get(address, path).await;
+        assert_eq!(answer.status, status, "{path}");
+        if status != 404 {
+            assert!(answer.head.contains("content-type: application/json"), "{}", answer.head);
+            assert!(answer.head.contains("x-content-type-options: nosniff"), "{}", answer.head);
+        }
+    }
+    health.node(Some(&node(false, false)));
+    assert_eq!(get(address, "/healthz").await.status, 200);
+    let count = |code| metrics.healthz.with_label_values(&[code]).get();
+    assert_eq!((count("200"), count("503")), (1, 1));
+    assert_eq!(metrics.livez.with_label_values(&["200"]).get(), 1);
+}

@@ -1,0 +1,156 @@
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+use super::*;
+
+/// Says what it was asked for.
+struct Echo;
+
+impl Site for Echo {
+    async fn page(&self, path: &str) -> Option<Page> {
+        (path != "/nothing").then(|| Page::json(StatusCode::OK, format!("[{path:?}]")))
+    }
+}
+
+/// A port that was free a moment ago.
+pub fn free_port() -> u16 {
+    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+/// An answer as it comes over the wire: status, head, body.
+pub struct Answer {
+    pub status: u16,
+    pub head: String,
+    pub body: String,
+}
+
+/// Asks, as soon as somebody listens there.
+pub async fn ask(method: &str, address: SocketAddr, path: &str) -> Answer {
+    let exchange = async {
+        let mut stream = loop {
+            match TcpStream::connect(address).await {
+                Ok(stream) => break stream,
+                Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
+            }
+        };
+        let request = format!("{method} {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut text = String::new();
+        stream.read_to_string(&mut text).await.unwrap();
+        text
+    };
+    let text = tokio::time::timeout(Duration::from_secs(10), exchange).await.expect("an answer");
+    let (head, body) = text.split_once("\r\n\r\n").unwrap();
+    let status = head.split(' ').nth(1).unwrap().parse().unwrap();
+    Answer { status, head: head.to_ascii_lowercase(), body: body.into() }
+}
+
+/// As [`ask`], with GET.
+pub async fn get(address: SocketAddr, path: &str) -> Answer {
+    ask("GET", address, path).await
+}
+
+fn serve(address: SocketAddr) -> Server {
+    Server::start(&Handle::current(), "test".into(), address, Arc::new(Echo))
+}
+
+/// Waits until it is so; `false` after 10 s.
+pub async fn eventually(condition: impl Fn() -> bool) -> bool {
+    for _ in 0..1000 {
+        if condition() {
+            return true;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    false
+}
+
+#[tokio::test]
+async fn get_and_head_of_what_there_is() {
+    let address = SocketAddr::from(([127, 0, 0, 1], free_port()));
+    let _server = serve(address);
+    for (method, path, status, body) in [
+        ("GET", "/a", 200, "[\"/a\"]"),
+        ("GET", "/a?verbose=1", 200, "[\"/a\"]"),
+        ("HEAD", "/a", 200, ""),
+        ("GET", "/nothing", 404, "404 page not found\n"),
+        ("HEAD", "/nothing", 404, ""),
+        ("POST", "/a", 405, "GET and HEAD alone\n"),
+        ("DELETE", "/nothing", 405, "GET and HEAD alone\n"),
+    ] {
+        let answer = ask(method, address, path).await;
+        assert_eq!((answer.status, &*answer.body), (status, body), "{method} {path}");
+        let content_type = if status == 200 { "application/json" } else { "text/plain; charset=utf-8" };
+        assert!(answer.head.contains(&format!("content-type: {content_type}")), "{}", answer.head);
+    }
+    let answer = get(address, "/a").await;
+    assert!(answer.head.contains("content-length: 6") && answer.head.contains("nosniff"), "{}", answer.head);
+}
+
+#[tokio::test]
+async fn a_taken_port_is_a_problem_until_it_is_free() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap();
+    let server = serve(address);
+    assert!(eventually(|| server.problem().is_some()).await);
+    let problem = server.problem().unwrap();
+    assert!(problem.contains("another program has this port"), "{problem}");
+    drop(taken);
+    assert_eq!(get(address, "/").await.status, 200);
+    assert!(eventually(|| server.problem().is_none()).await);
+}
+
+#[tokio::test]
+async fn a_dropped_server_gives_its_port_back() {
+    let address = SocketAddr::from(([127, 0, 0, 1], free_port()));
+    let server = serve(address);
+    assert_eq!(get(address, "/").await.status, 200);
+    drop(server);
+    let free = || std::net::TcpListener::bind(address).is_ok();
+    assert!(eventually(free).await);
+}
+
+#[tokio::test]
+async fn an_unspecified_address_is_all_of_both_families() {
+    if std::net::TcpListener::bind("[::1]:0").is_err() {
+        return; // No IPv6 here: there is nothing to show.
+    }
+    for any in ["0.0.0.0", "::"] {
+        let port = free_port();
+        let _server = serve(SocketAddr::new(any.parse().unwrap(), port));
+        for local in ["127.0.0.1", "::1"] {
+            let address = SocketAddr::new(local.parse().unwrap(), port);
+            assert_eq!(get(address, "/").await.status, 200, "{any} at {address}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn connections_are_bounded_and_more_wait() {
+    let address = SocketAddr::from(([127, 0, 0, 1], free_port()));
+    let _server = serve(address);
+    assert_eq!(get(address, "/").await.status, 200);
+    let mut idle = Vec::new();
+    for _ in 0..MAX_CONNECTIONS {
+        idle.push(TcpStream::connect(address).await.unwrap());
+    }
+    let waits = get(address, "/");
+    let mut waits = std::pin::pin!(waits);
+    let early = tokio::time::timeout(Duration::from_millis(100), waits.as_mut()).await;
+    assert!(early.is_err(), "one more than there may be was answered");
+    drop(idle);
+    assert_eq!(waits.await.status, 200);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_that_does_not_arrive_ends_its_connection() {
+    let address = SocketAddr::from(([127, 0, 0, 1], free_port()));
+    let _server = serve(address);
+    assert_eq!(get(address, "/").await.status, 200);
+    for head in ["", "GET / HTTP/1.1\r\nHost: x\r\n"] {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        stream.write_all(head.as_bytes()).await.unwrap();
+        let mut left = Vec::new();
+        stream.read_to_end(&mut left).await.unwrap();
+        assert!(!String::from_utf8_lossy(&left).starts_with("HTTP/1.1 200"), "{head:?}");
+    }
+}

@@ -1,0 +1,127 @@
+//! BGP sessions.
+
+use std::time::SystemTime;
+
+use sheave_bgp::runtime::FamilyStatus;
+use sheave_bgp::session::{Down, State};
+use sheave_bgp::{Counters, Family, PeerStatus, SpeakerStatus};
+
+use super::exposition::Families;
+use super::seconds;
+use super::snapshot::{float, number};
+
+/// Name, help, and what to read.
+type Count<From, Number> = (&'static str, &'static str, fn(&From) -> Number);
+
+/// Adds the families of all sessions.
+pub fn add_to(speaker: &SpeakerStatus, families: &mut Families) {
+    let peers: Vec<(String, String, &PeerStatus)> =
+        speaker.peers.iter().map(|peer| (peer.address.to_string(), peer.asn.to_string(), peer)).collect();
+    let labels: Vec<_> = peers
+        .iter()
+        .map(|(address, asn, peer)| ([("peer", address.as_str()), ("asn", asn.as_str())], *peer))
+        .collect();
+    families.gauge(
+        "sheave_bgp_session_up",
+        "Whether the session with a peer is Established",
+        labels.iter().map(|(labels, peer)| (&labels[..], f64::from(peer.state == State::Established))),
+    );
+    families.gauge(
+        "sheave_bgp_session_state_since_timestamp_seconds",
+        "Since when the session is in its state",
+        labels.iter().map(|(labels, peer)| (&labels[..], seconds(peer.since))),
+    );
+    let counters: [Count<Counters, u64>; 10] = [
+        ("sheave_bgp_sessions_established_total", "How often the session became Established", |c| {
+            c.established
+        }),
+        ("sheave_bgp_updates_sent_total", "UPDATE messages sent", |c| c.updates_sent),
+        ("sheave_bgp_updates_received_total", "UPDATE messages received", |c| c.updates_received),
+        ("sheave_bgp_prefixes_received_total", "Reachable prefixes in received UPDATE messages", |c| {
+            c.prefixes_received
+        }),
+        ("sheave_bgp_prefixes_withdrawn_total", "Withdrawn prefixes in received UPDATE messages", |c| {
+            c.prefixes_withdrawn
+        }),
+        (
+            "sheave_bgp_malformed_updates_total",
+            "Received UPDATE messages with malformed attributes, treated as RFC 7606 says",
+            |c| c.malformed_updates,
+        ),
+        (
+            "sheave_bgp_notifications_sent_total",
+            "Sessions and attempts that this side ended with a NOTIFICATION",
+            |c| c.notifications_sent,
+        ),
+        (
+            "sheave_bgp_notifications_received_total",
+            "Sessions and attempts that the peer ended with a NOTIFICATION",
+            |c| c.notifications_received,
+        ),
+        ("sheave_bgp_sent_bytes_total", "Bytes sent to a peer", |c| c.bytes_sent),
+        ("sheave_bgp_received_bytes_total", "Bytes received from a peer", |c| c.bytes_received),
+    ];
+    for (name, help, count) in counters {
+        families.counter(
+            name,
+            help,
+            labels.iter().map(|(labels, peer)| (&labels[..], float(count(&peer.counters)))),
+        );
+    }
+    let errors: Vec<_> = peers
+        .iter()
+        .filter_map(|(address, asn, peer)| {
+            let error = peer.last_error.as_ref()?;
+            let labels =
+                [("peer", address.as_str()), ("asn", asn.as_str()), ("reason", reason(&error.reason))];
+            Some((labels, error.at))
+        })
+        .collect();
+    families.gauge(
+        "sheave_bgp_last_error_timestamp_seconds",
+        "When the last session or attempt ended, by what ended it; `sheave status` has it in words",
+        errors.iter().map(|(labels, at): &(_, SystemTime)| (&labels[..], seconds(*at))),
+    );
+    let per_family: Vec<_> = peers
+        .iter()
+        .flat_map(|(address, asn, peer)| {
+            peer.session.iter().flat_map(|session| &session.families).map(move |status| {
+                (
+                    [("peer", address.as_str()), ("asn", asn.as_str()), ("family", family(status.family))],
+                    status,
+                )
+            })
+        })
+        .collect();
+    let gauges: [Count<FamilyStatus, usize>; 2] = [
+        ("sheave_bgp_prefixes_sent", "Prefixes that the peer was told and not withdrawn", |f| {
+            f.prefixes_sent
+        }),
+        ("sheave_bgp_prefixes_pending", "Changes that the peer has yet to be told", |f| f.prefixes_pending),
+    ];
+    for (name, help, count) in gauges {
+        families.gauge(
+            name,
+            help,
+            per_family.iter().map(|(labels, status)| (&labels[..], number(count(status)))),
+        );
+    }
+}
+
+/// What ended a session, as one of few words.
+fn reason(down: &Down) -> &'static str {
+    match down {
+        Down::NotificationReceived(_) => "NotificationReceived",
+        Down::Error(_) => "Error",
+        Down::ConnectionClosed => "ConnectionClosed",
+        Down::ConnectFailed(_) => "ConnectFailed",
+        Down::Stopped => "Stopped",
+    }
+}
+
+fn family(family: Family) -> &'static str {
+    match family {
+        Family::Ipv4Unicast => "ipv4",
+        Family::Ipv6Unicast => "ipv6",
+    }
+}

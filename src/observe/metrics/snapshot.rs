@@ -1,0 +1,165 @@
+//! What the agent's loop tells at a scrape.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use sheave_bgp::SpeakerStatus;
+
+use super::exposition::{Families, Labels};
+use super::traffic::Traffic;
+use super::{bgp, traffic};
+
+/// The agent at one moment, in numbers.
+#[derive(Debug, Default)]
+pub struct Snapshot {
+    /// The kernel was brought in line with the source at least once.
+    pub ready: bool,
+    /// This agent took over from one before, which had left its kernel state.
+    pub adopted: bool,
+    /// Planned virtual servers, those without destinations included.
+    pub virtual_servers: usize,
+    /// Of these, how many have destinations that drain.
+    pub draining: usize,
+    /// Planned destinations of all virtual servers.
+    pub destinations: usize,
+    /// Virtual IPs.
+    pub vips: usize,
+    /// Rewrites: acceptance for this node's endpoints, and *nat* as director.
+    pub rewrites: usize,
+    /// Health-check node ports.
+    pub health_check_node_ports: usize,
+    /// Planned prefixes.
+    pub announcements: usize,
+    /// Of these, how many peers are told now.
+    pub announced: usize,
+    /// What users should know of their objects, by reason.
+    pub warnings: BTreeMap<&'static str, usize>,
+    /// What is not as planned, by kind.
+    pub problems: BTreeMap<&'static str, usize>,
+    /// What was done to the kernel, by part.
+    pub passes: Vec<(&'static str, Passes)>,
+    /// Netlink messages sent to IPVS.
+    pub ipvs_messages: u64,
+    /// Time IPVS took for them.
+    pub ipvs_time: Duration,
+    /// Counters of virtual servers.
+    pub traffic: Traffic,
+    /// BGP sessions, where there are peers.
+    pub speaker: Option<SpeakerStatus>,
+}
+
+/// How often a part of the kernel state was looked at or changed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Passes {
+    /// With success.
+    pub ok: u64,
+    /// Without: each is tried again.
+    pub failed: u64,
+}
+
+impl Snapshot {
+    /// Adds its families.
+    pub fn add_to(&self, families: &mut Families) {
+        for (name, help, value) in [
+            (
+                "sheave_ready",
+                "Whether the kernel was brought in line with the source at least once",
+                self.ready.into(),
+            ),
+            (
+                "sheave_adopted",
+                "Whether this agent took over the kernel state of one before, which went on forwarding",
+                self.adopted.into(),
+            ),
+            (
+                "sheave_virtual_servers",
+                "Planned virtual servers, those without destinations included",
+                self.virtual_servers,
+            ),
+            (
+                "sheave_virtual_servers_draining",
+                "Virtual servers with destinations that get no new connections and wait for the end of the old",
+                self.draining,
+            ),
+            ("sheave_destinations", "Planned destinations of all virtual servers", self.destinations),
+            ("sheave_vips", "Virtual IPs, addresses of node ports left out", self.vips),
+            (
+                "sheave_rewrites",
+                "Planned rewrites: acceptance for endpoints of this node, and nat as director",
+                self.rewrites,
+            ),
+            (
+                "sheave_health_check_node_ports",
+                "Services whose health-check node port this node serves",
+                self.health_check_node_ports,
+            ),
+            ("sheave_announcements", "Planned prefixes", self.announcements),
+            ("sheave_announced_prefixes", "Prefixes that peers are told now", self.announced),
+            (
+                "sheave_virtual_server_metrics_omitted",
+                "Virtual servers left out of sheave_virtual_server_* by observe.virtualServerMetricsLimit",
+                self.traffic.omitted,
+            ),
+        ] {
+            families.gauge(name, help, [(&[][..], number(value))]);
+        }
+        by(
+            families,
+            "sheave_warnings",
+            "What users should know of their objects and the config",
+            "reason",
+            &self.warnings,
+        );
+        by(families, "sheave_problems", "What is not as planned", "kind", &self.problems);
+        self.add_kernel(families);
+        traffic::add_node(families);
+        self.traffic.add_to(families);
+        if let Some(speaker) = &self.speaker {
+            bgp::add_to(speaker, families);
+        }
+    }
+
+    fn add_kernel(&self, families: &mut Families) {
+        let labels: Vec<_> = self
+            .passes
+            .iter()
+            .flat_map(|(part, Passes { ok, failed })| {
+                [
+                    ([("part", *part), ("result", "ok")], *ok),
+                    ([("part", *part), ("result", "error")], *failed),
+                ]
+            })
+            .collect();
+        families.counter(
+            "sheave_kernel_passes_total",
+            "How often a part of the kernel state was looked at or changed, and whether that succeeded",
+            labels.iter().map(|(labels, count)| (&labels[..], float(*count))),
+        );
+        families.counter(
+            "sheave_ipvs_messages_total",
+            "Netlink messages that changed something in IPVS",
+            [(&[][..], float(self.ipvs_messages))],
+        );
+        families.counter(
+            "sheave_ipvs_seconds_total",
+            "Time that IPVS took for these messages",
+            [(&[][..], self.ipvs_time.as_secs_f64())],
+        );
+    }
+}
+
+fn by(families: &mut Families, name: &str, help: &str, label: &str, counts: &BTreeMap<&'static str, usize>) {
+    let labels: Vec<_> = counts.iter().map(|(value, count)| ([(label, *value)], *count)).collect();
+    families.gauge(name, help, labels.iter().map(|(labels, count)| (labels as Labels<'_>, number(*count))));
+}
+
+/// A count as a sample; exact up to 2^53.
+#[expect(clippy::cast_precision_loss, reason = "samples are floats")]
+pub fn float(count: u64) -> f64 {
+    count as f64
+}
+
+/// As [`float`].
+pub fn number(count: usize) -> f64 {
+    float(count as u64)
+}
