@@ -21,7 +21,7 @@ use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tracing::{debug, info, warn};
 
-use crate::announce::{self, AnnounceError, Announcer};
+use crate::announce::Announcer;
 use crate::cluster::{Event, Object, ObjectKey, Severity};
 use crate::config::Config;
 use crate::dataplane::{Dataplane, DataplaneError, Settings};
@@ -47,9 +47,6 @@ pub enum AgentError {
     /// The kernel.
     #[error(transparent)]
     Dataplane(#[from] DataplaneError),
-    /// BGP.
-    #[error(transparent)]
-    Announce(#[from] AnnounceError),
     /// The source's thread ended.
     #[error("the source ended: this is a bug; kernel state stays as it is")]
     SourceGone,
@@ -78,6 +75,7 @@ pub struct Agent {
     /// As logged last.
     problems: Vec<String>,
     /// Where there is an API server to write to.
+    api_server: Option<kube::Client>,
     accepts: Option<Accepts>,
     events: Option<Events>,
 }
@@ -104,13 +102,16 @@ impl Agent {
             synced: Instant::now(),
             waits_for: None,
             problems: Vec::new(),
+            api_server: None,
             accepts: None,
             events: None,
         })
     }
 
-    /// Has this node's Node say what it accepts, and tells users in Events what they should know.
+    /// Has this node's Node say what it accepts, and tells users in Events what they should know; passwords may be in
+    /// Secrets.
     pub fn with_api_server(mut self, client: &kube::Client) -> Self {
+        self.api_server = Some(client.clone());
         self.accepts = Some(Accepts::start(client.clone(), self.planner.node(), &self.background));
         self.events = Some(Events::start(client.clone(), self.planner.node(), &self.background));
         self
@@ -142,7 +143,7 @@ impl Agent {
                     }
                     self.observer.begin(Instant::now());
                     self.observer.told(&batch, waiting);
-                    self.take(batch).await?;
+                    self.take(batch).await;
                 }
                 Some(question) = questions.recv() => {
                     // Whoever asked may have gone: nothing is lost.
@@ -154,7 +155,7 @@ impl Agent {
                 }
                 _ = ticks.tick() => {
                     self.observer.begin(Instant::now());
-                    self.tick().await?;
+                    self.tick().await;
                 }
             }
             self.observer.end(&self.planner, self.announcer.is_some(), self.dataplane.is_whole());
@@ -165,7 +166,7 @@ impl Agent {
         Ok(())
     }
 
-    async fn take(&mut self, events: Vec<Event>) -> Result<(), AgentError> {
+    async fn take(&mut self, events: Vec<Event>) {
         let told_problems = events.iter().any(|event| matches!(event, Event::Problems(_)));
         let concerns_own_node = events.iter().any(|event| match event {
             Event::Apply(Object::Node(node)) => *node.name == *self.planner.node(),
@@ -192,10 +193,9 @@ impl Agent {
             accepts.saw(self.planner.own_accepts());
         }
         if self.announcer.is_none() {
-            self.start_if_whole().await
+            self.start_if_whole().await;
         } else {
             self.change(&delta).await;
-            Ok(())
         }
     }
 
@@ -203,9 +203,9 @@ impl Agent {
     ///
     /// Without this node's own Node nothing can be done right. With something broken in the source, its Services may
     /// be among those in the kernel: there is [`PATIENCE`] to mend it, since peers do not wait for ever either.
-    async fn start_if_whole(&mut self) -> Result<(), AgentError> {
+    async fn start_if_whole(&mut self) {
         if !self.planner.is_synced() {
-            return Ok(());
+            return;
         }
         let broken = || self.planner.problems().iter().any(|problem| problem.severity == Severity::Error);
         let why = if !self.planner.knows_own_node() {
@@ -219,30 +219,23 @@ impl Agent {
             if self.waits_for.replace(why) != Some(why) {
                 warn!(node = self.planner.node(), "waiting: {why}");
             }
-            return Ok(());
+            return;
         }
-        self.start().await
+        self.start().await;
     }
 
     /// The first time that the plan is whole: the kernel first, then peers.
-    async fn start(&mut self) -> Result<(), AgentError> {
+    async fn start(&mut self) {
         let began = Instant::now();
-        // What the config lacks must not be found out halfway.
-        announce::check(self.planner.config(), self.planner.node(), &self.planner.plan().node.addresses)?;
         self.sync().await;
         for warning in self.planner.warnings() {
             warn!(object = warning.object, reason = warning.reason, "{}", warning.message);
         }
         let plan = self.planner.plan();
-        let announcer = Announcer::start(
-            self.planner.config(),
-            self.planner.node(),
-            &plan.node.addresses,
-            self.dataplane.adopted(),
-            self.background.clone(),
-        )
-        .await?;
+        let announcer =
+            Announcer::new(self.dataplane.adopted(), self.background.clone(), self.api_server.clone());
         let announcer = self.announcer.insert(announcer);
+        announcer.configure(&self.planner.config().router, self.planner.node(), &plan.node.addresses).await;
         announcer.update(plan, |vip| self.dataplane.holds(plan, vip), None);
         announcer.complete();
         info!(
@@ -252,7 +245,6 @@ impl Agent {
             took = ?began.elapsed(),
             "ready"
         );
-        Ok(())
     }
 
     async fn change(&mut self, delta: &Delta) {
@@ -265,6 +257,10 @@ impl Agent {
         announcer.withdraw(plan, &delta.announcements).await;
         self.dataplane.apply(plan, delta, began).await;
         self.observer.worked(Pass::Partial, began.elapsed(), self.dataplane.is_whole());
+        if delta.router || delta.node {
+            let router = &self.planner.config().router;
+            announcer.configure(router, self.planner.node(), &plan.node.addresses).await;
+        }
         announcer.update(plan, |vip| self.dataplane.holds(plan, vip), Some(&touched(plan, delta)));
         debug!(
             virtual_servers = delta.virtual_servers.len(),
@@ -276,7 +272,7 @@ impl Agent {
         self.report();
     }
 
-    async fn tick(&mut self) -> Result<(), AgentError> {
+    async fn tick(&mut self) {
         if self.announcer.is_none() {
             return self.start_if_whole().await;
         }
@@ -285,6 +281,9 @@ impl Agent {
         } else {
             self.dataplane.tick(self.planner.plan(), Instant::now()).await;
             self.report();
+        }
+        if let Some(announcer) = &mut self.announcer {
+            announcer.tick().await;
         }
         if let Some(accepts) = &mut self.accepts {
             accepts.stands(self.dataplane.accepts());
@@ -295,7 +294,6 @@ impl Agent {
             }
             events.tick(self.planner.accepting());
         }
-        Ok(())
     }
 
     async fn sync(&mut self) {
@@ -335,6 +333,7 @@ impl Agent {
         let mut problems: Vec<String> = self.planner.problems().iter().map(ToString::to_string).collect();
         problems.extend(self.dataplane.problems());
         problems.extend(self.observer.problems());
+        problems.extend(self.announcer.iter().flat_map(Announcer::problems).cloned());
         let held = self.dataplane.list_virtual_servers().unwrap_or_else(|error| {
             problems.push(error.to_string());
             Vec::new()
@@ -387,6 +386,7 @@ impl Agent {
         };
         problems.insert("source", self.planner.problems().len());
         problems.insert("listener", self.observer.problems().count());
+        problems.insert("bgp", self.announcer.iter().flat_map(Announcer::problems).count());
         let plan = self.planner.plan();
         Snapshot {
             ready: self.announcer.is_some(),

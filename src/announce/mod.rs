@@ -1,39 +1,49 @@
-//! Plan → BGP: which prefixes, with which attributes, and when: a VIP only while the dataplane holds it.
+//! Plan → BGP: which prefixes, with which attributes, to whom, and when: a VIP only while the dataplane holds it.
 //!
 //! ```text
-//! NodePlan.announcements ──┐
-//!                          ├─► [Announcer] ──RouteChanges──► Speaker ──► peers
-//! Dataplane::holds ────────┘
+//! Config.router, passwords ──configure─┐
+//! NodePlan.announcements ──────────────┼─► [Announcer] ──peers, RouteChanges──► Speaker ──► peers
+//! Dataplane::holds ────────────────────┘
 //! ```
 
 pub mod journal;
+mod passwords;
+mod sessions;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::time::Duration;
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 use sheave_bgp::{
-    Attributes, Community, Families, GracefulRestart, LargeCommunity, PeerConfig, RouteChanges, Shutdown,
-    Speaker, SpeakerConfig, SpeakerStatus,
+    Attributes, Community, LargeCommunity, RouteChanges, Shutdown, Speaker, SpeakerConfig, SpeakerStatus,
 };
 use tokio::runtime::Handle;
 use tracing::{info, warn};
 
-use crate::config::{AddressFamily, Config, NextHop, Peer, Router};
+use crate::config::Router;
 use crate::plan::{Announcement, AnnouncementKind, NodePlan};
+use passwords::Passwords;
 
 /// How long a removal waits for peers to be told of the withdrawal. One that does not read must not hold up
 /// the others.
 const WITHDRAW_LIMIT: Duration = Duration::from_secs(1);
+/// How soon a speaker that could not start is started again.
+const START_AGAIN: Duration = Duration::from_secs(5);
 
 /// Why nothing can be announced.
 #[derive(Debug, thiserror::Error)]
-pub enum AnnounceError {
+enum AnnounceError {
+    /// There is no autonomous system number.
+    #[error(
+        "there are peers, but no autonomous system number: set router.asn in the config, or annotate the Node with \
+         sheave.io/asn"
+    )]
+    NoAsn,
     /// A BGP identifier is needed, and there is no IPv4 address to take.
     #[error(
-        "router.routerId: auto takes the Node's primary IPv4 address, and Node {0} has none: \
-         write an identifier such as 10.0.0.1 into the config, or the address into the Node"
+        "router.routerId: auto takes the Node's primary IPv4 address, and Node {0} has none: write an identifier such \
+         as 10.0.0.1 into the config, annotate the Node with sheave.io/router-id, or write the address into the Node"
     )]
     NoRouterId(String),
     /// The speaker.
@@ -44,52 +54,164 @@ pub enum AnnounceError {
     Gone,
 }
 
-/// The BGP side of this node.
+/// The BGP side of this node. Where it cannot be as configured, [`Announcer::problems`] says why.
 pub struct Announcer {
-    /// `None`: there is no peer to tell.
-    speaker: Option<Speaker>,
     /// The speaker's runtime: sessions go on while the dataplane works.
     runtime: Handle,
-    graceful_restart: bool,
+    /// As configured last.
+    configured: Option<Configured>,
+    /// `None`: there is no peer to tell, or the speaker could not start.
+    speaker: Option<Running>,
+    passwords: Passwords,
+    /// Until then a speaker that starts may tell peers that this is a restart: they do not wait longer.
+    restarting: Restarting,
     announced: BTreeMap<IpNet, Attributes>,
+    /// All that is to be announced at the start has been.
+    complete: bool,
+    problems: Vec<String>,
+    start_again: Option<Instant>,
+}
+
+/// What [`Announcer::configure`] was given.
+#[derive(PartialEq)]
+struct Configured {
+    router: Router,
+    node: String,
+    addresses: Vec<IpAddr>,
+}
+
+/// A speaker that runs.
+struct Running {
+    speaker: Speaker,
+    /// What it was started with; a change of it takes another speaker.
+    config: SpeakerConfig,
+}
+
+/// Whether peers may be told of a restart: once, and as long as they wait for it.
+#[derive(Clone, Copy)]
+enum Restarting {
+    /// The kernel has forwarded for this node since before this time.
+    Since(Instant),
+    No,
 }
 
 impl Announcer {
-    /// Starts the speaker where the config has peers. `restarting`: the kernel forwarded for this node all along.
-    ///
-    /// # Errors
-    /// [`AnnounceError`].
-    pub async fn start(
-        config: &Config,
-        node: &str,
-        addresses: &[IpAddr],
-        restarting: bool,
-        runtime: Handle,
-    ) -> Result<Self, AnnounceError> {
-        let Router { asn, router_id, listen, graceful_restart, peers, dynamic_peers: _ } = &config.router;
-        let none =
-            |runtime| Self { speaker: None, runtime, graceful_restart: false, announced: BTreeMap::new() };
-        let (Some(asn), false) = (*asn, peers.is_empty()) else { return Ok(none(runtime)) };
-        let router_id = router_id_of(*router_id, node, addresses)?;
-        let config = SpeakerConfig {
-            asn,
-            router_id,
-            listen: (listen.port != 0).then(|| {
-                [IpAddr::from([0; 4]), IpAddr::from([0u16; 8])]
-                    .map(|address| SocketAddr::new(address, listen.port))
-                    .into()
-            }),
-            graceful_restart: graceful_restart
-                .map(|graceful| GracefulRestart { restart_time: graceful.restart_time }),
-            restarting,
+    /// An announcer without peers. `restarting`: the kernel forwarded for this node all along, so that peers keep
+    /// their routes. Sessions run on `runtime`; `client` is who is asked for Secrets with passwords.
+    pub fn new(restarting: bool, runtime: Handle, client: Option<kube::Client>) -> Self {
+        Self {
+            configured: None,
+            speaker: None,
+            passwords: Passwords::start(&runtime, client),
+            runtime,
+            restarting: if restarting { Restarting::Since(Instant::now()) } else { Restarting::No },
+            announced: BTreeMap::new(),
+            complete: false,
+            problems: Vec::new(),
+            start_again: None,
+        }
+    }
+
+    /// Makes the sessions be as `router` says. Those of peers for which nothing changes go on; a change of the ASN,
+    /// the router id, the port or graceful restart begins all of them anew. `addresses` are node `node`'s own.
+    pub async fn configure(&mut self, router: &Router, node: &str, addresses: &[IpAddr]) {
+        let configured =
+            Configured { router: router.clone(), node: node.into(), addresses: addresses.into() };
+        if self.configured.as_ref() != Some(&configured) {
+            self.passwords.want(&router.peers);
+            self.configured = Some(configured);
+            self.apply().await;
+        }
+    }
+
+    /// Looks whether a password has changed, and tries again what did not work. To be called every second or so.
+    pub async fn tick(&mut self) {
+        let due = self.start_again.is_some_and(|at| at <= Instant::now());
+        if self.passwords.changed() || due {
+            self.apply().await;
+        }
+    }
+
+    /// What is not as configured: peers without their password, or why there are no sessions at all.
+    pub fn problems(&self) -> &[String] {
+        &self.problems
+    }
+
+    /// Brings speaker and peers in line with what is configured.
+    async fn apply(&mut self) {
+        let Some(Configured { router, node, addresses }) = &self.configured else { return };
+        let mut problems = Vec::new();
+        let mut peers = Vec::new();
+        for peer in &router.peers {
+            let resolved = self.passwords.of(peer);
+            problems.extend(resolved.problem);
+            if let Ok(password) = resolved.password {
+                peers.push(sessions::peer_config(peer, password, addresses));
+            }
+        }
+        self.start_again = None;
+        if router.peers.is_empty() {
+            self.stop_speaker(Shutdown::Cease).await;
+        } else {
+            match sessions::speaker_config(router, node, addresses) {
+                Ok(config) => {
+                    if let Err(error) = self.run_speaker(config).await {
+                        problems.push(error.to_string());
+                        self.start_again = Some(Instant::now() + START_AGAIN);
+                    }
+                }
+                Err(error) => {
+                    self.stop_speaker(Shutdown::Cease).await;
+                    problems.push(error.to_string());
+                }
+            }
+        }
+        if let Some(Running { speaker, .. }) = &self.speaker {
+            speaker.set_peers(peers);
+        }
+        for problem in problems.iter().filter(|problem| !self.problems.contains(problem)) {
+            warn!("{problem}");
+        }
+        self.problems = problems;
+    }
+
+    /// Has a speaker of that config run: the one there is, where that is of it.
+    async fn run_speaker(&mut self, config: SpeakerConfig) -> Result<(), AnnounceError> {
+        if self.speaker.as_ref().is_some_and(|running| running.config == config) {
+            return Ok(());
+        }
+        if let Some(Running { config: before, .. }) = &self.speaker {
+            warn!(
+                asn = config.asn,
+                router_id = %config.router_id,
+                asn_before = before.asn,
+                router_id_before = %before.router_id,
+                "what all sessions share has changed: they begin anew"
+            );
+            let how = leaving(before);
+            self.stop_speaker(how).await;
+        }
+        let restarting = match (self.restarting, config.graceful_restart) {
+            (Restarting::Since(since), Some(graceful)) => since.elapsed() < graceful.restart_time,
+            _ => false,
         };
-        // Never without the password that was asked for.
-        let peers = peers.iter().filter(|peer| peer.password_source().is_none());
-        let peers = peers.map(|peer| peer_config(peer, addresses)).collect();
-        let graceful_restart = config.graceful_restart.is_some();
-        let speaker = runtime.spawn(Speaker::start(config)).await.map_err(|_| AnnounceError::Gone)??;
-        speaker.set_peers(peers);
-        Ok(Self { speaker: Some(speaker), runtime, graceful_restart, announced: BTreeMap::new() })
+        let started = Speaker::start(SpeakerConfig { restarting, ..config.clone() });
+        let speaker = self.runtime.spawn(started).await.map_err(|_| AnnounceError::Gone)??;
+        self.restarting = Restarting::No;
+        let announce = self.announced.iter().map(|(prefix, wanted)| (*prefix, wanted.clone())).collect();
+        speaker.update(RouteChanges { announce, withdraw: Vec::new() });
+        if self.complete {
+            speaker.initial_routes_complete();
+        }
+        self.speaker = Some(Running { speaker, config });
+        Ok(())
+    }
+
+    async fn stop_speaker(&mut self, how: Shutdown) {
+        if let Some(Running { speaker, .. }) = self.speaker.take() {
+            // The task only ends early with its runtime, and then there is no session left to end.
+            let _ = self.runtime.spawn(speaker.shutdown(how)).await;
+        }
     }
 
     /// Withdraws those of `prefixes` that the plan has no more, and waits until peers have been told: the kernel
@@ -101,7 +223,7 @@ impl Announcer {
             .filter(|prefix| self.announced.remove(prefix).is_some())
             .copied()
             .collect();
-        let Some(speaker) = &self.speaker else { return };
+        let Some(Running { speaker, .. }) = &self.speaker else { return };
         if withdraw.is_empty() {
             return;
         }
@@ -145,7 +267,7 @@ impl Announcer {
                 _ => {}
             }
         }
-        let Some(speaker) = &self.speaker else { return };
+        let Some(Running { speaker, .. }) = &self.speaker else { return };
         if changes != RouteChanges::default() {
             info!(
                 announce = changes.announce.len(),
@@ -157,8 +279,9 @@ impl Announcer {
     }
 
     /// Everything the dataplane holds at the start has been announced: peers may drop what is left of an earlier life.
-    pub fn complete(&self) {
-        if let Some(speaker) = &self.speaker {
+    pub fn complete(&mut self) {
+        self.complete = true;
+        if let Some(Running { speaker, .. }) = &self.speaker {
             speaker.initial_routes_complete();
         }
     }
@@ -175,36 +298,24 @@ impl Announcer {
 
     /// The speaker's sessions.
     pub fn status(&self) -> Option<SpeakerStatus> {
-        self.speaker.as_ref().map(Speaker::status)
+        self.speaker.as_ref().map(|running| running.speaker.status())
     }
 
     /// Ends the sessions: so that peers keep the routes, where graceful restart is configured.
-    pub async fn stop(self) {
-        let how = if self.graceful_restart { Shutdown::GracefulRestart } else { Shutdown::Cease };
-        if let Some(speaker) = self.speaker {
-            // The task only ends early with its runtime, and then there is no session left to end.
-            let _ = self.runtime.spawn(speaker.shutdown(how)).await;
+    pub async fn stop(mut self) {
+        if let Some(Running { config, .. }) = &self.speaker {
+            let how = leaving(config);
+            self.stop_speaker(how).await;
         }
     }
 }
 
-/// Whether the config has what a start takes.
-///
-/// # Errors
-/// [`AnnounceError`] that [`Announcer::start`] would end with.
-pub fn check(config: &Config, node: &str, addresses: &[IpAddr]) -> Result<(), AnnounceError> {
-    if config.router.peers.is_empty() {
-        return Ok(());
+/// How a speaker is left that will be back.
+fn leaving(config: &SpeakerConfig) -> Shutdown {
+    match config.graceful_restart {
+        Some(_) => Shutdown::GracefulRestart,
+        None => Shutdown::Cease,
     }
-    router_id_of(config.router.router_id, node, addresses).map(drop)
-}
-
-fn router_id_of(
-    configured: Option<Ipv4Addr>,
-    node: &str,
-    addresses: &[IpAddr],
-) -> Result<Ipv4Addr, AnnounceError> {
-    configured.or_else(|| first_ipv4(addresses)).ok_or_else(|| AnnounceError::NoRouterId(node.to_owned()))
 }
 
 fn attributes(announcement: &Announcement) -> Attributes {
@@ -216,46 +327,4 @@ fn attributes(announcement: &Announcement) -> Attributes {
         med: announcement.med,
         as_path_prepend: announcement.as_path_prepend,
     }
-}
-
-fn peer_config(peer: &Peer, addresses: &[IpAddr]) -> PeerConfig {
-    let Peer { address, asn, port, local_address, multihop, hold_time, next_hop, families, .. } = peer;
-    let fixed = match next_hop {
-        NextHop::Address(address) => Some(*address),
-        NextHop::Own => None,
-    };
-    // On a session of the other family there is no local address to take: the node's own it is.
-    let next_hop = |v4: bool| {
-        fixed.filter(|fixed| fixed.is_ipv4() == v4).or_else(|| {
-            let own = || addresses.iter().find(|own| own.is_ipv4() == v4).copied();
-            (address.is_ipv4() != v4).then(own).flatten()
-        })
-    };
-    PeerConfig {
-        port: *port,
-        local_address: *local_address,
-        multihop: *multihop,
-        hold_time: *hold_time,
-        families: Families {
-            ipv4_unicast: families.contains(&AddressFamily::Ipv4),
-            ipv6_unicast: families.contains(&AddressFamily::Ipv6),
-        },
-        next_hop_v4: match next_hop(true) {
-            Some(IpAddr::V4(address)) => Some(address),
-            _ => None,
-        },
-        next_hop_v6: match next_hop(false) {
-            Some(IpAddr::V6(address)) => Some(address),
-            _ => None,
-        },
-        password: peer.password.clone(),
-        ..PeerConfig::new(*address, *asn)
-    }
-}
-
-fn first_ipv4(addresses: &[IpAddr]) -> Option<Ipv4Addr> {
-    addresses.iter().find_map(|address| match address {
-        IpAddr::V4(address) => Some(*address),
-        IpAddr::V6(_) => None,
-    })
 }

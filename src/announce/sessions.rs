@@ -1,0 +1,71 @@
+//! The config's `router` in the words of the speaker.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+
+use sheave_bgp::{Families, GracefulRestart, Password, PeerConfig, SpeakerConfig};
+
+use super::AnnounceError;
+use crate::config::{AddressFamily, NextHop, Peer, Router};
+
+/// What all sessions share. Not restarting.
+pub(super) fn speaker_config(
+    router: &Router,
+    node: &str,
+    addresses: &[IpAddr],
+) -> Result<SpeakerConfig, AnnounceError> {
+    let Router { asn, router_id, listen, graceful_restart, peers: _, dynamic_peers: _ } = router;
+    let first_ipv4 = || {
+        addresses.iter().find_map(|address| match address {
+            IpAddr::V4(address) => Some(*address),
+            IpAddr::V6(_) => None,
+        })
+    };
+    Ok(SpeakerConfig {
+        asn: asn.ok_or(AnnounceError::NoAsn)?,
+        router_id: router_id.or_else(first_ipv4).ok_or_else(|| AnnounceError::NoRouterId(node.to_owned()))?,
+        listen: (listen.port != 0).then(|| {
+            [IpAddr::from(Ipv4Addr::UNSPECIFIED), IpAddr::from([0u16; 8])]
+                .map(|address| SocketAddr::new(address, listen.port))
+                .into()
+        }),
+        graceful_restart: graceful_restart
+            .map(|graceful| GracefulRestart { restart_time: graceful.restart_time }),
+        restarting: false,
+    })
+}
+
+/// A peer; `addresses` are this node's, for next hops.
+pub(super) fn peer_config(peer: &Peer, password: Option<Password>, addresses: &[IpAddr]) -> PeerConfig {
+    let Peer { address, asn, port, local_address, multihop, hold_time, next_hop, families, .. } = peer;
+    let fixed = match next_hop {
+        NextHop::Address(address) => Some(*address),
+        NextHop::Own => None,
+    };
+    // On a session of the other family there is no local address to take: the node's own it is.
+    let next_hop = |v4: bool| {
+        fixed.filter(|fixed| fixed.is_ipv4() == v4).or_else(|| {
+            let own = || addresses.iter().find(|own| own.is_ipv4() == v4).copied();
+            (address.is_ipv4() != v4).then(own).flatten()
+        })
+    };
+    PeerConfig {
+        port: *port,
+        local_address: *local_address,
+        multihop: *multihop,
+        hold_time: *hold_time,
+        families: Families {
+            ipv4_unicast: families.contains(&AddressFamily::Ipv4),
+            ipv6_unicast: families.contains(&AddressFamily::Ipv6),
+        },
+        next_hop_v4: match next_hop(true) {
+            Some(IpAddr::V4(address)) => Some(address),
+            _ => None,
+        },
+        next_hop_v6: match next_hop(false) {
+            Some(IpAddr::V6(address)) => Some(address),
+            _ => None,
+        },
+        password,
+        ..PeerConfig::new(*address, *asn)
+    }
+}

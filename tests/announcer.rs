@@ -1,0 +1,240 @@
+//! The announcer, reconfigured while it runs, against peers on the loopback.
+#![cfg(test)]
+
+use std::net::{IpAddr, SocketAddr, TcpListener};
+use std::path::Path;
+use std::time::Duration;
+
+use ipnet::IpNet;
+use sheave::announce::Announcer;
+use sheave::config::{Config, Router};
+use sheave::plan::{Announcement, AnnouncementKind, NodePlan};
+use sheave_bgp::session::State;
+use sheave_bgp::{Password, PeerConfig, PeerStatus, Speaker, SpeakerConfig};
+use tokio::runtime::Handle;
+
+/// How long anything may take.
+const LIMIT: Duration = Duration::from_secs(30);
+const ASN: u32 = 64512;
+const PEER_ASN: u32 = 65001;
+
+/// A peer at an address of the loopback that waits for the announcer.
+struct Peer {
+    address: IpAddr,
+    port: u16,
+    speaker: Speaker,
+}
+
+impl Peer {
+    async fn start(last: u8, password: Option<&str>) -> Self {
+        let address = IpAddr::from([127, 0, 0, last]);
+        let port = free_port(address);
+        let config = SpeakerConfig {
+            asn: PEER_ASN,
+            router_id: [10, 0, 0, last].into(),
+            listen: Some(vec![SocketAddr::new(address, port)]),
+            graceful_restart: None,
+            restarting: false,
+        };
+        let peer = Self { address, port, speaker: Speaker::start(config).await.unwrap() };
+        peer.expect(password);
+        peer
+    }
+
+    /// Takes the announcer's sessions with that password only.
+    fn expect(&self, password: Option<&str>) {
+        let ours = PeerConfig::new([127, 0, 0, 1].into(), ASN);
+        let password = password.map(|text| Password::new(text.as_bytes()).unwrap());
+        self.speaker.set_peers(vec![PeerConfig { passive: true, password, ..ours }]);
+    }
+
+    /// It, in the announcer's config.
+    fn written(&self, more: &str) -> String {
+        let Self { address, port, .. } = self;
+        format!("{{address: {address}, asn: {PEER_ASN}, port: {port}, localAddress: 127.0.0.1{more}}}")
+    }
+
+    fn prefixes_received(&self) -> u64 {
+        self.speaker.status().peers[0].counters.prefixes_received
+    }
+}
+
+fn free_port(address: IpAddr) -> u16 {
+    TcpListener::bind((address, 0)).unwrap().local_addr().unwrap().port()
+}
+
+/// Without graceful restart, so that what ends is seen at once.
+fn router(peers: &[String], more: &str) -> Router {
+    let peers = peers.join(", ");
+    let text =
+        format!("router: {{asn: {ASN}, listen: {{port: 0}}, gracefulRestart: null, peers: [{peers}]{more}}}");
+    Config::parse(Path::new("sheave.yaml"), &text).unwrap().router
+}
+
+/// A plan with one prefix that needs nothing of the kernel.
+fn plan() -> NodePlan {
+    let prefix: IpNet = "10.244.1.0/24".parse().unwrap();
+    let announcement = Announcement {
+        prefix,
+        kind: AnnouncementKind::PodCIDR,
+        service: None,
+        communities: [].into(),
+        large_communities: [].into(),
+        local_pref: None,
+        med: None,
+        as_path_prepend: 0,
+    };
+    let mut plan = NodePlan::new("node-a");
+    plan.announcements.insert(prefix, announcement);
+    plan
+}
+
+/// An announcer as the agent's start makes it, with [`plan`]'s prefix.
+async fn announcer(router: &Router) -> Announcer {
+    let mut announcer = Announcer::new(false, Handle::current(), None);
+    configure(&mut announcer, router).await;
+    announcer.update(&plan(), |_| true, None);
+    announcer.complete();
+    announcer
+}
+
+async fn configure(announcer: &mut Announcer, router: &Router) {
+    announcer.configure(router, "node-a", &[[10, 0, 0, 1].into()]).await;
+}
+
+fn session(announcer: &Announcer, peer: &Peer) -> Option<PeerStatus> {
+    announcer.status()?.peers.into_iter().find(|status| status.address == peer.address)
+}
+
+fn is_up(announcer: &Announcer, peer: &Peer) -> bool {
+    session(announcer, peer).is_some_and(|session| session.state == State::Established)
+}
+
+/// Waits, ticking as the agent does.
+async fn until(announcer: &mut Announcer, what: &str, condition: impl Fn(&Announcer) -> bool) {
+    let waited = tokio::time::timeout(LIMIT, async {
+        while !condition(announcer) {
+            announcer.tick().await;
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    });
+    assert!(waited.await.is_ok(), "waited in vain for: {what}; {:?}", announcer.problems());
+}
+
+#[tokio::test]
+async fn peers_come_and_go_and_the_others_keep_their_sessions() {
+    let (first, second) = (Peer::start(2, None).await, Peer::start(3, None).await);
+    let mut announcer = announcer(&router(&[], "")).await;
+    assert!(announcer.status().is_none(), "no peers, no speaker");
+
+    configure(&mut announcer, &router(&[first.written("")], "")).await;
+    until(&mut announcer, "the first prefix", |_| first.prefixes_received() == 1).await;
+    let counters = |announcer: &Announcer| session(announcer, &first).unwrap().counters.established;
+    let since = session(&announcer, &first).unwrap().since;
+
+    configure(&mut announcer, &router(&[first.written(""), second.written("")], "")).await;
+    until(&mut announcer, "the second prefix", |_| second.prefixes_received() == 1).await;
+    configure(&mut announcer, &router(&[first.written(""), second.written(", holdTime: 30s")], "")).await;
+    until(&mut announcer, "the second prefix again", |_| second.prefixes_received() == 2).await;
+    configure(&mut announcer, &router(&[first.written("")], "")).await;
+    until(&mut announcer, "the second to go", |announcer| session(announcer, &second).is_none()).await;
+    assert_eq!((session(&announcer, &first).unwrap().since, counters(&announcer)), (since, 1));
+
+    // What all sessions share: they begin anew, and everything is announced again.
+    configure(&mut announcer, &router(&[first.written("")], ", routerId: 10.0.0.99")).await;
+    until(&mut announcer, "the first prefix again", |_| first.prefixes_received() == 2).await;
+    assert_eq!(announcer.status().unwrap().router_id.octets(), [10, 0, 0, 99]);
+
+    configure(&mut announcer, &router(&[], "")).await;
+    assert!(announcer.status().is_none());
+    assert_eq!(announcer.problems(), [""; 0]);
+    announcer.stop().await;
+}
+
+#[tokio::test]
+async fn passwords_come_from_files_and_change_live() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("password");
+    let (open, signed) = (Peer::start(4, None).await, Peer::start(5, Some("hunter2")).await);
+    let more = format!(", passwordFile: {}", path.display());
+    let router = router(&[open.written(""), signed.written(&more)], "");
+    let mut announcer = announcer(&router).await;
+
+    // Without the file: no session at all, and it is said why.
+    until(&mut announcer, "the open session", |announcer| is_up(announcer, &open)).await;
+    until(&mut announcer, "the problem", |announcer| !announcer.problems().is_empty()).await;
+    let problem = format!(
+        "peer 127.0.0.5: no session without its password: file {}: No such file or directory (os error 2); give the \
+         path of a readable file",
+        path.display()
+    );
+    assert_eq!(announcer.problems(), [problem]);
+    assert_eq!(session(&announcer, &signed), None);
+    let since = session(&announcer, &open).unwrap().since;
+
+    std::fs::write(&path, "hunter2\n").unwrap();
+    until(&mut announcer, "the signed session", |announcer| is_up(announcer, &signed)).await;
+    assert_eq!(announcer.problems(), [""; 0]);
+
+    // Changed on both sides.
+    signed.expect(Some("correct horse"));
+    std::fs::write(&path, "correct horse").unwrap();
+    until(&mut announcer, "the signed session again", |announcer| {
+        is_up(announcer, &signed) && signed.speaker.status().peers[0].state == State::Established
+    })
+    .await;
+
+    // Gone: the last one stays.
+    std::fs::remove_file(&path).unwrap();
+    until(&mut announcer, "the problem", |announcer| !announcer.problems().is_empty()).await;
+    assert!(
+        announcer.problems()[0].ends_with("the one read last stays in force"),
+        "{:?}",
+        announcer.problems()
+    );
+    assert!(is_up(&announcer, &signed));
+    assert_eq!(session(&announcer, &open).unwrap().since, since, "untouched all the while");
+
+    let printed = format!("{:?} {:?} {router:?}", announcer.status(), announcer.problems());
+    assert!(!printed.contains("hunter2") && !printed.contains("correct horse"), "{printed}");
+    announcer.stop().await;
+}
+
+#[tokio::test]
+async fn a_secret_without_an_api_server_is_a_problem() {
+    let peer = Peer::start(6, None).await;
+    let router = router(&[peer.written(", passwordSecret: {name: sheave-bgp}")], "");
+    let mut announcer = announcer(&router).await;
+    until(&mut announcer, "the problem", |announcer| !announcer.problems().is_empty()).await;
+    assert_eq!(
+        announcer.problems(),
+        [
+            "peer 127.0.0.6: no session without its password: Secret sheave-bgp (key password): there is no API server to \
+          ask: use passwordFile"
+        ]
+    );
+    assert_eq!(session(&announcer, &peer), None);
+}
+
+#[tokio::test]
+async fn what_keeps_the_speaker_from_starting_is_a_problem_and_tried_again() {
+    let peer = Peer::start(7, None).await;
+    let mut announcer = Announcer::new(false, Handle::current(), None);
+    announcer.configure(&router(&[peer.written("")], ""), "node-a", &[]).await;
+    assert!(announcer.problems()[0].contains("sheave.io/router-id"), "{:?}", announcer.problems());
+
+    let taken = TcpListener::bind("0.0.0.0:0").unwrap();
+    let port = taken.local_addr().unwrap().port();
+    let mut wanted = router(&[peer.written("")], "");
+    wanted.listen.port = port;
+    configure(&mut announcer, &wanted).await;
+    assert!(announcer.problems()[0].contains("Address already in use"), "{:?}", announcer.problems());
+    drop(taken);
+    until(&mut announcer, "the session", |announcer| is_up(announcer, &peer)).await;
+    assert_eq!(announcer.problems(), [""; 0]);
+
+    wanted.asn = None;
+    configure(&mut announcer, &wanted).await;
+    assert!(announcer.problems()[0].contains("no autonomous system number"), "{:?}", announcer.problems());
+    assert!(announcer.status().is_none());
+}
