@@ -304,6 +304,9 @@ impl Agent {
         if self.announcer.is_some() {
             self.observer.repaired(done.len());
         }
+        if let Some(events) = &mut self.events {
+            events.node_ports(self.observer.warnings());
+        }
         for what in done {
             if self.announcer.is_some() { warn!("repaired: {what}") } else { debug!("{what}") }
         }

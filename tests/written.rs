@@ -282,4 +282,31 @@ mod events {
         assert_eq!(event["reason"], "InvalidObject");
         assert_eq!(event["note"], "spec.ports[0].port: is 0");
     }
+
+    #[tokio::test]
+    async fn a_health_check_node_port_is_every_nodes_own() {
+        let server = server();
+        let warning = || Warning {
+            object: "Service shop/web".into(),
+            reason: "FailedToStartServiceHealthcheck",
+            message: "the port is taken".into(),
+        };
+        let mut agents = Vec::new();
+        for node in ["node-a", "node-b"] {
+            let mut agent = start(&server, node).await;
+            agent.node_ports([warning()]);
+            agents.push(agent);
+        }
+        let mut notes = eventually("an Event of each node", || {
+            agents
+                .iter_mut()
+                .for_each(|agent| agent.tick(&["node-a".into(), "node-b".into()].into_iter().collect()));
+            let events = server.api().objects(Resource::Events);
+            (events.len() == 2).then_some(events)
+        })
+        .await;
+        notes.sort_by_key(|event| event["note"].to_string());
+        assert_eq!(notes[0]["note"], "on node node-a: the port is taken");
+        assert_eq!(notes[1]["note"], "on node node-b: the port is taken");
+    }
 }

@@ -133,6 +133,8 @@ impl Lab {
     pub fn sheave(&self, node: &str, command: &str) -> Command {
         let mut sheave = Command::new(self.on());
         sheave.arg(node).arg(&self.binary).arg(command);
+        // A cluster that this machine knows or is part of is none of the lab's business.
+        sheave.env("HOME", "/nonexistent").env_remove("KUBECONFIG").env_remove("KUBERNETES_SERVICE_HOST");
         sheave
     }
 

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use kube::Client;
 use tokio::runtime::Handle;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc::{self, UnboundedSender};
@@ -83,24 +84,28 @@ enum Source {
 }
 
 impl Source {
-    /// Begins to tell what there is. The API server need not be up.
-    async fn follow(self, background: &Handle, events: UnboundedSender<Vec<Event>>) -> Result<(), String> {
+    /// Begins to tell what there is. The API server need not be up. Gives the client, where it is one.
+    async fn follow(
+        self,
+        background: &Handle,
+        events: UnboundedSender<Vec<Event>>,
+    ) -> Result<Option<Client>, String> {
         match self {
             Self::Manifests(directory) => {
                 watch(Manifests::new(&directory), events)
                     .map_err(|error| format!("{}: {error}", directory.display()))?;
+                Ok(None)
             }
             Self::Cluster { kubeconfig } => {
                 // A client's connections belong to the runtime that it is made on.
-                let following: JoinHandle<Result<(), String>> = background.spawn(async move {
+                let following: JoinHandle<Result<Client, String>> = background.spawn(async move {
                     let client = connect(kubeconfig.as_deref()).await.map_err(|error| error.to_string())?;
                     follow(&client, &Pace::default(), events);
-                    Ok(())
+                    Ok(client)
                 });
-                following.await.map_err(|error| error.to_string())??;
+                following.await.map_err(|error| error.to_string())?.map(Some)
             }
         }
-        Ok(())
     }
 }
 
@@ -125,14 +130,16 @@ fn start(config: Config, node: &str, source: Source) -> Result<(), String> {
         let mut terminate = signal(SignalKind::terminate()).map_err(text("SIGTERM"))?;
         let mut interrupt = signal(SignalKind::interrupt()).map_err(text("SIGINT"))?;
         let observer = Observer::start(&config.observe, background.handle(), question.clone());
-        let agent = Agent::new(node, config, background.handle().clone(), observer)
+        let mut agent = Agent::new(node, config, background.handle().clone(), observer)
             .map_err(|error| error.to_string())?;
         {
             let _guard = background.enter();
             status::serve(&socket, question).map_err(|error| format!("{}: {error}", socket.display()))?;
         }
         let (events, receiver) = mpsc::unbounded_channel();
-        source.follow(background.handle(), events).await?;
+        if let Some(client) = source.follow(background.handle(), events).await? {
+            agent = agent.with_api_server(&client);
+        }
         let stop = async move {
             tokio::select! {
                 _ = terminate.recv() => info!("SIGTERM: kernel state stays, sessions end"),

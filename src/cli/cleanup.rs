@@ -1,28 +1,57 @@
 //! `sheave cleanup`: removes everything of ours from the kernel, nothing else.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
-use super::failed;
+use super::{failed, node_name};
 use crate::agent;
+use crate::cluster::ACCEPTS_ANNOTATION;
+use crate::cluster::kubernetes::{ConnectError, connect};
 use crate::config::Config;
 use crate::dataplane::{self, Lock};
+use crate::observe::accepts;
+
+/// How long the other nodes have to hear that this one does not accept any more, and requests under way to be answered.
+const GRACE: Duration = Duration::from_secs(5);
 
 /// Remove everything of Sheave's from this node's kernel, and nothing else
 ///
 /// Virtual servers, VIP routes, the nftables table `inet sheave` and the interfaces sheave4 and sheave6 go; sysctls
 /// get back the values found at first, except those that somebody has changed since. Connections through this
 /// node's VIPs end. Stop the agent before: it would put everything back.
+///
+/// Before that, the annotation sheave.io/accepts is taken off this node's Node, so that the other nodes reach its
+/// endpoints without the help of this one, and 5 seconds are waited for them to hear it. Connections that are
+/// older and go on for longer end: they are still tunnelled. Where no API server is known (no Pod, no --kubeconfig, no
+/// $KUBECONFIG, no ~/.kube/config), there is no annotation to take away; where it does not answer, that is said, the
+/// kernel is cleaned all the same, and the exit code is 1: run it again, or
+/// `kubectl annotate node NODE sheave.io/accepts-`.
 #[derive(Debug, clap::Args)]
+#[command(after_long_help = "\
+Examples:
+  sheave cleanup
+  sheave cleanup --kubeconfig /etc/sheave/kubeconfig --node node-a
+
+Exit codes: 0 done; 1 something could not be removed, as printed, all else was; 2 usage.")]
 pub(super) struct Args {
     /// The agent's config file, if it has one
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
+
+    /// Name of this node's Node object; the host's name by default
+    #[arg(long, env = "NODE_NAME")]
+    node: Option<String>,
+
+    /// How to reach the API server, and as whom
+    #[arg(long, value_name = "FILE")]
+    kubeconfig: Option<PathBuf>,
 }
 
 /// Runs the subcommand.
 pub(super) fn run(args: Args) -> ExitCode {
-    let Args { config } = args;
+    let Args { config, node, kubeconfig } = args;
+    let node = node_name(node);
     let config = match config.map_or_else(|| Ok(Config::default()), |path| Config::load(&path)) {
         Ok(config) => config,
         Err(error) => return failed(&error.to_string()),
@@ -37,11 +66,30 @@ pub(super) fn run(args: Args) -> ExitCode {
             Ok(lock) => lock,
             Err(error) => return failed(&error.to_string()),
         };
+        let told = tell(kubeconfig.as_deref(), &node).await;
+        if let Err(error) = &told {
+            eprintln!("error: {error}; going on: until it is gone, other nodes tunnel to this one in vain");
+        }
         match dataplane::cleanup(&settings, &lock).await {
             Ok(done) if done.is_empty() => println!("nothing of Sheave's is here"),
             Ok(done) => done.iter().for_each(|what| println!("removed {what}")),
             Err(error) => return failed(&error.to_string()),
         }
-        ExitCode::SUCCESS
+        if told.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
     })
+}
+
+/// Tells the other nodes that this one is about to accept no more, and lets them hear it.
+async fn tell(kubeconfig: Option<&Path>, node: &str) -> Result<(), String> {
+    let what = format!("annotation {ACCEPTS_ANNOTATION} of Node {node}");
+    let client = match connect(kubeconfig).await {
+        Ok(client) => client,
+        Err(ConnectError::Unknown) => return Ok(()),
+        Err(error) => return Err(format!("{what}: {error}")),
+    };
+    if accepts::remove(&client, node).await.map_err(|error| format!("{what}: {error}"))? {
+        println!("removed {what}; {} s for the other nodes to follow", GRACE.as_secs());
+        tokio::time::sleep(GRACE).await;
+    }
+    Ok(())
 }

@@ -37,6 +37,8 @@ pub(super) enum Part {
     Plan,
     /// The source: objects that it cannot read.
     Source,
+    /// Health-check node ports.
+    NodePorts,
 }
 
 /// One thing to send.

@@ -71,17 +71,19 @@ impl Events {
 
     /// These are the problems of the source, and no others.
     pub fn problems(&mut self, problems: &[Problem]) {
-        let mut of_objects: BTreeMap<ObjectKey, Vec<Notice>> = BTreeMap::new();
-        for notice in problems.iter().filter_map(Notice::of_problem) {
-            of_objects.entry(notice.regarding.clone()).or_default().push(notice);
-        }
-        let before: BTreeSet<ObjectKey> = self.ledger.objects_of(Part::Source).cloned().collect();
-        for object in before.into_iter().filter(|object| !of_objects.contains_key(object)) {
-            self.stands(Part::Source, &object, []);
-        }
-        for (object, notices) in of_objects {
-            self.stands(Part::Source, &object, notices);
-        }
+        self.all_stand(Part::Source, problems.iter().filter_map(Notice::of_problem));
+    }
+
+    /// These are the warnings about health-check node ports of this node, and no others.
+    pub fn node_ports(&mut self, warnings: impl IntoIterator<Item = Warning>) {
+        let node = self.node.clone();
+        let notices = warnings.into_iter().filter_map(Notice::of_warning).map(|notice| Notice {
+            message: format!("on node {node}: {}", notice.message),
+            action: "Listen",
+            known_by: KnownBy::ThisNode,
+            ..notice
+        });
+        self.all_stand(Part::NodePorts, notices);
     }
 
     /// The peers are so now.
@@ -104,6 +106,21 @@ impl Events {
         for telling in self.ledger.due(self.queue.capacity(), tells, Instant::now(), SystemTime::now()) {
             // There is room, as was just asked, and nobody else sends; without the task there is nobody to tell.
             let _ = self.queue.try_send(telling);
+        }
+    }
+
+    /// These notices, and no others, stand as far as `part` knows.
+    fn all_stand(&mut self, part: Part, notices: impl IntoIterator<Item = Notice>) {
+        let mut of_objects: BTreeMap<ObjectKey, Vec<Notice>> = BTreeMap::new();
+        for notice in notices {
+            of_objects.entry(notice.regarding.clone()).or_default().push(notice);
+        }
+        let before: BTreeSet<ObjectKey> = self.ledger.objects_of(part).cloned().collect();
+        for object in before.into_iter().filter(|object| !of_objects.contains_key(object)) {
+            self.stands(part, &object, []);
+        }
+        for (object, notices) in of_objects {
+            self.stands(part, &object, notices);
         }
     }
 
