@@ -30,7 +30,7 @@ use crate::observe::events::Events;
 use crate::observe::metrics::Snapshot;
 use crate::observe::status::{self, Question, Status};
 use crate::observe::{Observer, Pass};
-use crate::plan::{Delta, NodePlan, Planner};
+use crate::plan::{Delta, NodePlan, Planner, Warning};
 
 /// How often the whole kernel state is looked at.
 const SYNC: Duration = Duration::from_secs(15);
@@ -74,6 +74,7 @@ pub struct Agent {
     waits_for: Option<&'static str>,
     /// As logged last.
     problems: Vec<String>,
+    node_warnings: BTreeSet<Warning>,
     /// Where there is an API server to write to.
     api_server: Option<kube::Client>,
     accepts: Option<Accepts>,
@@ -102,6 +103,7 @@ impl Agent {
             synced: Instant::now(),
             waits_for: None,
             problems: Vec::new(),
+            node_warnings: BTreeSet::new(),
             api_server: None,
             accepts: None,
             events: None,
@@ -180,6 +182,9 @@ impl Agent {
                 warn!("{problem}");
             }
         }
+        if concerns_own_node {
+            self.report_node();
+        }
         if let Some(events) = &mut self.events {
             events.planned(self.planner.plan(), &delta.services);
             if told_problems {
@@ -228,8 +233,9 @@ impl Agent {
     async fn start(&mut self) {
         let began = Instant::now();
         self.sync().await;
-        for warning in self.planner.warnings() {
-            warn!(object = warning.object, reason = warning.reason, "{}", warning.message);
+        // Those of the Node have been logged as it was told.
+        for Warning { object, reason, message } in self.planner.warnings().difference(&self.node_warnings) {
+            warn!(object, reason, "{message}");
         }
         let plan = self.planner.plan();
         let announcer =
@@ -330,6 +336,15 @@ impl Agent {
         if let Some(announcer) = &mut self.announcer {
             announcer.update(plan, |vip| self.dataplane.holds(plan, vip), None);
         }
+    }
+
+    /// Logs what is wrong with this node's Node, once.
+    fn report_node(&mut self) {
+        let warnings = self.planner.node_warnings();
+        for Warning { object, reason, message } in warnings.difference(&self.node_warnings) {
+            warn!(object, reason, "{message}");
+        }
+        self.node_warnings = warnings;
     }
 
     fn status(&mut self) -> Status {

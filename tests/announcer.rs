@@ -6,9 +6,12 @@ use std::path::Path;
 use std::time::Duration;
 
 use ipnet::IpNet;
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use serde_json::json;
 use sheave::announce::Announcer;
 use sheave::config::{Config, Router};
 use sheave::plan::{Announcement, AnnouncementKind, NodePlan};
+use sheave_apiserver::{Options, Server};
 use sheave_bgp::session::State;
 use sheave_bgp::{Password, PeerConfig, PeerStatus, Speaker, SpeakerConfig};
 use tokio::runtime::Handle;
@@ -197,6 +200,39 @@ async fn passwords_come_from_files_and_change_live() {
 
     let printed = format!("{:?} {:?} {router:?}", announcer.status(), announcer.problems());
     assert!(!printed.contains("hunter2") && !printed.contains("correct horse"), "{printed}");
+    announcer.stop().await;
+}
+
+#[tokio::test]
+async fn passwords_come_from_secrets() {
+    let server = Server::start(Options::default()).unwrap();
+    let kubeconfig = Kubeconfig::from_yaml(&server.kubeconfig()).unwrap();
+    let config =
+        kube::Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await.unwrap();
+    let client = kube::Client::try_from(config).unwrap();
+    let signed = Peer::start(8, Some("hunter2")).await;
+    let mut announcer = Announcer::new(false, Handle::current(), Some(client));
+
+    configure(&mut announcer, &router(&[signed.written(", passwordSecret: {name: sheave-bgp}")], "")).await;
+    until(&mut announcer, "the problem", |announcer| !announcer.problems().is_empty()).await;
+    assert_eq!(
+        announcer.problems(),
+        [
+            "peer 127.0.0.8: no session without its password: Secret sheave-bgp (key password): there is no such Secret in \
+          the agent's namespace: create it"
+        ]
+    );
+    let secret = json!({"apiVersion": "v1", "kind": "Secret", "data": {"rack-7": "aHVudGVyMg=="},
+        "metadata": {"name": "sheave-bgp", "namespace": "default"}});
+    server.api().apply(secret).unwrap();
+    until(&mut announcer, "another problem", |announcer| {
+        announcer.problems()[0].ends_with("no such key: add it")
+    })
+    .await;
+    let more = ", passwordSecret: {name: sheave-bgp, key: rack-7}";
+    configure(&mut announcer, &router(&[signed.written(more)], "")).await;
+    until(&mut announcer, "the session", |announcer| is_up(announcer, &signed)).await;
+    assert_eq!(announcer.problems(), [""; 0]);
     announcer.stop().await;
 }
 

@@ -26,7 +26,7 @@ const FILES: Duration = Duration::from_secs(2);
 /// How often Secrets are asked for: nobody watches them, since that takes the permission to list.
 const SECRETS: Duration = Duration::from_secs(60);
 /// How soon one that could not be had is asked for again.
-const SECRETS_AGAIN: Duration = Duration::from_secs(10);
+const SECRETS_AGAIN: Duration = Duration::from_secs(5);
 /// How long the API server has for one answer.
 const LIMIT: Duration = Duration::from_secs(10);
 /// More than any password has.
