@@ -59,7 +59,7 @@ const AT_THE_START: &[Case] = &[
     (
         "504",
         |lab| lab.spoil(2, anything, || Fault::Status(Status::too_large_version(9, 1))),
-        Some("504: Too large resource version"),
+        Some("504: Timeout: Too large resource version"),
     ),
     (
         "a web page",
@@ -255,10 +255,10 @@ const WHILE_WATCHING: &[Case] = &[
     (
         "ends each time at once",
         |lab| {
-            lab.spoil(3, watch, || Fault::Answer(Answer::whole(200, "")));
+            lab.spoil(4, watch, || Fault::Answer(Answer::whole(200, "")));
             interrupt(lab, Interruption::End);
         },
-        Some(""),
+        Some("watches end as soon as they have begun"),
     ),
     (
         "400 for the version",

@@ -33,7 +33,7 @@ pub struct Lab {
     pub pace: Pace,
     pub heard: Heard,
     /// Changes that were made.
-    changes: u8,
+    changes: u32,
     events: Option<UnboundedReceiver<Vec<Event>>>,
 }
 
@@ -209,7 +209,7 @@ impl Lab {
     /// Changes the endpoint of the Service; returns its new address.
     pub fn change(&mut self) -> String {
         self.changes += 1;
-        let address = format!("10.0.1.{}", self.changes);
+        let address = std::net::Ipv4Addr::from(0x0a01_0000 + self.changes).to_string();
         self.api().apply(slice("web-1", &[&address])).unwrap();
         address
     }

@@ -18,6 +18,9 @@ use super::pauses::Pauses;
 use super::{Pace, Resource};
 use crate::cluster::WatchState;
 
+/// So many watches in a row may end as soon as they have begun, without a word, before that counts as a failure.
+const FLEETING: u32 = 2;
+
 /// A request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Ask {
@@ -63,8 +66,8 @@ pub(super) struct Reflector {
     whole: bool,
     /// The request under way is for a streaming list.
     streaming: bool,
-    /// The watch under way has told something.
-    heard: bool,
+    /// Watches in a row that ended as soon as they had begun, without a word.
+    fleeting: u32,
     /// A list was completed at some time.
     listed: bool,
     down: Option<Instant>,
@@ -83,7 +86,7 @@ impl Reflector {
             unfinished: 0,
             whole: false,
             streaming: false,
-            heard: false,
+            fleeting: 0,
             listed: false,
             down: None,
         }
@@ -115,7 +118,6 @@ impl Reflector {
             Phase::List => Ask::StreamingList,
         };
         self.streaming = ask == Ask::StreamingList;
-        self.heard = false;
         ask
     }
 
@@ -155,7 +157,7 @@ impl Reflector {
 
     /// A watch tells of an object.
     pub(super) fn heard(&mut self) {
-        self.heard = true;
+        self.fleeting = 0;
         self.pauses.reset();
     }
 
@@ -182,13 +184,16 @@ impl Reflector {
             return self.failed(failure, now, wall, chance);
         }
         if lasted >= self.pace.first_pause {
+            self.fleeting = 0;
             self.pauses.reset();
-            Duration::ZERO
-        } else if self.heard {
-            self.pauses.after_failure(None, chance)
-        } else {
-            self.failed(Failure::connection("a watch ended as soon as it had begun"), now, wall, chance)
+            return Duration::ZERO;
         }
+        self.fleeting += 1;
+        if self.fleeting > FLEETING {
+            let failure = Failure::connection("watches end as soon as they have begun");
+            return self.failed(failure, now, wall, chance);
+        }
+        self.pauses.after_failure(None, chance)
     }
 
     /// A request failed, or a watch by an ERROR event. Returns how long to wait before the next request. `chance` is
