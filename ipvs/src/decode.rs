@@ -23,11 +23,25 @@ fn of_destination<T>(field: &'static str, value: Option<T>) -> Result<T, Malform
     value.ok_or(Malformed::new("destination", field))
 }
 
-/// A service from the attributes within `IPVS_CMD_ATTR_SERVICE`, without its destinations.
-pub(crate) fn service(attributes: Attributes<'_>) -> Result<ServiceEntry, Malformed> {
+/// A service and its counters from the attributes within `IPVS_CMD_ATTR_SERVICE`, without its destinations.
+pub(crate) fn service_entry(attributes: Attributes<'_>) -> Result<ServiceEntry, Malformed> {
+    let (mut stats32, mut stats64) = (None, None);
+    for attribute in attributes.clone() {
+        let attribute = attribute?;
+        match attribute.kind {
+            svc::STATS => stats32 = Some(counters(attribute.nested())?),
+            svc::STATS64 => stats64 = Some(counters(attribute.nested())?),
+            _ => {}
+        }
+    }
+    let stats = stats64.or(stats32).unwrap_or_default();
+    Ok(ServiceEntry { service: service(attributes)?, stats, destinations: Vec::new() })
+}
+
+/// A service from the attributes within `IPVS_CMD_ATTR_SERVICE`.
+pub(crate) fn service(attributes: Attributes<'_>) -> Result<Service, Malformed> {
     let (mut family, mut protocol, mut address, mut port, mut mark) = (None, None, None, None, None);
     let (mut scheduler, mut flags, mut timeout, mut netmask, mut pe_name) = (None, None, None, None, None);
-    let (mut stats32, mut stats64) = (None, None);
     for attribute in attributes {
         let attribute = attribute?;
         match attribute.kind {
@@ -54,8 +68,6 @@ pub(crate) fn service(attributes: Attributes<'_>) -> Result<ServiceEntry, Malfor
                 let name = PersistenceEngineName::from_bytes(attribute.string()).ok();
                 pe_name = Some(of_service("persistence engine", name)?);
             }
-            svc::STATS => stats32 = Some(counters(attribute.nested())?),
-            svc::STATS64 => stats64 = Some(counters(attribute.nested())?),
             _ => {}
         }
     }
@@ -73,15 +85,14 @@ pub(crate) fn service(attributes: Attributes<'_>) -> Result<ServiceEntry, Malfor
         Family::V4 => u8::try_from(u32::from_be(netmask).leading_ones()).ok(),
         Family::V6 => u8::try_from(netmask).ok().filter(|length| *length <= 128),
     };
-    let service = Service {
+    Ok(Service {
         key,
         scheduler: of_service("scheduler", scheduler)?,
         flags: of_service("flags", flags)?,
         timeout: of_service("timeout", timeout)?,
         netmask: of_service("netmask", prefix_length)?,
         pe_name,
-    };
-    Ok(ServiceEntry { service, stats: stats64.or(stats32).unwrap_or_default(), destinations: Vec::new() })
+    })
 }
 
 /// A destination from the attributes within `IPVS_CMD_ATTR_DEST`, of a service of `service_family`.

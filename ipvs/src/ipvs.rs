@@ -11,13 +11,15 @@ use crate::socket::Socket;
 use crate::uapi::{IPVS_GENL_NAME, IPVS_GENL_VERSION, NLM_F_DUMP, cmd, ctrl, top};
 use crate::wire::{Attributes, Writer};
 use crate::{
-    Applied, Batch, DestinationEntry, Error, Info, Operation, ServiceEntry, ServiceKey, Timeouts, decode,
-    encode, exchange,
+    Applied, Batch, DestinationEntry, Error, Info, Operation, Service, ServiceEntry, ServiceKey, Timeouts,
+    decode, encode, exchange,
 };
 
 /// Bytes to read at once. The kernel makes the pieces of a dump as long as that, up to 32 KiB.
 const COMMANDS_DATAGRAM: usize = 20 << 10;
 const QUERIES_DATAGRAM: usize = 64 << 10;
+/// It also allocates and clears as much for each piece, however little there is to tell: too much for a few destinations.
+const LOOK_UPS_DATAGRAM: usize = 7 << 10;
 
 /// How often [`Ipvs::services`] asks at most.
 const DUMP_ROUNDS: usize = 8;
@@ -30,6 +32,8 @@ pub struct Ipvs {
     commands: Socket,
     /// For questions, so that their answers and those to changes cannot crowd each other out.
     queries: Socket,
+    /// For questions about one virtual server, whose answers are short.
+    look_ups: Socket,
     requests: Requests,
     /// Reused by each `apply`.
     chunk: Chunk,
@@ -44,7 +48,8 @@ impl Ipvs {
         let mut queries = Socket::open(QUERIES_DATAGRAM)?;
         let requests = Requests::resolve(&mut queries)?;
         let commands = Socket::open(COMMANDS_DATAGRAM)?;
-        Ok(Self { commands, queries, requests, chunk: Chunk::default() })
+        let look_ups = Socket::open(LOOK_UPS_DATAGRAM)?;
+        Ok(Self { commands, queries, look_ups, requests, chunk: Chunk::default() })
     }
 
     /// Version and size.
@@ -139,6 +144,20 @@ impl Ipvs {
             }
         }
         Ok(seen.into_values().map(|(_, entry)| entry).collect())
+    }
+
+    /// Hands each virtual server to `each`, in no order: one dump, at a fraction of the cost of [`Ipvs::services`], which
+    /// may leave some out or tell some twice while anybody adds and deletes.
+    ///
+    /// # Errors
+    /// See [`Ipvs::info`].
+    pub fn scan_services(&mut self, mut each: impl FnMut(Service)) -> Result<(), Error> {
+        self.ask("dump of services", cmd::GET_SERVICE, NLM_F_DUMP, None, |command, attributes| {
+            if let Some(service) = service_of_reply(command, attributes)? {
+                each(decode::service(service)?);
+            }
+            Ok(())
+        })
     }
 
     /// Lists virtual servers once. Returns in how many pieces they came.
@@ -295,17 +314,23 @@ impl Ipvs {
                 message.nested(top::SERVICE, |attributes| encode::service_key(attributes, key));
             }
         };
-        self.requests.send(&mut self.queries, &request, body, on_reply)?;
+        let socket = if key.is_some() { &mut self.look_ups } else { &mut self.queries };
+        self.requests.send(socket, &request, body, on_reply)?;
         Ok(())
     }
 }
 
 fn service_reply(command: u8, attributes: Attributes<'_>) -> Result<Option<ServiceEntry>, Malformed> {
+    service_of_reply(command, attributes)?.map(decode::service_entry).transpose()
+}
+
+/// The attributes of a virtual server, if that is what the reply has.
+fn service_of_reply(command: u8, attributes: Attributes<'_>) -> Result<Option<Attributes<'_>>, Malformed> {
     if command != cmd::NEW_SERVICE {
         return Ok(None);
     }
     let service = attributes.find(top::SERVICE)?.ok_or(Malformed::new("reply", "service"))?;
-    decode::service(service.nested()).map(Some)
+    Ok(Some(service.nested()))
 }
 
 struct Request {

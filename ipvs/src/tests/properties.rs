@@ -97,7 +97,7 @@ fn read_request(message: &Message<'_>) -> Operation {
         writer.put_u32(svc::TIMEOUT, 0);
         writer.put_u32(svc::NETMASK, 0);
     }
-    let service = decode::service(Attributes::new(&nested)).unwrap().service;
+    let service = decode::service_entry(Attributes::new(&nested)).unwrap().service;
     let key = service.key;
     let destination = attributes.find(top::DEST).unwrap().map(|attribute| {
         let mut nested = attribute.payload.to_vec();
@@ -152,7 +152,7 @@ fn lengthen(bytes: &[u8], kind: u16, extra: usize) -> Vec<u8> {
 /// All that decodes attributes, on anything.
 fn decode_anything(bytes: &[u8]) {
     let attributes = || Attributes::new(bytes);
-    let _ = decode::service(attributes());
+    let _ = decode::service_entry(attributes());
     let _ = decode::destination(attributes(), Family::V4);
     let _ = decode::destination(attributes(), Family::V6);
     let _ = decode::info(&attributes());
@@ -188,11 +188,11 @@ proptest! {
     ) {
         let key = service.key;
         let bytes = reply(&Operation::AddService(service));
-        let entry = decode::service(Attributes::new(&bytes)).unwrap();
+        let entry = decode::service_entry(Attributes::new(&bytes)).unwrap();
         prop_assert_eq!((entry.service, entry.stats.connections), (service, 7));
         // Each attribute that is left is whole, or the cut is noticed; and what is missing must be optional.
         let short = &bytes[..cut.index(bytes.len())];
-        if let Ok(entry) = decode::service(Attributes::new(short)) {
+        if let Ok(entry) = decode::service_entry(Attributes::new(short)) {
             prop_assert_eq!(entry.service, service);
         }
 
@@ -219,7 +219,7 @@ proptest! {
             ServiceKey::Fwmark { .. } => [svc::AF, svc::FWMARK, svc::FWMARK, svc::FLAGS, svc::TIMEOUT, svc::NETMASK],
         };
         let longer = lengthen(&reply(&Operation::AddService(service)), numbers[which.index(6)], extra);
-        prop_assert!(decode::service(Attributes::new(&longer)).is_err());
+        prop_assert!(decode::service_entry(Attributes::new(&longer)).is_err());
 
         let numbers = [dest::ADDR_FAMILY, dest::ADDR, dest::PORT, dest::FWD_METHOD, dest::WEIGHT, dest::U_THRESH];
         let longer =

@@ -153,7 +153,7 @@ fn old_service(writer: &mut Writer<'_>) {
 
 #[test]
 fn service_of_an_old_kernel() {
-    let entry = decode::service(Attributes::new(&attributes(old_service))).unwrap();
+    let entry = decode::service_entry(Attributes::new(&attributes(old_service))).unwrap();
     let address = "192.0.2.1".parse().unwrap();
     let key = ServiceKey::Address { protocol: Protocol::Udp, address, port: 53 };
     // The kernel's own HASHED (2) is not among the flags.
@@ -179,7 +179,7 @@ fn wide_statistics_win_wherever_they_stand() {
                 wide(writer);
             }
         });
-        assert_eq!(decode::service(Attributes::new(&bytes)).unwrap().stats.connections, 1 << 40);
+        assert_eq!(decode::service_entry(Attributes::new(&bytes)).unwrap().stats.connections, 1 << 40);
     }
 }
 
@@ -222,10 +222,10 @@ fn errors_name_the_field() {
             old_service(writer);
             write(writer);
         });
-        let error = decode::service(Attributes::new(&bytes)).unwrap_err();
+        let error = decode::service_entry(Attributes::new(&bytes)).unwrap_err();
         assert_eq!((error.object, error.field), ("service", field), "{name}");
     }
-    let error = decode::service(Attributes::new(&[])).unwrap_err();
+    let error = decode::service_entry(Attributes::new(&[])).unwrap_err();
     assert_eq!(error.to_string(), "service: family is missing, of the wrong length, or out of range");
     let bytes = attributes(|writer| {
         old_destination(writer);
