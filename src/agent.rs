@@ -4,7 +4,7 @@
 //! source ──events──► Planner ──Delta──► 1 withdraw what goes     (announce)
 //!                                       2 kernel                 (dataplane)
 //!                                       3 announce what it holds (announce)
-//! every second: what drains, lingers or failed        every SYNC: look at the whole kernel, repair
+//! every second: what drains, lingers or failed        every CHECK: what others changed in the kernel
 //! status socket, scrapes ──questions──► the loop answers between two changes
 //! ```
 //!
@@ -32,8 +32,8 @@ use crate::observe::status::{self, Question, Status};
 use crate::observe::{Observer, Pass};
 use crate::plan::{Delta, NodePlan, Planner, Warning};
 
-/// How often the whole kernel state is looked at.
-const SYNC: Duration = Duration::from_secs(15);
+/// How often the kernel is looked at for what others changed.
+const CHECK: Duration = Duration::from_secs(15);
 /// How often what waits is looked at.
 const TICK: Duration = Duration::from_secs(1);
 
@@ -69,7 +69,7 @@ pub struct Agent {
     observer: Observer,
     background: Handle,
     opened: Instant,
-    synced: Instant,
+    checked: Instant,
     /// What a start waits for, as logged last.
     waits_for: Option<&'static str>,
     /// As logged last.
@@ -100,7 +100,7 @@ impl Agent {
             observer,
             background,
             opened: Instant::now(),
-            synced: Instant::now(),
+            checked: Instant::now(),
             waits_for: None,
             problems: Vec::new(),
             node_warnings: BTreeSet::new(),
@@ -232,7 +232,14 @@ impl Agent {
     /// The first time that the plan is whole: the kernel first, then peers.
     async fn start(&mut self) {
         let began = Instant::now();
-        self.sync().await;
+        for what in self.dataplane.sync(self.planner.plan(), began).await {
+            debug!("{what}");
+        }
+        self.observer.worked(Pass::Full, began.elapsed(), self.dataplane.is_whole());
+        if let Some(events) = &mut self.events {
+            events.node_ports(self.observer.warnings());
+        }
+        self.report();
         // Those of the Node have been logged as it was told.
         for Warning { object, reason, message } in self.planner.warnings().difference(&self.node_warnings) {
             warn!(object, reason, "{message}");
@@ -282,12 +289,11 @@ impl Agent {
         if self.announcer.is_none() {
             return self.start_if_whole().await;
         }
-        if self.synced.elapsed() >= SYNC {
-            self.sync().await;
-        } else {
-            self.dataplane.tick(self.planner.plan(), Instant::now()).await;
-            self.report();
+        self.dataplane.tick(self.planner.plan(), Instant::now()).await;
+        if self.checked.elapsed() >= CHECK {
+            self.check().await;
         }
+        self.report();
         if let Some(announcer) = &mut self.announcer {
             announcer.tick().await;
         }
@@ -302,21 +308,18 @@ impl Agent {
         }
     }
 
-    async fn sync(&mut self) {
+    async fn check(&mut self) {
         let began = Instant::now();
-        let done = self.dataplane.sync(self.planner.plan(), began).await;
-        self.synced = Instant::now();
+        let done = self.dataplane.check(self.planner.plan(), began).await;
+        self.checked = Instant::now();
         self.observer.worked(Pass::Full, began.elapsed(), self.dataplane.is_whole());
-        if self.announcer.is_some() {
-            self.observer.repaired(done.len());
-        }
+        self.observer.repaired(done.len());
         if let Some(events) = &mut self.events {
             events.node_ports(self.observer.warnings());
         }
         for what in done {
-            if self.announcer.is_some() { warn!("repaired: {what}") } else { debug!("{what}") }
+            warn!("repaired: {what}");
         }
-        self.report();
     }
 
     /// Logs problems as they come and go; a VIP that the kernel does not hold any more is withdrawn.

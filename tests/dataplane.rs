@@ -17,6 +17,9 @@ use sheave::plan::{
 
 use self::namespace::{Node, address, dump, in_namespace, shell};
 
+/// Longer than between two looks of an agent.
+const PERIOD: Duration = Duration::from_secs(60);
+
 fn vip(text: &str, protocol: Protocol, port: u16) -> VipPort {
     VipPort { address: address(text), port, protocol }
 }
@@ -196,7 +199,7 @@ fn changes_touch_what_they_must_and_nothing_is_left_over() {
 #[test]
 fn tampering_is_repaired() {
     in_namespace("tamper", async |node| {
-        let (plan, now) = (plan(), Instant::now());
+        let (plan, mut now) = (plan(), Instant::now());
         let mut dataplane = open(node, &plan, now).await;
         let good = dump();
         for (program, arguments) in [
@@ -207,6 +210,7 @@ fn tampering_is_repaired() {
             ("nft", "flush chain inet sheave guard"),
             ("nft", "delete element inet sheave vips4 { 192.0.2.80 }"),
             ("nft", "add element inet sheave vips4 { 198.51.100.1-198.51.100.9 }"),
+            ("nft", "delete element inet sheave mark4 { 10.244.1.10 }"),
             ("ip", "link del sheave4"),
             ("ip", "link set sheave6 down"),
             ("ip", "addr del 192.88.99.8/32 dev sheave4"),
@@ -214,10 +218,12 @@ fn tampering_is_repaired() {
             ("sysctl", "-qw net.ipv4.vs.conntrack=1"),
         ] {
             shell(program, arguments);
-            let done = dataplane.sync(&plan, now).await;
+            now += PERIOD;
+            let done = dataplane.check(&plan, now).await;
             assert!(!done.is_empty(), "{program} {arguments}: not noticed");
             assert_eq!(dataplane.problems(), [""; 0], "{program} {arguments}");
-            assert_eq!(dataplane.sync(&plan, now).await, [""; 0], "{program} {arguments}: second sync");
+            assert_eq!(dataplane.check(&plan, now).await, [""; 0], "{program} {arguments}: second look");
+            assert_eq!(dataplane.sync(&plan, now).await, [""; 0], "{program} {arguments}: sync");
         }
         // Interfaces made anew have a new index, and so a new place in the list.
         let compare = |dump: &[String]| {
@@ -231,6 +237,72 @@ fn tampering_is_repaired() {
                 .collect::<Vec<_>>()
         };
         assert_eq!(compare(&dump()), compare(&good));
+    });
+}
+
+#[test]
+fn nftables_is_listed_when_somebody_else_made_a_transaction_and_not_otherwise() {
+    in_namespace("generation", async |node| {
+        let (mut plan, mut now) = (plan(), Instant::now());
+        let mut dataplane = open(node, &plan, now).await;
+        assert_eq!(dataplane.listings(), 0, "there was no table to list");
+        dataplane.check(&plan, now).await;
+        assert_eq!(dataplane.listings(), 1, "how nft shows our rules is learnt once");
+        let web = vip("192.0.2.81", Protocol::Tcp, 80);
+        for endpoint in ["10.244.1.20", "10.244.1.21"] {
+            let delta = serve(&mut plan, web, VipKind::ExternalIP, &[(endpoint, Forwarding::Tunnel)]);
+            dataplane.apply(&plan, &delta, now).await;
+            now += PERIOD;
+            assert_eq!(dataplane.check(&plan, now).await, [""; 0]);
+            dataplane.tick(&plan, now).await;
+            assert_eq!(dataplane.check(&plan, now).await, [""; 0], "after what lingered went");
+        }
+        assert_eq!(dataplane.listings(), 1, "our own transactions");
+        shell("nft", "add table inet other");
+        assert_eq!(dataplane.check(&plan, now).await, [""; 0]);
+        assert_eq!(dataplane.listings(), 2, "another's transaction");
+        shell("nft", "delete table inet other");
+        dataplane.check(&plan, now).await;
+        assert_eq!(dataplane.listings(), 2, "not twice in a moment");
+        now += PERIOD;
+        dataplane.check(&plan, now).await;
+        dataplane.check(&plan, now).await;
+        assert_eq!(dataplane.listings(), 3);
+        // One of ours after it does not hide it.
+        shell("nft", "delete element inet sheave vips4 { 192.0.2.81 }");
+        let delta = serve(&mut plan, web, VipKind::ExternalIP, &[("10.244.1.22", Forwarding::Tunnel)]);
+        dataplane.apply(&plan, &delta, now).await;
+        now += PERIOD;
+        dataplane.tick(&plan, now).await;
+        assert_eq!(dataplane.check(&plan, now).await, ["added to vips4: 1 elements"]);
+    });
+}
+
+#[test]
+fn of_many_virtual_servers_each_is_looked_at_within_twenty_times() {
+    in_namespace("rolling", async |node| {
+        let (mut plan, now) = (plan(), Instant::now());
+        for index in 0..2_000_u16 {
+            let [high, low] = index.to_be_bytes();
+            let vip =
+                VipPort { address: [10, 96, 100 + high, low].into(), port: 80, protocol: Protocol::Tcp };
+            serve(&mut plan, vip, VipKind::ClusterIP, &[("10.244.2.10", Forwarding::Tunnel)]);
+        }
+        let mut dataplane = open(node, &plan, now).await;
+        let gone = ["10.96.100.7", "10.96.103.9", "10.96.105.250"];
+        for address in gone {
+            shell("ipvsadm", &format!("-D -t {address}:80"));
+        }
+        assert_eq!(dataplane.check(&plan, now).await, ["6 IPVS operations"], "virtual servers: at once");
+        for address in gone {
+            shell("ipvsadm", &format!("-d -t {address}:80 -r 10.244.2.10:8080"));
+        }
+        let mut repaired = 0;
+        for _ in 0..20 {
+            repaired += dataplane.check(&plan, now).await.len();
+        }
+        assert!((1..=3).contains(&repaired), "{repaired} times");
+        assert_eq!(dataplane.sync(&plan, now).await, [""; 0]);
     });
 }
 

@@ -41,7 +41,12 @@ pub enum DataplaneError {
 impl DataplaneError {
     /// Whether this only kept us from looking: what was there before is there still, as far as is known.
     pub(super) fn only_looked(&self) -> bool {
-        matches!(self, Self::Nft(NftError::Spawn(_) | NftError::Answer(_)) | Self::Rtnetlink(_))
+        let nft = |error: &NftError| !matches!(error, NftError::Refused(_));
+        match self {
+            Self::Nft(error) => nft(error),
+            Self::Rtnetlink(_) => true,
+            _ => false,
+        }
     }
 }
 

@@ -8,13 +8,23 @@
 //! ```
 //!
 //! Each part observes, diffs and applies. [`Dataplane::sync`] lists everything and repairs it: on start, where it
-//! adopts what an agent before left, and periodically. [`Dataplane::apply`] does what one change touches and costs
-//! what the change costs. What the kernel refused is remembered, and [`Dataplane::holds`] says of a VIP whether
+//! adopts what an agent before left, and after a refusal. [`Dataplane::apply`] does what one change touches and costs
+//! what the change costs. [`Dataplane::check`] looks periodically for what others changed, at a cost that is bounded
+//! however many Services there are:
+//!
+//! | part | each time | more |
+//! |---|---|---|
+//! | nftables | the ruleset's generation | a listing where others made a transaction, at most a twentieth of the time |
+//! | devices, sysctls, routes | all of ours | |
+//! | IPVS | one dump of virtual servers | destinations of 500 of them, or of a twentieth: where there are 1,000 the round takes 30 s, with 10,000 5 minutes |
+//!
+//! What the kernel refused is remembered, and [`Dataplane::holds`] says of a VIP whether
 //! this node can forward it.
 
 mod describe;
 mod elements;
 mod error;
+mod generation;
 mod lock;
 mod netfilter;
 mod nft;
@@ -151,7 +161,7 @@ impl Dataplane {
             sysctls: Sysctls::open(&settings.state_directory)?,
             devices: None,
             uplinks: Vec::new(),
-            netfilter: Netfilter::new(settings.mark_mask),
+            netfilter: Netfilter::open(settings.mark_mask)?,
             routes: VipRoutes::default(),
             servers: VirtualServers::open()?,
             local: BTreeSet::new(),
@@ -165,8 +175,8 @@ impl Dataplane {
     }
 
     /// Whether the kernel holds something of ours, as far as can be told: an agent was here before.
-    pub fn finds_earlier_state(&self) -> bool {
-        !matches!(nft::list(), Ok(None))
+    pub fn finds_earlier_state(&mut self) -> bool {
+        !matches!(self.netfilter.exists(), Ok(false))
     }
 
     /// Lists all that is ours and makes it what the plan says. Gives what had to be done, in words.
@@ -175,10 +185,9 @@ impl Dataplane {
         let result = self.sync_devices(plan).await;
         self.note(Part::Devices, result, &mut done);
         let rules = self.rules(plan);
-        let put =
-            self.netfilter.look(plan, &self.local, now).and_then(|found| self.netfilter.put(found, rules));
-        let stand = put.is_ok();
-        self.note(Part::Netfilter, put, &mut done);
+        let netfilter = self.netfilter.sync(plan, &self.local, rules, now);
+        let stand = netfilter.is_ok();
+        self.note(Part::Netfilter, netfilter, &mut done);
         // Without the rules, what IPVS sends would be refused: it stays as it is. Routes lead packets there after both.
         if stand {
             let servers = self.servers.sync(plan, &self.local, &self.netfilter.refused);
@@ -192,6 +201,32 @@ impl Dataplane {
             self.pending.clear();
             self.retry = Retry::default();
         }
+        done
+    }
+
+    /// Looks for what others changed and repairs it; destinations of many virtual servers take several calls. Gives what
+    /// had to be repaired, in words.
+    pub async fn check(&mut self, plan: &NodePlan, now: Instant) -> Vec<String> {
+        if self.needs_sync() {
+            return if self.retry.is_due(now) { self.sync(plan, now).await } else { Vec::new() };
+        }
+        let mut done = Vec::new();
+        let before = (self.local.clone(), self.rules(plan));
+        let result = self.sync_devices(plan).await;
+        self.note(Part::Devices, result, &mut done);
+        if before != (self.local.clone(), self.rules(plan)) {
+            done.extend(self.sync(plan, now).await);
+            return done;
+        }
+        let mut refused: BTreeSet<VipPort> = self.netfilter.refused.keys().map(|key| key.vip).collect();
+        let result = self.netfilter.check(plan, &self.local, before.1, now);
+        self.note(Part::Netfilter, result, &mut done);
+        refused.extend(self.netfilter.refused.keys().map(|key| key.vip));
+        if !self.needs_sync() {
+            let result = self.servers.check(plan, &self.local, &self.netfilter.refused, refused);
+            self.note(Part::VirtualServers, result.map(|count| words(count, "IPVS operations")), &mut done);
+        }
+        self.sync_routes(plan, &mut done).await;
         done
     }
 
@@ -325,6 +360,11 @@ impl Dataplane {
     /// Time IPVS took for them.
     pub fn ipvs_time(&self) -> Duration {
         self.servers.time
+    }
+
+    /// How often nftables was listed since the start.
+    pub fn listings(&self) -> u64 {
+        self.netfilter.listings
     }
 
     /// Our virtual servers as the kernel lists them.

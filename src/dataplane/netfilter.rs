@@ -1,8 +1,8 @@
 //! Our nftables table: rules and elements, kept equal to the plan.
 //!
-//! What a plan asks for is turned into [`Element`]s; the table is listed only on [`Netfilter::sync`] (start and
-//! periodic), while [`Netfilter::apply`] writes just the elements that a change touches, since what is held
-//! is known.
+//! What a plan asks for is turned into [`Element`]s. The table is listed by [`Netfilter::sync`] alone: at the start, and
+//! when [`Netfilter::check`] finds that somebody else made a transaction, which the ruleset's generation tells.
+//! [`Netfilter::apply`] writes just the elements that a change touches, since what is held is known.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, SocketAddr};
@@ -12,6 +12,7 @@ use ipnet::IpNet;
 use serde_json::Value;
 
 use super::elements::Element;
+use super::generation::{Generation, Nfnetlink};
 use super::nft::{self, Listing, NftError};
 use super::numbers::{Captured, Numbers};
 use super::ruleset::{Rules, TABLE};
@@ -23,12 +24,24 @@ use crate::plan::{AcceptedIn, Delta, NodePlan, Rewrite, RewriteKey, VipKind, Vip
 /// they send meanwhile should still arrive.
 const LINGER: Duration = Duration::from_secs(5);
 
+/// Where others change their tables all the time, listing ours takes at most this part of the time.
+const SHARE: u32 = 20;
+/// But it is not put off longer than this.
+const LONGEST_PAUSE: Duration = Duration::from_secs(300);
+
 /// The table, as we believe the kernel holds it.
 #[derive(Debug)]
 pub struct Netfilter {
     mask: MarkMask,
-    /// Rules in force, with how nft lists them.
-    rules: Option<(Rules, Vec<Value>)>,
+    nfnetlink: Nfnetlink,
+    /// Of the ruleset when the table was as we believe; `None` where somebody else may have changed it since.
+    generation: Option<Generation>,
+    /// No listing before that, though others made transactions.
+    pause: Option<Instant>,
+    /// How often the table was listed since the start, with elements or without.
+    pub listings: u64,
+    /// Rules in force, with how nft lists them as soon as that is known.
+    rules: Option<(Rules, Option<Vec<Value>>)>,
     numbers: Option<Numbers>,
     /// Rewrites held, and how many of them make an endpoint local.
     rewrites: HashMap<RewriteKey, Rewrite>,
@@ -73,9 +86,16 @@ impl Changes {
 
 impl Netfilter {
     /// Nothing is known of the kernel before the first [`Self::sync`].
-    pub fn new(mask: MarkMask) -> Self {
-        Self {
+    ///
+    /// # Errors
+    /// [`NftError`] where there is no socket.
+    pub fn open(mask: MarkMask) -> Result<Self, NftError> {
+        Ok(Self {
             mask,
+            nfnetlink: Nfnetlink::open()?,
+            generation: None,
+            pause: None,
+            listings: 0,
             rules: None,
             numbers: None,
             rewrites: HashMap::new(),
@@ -84,38 +104,97 @@ impl Netfilter {
             base: BTreeSet::new(),
             adopted: false,
             refused: BTreeMap::new(),
-        }
+        })
     }
 
-    /// Lists the table, and settles what it shall hold; the first time, adopts what is there.
+    /// Whether there is a table of ours.
     ///
     /// # Errors
-    /// [`NftError`] when it cannot be listed.
-    pub fn look(
+    /// [`NftError`] when the kernel does not answer.
+    pub fn exists(&mut self) -> Result<bool, NftError> {
+        Ok(self.nfnetlink.has_table(TABLE)?)
+    }
+
+    /// Lists the table and makes it what the plan says; the first time, adopts what is there. Gives what had to be
+    /// repaired, in words; the first time that is everything there was to do.
+    ///
+    /// # Errors
+    /// [`NftError`]; the table is as before then.
+    pub fn sync(
         &mut self,
         plan: &NodePlan,
         local: &BTreeSet<IpAddr>,
+        rules: Rules,
         now: Instant,
-    ) -> Result<Option<Listing>, NftError> {
-        let found = nft::list()?;
+    ) -> Result<Vec<String>, NftError> {
+        let began = Instant::now();
+        // Read before the listing: what is changed in between is listed once more next time.
+        let generation = self.nfnetlink.generation()?;
+        let found = if self.exists()? {
+            self.listings += 1;
+            nft::list()?
+        } else {
+            None
+        };
+        self.pause = Some(now + (began.elapsed() * SHARE).min(LONGEST_PAUSE));
+        if self.generation == Some(generation)
+            && let (Some((_, listed @ None)), Some(found)) = (&mut self.rules, &found)
+        {
+            *listed = Some(found.rules.clone());
+        }
+        self.generation = Some(generation);
         if self.numbers.is_none() {
             self.adopted = found.is_some();
             self.adopt(found.as_ref().unwrap_or(&Listing::default()), now);
         }
         self.rebuild(plan, local, now);
-        Ok(found)
+        let put = self.put(found, rules);
+        if put.is_err() {
+            self.generation = None;
+        }
+        put
     }
 
-    /// Makes the table what [`Self::look`] settled. Gives what had to be repaired, in words; the first time that is
-    /// everything there was to do.
+    /// Repairs the table if somebody else may have changed it; costs next to nothing where nobody did. Tries again what
+    /// was refused. Gives what had to be repaired, in words.
     ///
     /// # Errors
-    /// [`NftError`]; the table is as before then.
-    pub fn put(&mut self, found: Option<Listing>, rules: Rules) -> Result<Vec<String>, NftError> {
+    /// As [`Self::apply`].
+    pub fn check(
+        &mut self,
+        plan: &NodePlan,
+        local: &BTreeSet<IpAddr>,
+        rules: Rules,
+        now: Instant,
+    ) -> Result<Vec<String>, NftError> {
+        let is_ours = self.generation == Some(self.nfnetlink.generation()?);
+        if !is_ours && self.pause.is_none_or(|pause| pause <= now) {
+            return self.sync(plan, local, rules, now);
+        }
+        if is_ours && let Some((rules, None)) = self.rules {
+            self.listings += 1;
+            let listed = nft::list_rules()?;
+            if self.generation == Some(self.nfnetlink.generation()?) {
+                self.rules = Some((rules, listed));
+            }
+        }
+        let mut changes = Changes::default();
+        for key in self.refused.keys().copied().collect::<Vec<_>>() {
+            if let Some(rewrite) = plan.rewrites.get(&key) {
+                self.hold(key, *rewrite, &mut changes);
+            }
+        }
+        self.write(&changes).map(|()| Vec::new())
+    }
+
+    /// Makes the table, found so, what is believed.
+    fn put(&mut self, found: Option<Listing>, rules: Rules) -> Result<Vec<String>, NftError> {
         let existed = found.is_some();
         let listing = found.unwrap_or_default();
-        let rules_stand =
-            self.rules.as_ref().is_some_and(|(held, listed)| *held == rules && *listed == listing.rules);
+        let rules_stand = self
+            .rules
+            .as_ref()
+            .is_some_and(|(held, listed)| *held == rules && listed.as_ref() == Some(&listing.rules));
         let wanted = self.elements();
         let mut text = if rules_stand { String::new() } else { rules.transaction() };
         let strange: BTreeSet<&str> = listing.strange.iter().map(|(set, _)| set.as_str()).collect();
@@ -132,23 +211,22 @@ impl Netfilter {
         if text.is_empty() {
             return Ok(Vec::new());
         }
-        match nft::transact(&text) {
+        match self.transact(&text) {
             // A table of another version may have sets of another shape: made anew, in one transaction.
             Err(NftError::Refused(_)) if existed && !rules_stand => {
-                nft::transact(&format!("{}{}", rules.replacement(), nft::changes([], &wanted)))?;
+                self.transact(&format!("{}{}", rules.replacement(), nft::changes([], &wanted)))?;
             }
             result => result?,
         }
         let mut repaired = Vec::new();
         if !rules_stand {
-            let listed = nft::list()?.unwrap_or_default().rules;
             let what = match (&self.rules, existed) {
                 (_, false) => "made table inet sheave",
                 (None, true) => "took over table inet sheave",
                 (Some(_), true) => "put back rules of table inet sheave",
             };
             repaired.push(what.into());
-            self.rules = Some((rules, listed));
+            self.rules = Some((rules, None));
         }
         for (verb, elements) in [("removed from", &gone), ("added to", &new)] {
             let mut counts = BTreeMap::<&str, usize>::new();
@@ -233,9 +311,19 @@ impl Netfilter {
         self.write(&changes)
     }
 
-    fn write(&self, changes: &Changes) -> Result<(), NftError> {
+    fn write(&mut self, changes: &Changes) -> Result<(), NftError> {
         let text = nft::changes(&changes.gone, &changes.new);
-        if text.is_empty() { Ok(()) } else { nft::transact(&text) }
+        if text.is_empty() { Ok(()) } else { self.transact(&text) }
+    }
+
+    /// Runs a transaction. Where it was the only one since we knew the table, we know it still.
+    fn transact(&mut self, text: &str) -> Result<(), NftError> {
+        let before = self.nfnetlink.generation()?;
+        let known = self.generation == Some(before);
+        nft::transact(text)?;
+        let after = self.nfnetlink.generation()?;
+        self.generation = (known && after.follows(before)).then_some(after);
+        Ok(())
     }
 
     /// Takes over numbers and rewrites of an agent before this one; the plan then says which stay.

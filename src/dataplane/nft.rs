@@ -22,6 +22,9 @@ pub enum NftError {
     /// Its answer is not what the manual says.
     #[error("nft -j list: {0}")]
     Answer(String),
+    /// The kernel did not tell the generation of its ruleset.
+    #[error("nfnetlink: {0}")]
+    Nfnetlink(#[from] std::io::Error),
 }
 
 /// The table as the kernel holds it.
@@ -40,7 +43,19 @@ pub struct Listing {
 /// # Errors
 /// [`NftError`].
 pub fn list() -> Result<Option<Listing>, NftError> {
-    let output = match run(&["-j", "list", "table", "inet", TABLE], "") {
+    list_table(&["-j"])
+}
+
+/// Lists our table without its elements; `None` where there is none.
+///
+/// # Errors
+/// [`NftError`].
+pub fn list_rules() -> Result<Option<Vec<Value>>, NftError> {
+    list_table(&["-j", "-t"]).map(|listing| listing.map(|listing| listing.rules))
+}
+
+fn list_table(options: &[&str]) -> Result<Option<Listing>, NftError> {
+    let output = match run(&[options, &["list", "table", "inet", TABLE]].concat(), "") {
         Ok(output) => output,
         Err(NftError::Refused(message)) if message.contains("No such file or directory") => return Ok(None),
         Err(error) => return Err(error),

@@ -66,27 +66,8 @@ pub fn vip_port(key: &ServiceKey) -> Option<VipPort> {
 impl Wanted {
     /// Translates a planned virtual server, without the *nat* destinations that are `refused`.
     pub fn new(server: &VirtualServer, refused: impl Fn(IpAddr) -> bool) -> Self {
-        let mut flags = OURS;
-        // The hashing schedulers `mh` and `sh` have the same flags under two names.
-        if server.scheduler_flags.fallback {
-            flags = flags | ServiceFlags::MH_FALLBACK;
-        }
-        if server.scheduler_flags.port {
-            flags = flags | ServiceFlags::MH_PORT;
-        }
-        if server.persistence.is_some() {
-            flags = flags | ServiceFlags::PERSISTENT;
-        }
-        let key = service_key(&server.vip);
         Self {
-            service: Service {
-                key,
-                scheduler: scheduler_name(server.scheduler),
-                flags,
-                timeout: server.persistence.unwrap_or(0),
-                netmask: key.family().bits(),
-                pe_name: None,
-            },
+            service: service(server),
             destinations: server
                 .destinations
                 .iter()
@@ -95,6 +76,30 @@ impl Wanted {
                 .collect(),
             ordered: matches!(server.scheduler, Scheduler::Mh | Scheduler::Sh | Scheduler::Dh),
         }
+    }
+}
+
+/// A planned virtual server in the kernel's terms, apart from its destinations.
+pub fn service(server: &VirtualServer) -> Service {
+    let mut flags = OURS;
+    // The hashing schedulers `mh` and `sh` have the same flags under two names.
+    if server.scheduler_flags.fallback {
+        flags = flags | ServiceFlags::MH_FALLBACK;
+    }
+    if server.scheduler_flags.port {
+        flags = flags | ServiceFlags::MH_PORT;
+    }
+    if server.persistence.is_some() {
+        flags = flags | ServiceFlags::PERSISTENT;
+    }
+    let key = service_key(&server.vip);
+    Service {
+        key,
+        scheduler: scheduler_name(server.scheduler),
+        flags,
+        timeout: server.persistence.unwrap_or(0),
+        netmask: key.family().bits(),
+        pe_name: None,
     }
 }
 

@@ -1,19 +1,29 @@
 //! Virtual servers: each reconciled with what the kernel lists for it, all operations of a change in one batch.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-use sheave_ipvs::{Errno, Ipvs, Operation, ServiceEntry, Stats};
+use foldhash::HashMap;
+use sheave_ipvs::{Errno, Ipvs, Operation, Service, ServiceEntry, Stats};
 
 use super::reconcile::{self, Steps, Wanted};
 use super::sysctl;
-use crate::plan::{NodePlan, RewriteKey, RewriteSide, VipKind, VipPort};
+use crate::plan::{NodePlan, RewriteKey, RewriteSide, VipKind, VipPort, VirtualServer};
+
+/// Up to how many virtual servers have all their destinations looked at by each [`VirtualServers::check`].
+const EACH_TIME: usize = 500;
+/// In how many times it has looked at all.
+const ROUND: usize = 20;
 
 /// IPVS, and what is to be looked at again.
 pub struct VirtualServers {
     ipvs: Ipvs,
     draining: BTreeSet<VipPort>,
+    /// Whose destinations are still to be looked at in this round.
+    round: std::vec::IntoIter<VipPort>,
+    /// Of how many each time.
+    step: usize,
     /// Virtual servers that the kernel does not hold as planned, with the reason.
     pub failed: BTreeMap<VipPort, String>,
     /// Messages sent since the start.
@@ -42,6 +52,8 @@ impl VirtualServers {
         Ok(Self {
             ipvs: Ipvs::open()?,
             draining: BTreeSet::new(),
+            round: Vec::new().into_iter(),
+            step: EACH_TIME,
             failed: BTreeMap::new(),
             messages: 0,
             time: Duration::ZERO,
@@ -73,6 +85,64 @@ impl VirtualServers {
             plan.virtual_servers.keys().chain(gone.map(|(vip, _)| vip)).copied().collect();
         vips.sort_unstable();
         self.run(View { plan, local, refused }, &vips, |_, vip| Ok(listed.get(vip).cloned()))
+    }
+
+    /// Looks at all virtual servers, and at the destinations of some: of all that are wanted in [`ROUND`] calls, of
+    /// [`EACH_TIME`] at least, of those that are not as they should be, and of `also`. Makes them what the plan says.
+    /// Gives how many operations that took.
+    ///
+    /// # Errors
+    /// As [`Self::sync`].
+    pub fn check(
+        &mut self,
+        plan: &NodePlan,
+        local: &BTreeSet<IpAddr>,
+        refused: &Refused,
+        also: BTreeSet<VipPort>,
+    ) -> Result<usize, VirtualServersError> {
+        let view = View { plan, local, refused };
+        let mut chosen = also;
+        chosen.extend(self.failed.keys());
+        chosen.extend(self.next_of_round(view));
+        let mut listed = HashMap::<VipPort, Service>::default();
+        self.ipvs.scan_services(|service| {
+            if let Some(vip) = reconcile::vip_port(&service.key) {
+                listed.insert(vip, service);
+            }
+        })?;
+        let is_held = |vip: &VipPort| {
+            self.draining.contains(vip)
+                || view.server(vip).is_some_and(|server| !server.destinations.is_empty())
+        };
+        chosen.extend(
+            listed
+                .iter()
+                .filter(|(vip, service)| match view.server(vip) {
+                    Some(server) => !is_held(vip) || reconcile::service(server) != **service,
+                    None => service.flags.contains(reconcile::OURS),
+                })
+                .map(|(vip, _)| *vip),
+        );
+        chosen.extend(plan.virtual_servers.keys().filter(|vip| is_held(vip) && !listed.contains_key(vip)));
+        let vips: Vec<VipPort> = chosen.into_iter().collect();
+        // Listed without its destinations; where it is not, it may have been left out by the kernel's dump.
+        self.run(view, &vips, |ipvs, vip| match listed.get(vip) {
+            Some(service) => Ok(Some(ServiceEntry {
+                service: *service,
+                stats: Stats::default(),
+                destinations: ipvs.destinations(&service.key)?,
+            })),
+            None => look_up(ipvs, vip),
+        })
+    }
+
+    fn next_of_round(&mut self, view: View<'_>) -> impl Iterator<Item = VipPort> {
+        if self.round.len() == 0 {
+            let all: Vec<VipPort> = view.plan.virtual_servers.keys().copied().collect();
+            self.step = all.len().div_ceil(ROUND).max(EACH_TIME);
+            self.round = all.into_iter();
+        }
+        self.round.by_ref().take(self.step)
     }
 
     /// Reconciles these virtual servers. Gives how many operations that took.
@@ -234,13 +304,15 @@ struct View<'a> {
 }
 
 impl View<'_> {
-    /// What the kernel shall have: no virtual server on an address that others gave this host, and no destination
-    /// that would be refused here.
-    fn wanted(self, vip: &VipPort) -> Option<Wanted> {
+    /// What is planned, except on an address that others gave this host.
+    fn server(&self, vip: &VipPort) -> Option<&VirtualServer> {
         let server = self.plan.virtual_servers.get(vip)?;
-        if server.kind != VipKind::NodePort && self.local.contains(&vip.address) {
-            return None;
-        }
+        (server.kind == VipKind::NodePort || !self.local.contains(&vip.address)).then_some(server)
+    }
+
+    /// What the kernel shall have: no destination that would be refused here.
+    fn wanted(self, vip: &VipPort) -> Option<Wanted> {
+        let server = self.server(vip)?;
         let refused = |endpoint| {
             let key = RewriteKey { endpoint, side: RewriteSide::Director, vip: *vip };
             self.refused.contains_key(&key)

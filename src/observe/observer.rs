@@ -36,7 +36,7 @@ pub struct Observer {
 /// How much of the kernel state was looked at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Pass {
-    /// All of it.
+    /// All of it, or what the periodic look takes in.
     Full,
     /// What a change touches.
     Partial,
