@@ -3,6 +3,7 @@
 //! Loading: the same virtual servers into an empty network namespace (a) by the agent's apply path, from objects
 //! already parsed, (b) by a replay of the same netlink messages, encoded beforehand, (c) by `ipvsadm -R`.
 //! Changing: one endpoint of one Service, among few and among many Services.
+//! Resting: what a minute costs in which nothing changes.
 //!
 //! Every case is a process of its own in a namespace of its own; its memory is the kernel's high-water mark,
 //! reset when the clock starts.
@@ -48,6 +49,8 @@ pub enum Case {
     Replay { from: String },
     /// One endpoint changed.
     Change { services: u16, state: PathBuf },
+    /// Nothing changed.
+    Idle { services: u16, state: PathBuf },
 }
 
 /// Runs everything with this many Services and prints the figures.
@@ -107,6 +110,18 @@ pub fn run(services: u16, work: &Path) -> Result<()> {
             figures_of(&figures, "own-messages")?,
         );
     }
+
+    println!("\nCPU time of a minute in which nothing changes");
+    println!("{:>10} {:>16} {:>20}", "Services", "looks and ticks", "were all listed");
+    for services in [100, 1_000, services] {
+        let namespace = namespace("bench-idle")?;
+        let figures = case(&namespace, &["idle", &services.to_string(), &path(work, "idle")])?;
+        println!(
+            "{services:>10} {:>14.3} s {:>18.3} s",
+            figures_of(&figures, "idle")?,
+            figures_of(&figures, "listed")?
+        );
+    }
     Ok(())
 }
 
@@ -119,6 +134,7 @@ pub fn run_case(case: &Case) -> Result<()> {
         Case::Agent { services, state } => agent(*services, state),
         Case::Replay { from } => replay(from),
         Case::Change { services, state } => change(*services, state),
+        Case::Idle { services, state } => idle(*services, state),
     }
 }
 
@@ -190,6 +206,45 @@ fn change(services: u16, state: &Path) -> Result<()> {
         ensure!(dataplane.problems().is_empty(), "{:?}", dataplane.problems());
         Ok(())
     })
+}
+
+/// A minute of the agent's loop: 60 ticks, 4 looks.
+fn idle(services: u16, state: &Path) -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let mut planner = Planner::new(NODE, config());
+        planner.handle(cluster(services));
+        let mut dataplane = open(state)?;
+        dataplane.sync(planner.plan(), Instant::now()).await;
+        // The first look learns how nft shows our rules.
+        dataplane.check(planner.plan(), Instant::now()).await;
+        let before = cpu_time()?;
+        for _ in 0..4 {
+            for _ in 0..15 {
+                dataplane.tick(planner.plan(), Instant::now()).await;
+            }
+            let done = dataplane.check(planner.plan(), Instant::now()).await;
+            ensure!(done.is_empty(), "{done:?}");
+        }
+        figure("idle", cpu_time()? - before);
+        let before = cpu_time()?;
+        for _ in 0..4 {
+            dataplane.sync(planner.plan(), Instant::now()).await;
+        }
+        figure("listed", cpu_time()? - before);
+        ensure!(dataplane.problems().is_empty(), "{:?}", dataplane.problems());
+        Ok(())
+    })
+}
+
+/// CPU time of this process's only thread (schedstat: exact) and of its children that ended (proc_pid_stat(5): in ticks of 10 ms).
+fn cpu_time() -> Result<Duration> {
+    let own = fs::read_to_string("/proc/thread-self/schedstat")?;
+    let own = own.split_whitespace().next().context("schedstat")?.parse()?;
+    let stat = fs::read_to_string("/proc/self/stat")?;
+    let fields = stat.rsplit_once(')').context("stat")?.1.split_whitespace();
+    let ticks: u64 = fields.skip(13).take(2).map(|field| field.parse().unwrap_or(0)).sum();
+    Ok(Duration::from_nanos(own) + Duration::from_millis(10 * ticks))
 }
 
 /// `ipvsadm -R`, timed, with its peak memory in KiB.
