@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
 
 use serde::{Deserialize, Serialize};
 
@@ -15,6 +16,11 @@ pub struct Sysctl {
     /// Value.
     pub value: &'static str,
 }
+
+/// Below which settings are written. Container runtimes mount `/proc/sys` read-only unless the container is privileged,
+/// and forbid mounts within `/proc`: the DaemonSet mounts the host's `/proc/sys/net` at a place of its own and names it.
+static WRITABLE: LazyLock<PathBuf> =
+    LazyLock::new(|| std::env::var_os("SHEAVE_PROC_SYS").map_or_else(|| "/proc/sys".into(), PathBuf::from));
 
 /// What went wrong with a setting.
 #[derive(Debug, thiserror::Error)]
@@ -187,10 +193,15 @@ pub fn read(path: &str) -> Result<String, SysctlError> {
         .map_err(SysctlError::of(path, "read"))
 }
 
-/// Writes one setting below `/proc/sys`.
+/// Writes one setting below `/proc/sys`, or at the place that `SHEAVE_PROC_SYS` gives it.
 ///
 /// # Errors
 /// [`SysctlError`] naming the setting.
 pub fn write(path: &str, value: &str) -> Result<(), SysctlError> {
-    fs::write(Path::new("/proc/sys").join(path), value).map_err(SysctlError::of(path, "write"))
+    fs::write(WRITABLE.join(path), value).map_err(SysctlError::of(path, "write"))
+}
+
+/// Whether this process may write a setting. Writes nothing.
+pub fn is_writable(path: &str) -> bool {
+    fs::OpenOptions::new().write(true).open(WRITABLE.join(path)).is_ok()
 }

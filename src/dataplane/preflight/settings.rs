@@ -1,8 +1,5 @@
 //! Sysctls: what the agent will set, and whether it can.
 
-use std::fs::OpenOptions;
-use std::path::Path;
-
 use super::super::sysctl::{self, EXPIRE_NODEST_CONN, Sysctl};
 use super::super::uplink::Uplink;
 use super::Finding;
@@ -48,9 +45,7 @@ pub fn check(uplinks: &[Uplink], ipv6: bool, ipvs: bool, shared: bool) -> Vec<Fi
 impl Reading {
     fn take(setting: Sysctl) -> Self {
         let present = sysctl::read(&setting.path).map_err(|error| error.to_string());
-        // Opened and closed again: nothing is written.
-        let writable =
-            OpenOptions::new().write(true).open(Path::new("/proc/sys").join(&setting.path)).is_ok();
+        let writable = sysctl::is_writable(&setting.path);
         Self { setting, present, writable }
     }
 }
@@ -63,7 +58,7 @@ fn judge(readings: &[Reading], shared: bool) -> Vec<Finding> {
         let subject = format!("sysctl {path}");
         let remedy = || {
             format!(
-                "set it on the host (`sysctl -w {path}={value}`), or let the agent write to /proc/sys: privileged, on the host's network"
+                "set it on the host (`sysctl -w {path}={value}`), or let the agent write it: in a container on the host's network, mount the host's /proc/sys/net and set SHEAVE_PROC_SYS, as deploy/base does"
             )
         };
         findings.push(match present {
