@@ -4,6 +4,8 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
+use tokio::signal::unix::{SignalKind, signal};
+
 use super::{failed, node_name};
 use crate::agent;
 use crate::cluster::ACCEPTS_ANNOTATION;
@@ -46,11 +48,15 @@ pub(super) struct Args {
     /// How to reach the API server, and as whom
     #[arg(long, value_name = "FILE")]
     kubeconfig: Option<PathBuf>,
+
+    /// When all is done, wait for SIGTERM: in a DaemonSet, whose containers may not end
+    #[arg(long)]
+    wait: bool,
 }
 
 /// Runs the subcommand.
 pub(super) fn run(args: Args) -> ExitCode {
-    let Args { config, node, kubeconfig } = args;
+    let Args { config, node, kubeconfig, wait } = args;
     let node = node_name(node);
     let config = match config.map_or_else(|| Ok(Config::default()), |path| Config::load(&path)) {
         Ok(config) => config,
@@ -61,6 +67,11 @@ pub(super) fn run(args: Args) -> ExitCode {
         Err(error) => return failed(&format!("runtime: {error}")),
     };
     runtime.block_on(async {
+        // Before anything else: a signal that comes early ends the wait too.
+        let terminate = match wait.then(|| signal(SignalKind::terminate())).transpose() {
+            Ok(terminate) => terminate,
+            Err(error) => return failed(&format!("SIGTERM: {error}")),
+        };
         let settings = agent::settings(&config);
         let lock = match Lock::take(&settings.state_directory) {
             Ok(lock) => lock,
@@ -75,7 +86,14 @@ pub(super) fn run(args: Args) -> ExitCode {
             Ok(done) => done.iter().for_each(|what| println!("removed {what}")),
             Err(error) => return failed(&error.to_string()),
         }
-        if told.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+        if told.is_err() {
+            return ExitCode::FAILURE;
+        }
+        drop(lock);
+        if let Some(mut terminate) = terminate {
+            terminate.recv().await;
+        }
+        ExitCode::SUCCESS
     })
 }
 
