@@ -13,6 +13,8 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+pub use plan::json as plan_json;
+
 /// Kubernetes Services by IPVS with direct server return, announced over BGP.
 ///
 /// On every node, Sheave turns Services into IPVS virtual servers in tunnel mode, takes in tunnelled packets for

@@ -83,12 +83,9 @@ pub(super) fn run(args: Args) -> ExitCode {
             Severity::Warning => eprintln!("warning: {problem}"),
         }
     }
-    let plan = Plan::of(&planner);
     let text = match output {
-        Format::Yaml => serde_saphyr::to_string(&plan).map_err(|error| error.to_string()),
-        Format::Json => {
-            serde_json::to_string_pretty(&plan).map(|text| text + "\n").map_err(|error| error.to_string())
-        }
+        Format::Yaml => serde_saphyr::to_string(&Plan::of(&planner)).map_err(|error| error.to_string()),
+        Format::Json => json(&planner).map_err(|error| error.to_string()),
     };
     let printed = text.and_then(|text| print(&text).map_err(|error| format!("standard output: {error}")));
     if let Err(error) = printed {
@@ -98,6 +95,14 @@ pub(super) fn run(args: Args) -> ExitCode {
         return ExitCode::FAILURE;
     }
     ExitCode::SUCCESS
+}
+
+/// The plan as `-o json` prints it.
+///
+/// # Errors
+/// None that is known of: everything in it has a form in JSON.
+pub fn json(planner: &Planner) -> serde_json::Result<String> {
+    serde_json::to_string_pretty(&Plan::of(planner)).map(|text| text + "\n")
 }
 
 /// The printed plan. Its keys are a contract: none is ever left out.
