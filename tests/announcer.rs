@@ -141,6 +141,10 @@ async fn peers_come_and_go_and_the_others_keep_their_sessions() {
     until(&mut announcer, "the second prefix again", |_| second.prefixes_received() == 2).await;
     configure(&mut announcer, &router(&[first.written("")], "")).await;
     until(&mut announcer, "the second to go", |announcer| session(announcer, &second).is_none()).await;
+    // An automatic router id outlives the address it was taken from.
+    let moved = router(&[first.written("")], "");
+    announcer.configure(&moved, "node-a", &[[10, 0, 0, 2].into()]).await;
+    announcer.configure(&moved, "node-a", &[]).await;
     assert_eq!((session(&announcer, &first).unwrap().since, counters(&announcer)), (since, 1));
 
     // What all sessions share: they begin anew, and everything is announced again.

@@ -11,7 +11,7 @@ mod passwords;
 mod sessions;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
@@ -63,6 +63,9 @@ pub struct Announcer {
     /// `None`: there is no peer to tell, or the speaker could not start.
     speaker: Option<Running>,
     passwords: Passwords,
+    /// What an automatic router id is: once taken, it stays, whatever becomes of the Node's addresses. It is a name,
+    /// and a change would end all sessions.
+    auto_router_id: Option<Ipv4Addr>,
     /// Until then a speaker that starts may tell peers that this is a restart: they do not wait longer.
     restarting: Restarting,
     announced: BTreeMap<IpNet, Attributes>,
@@ -104,6 +107,7 @@ impl Announcer {
             speaker: None,
             passwords: Passwords::start(&runtime, client),
             runtime,
+            auto_router_id: None,
             restarting: if restarting { Restarting::Since(Instant::now()) } else { Restarting::No },
             announced: BTreeMap::new(),
             complete: false,
@@ -153,7 +157,8 @@ impl Announcer {
         if router.peers.is_empty() {
             self.stop_speaker(Shutdown::Cease).await;
         } else {
-            match sessions::speaker_config(router, node, addresses) {
+            self.auto_router_id = self.auto_router_id.or_else(|| sessions::first_ipv4(addresses));
+            match sessions::speaker_config(router, self.auto_router_id, node) {
                 Ok(config) => {
                     if let Err(error) = self.run_speaker(config).await {
                         problems.push(error.to_string());

@@ -7,22 +7,16 @@ use sheave_bgp::{Families, GracefulRestart, Password, PeerConfig, SpeakerConfig}
 use super::AnnounceError;
 use crate::config::{AddressFamily, NextHop, Peer, Router};
 
-/// What all sessions share. Not restarting.
+/// What all sessions share, not restarting. `auto` is what an automatic router id is.
 pub(super) fn speaker_config(
     router: &Router,
+    auto: Option<Ipv4Addr>,
     node: &str,
-    addresses: &[IpAddr],
 ) -> Result<SpeakerConfig, AnnounceError> {
     let Router { asn, router_id, listen, graceful_restart, peers: _, dynamic_peers: _ } = router;
-    let first_ipv4 = || {
-        addresses.iter().find_map(|address| match address {
-            IpAddr::V4(address) => Some(*address),
-            IpAddr::V6(_) => None,
-        })
-    };
     Ok(SpeakerConfig {
         asn: asn.ok_or(AnnounceError::NoAsn)?,
-        router_id: router_id.or_else(first_ipv4).ok_or_else(|| AnnounceError::NoRouterId(node.to_owned()))?,
+        router_id: router_id.or(auto).ok_or_else(|| AnnounceError::NoRouterId(node.to_owned()))?,
         listen: (listen.port != 0).then(|| {
             [IpAddr::from(Ipv4Addr::UNSPECIFIED), IpAddr::from([0u16; 8])]
                 .map(|address| SocketAddr::new(address, listen.port))
@@ -31,6 +25,14 @@ pub(super) fn speaker_config(
         graceful_restart: graceful_restart
             .map(|graceful| GracefulRestart { restart_time: graceful.restart_time }),
         restarting: false,
+    })
+}
+
+/// The primary IPv4 address of this node.
+pub(super) fn first_ipv4(addresses: &[IpAddr]) -> Option<Ipv4Addr> {
+    addresses.iter().find_map(|address| match address {
+        IpAddr::V4(address) => Some(*address),
+        IpAddr::V6(_) => None,
     })
 }
 
