@@ -67,12 +67,20 @@ pub struct Service {
     /// Its endpoints.
     pub endpoints: Vec<Endpoint>,
     affinity: bool,
+    health_check: Option<u16>,
 }
 
 impl Service {
     /// One without ports and endpoints.
     pub fn new(name: &str, number: u8) -> Self {
-        Self { name: name.to_owned(), number, ports: Vec::new(), endpoints: Vec::new(), affinity: false }
+        Self {
+            name: name.to_owned(),
+            number,
+            ports: Vec::new(),
+            endpoints: Vec::new(),
+            affinity: false,
+            health_check: None,
+        }
     }
 
     /// Adds a port.
@@ -112,6 +120,12 @@ impl Service {
         self
     }
 
+    /// Sets `externalTrafficPolicy: Local` with this `healthCheckNodePort`.
+    pub fn health_check(mut self, node_port: u16) -> Self {
+        self.health_check = Some(node_port);
+        self
+    }
+
     /// Its announced load-balancer IP.
     pub fn vip(&self, family: Family) -> IpAddr {
         addresses::external_vip(family, self.number)
@@ -138,7 +152,7 @@ impl Service {
             .collect();
         let ips = |of: fn(&Self, Family) -> IpAddr| Family::BOTH.map(|family| of(self, family).to_string());
         let ingress = ips(Self::vip).map(|ip| json!({"ip": ip, "ipMode": "VIP"}));
-        let service = json!({
+        let mut service = json!({
             "apiVersion": "v1", "kind": "Service",
             "metadata": {"name": self.name, "namespace": NAMESPACE, "creationTimestamp": "2026-01-01T00:00:00Z", "uid": self.name},
             "spec": {"type": "LoadBalancer", "allocateLoadBalancerNodePorts": false, "clusterIP": ips(Self::cluster_ip)[0],
@@ -147,6 +161,10 @@ impl Service {
                 "sessionAffinity": if self.affinity { "ClientIP" } else { "None" }, "ports": ports},
             "status": {"loadBalancer": {"ingress": ingress}},
         });
+        if let Some(port) = self.health_check {
+            service["spec"]["externalTrafficPolicy"] = "Local".into();
+            service["spec"]["healthCheckNodePort"] = port.into();
+        }
         let slices = Family::BOTH.iter().enumerate().map(|(index, family)| {
             let endpoints: Vec<Value> = self
                 .endpoints

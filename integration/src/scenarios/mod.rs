@@ -5,6 +5,7 @@ mod api;
 mod bulk;
 mod directors;
 mod guard;
+mod observe;
 mod paths;
 
 use std::path::Path;
@@ -27,9 +28,15 @@ pub struct Scenario {
 
 /// All of them and what their lab's source is: those that disturb the agents come last of each kind.
 pub fn all() -> Vec<(SourceKind, Scenario)> {
-    let with_manifests =
-        [paths::SCENARIOS, bulk::SCENARIOS, guard::SCENARIOS, directors::SCENARIOS, agent::SCENARIOS]
-            .concat();
+    let with_manifests = [
+        paths::SCENARIOS,
+        bulk::SCENARIOS,
+        guard::SCENARIOS,
+        directors::SCENARIOS,
+        observe::SCENARIOS,
+        agent::SCENARIOS,
+    ]
+    .concat();
     let with_api_server = api::SCENARIOS.to_vec();
     [(SourceKind::Manifests, with_manifests), (SourceKind::Api, with_api_server)]
         .into_iter()
