@@ -236,9 +236,6 @@ impl Agent {
             debug!("{what}");
         }
         self.observer.worked(Pass::Full, began.elapsed(), self.dataplane.is_whole());
-        if let Some(events) = &mut self.events {
-            events.node_ports(self.observer.warnings());
-        }
         self.report();
         // Those of the Node have been logged as it was told.
         for Warning { object, reason, message } in self.planner.warnings().difference(&self.node_warnings) {
@@ -304,6 +301,9 @@ impl Agent {
             if let Some(speaker) = self.announcer.as_ref().and_then(Announcer::status) {
                 events.peers(&speaker);
             }
+            if let Some(warnings) = self.observer.changed_warnings() {
+                events.node_ports(warnings);
+            }
             events.tick(self.planner.accepting());
         }
     }
@@ -314,9 +314,6 @@ impl Agent {
         self.checked = Instant::now();
         self.observer.worked(Pass::Full, began.elapsed(), self.dataplane.is_whole());
         self.observer.repaired(done.len());
-        if let Some(events) = &mut self.events {
-            events.node_ports(self.observer.warnings());
-        }
         for what in done {
             warn!("repaired: {what}");
         }

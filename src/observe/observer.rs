@@ -31,6 +31,8 @@ pub struct Observer {
     began: Instant,
     /// Warnings by reason, until something is planned anew.
     warnings: Option<BTreeMap<&'static str, usize>>,
+    /// Of health-check node ports, as asked for last.
+    told_warnings: Vec<Warning>,
 }
 
 /// How much of the kernel state was looked at.
@@ -68,6 +70,7 @@ impl Observer {
             triggered: Vec::new(),
             began: Instant::now(),
             warnings: None,
+            told_warnings: Vec::new(),
         }
     }
 
@@ -179,6 +182,15 @@ impl Observer {
     /// What users should know of health-check node ports.
     pub fn warnings(&self) -> impl Iterator<Item = Warning> {
         self.node_ports.warnings()
+    }
+
+    /// The same, where they are others than at the last call.
+    pub fn changed_warnings(&mut self) -> Option<Vec<Warning>> {
+        let now: Vec<Warning> = self.warnings().collect();
+        (now != self.told_warnings).then(|| {
+            self.told_warnings.clone_from(&now);
+            now
+        })
     }
 
     /// How many Services have a health-check node port.

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use serde_json::Value;
 
-use super::super::http::tests::{free_port, get};
+use super::super::http::tests::{eventually, free_port, get};
 use super::*;
 use crate::cluster::{Node, Service, ServiceName, TrafficPolicy, Watch};
 use crate::config::Config;
@@ -114,6 +114,18 @@ async fn what_the_loop_tells_is_served() {
     assert_eq!(get(health, "/healthz").await.status, 503, "the Node is being deleted");
     assert_eq!(get(health, "/livez").await.status, 200);
 
+    // Another program has the port of another Service.
+    assert_eq!(agent.observer.changed_warnings(), None);
+    let taken = std::net::TcpListener::bind(local(0)).unwrap();
+    agent.turn(vec![service("other", taken.local_addr().unwrap().port())], true, true);
+    assert!(eventually(|| agent.observer.warnings().next().is_some()).await);
+    let warnings = agent.observer.changed_warnings().unwrap();
+    assert_eq!(warnings[0].reason, "FailedToStartServiceHealthcheck");
+    assert_eq!(agent.observer.changed_warnings(), None);
+    assert_eq!(agent.observer.warning_counts(&agent.planner)["FailedToStartServiceHealthcheck"], 1);
+    agent.turn(vec![Event::Delete(ObjectKey::Service(name("other")))], true, true);
+    assert_eq!(agent.observer.changed_warnings(), Some(Vec::new()));
+
     agent.turn(vec![Event::Delete(ObjectKey::Service(name("web")))], true, true);
     assert_eq!(agent.observer.health_check_node_ports(), 0);
     let status = agent.observer.health();
@@ -131,9 +143,9 @@ async fn what_the_loop_tells_is_served() {
     assert!(answer.head.contains("content-type: text/plain; version=0.0.4"), "{}", answer.head);
     for line in [
         "sheave_scrape_complete 1",
-        "kubeproxy_sync_proxy_rules_service_changes_total 3",
+        "kubeproxy_sync_proxy_rules_service_changes_total 5",
         "sheave_events_total{resource=\"nodes\"} 2",
-        "kubeproxy_sync_proxy_rules_duration_seconds_count 5",
+        "kubeproxy_sync_proxy_rules_duration_seconds_count 7",
         "kubeproxy_proxy_livez_total{code=\"200\"} 1",
     ] {
         assert!(answer.body.lines().any(|has| has == line), "{line} in\n{}", answer.body);
