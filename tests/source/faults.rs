@@ -154,57 +154,28 @@ async fn at_the_start() {
 
 /// Of watches that run.
 const WHILE_WATCHING: &[Case] = &[
-    ("the end in order", |lab| interrupt(lab, Interruption::End), None),
-    ("closed", |lab| interrupt(lab, Interruption::Close { partial: false }), None),
-    ("closed in an object", |lab| interrupt(lab, Interruption::Close { partial: true }), None),
-    ("reset", |lab| interrupt(lab, Interruption::Reset), None),
+    ("the end in order", |lab| interrupt(lab, &Interruption::End), None),
+    ("closed", |lab| interrupt(lab, &Interruption::Close { partial: false }), None),
+    ("closed in an object", |lab| interrupt(lab, &Interruption::Close { partial: true }), None),
+    ("reset", |lab| interrupt(lab, &Interruption::Reset), None),
     ("all connections closed", |lab| lab.api().cut(false), None),
     ("all connections reset", |lab| lab.api().cut(true), None),
-    ("410", |lab| interrupt(lab, Interruption::Error(Status::watch_expired(1, 2))), None),
-    (
-        "410 of the next watch",
-        |lab| {
-            lab.spoil(1, watch, || Fault::Status(Status::watch_expired(1, 2)));
-            interrupt(lab, Interruption::End);
-        },
-        None,
-    ),
-    (
-        "429",
-        |lab| {
-            interrupt(
-                lab,
-                Interruption::Error(Status { code: 429, message: "slow down".into(), ..Status::default() }),
-            )
-        },
-        Some("429: slow down"),
-    ),
-    (
-        "500",
-        |lab| {
-            interrupt(
-                lab,
-                Interruption::Error(Status { code: 500, message: "oh".into(), ..Status::default() }),
-            )
-        },
-        Some("500: oh"),
-    ),
-    (
-        "not JSON",
-        |lab| interrupt(lab, Interruption::Bytes(Bytes::from_static(b"%&$\n"))),
-        Some("a line of a watch is not understood"),
-    ),
+    ("410", |lab| interrupt(lab, &Interruption::Error(Status::watch_expired(1, 2))), None),
+    ("410 of the next watch", |lab| then(lab, 1, watch, || Fault::Status(Status::watch_expired(1, 2))), None),
+    ("429", |lab| interrupt(lab, &status(429, "slow down")), Some("429: slow down")),
+    ("500", |lab| interrupt(lab, &status(500, "oh")), Some("500: oh")),
+    ("not JSON", |lab| interrupt(lab, &bytes("%&$\n")), Some("a line of a watch is not understood")),
     (
         "JSON of another form",
-        |lab| interrupt(lab, Interruption::Bytes(Bytes::from_static(b"[1]\n"))),
+        |lab| interrupt(lab, &bytes("[1]\n")),
         Some("a line of a watch is not understood"),
     ),
     (
         "unknown event",
-        |lab| interrupt(lab, Interruption::Bytes(Bytes::from_static(b"{\"type\":\"NEW\",\"object\":{}}\n"))),
+        |lab| interrupt(lab, &bytes("{\"type\":\"NEW\",\"object\":{}}\n")),
         Some("unknown type `NEW`"),
     ),
-    ("an empty line", |lab| interrupt(lab, Interruption::Bytes(Bytes::from_static(b"\n"))), None),
+    ("an empty line", |lab| interrupt(lab, &bytes("\n")), None),
     (
         "bookmarks only",
         |lab| {
@@ -213,7 +184,7 @@ const WHILE_WATCHING: &[Case] = &[
                 lab.api().revision()
             );
             for _ in 0..3 {
-                interrupt(lab, Interruption::Bytes(format!("{line}\n").into()));
+                interrupt(lab, &bytes(&format!("{line}\n")));
             }
         },
         None,
@@ -222,7 +193,7 @@ const WHILE_WATCHING: &[Case] = &[
         "history gone meanwhile",
         |lab| {
             lab.spoil(1, watch, || plain(503));
-            interrupt(lab, Interruption::End);
+            interrupt(lab, &Interruption::End);
             lab.api().apply(slice("other", &[])).unwrap();
             lab.api().compact();
         },
@@ -230,48 +201,35 @@ const WHILE_WATCHING: &[Case] = &[
     ),
     (
         "401 of the next watch",
-        |lab| {
-            lab.spoil(2, watch, || Fault::Status(Status::unauthorized()));
-            interrupt(lab, Interruption::End);
-        },
+        |lab| then(lab, 2, watch, || Fault::Status(Status::unauthorized())),
         Some("401"),
     ),
-    (
-        "403 of the next watch",
-        |lab| {
-            lab.spoil(2, watch, || plain(403));
-            interrupt(lab, Interruption::End);
-        },
-        Some("403"),
-    ),
-    (
-        "404 of the next watch",
-        |lab| {
-            lab.spoil(2, anything, || plain(404));
-            interrupt(lab, Interruption::End);
-        },
-        Some("404"),
-    ),
+    ("403 of the next watch", |lab| then(lab, 2, watch, || plain(403)), Some("403")),
+    ("404 of the next watch", |lab| then(lab, 2, anything, || plain(404)), Some("404")),
     (
         "ends each time at once",
-        |lab| {
-            lab.spoil(4, watch, || Fault::Answer(Answer::whole(200, "")));
-            interrupt(lab, Interruption::End);
-        },
+        |lab| then(lab, 4, watch, || Fault::Answer(Answer::whole(200, ""))),
         Some("watches end as soon as they have begun"),
     ),
-    (
-        "400 for the version",
-        |lab| {
-            lab.spoil(1, watch, || plain(400));
-            interrupt(lab, Interruption::End);
-        },
-        Some("400"),
-    ),
+    ("400 for the version", |lab| then(lab, 1, watch, || plain(400)), Some("400")),
 ];
 
-fn interrupt(lab: &Lab, interruption: Interruption) {
-    assert!(lab.api().interrupt(slices, &interruption) > 0, "there is no watch");
+/// The watch ends in order, and the next requests go wrong.
+fn then(lab: &Lab, times: usize, which: fn(&Request) -> bool, fault: fn() -> Fault) {
+    lab.spoil(times, which, fault);
+    interrupt(lab, &Interruption::End);
+}
+
+fn status(code: u16, message: &str) -> Interruption {
+    Interruption::Error(Status { code, message: message.into(), ..Status::default() })
+}
+
+fn bytes(text: &str) -> Interruption {
+    Interruption::Bytes(Bytes::copy_from_slice(text.as_bytes()))
+}
+
+fn interrupt(lab: &Lab, interruption: &Interruption) {
+    assert!(lab.api().interrupt(slices, interruption) > 0, "there is no watch");
 }
 
 #[tokio::test]
@@ -345,7 +303,7 @@ async fn what_vanished_while_nobody_heard_is_deleted_when_the_list_is_complete()
     lab.api().apply(slice("web-2", &["10.0.0.2"])).unwrap();
     lab.until("both", |heard| heard.endpoints().len() == 2).await;
     lab.spoil(3, anything, || plain(503));
-    interrupt(&lab, Interruption::End);
+    interrupt(&lab, &Interruption::End);
     lab.api().delete(Resource::EndpointSlices, Some("shop"), "web-2");
     lab.api().compact();
     lab.until("down", |heard| heard.is_down("endpointslices")).await;
@@ -359,7 +317,7 @@ async fn what_vanished_while_nobody_heard_is_deleted_when_the_list_is_complete()
 async fn retry_after_is_honoured() {
     let mut lab = Lab::synced().await;
     lab.spoil(1, watch, || Fault::Status(Status { code: 429, retry_after: Some(1), ..Status::default() }));
-    interrupt(&lab, Interruption::End);
+    interrupt(&lab, &Interruption::End);
     lab.until("down", |heard| heard.is_down("endpointslices")).await;
     // Told before the pause begins; the watch is the next request.
     let asked = tokio::time::Instant::now();

@@ -97,3 +97,21 @@ async fn trigger_times_come_with_watched_changes_alone() {
     lab.until("changed", |heard| heard.endpoints() == ["10.0.0.3"]).await;
     assert_eq!(lab.heard.triggers, 1, "the same time is no new trigger");
 }
+
+#[tokio::test]
+async fn what_is_there_at_once_is_one_batch() {
+    let mut lab = Lab::synced().await;
+    let largest = lab.heard.largest;
+    assert!(largest < 20, "{largest}");
+    let lines: String = (0..20)
+        .map(|number| {
+            let mut slice = slice(&format!("web-{number}"), &["10.0.0.1"]);
+            slice["metadata"]["resourceVersion"] = json!(format!("{}", 1000 + number));
+            json!({"type": "ADDED", "object": slice}).to_string() + "\n"
+        })
+        .collect();
+    let slices = |request: &sheave_apiserver::Request| request.resource() == Some(Resource::EndpointSlices);
+    assert_eq!(lab.api().interrupt(slices, &Interruption::Bytes(lines.into())), 1);
+    lab.until("all", |heard| heard.endpoints().len() == 20).await;
+    assert_eq!(lab.heard.largest, 20);
+}
