@@ -198,3 +198,66 @@ fn section<const N: usize>(text: &mut String, head: [&str; N], rows: impl Iterat
         let _ = writeln!(text, "{}", line.trim_end());
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::observe::status::{Listener, Watch};
+
+    fn status(healthy: bool, node_eligible: bool) -> Status {
+        Status {
+            node: "node-a".into(),
+            version: "1.2.3".into(),
+            ready: true,
+            health: Health {
+                healthy,
+                node_eligible,
+                last_updated: Some("2026-11-20T16:00:00.000000000Z".into()),
+                listeners: vec![Listener {
+                    name: "observe.health".into(),
+                    address: "0.0.0.0:10256".into(),
+                    listening: false,
+                }],
+            },
+            watches: vec![
+                Watch {
+                    resource: "nodes".into(),
+                    state: "down".into(),
+                    since: Some("2026-11-20T15:00:00.000000000Z".into()),
+                    error: Some("connection refused".into()),
+                },
+                Watch { resource: "services".into(), state: "watching".into(), since: None, error: None },
+            ],
+            peers: Vec::new(),
+            announcements: Vec::new(),
+            virtual_servers: Vec::new(),
+            problems: Vec::new(),
+            warnings: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn health_and_watches_are_shown() {
+        assert_eq!(
+            table(&status(true, true)),
+            "\
+node node-a, sheave 1.2.3: ready, healthy, kernel as planned at 2026-11-20T16:00:00.000000000Z
+
+WATCH     STATE     SINCE                           ERROR
+nodes     down      2026-11-20T15:00:00.000000000Z  connection refused
+services  watching  -                               -
+
+SERVED          ADDRESS        LISTENING
+observe.health  0.0.0.0:10256  no
+"
+        );
+        for (healthy, node_eligible, words) in [
+            (true, false, "healthy, but its Node is missing or about to go"),
+            (false, true, "unhealthy: the kernel does not take changes"),
+            (false, false, "unhealthy: the kernel does not take changes"),
+        ] {
+            let text = table(&status(healthy, node_eligible));
+            assert!(text.contains(words), "{text}");
+        }
+    }
+}

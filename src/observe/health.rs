@@ -116,9 +116,9 @@ impl Health {
         state.ready = ready;
     }
 
-    /// How the source stands with a resource.
-    pub fn watch(&self, watch: &Watch) {
-        self.lock().watches.insert(watch.resource, watch.state.clone());
+    /// How the source stands with a resource. Gives how it stood before.
+    pub fn watch(&self, watch: &Watch) -> Option<WatchState> {
+        self.lock().watches.insert(watch.resource, watch.state.clone())
     }
 
     /// How the source stands with each resource.
@@ -169,9 +169,9 @@ impl Health {
 }
 
 impl State {
-    /// As in kube-proxy, a start takes as long as it takes.
+    /// As in kube-proxy, a start takes as long as it takes; but once the kernel was worked on, it must take that too.
     fn is_healthy(&self, now: Instant) -> bool {
-        self.updated.is_none()
+        (self.updated.is_none() && !self.ready)
             || self.pending_since.is_none_or(|since| now.saturating_duration_since(since) < TIMEOUT)
     }
 

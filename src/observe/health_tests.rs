@@ -33,10 +33,10 @@ fn told(history: &[Told], start: Instant, wall: SystemTime) -> Health {
             Updated => health.updated(wall),
             Told_Node { deleting, tainted } => health.node(Some(&node(*deleting, *tainted))),
             NoNode => health.node(None),
-            Down(resource) => health.watch(&Watch {
+            Down(resource) => drop(health.watch(&Watch {
                 resource,
                 state: WatchState::Down { since: wall, error: "secret reason".into() },
-            }),
+            })),
         }
     }
     health
@@ -76,6 +76,16 @@ fn codes_are_those_of_kube_proxy() {
         let now = start + Duration::from_secs(seconds);
         assert_eq!(health.healthz(now, wall).status, healthz, "{name}");
         assert_eq!(health.livez(now, wall).status, livez, "{name}");
+    }
+}
+
+#[test]
+fn a_kernel_that_never_takes_anything_is_no_start() {
+    let (start, wall) = (Instant::now(), SystemTime::now());
+    let health = told(&[GOOD_NODE, Queued(0)], start, wall);
+    for (ready, after, status) in [(false, TIMEOUT, 200), (true, TIMEOUT / 2, 200), (true, TIMEOUT, 503)] {
+        health.started(true, ready);
+        assert_eq!(health.healthz(start + after, wall).status, status, "ready {ready} after {after:?}");
     }
 }
 

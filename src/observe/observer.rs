@@ -98,10 +98,17 @@ impl Observer {
                     "servicecidrs"
                 }
                 Event::Watch(watch) => {
-                    if watch.state == WatchState::Listing {
-                        self.metrics.relists.with_label_values(&[watch.resource]).inc();
+                    let before = self.health.watch(watch);
+                    let of_resource = match (&watch.state, before) {
+                        (WatchState::Listing, _) => Some(&self.metrics.relists),
+                        // Told again as the reason changes.
+                        (WatchState::Down { .. }, Some(WatchState::Down { .. })) => None,
+                        (WatchState::Down { .. }, _) => Some(&self.metrics.interruptions),
+                        _ => None,
+                    };
+                    if let Some(counter) = of_resource {
+                        counter.with_label_values(&[watch.resource]).inc();
                     }
-                    self.health.watch(watch);
                     continue;
                 }
                 Event::TriggeredAt(time) => {

@@ -190,6 +190,10 @@ async fn watches_are_told_as_they_stand() {
             watch("services", WatchState::Listing),
             watch("services", WatchState::Watching),
             watch("nodes", WatchState::Listing),
+            watch(
+                "nodes",
+                WatchState::Down { since: SystemTime::UNIX_EPOCH, error: "connection reset".into() },
+            ),
             watch("nodes", down),
             watch("servicecidrs", WatchState::NotServed),
         ],
@@ -211,4 +215,6 @@ async fn watches_are_told_as_they_stand() {
         ]
     );
     assert_eq!(agent.observer.metrics.relists.with_label_values(&["services"]).get(), 1);
+    let interruptions = |resource| agent.observer.metrics.interruptions.with_label_values(&[resource]).get();
+    assert_eq!((interruptions("nodes"), interruptions("services")), (1, 0));
 }

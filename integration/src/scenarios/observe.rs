@@ -27,17 +27,17 @@ const HEALTH: u16 = 10256;
 
 pub(super) const SCENARIOS: &[Scenario] = &[
     Scenario {
-        name: "metrics",
+        name: "observe-metrics",
         proves: "each agent's metrics pass promtool, and those of a virtual server count the connections that this director scheduled",
         run: metrics,
     },
     Scenario {
-        name: "health-check-node-port",
+        name: "observe-health-check-node-port",
         proves: "a health-check node port is reached from outside on every node, in both families, and tells where the endpoints are as they move",
         run: health_check_node_port,
     },
     Scenario {
-        name: "taken-ports",
+        name: "observe-taken-ports",
         proves: "an agent whose ports another program has forwards all the same, says so, and serves them once they are free",
         run: taken_ports,
     },

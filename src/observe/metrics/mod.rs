@@ -72,6 +72,8 @@ pub struct Metrics {
     pub events: IntCounterVec,
     /// `sheave_watch_relists_total`, by `resource`.
     pub relists: IntCounterVec,
+    /// `sheave_watch_interruptions_total`, by `resource`.
+    pub interruptions: IntCounterVec,
     /// `sheave_queued_batches`.
     pub queued_batches: IntGauge,
     /// `sheave_pass_events`.
@@ -147,7 +149,13 @@ impl Default for Metrics {
             ),
             relists: maker.counters(
                 "sheave_watch_relists_total",
-                "How often everything of a resource was listed, the first time included",
+                "Lists of a resource: the first, those after a lost history, and long ones after an interruption",
+                "resource",
+                &RESOURCES,
+            ),
+            interruptions: maker.counters(
+                "sheave_watch_interruptions_total",
+                "How often a resource came to be unheard of",
                 "resource",
                 &RESOURCES,
             ),
