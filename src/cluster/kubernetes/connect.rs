@@ -141,7 +141,7 @@ pub(super) fn server(host: &str, port: &str) -> Result<Uri, ConnectError> {
 }
 
 /// A Pod's credentials, as a kubeconfig would name them.
-async fn in_cluster(server: Uri, account: &Path) -> Result<Config, ConnectError> {
+pub(super) async fn in_cluster(server: Uri, account: &Path) -> Result<Config, ConnectError> {
     let (ca, token) = (account.join("ca.crt"), account.join("token"));
     for path in [&ca, &token] {
         if let Err(error) = std::fs::metadata(path) {
@@ -247,7 +247,7 @@ fn unreadable(path: &Path, error: &KubeconfigError) -> ConnectError {
 }
 
 /// The client, with connections that notice when the other side is gone.
-fn client(mut config: Config) -> Result<Client, ConnectError> {
+pub(super) fn client(mut config: Config) -> Result<Client, ConnectError> {
     let server = config.cluster_url.to_string();
     let failed =
         |error: &dyn Error| ConnectError::Client { server: server.clone(), problem: error.to_string() };

@@ -70,7 +70,8 @@ pub(super) struct Reflector {
     fleeting: u32,
     /// A list was completed at some time.
     listed: bool,
-    down: Option<Instant>,
+    /// Since when nothing is heard, on both clocks.
+    down: Option<(Instant, SystemTime)>,
     pauses: Pauses,
 }
 
@@ -104,7 +105,8 @@ impl Reflector {
 
     /// What to ask now.
     pub(super) fn ask(&mut self, now: Instant) -> Ask {
-        let down_long = self.down.is_some_and(|since| now.duration_since(since) >= self.pace.relist_after);
+        let down_long =
+            self.down.is_some_and(|(since, _)| now.duration_since(since) >= self.pace.relist_after);
         if down_long && matches!(self.phase, Phase::Watch { .. }) {
             self.phase = Phase::List;
         }
@@ -235,11 +237,7 @@ impl Reflector {
             }
             (_, Fault::Status(_) | Fault::Connection) => {}
         }
-        self.down.get_or_insert(now);
-        let since = match self.state {
-            WatchState::Down { since, .. } => since,
-            WatchState::Listing | WatchState::Watching | WatchState::NotServed => wall,
-        };
+        let (_, since) = *self.down.get_or_insert((now, wall));
         self.state = WatchState::Down { since, error: failure.message };
         self.pauses.after_failure(failure.retry_after, chance)
     }

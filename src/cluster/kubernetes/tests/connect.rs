@@ -4,10 +4,12 @@ use std::convert::Infallible;
 use std::path::Path;
 
 use hyper::header::AUTHORIZATION;
-use hyper::{Request, Response};
+use hyper::{Request, Response, StatusCode};
+use kube::client::Body;
+use sheave_apiserver::{Options, Server};
 use tower::{Service as _, service_fn};
 
-use crate::cluster::kubernetes::connect::{connect, server};
+use crate::cluster::kubernetes::connect::{client, connect, in_cluster, server};
 use crate::cluster::kubernetes::token::WithToken;
 
 #[test]
@@ -105,4 +107,32 @@ async fn each_request_has_the_token_as_it_is_then() {
     let directory = tempfile::tempdir().unwrap();
     let seen = tokens(&directory.path().join("token"), &[Some("one"), Some("two\n"), Some(""), None]).await;
     assert_eq!(seen, ["Bearer one", "Bearer two", "Bearer two", "Bearer two"]);
+}
+
+#[tokio::test]
+async fn a_service_account_is_enough_over_both_families() {
+    for address in ["127.0.0.1:0", "[::1]:0"] {
+        let double = Server::listen(Options::default(), address.parse().unwrap()).unwrap();
+        let (host, port) = double.service_host();
+        let url = server(&host.to_string(), &port.to_string()).unwrap();
+        let account = tempfile::tempdir().unwrap();
+
+        let missing = in_cluster(url.clone(), account.path()).await.unwrap_err().to_string();
+        assert!(
+            missing.contains("ca.crt: ") && missing.contains("automountServiceAccountToken"),
+            "{missing}"
+        );
+
+        double.write_service_account(account.path(), "token-0").unwrap();
+        let client = client(in_cluster(url, account.path()).await.unwrap()).unwrap();
+        let status = async || {
+            let request = Request::get("/api/v1/nodes").body(Body::empty()).unwrap();
+            client.send(request).await.unwrap().status()
+        };
+        assert_eq!(status().await, StatusCode::OK);
+        double.write_service_account(account.path(), "token-1").unwrap();
+        assert_eq!(status().await, StatusCode::UNAUTHORIZED);
+        double.api().add_token("token-1");
+        assert_eq!(status().await, StatusCode::OK);
+    }
 }

@@ -225,6 +225,9 @@ fn down_since_the_first_failure_with_the_last_error() {
     };
     assert_eq!(fail(&mut run, 100, "refused"), (100, "refused".to_owned()));
     assert_eq!(fail(&mut run, 110, "no route"), (100, "no route".to_owned()));
+    run.answer(Silent);
+    run.answer(Page("b"));
+    assert_eq!(fail(&mut run, 120, "cut"), (100, "cut".to_owned()), "part of a list is not enough");
     run.answer(Listed("5"));
     run.answer(Watching);
     assert_eq!(fail(&mut run, 200, "refused"), (200, "refused".to_owned()));
