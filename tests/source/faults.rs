@@ -97,7 +97,7 @@ const AT_THE_START: &[Case] = &[
     (
         "no answer",
         |lab| lab.spoil(1, anything, || Fault::Delay(Duration::from_secs(600))),
-        Some("no answer within 1s"),
+        Some("no answer within 2s"),
     ),
     (
         "list cut in an object",
@@ -113,7 +113,7 @@ const AT_THE_START: &[Case] = &[
             lab.api().set_streaming_lists(StreamingLists::Rejected);
             lab.spoil(1, list, || Fault::Stall { after: 300 });
         },
-        Some("an answer stopped for 1s"),
+        Some("an answer stopped for 2s"),
     ),
     (
         "list that is garbage",

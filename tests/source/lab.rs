@@ -18,8 +18,8 @@ const PATIENCE: Duration = Duration::from_secs(30);
 pub fn pace() -> Pace {
     Pace {
         grace: Duration::from_millis(500),
-        answer: Duration::from_secs(1),
-        quiet: Duration::from_millis(300),
+        answer: Duration::from_secs(2),
+        quiet: Duration::from_millis(700),
         first_pause: Duration::from_millis(20),
         longest_pause: Duration::from_millis(100),
         not_served: Duration::from_millis(100),
