@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use proptest::prelude::*;
 use sheave::cluster::{Event, Node, Object, ObjectKey};
 use sheave::config::{Communities, Config, NodeSettings, PasswordSource, PeerSource};
 use sheave::plan::{Delta, Planner};
@@ -57,6 +58,13 @@ fn each_annotation_is_read() {
              peer fd00::fe 65001 port 1790 password of Secret sheave-bgp (key password)",
         ),
         (&[("sheave.io/peers", "")], ""),
+        (
+            &[(
+                "sheave.io/peers",
+                "\n  - address: 10.0.0.1\n    asn: 1\n  - address: 10.0.0.2\n    asn: 2\n",
+            )],
+            "peer 10.0.0.1 1, peer 10.0.0.2 2",
+        ),
         (&[("sheave.io/asn", "64512")], "asn 64512"),
         (&[("sheave.io/router-id", "10.9.9.9")], "id 10.9.9.9"),
         (&[("sheave.io/communities", "1:2, 1:2:3")], "communities {10002} {(1, 2, 3)}"),
@@ -232,6 +240,24 @@ fn what_is_not_acted_on_is_said() {
         let [warning] = &warnings[..] else { panic!("{key}: {warnings:?}") };
         assert_eq!(warning.reason, reason, "{key}");
         assert!(warning.message.contains(message), "{key}: {}", warning.message);
+    }
+}
+
+proptest! {
+    /// Whatever is written: a value is read, or the last one stays and a warning says so.
+    #[test]
+    fn any_text_is_read_or_warned_of(key in 0usize..8, text in "[-\\[\\]{}: ,a-z0-9./=\\n]{0,40}") {
+        let key = [
+            "sheave.io/peers", "sheave.io/asn", "sheave.io/router-id", "sheave.io/path-prepend",
+            "kube-router.io/peers", "kube-router.io/peer.ips", "kube-router.io/pod-cidrs",
+            "kube-router.io/path-prepend.repeat-n",
+        ][key];
+        let (last, _) = NodeSettings::read(&annotated(&[("sheave.io/peers", "[{address: 10.0.0.1, asn: 1}]")]), None);
+        let (settings, warnings) = NodeSettings::read(&annotated(&[(key, &text)]), Some(&last));
+        let invalid = warnings.iter().any(|warning| warning.reason == "InvalidAnnotation");
+        let of_peers = key.contains("/peer");
+        prop_assert!(!(invalid && of_peers) || settings.peers == last.peers);
+        prop_assert!(of_peers || settings.peers.is_none());
     }
 }
 
