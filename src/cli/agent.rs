@@ -129,6 +129,9 @@ fn start(config: Config, node: &str, source: Source) -> Result<(), String> {
         // Before anything else: a signal that comes early ends the agent in order too.
         let mut terminate = signal(SignalKind::terminate()).map_err(text("SIGTERM"))?;
         let mut interrupt = signal(SignalKind::interrupt()).map_err(text("SIGINT"))?;
+        // A mistake there is told before anything of this node is looked at.
+        let (events, receiver) = mpsc::unbounded_channel();
+        let client = source.follow(background.handle(), events).await?;
         let observer = Observer::start(&config.observe, background.handle(), question.clone());
         let mut agent = Agent::new(node, config, background.handle().clone(), observer)
             .map_err(|error| error.to_string())?;
@@ -136,8 +139,7 @@ fn start(config: Config, node: &str, source: Source) -> Result<(), String> {
             let _guard = background.enter();
             status::serve(&socket, question).map_err(|error| format!("{}: {error}", socket.display()))?;
         }
-        let (events, receiver) = mpsc::unbounded_channel();
-        if let Some(client) = source.follow(background.handle(), events).await? {
+        if let Some(client) = client {
             agent = agent.with_api_server(&client);
         }
         let stop = async move {
