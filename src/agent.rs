@@ -5,6 +5,7 @@
 //!                                       2 kernel                 (dataplane)
 //!                                       3 announce what it holds (announce)
 //! every second: what drains, lingers or failed        every CHECK: what others changed in the kernel
+//! source away at the start: hold what an agent before announced, as far as the kernel still forwards it
 //! status socket, scrapes ──questions──► the loop answers between two changes
 //! ```
 //!
@@ -21,8 +22,8 @@ use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tracing::{debug, info, warn};
 
-use crate::announce::Announcer;
-use crate::cluster::{Event, Object, ObjectKey, Severity};
+use crate::announce::{Announcer, Journal, Saved};
+use crate::cluster::{Event, Object, ObjectKey, Severity, Watch, WatchState};
 use crate::config::Config;
 use crate::dataplane::{Dataplane, DataplaneError, Settings};
 use crate::observe::accepts::Accepts;
@@ -40,6 +41,10 @@ const TICK: Duration = Duration::from_secs(1);
 /// How long a start over state of an earlier agent waits for a source that is broken in part; less than
 /// the restart time after which peers drop the routes.
 const PATIENCE: Duration = Duration::from_secs(60);
+
+/// How long a start waits for its source before it holds what was announced before; at once where the source says that it
+/// is away. Peers wait for longer, by any restart time that makes sense.
+const HOLD: Duration = Duration::from_secs(10);
 
 /// Why an agent cannot run.
 #[derive(Debug, thiserror::Error)]
@@ -64,10 +69,16 @@ pub fn settings(config: &Config) -> Settings {
 pub struct Agent {
     planner: Planner,
     dataplane: Dataplane,
+    announcer: Announcer,
+    /// What the agent before announced, until that has been looked at.
+    before: Option<Saved>,
+    /// What is announced instead of the plan, while that is not whole.
+    held: Option<NodePlan>,
     /// Since the first sync.
-    announcer: Option<Announcer>,
+    ready: bool,
+    /// The source says that it is away.
+    source_away: bool,
     observer: Observer,
-    background: Handle,
     opened: Instant,
     checked: Instant,
     /// What a start waits for, as logged last.
@@ -76,47 +87,48 @@ pub struct Agent {
     problems: Vec<String>,
     node_warnings: BTreeSet<Warning>,
     /// Where there is an API server to write to.
-    api_server: Option<kube::Client>,
     accepts: Option<Accepts>,
     events: Option<Events>,
 }
 
 impl Agent {
-    /// An agent that has changed nothing yet. `background` runs sessions; `observer` is told of all.
+    /// An agent that has changed nothing yet. `background` runs sessions; `observer` is told of all. Where there is an API
+    /// server, this node's Node is made to say what it accepts, Events tell users what they should know, and passwords may
+    /// be in Secrets.
     ///
     /// # Errors
     /// [`AgentError`] where the kernel lacks something or permission is missing.
     pub fn new(
         node: &str,
         config: Config,
-        background: Handle,
+        background: &Handle,
         observer: Observer,
+        api_server: Option<kube::Client>,
     ) -> Result<Self, AgentError> {
-        let dataplane = Dataplane::open(&settings(&config))?;
+        let settings = settings(&config);
+        let dataplane = Dataplane::open(&settings)?;
+        let (journal, saved) = Journal::open(&settings.state_directory);
+        let mut planner = Planner::new(node, config);
+        if let Some(node) = saved.node.as_ref().filter(|saved| *saved.name == *node) {
+            planner.recall(node);
+        }
         Ok(Self {
-            planner: Planner::new(node, config),
+            planner,
             dataplane,
-            announcer: None,
+            announcer: Announcer::new(background.clone(), api_server.clone(), journal),
+            before: Some(saved),
+            held: None,
+            ready: false,
+            source_away: false,
             observer,
-            background,
             opened: Instant::now(),
             checked: Instant::now(),
             waits_for: None,
             problems: Vec::new(),
             node_warnings: BTreeSet::new(),
-            api_server: None,
-            accepts: None,
-            events: None,
+            accepts: api_server.clone().map(|client| Accepts::start(client, node, background)),
+            events: api_server.map(|client| Events::start(client, node, background)),
         })
-    }
-
-    /// Has this node's Node say what it accepts, and tells users in Events what they should know; passwords may be in
-    /// Secrets.
-    pub fn with_api_server(mut self, client: &kube::Client) -> Self {
-        self.api_server = Some(client.clone());
-        self.accepts = Some(Accepts::start(client.clone(), self.planner.node(), &self.background));
-        self.events = Some(Events::start(client.clone(), self.planner.node(), &self.background));
-        self
     }
 
     /// Runs until `stop` says so. Kernel state stays; sessions end as the config's graceful restart says.
@@ -160,11 +172,9 @@ impl Agent {
                     self.tick().await;
                 }
             }
-            self.observer.end(&self.planner, self.announcer.is_some(), self.dataplane.is_whole());
+            self.observer.end(&self.planner, self.ready, self.dataplane.is_whole());
         }
-        if let Some(announcer) = self.announcer {
-            announcer.stop().await;
-        }
+        self.announcer.stop().await;
         Ok(())
     }
 
@@ -175,6 +185,9 @@ impl Agent {
             Event::Delete(ObjectKey::Node(name)) => **name == *self.planner.node(),
             _ => false,
         });
+        self.source_away |= events
+            .iter()
+            .any(|event| matches!(event, Event::Watch(Watch { state: WatchState::Down { .. }, .. })));
         let delta = self.planner.handle(events);
         self.observer.planned(&self.planner, &delta);
         if told_problems {
@@ -197,10 +210,13 @@ impl Agent {
         if let Some(accepts) = &self.accepts {
             accepts.saw(self.planner.own_accepts());
         }
-        if self.announcer.is_none() {
-            self.start_if_whole().await;
-        } else {
+        if self.ready {
+            if concerns_own_node {
+                self.remember_node();
+            }
             self.change(&delta).await;
+        } else {
+            self.start_if_whole().await;
         }
     }
 
@@ -210,7 +226,7 @@ impl Agent {
     /// be among those in the kernel: there is [`PATIENCE`] to mend it, since peers do not wait for ever either.
     async fn start_if_whole(&mut self) {
         if !self.planner.is_synced() {
-            return;
+            return self.hold_if_due().await;
         }
         let broken = || self.planner.problems().iter().any(|problem| problem.severity == Severity::Error);
         let why = if !self.planner.knows_own_node() {
@@ -224,9 +240,37 @@ impl Agent {
             if self.waits_for.replace(why) != Some(why) {
                 warn!(node = self.planner.node(), "waiting: {why}");
             }
-            return;
+            return self.hold_if_due().await;
         }
         self.start().await;
+    }
+
+    /// Goes on announcing what an agent before announced, once the source is late.
+    async fn hold_if_due(&mut self) {
+        if !self.source_away && self.opened.elapsed() < HOLD {
+            return;
+        }
+        // Looked at once: what an agent left does not become more.
+        let Some(Saved { node: Some(node), announcements }) = self.before.take() else { return };
+        if *node.name != *self.planner.node() || !self.dataplane.finds_earlier_state() {
+            return;
+        }
+        let forwarded = match self.dataplane.forwarded() {
+            Ok(forwarded) => forwarded,
+            Err(error) => return warn!(%error, "nothing is announced: what the kernel forwards is not known"),
+        };
+        let mut held = NodePlan::new(self.planner.node());
+        held.announcements = announcements;
+        self.announcer.restarting();
+        let router = &self.planner.config().router;
+        self.announcer.configure(router, self.planner.node(), &node.addresses).await;
+        self.announcer.update(&held, |vip| forwarded.contains(&vip), None);
+        self.announcer.complete();
+        warn!(
+            announcements = self.announcer.announced(),
+            "the source is late: what was announced before goes on, as far as the kernel forwards it"
+        );
+        self.held = Some(held);
     }
 
     /// The first time that the plan is whole: the kernel first, then peers.
@@ -241,13 +285,18 @@ impl Agent {
         for Warning { object, reason, message } in self.planner.warnings().difference(&self.node_warnings) {
             warn!(object, reason, "{message}");
         }
+        if self.dataplane.adopted() && self.held.is_none() {
+            self.announcer.restarting();
+        }
+        self.held = None;
+        self.before = None;
+        self.ready = true;
+        self.remember_node();
         let plan = self.planner.plan();
-        let announcer =
-            Announcer::new(self.dataplane.adopted(), self.background.clone(), self.api_server.clone());
-        let announcer = self.announcer.insert(announcer);
-        announcer.configure(&self.planner.config().router, self.planner.node(), &plan.node.addresses).await;
-        announcer.update(plan, |vip| self.dataplane.holds(plan, vip), None);
-        announcer.complete();
+        let router = &self.planner.config().router;
+        self.announcer.configure(router, self.planner.node(), &plan.node.addresses).await;
+        self.announcer.update(plan, |vip| self.dataplane.holds(plan, vip), None);
+        self.announcer.complete();
         info!(
             virtual_servers = plan.virtual_servers.len(),
             announcements = plan.announcements.len(),
@@ -257,21 +306,27 @@ impl Agent {
         );
     }
 
+    /// What a start without a source will have to know of this node.
+    fn remember_node(&mut self) {
+        if let Some(node) = self.planner.sound_own_node() {
+            self.announcer.remember(node);
+        }
+    }
+
     async fn change(&mut self, delta: &Delta) {
         if delta.is_empty() {
             return;
         }
         let began = Instant::now();
         let plan = self.planner.plan();
-        let Some(announcer) = &mut self.announcer else { return };
-        announcer.withdraw(plan, &delta.announcements).await;
+        self.announcer.withdraw(plan, &delta.announcements).await;
         self.dataplane.apply(plan, delta, began).await;
         self.observer.worked(Pass::Partial, began.elapsed(), self.dataplane.is_whole());
         if delta.router || delta.node {
             let router = &self.planner.config().router;
-            announcer.configure(router, self.planner.node(), &plan.node.addresses).await;
+            self.announcer.configure(router, self.planner.node(), &plan.node.addresses).await;
         }
-        announcer.update(plan, |vip| self.dataplane.holds(plan, vip), Some(&touched(plan, delta)));
+        self.announcer.update(plan, |vip| self.dataplane.holds(plan, vip), Some(&touched(plan, delta)));
         debug!(
             virtual_servers = delta.virtual_servers.len(),
             rewrites = delta.rewrites.len(),
@@ -283,28 +338,32 @@ impl Agent {
     }
 
     async fn tick(&mut self) {
-        if self.announcer.is_none() {
-            return self.start_if_whole().await;
-        }
-        self.dataplane.tick(self.planner.plan(), Instant::now()).await;
-        if self.checked.elapsed() >= CHECK {
-            self.check().await;
-        }
-        self.report();
-        if let Some(announcer) = &mut self.announcer {
-            announcer.tick().await;
-        }
-        if let Some(accepts) = &mut self.accepts {
-            accepts.stands(self.dataplane.accepts());
+        self.announcer.tick().await;
+        if self.ready {
+            self.look().await;
+        } else {
+            self.start_if_whole().await;
         }
         if let Some(events) = &mut self.events {
-            if let Some(speaker) = self.announcer.as_ref().and_then(Announcer::status) {
+            if let Some(speaker) = self.announcer.status() {
                 events.peers(&speaker);
             }
             if let Some(warnings) = self.observer.changed_warnings() {
                 events.node_ports(warnings);
             }
             events.tick(self.planner.accepting());
+        }
+    }
+
+    /// Ends what was only waiting, and repairs.
+    async fn look(&mut self) {
+        self.dataplane.tick(self.planner.plan(), Instant::now()).await;
+        if self.checked.elapsed() >= CHECK {
+            self.check().await;
+        }
+        self.report();
+        if let Some(accepts) = &mut self.accepts {
+            accepts.stands(self.dataplane.accepts());
         }
     }
 
@@ -333,8 +392,8 @@ impl Agent {
         }
         self.problems = problems;
         let plan = self.planner.plan();
-        if let Some(announcer) = &mut self.announcer {
-            announcer.update(plan, |vip| self.dataplane.holds(plan, vip), None);
+        if self.ready {
+            self.announcer.update(plan, |vip| self.dataplane.holds(plan, vip), None);
         }
     }
 
@@ -351,7 +410,7 @@ impl Agent {
         let mut problems: Vec<String> = self.planner.problems().iter().map(ToString::to_string).collect();
         problems.extend(self.dataplane.problems());
         problems.extend(self.observer.problems());
-        problems.extend(self.announcer.iter().flat_map(Announcer::problems).cloned());
+        problems.extend(self.announcer.problems().iter().cloned());
         let held = self.dataplane.list_virtual_servers().unwrap_or_else(|error| {
             problems.push(error.to_string());
             Vec::new()
@@ -360,21 +419,22 @@ impl Agent {
         Status {
             node: self.planner.node().into(),
             version: env!("CARGO_PKG_VERSION").into(),
-            ready: self.announcer.is_some(),
+            ready: self.ready,
+            holding: self.held.is_some(),
             health: self.observer.health(),
             watches: self.observer.watches(),
-            peers: self.announcer.as_ref().and_then(Announcer::status).map(peers).unwrap_or_default(),
-            announcements: plan
+            peers: self.announcer.status().map(peers).unwrap_or_default(),
+            announcements: self
+                .held
+                .as_ref()
+                .unwrap_or(plan)
                 .announcements
                 .values()
                 .map(|announcement| status::Announcement {
                     prefix: announcement.prefix.to_string(),
                     kind: format!("{:?}", announcement.kind),
                     service: announcement.service.as_ref().map(ToString::to_string),
-                    announced: self
-                        .announcer
-                        .as_ref()
-                        .is_some_and(|announcer| announcer.announces(&announcement.prefix)),
+                    announced: self.announcer.announces(&announcement.prefix),
                 })
                 .collect(),
             virtual_servers: crate::dataplane::describe(plan, &held),
@@ -404,10 +464,11 @@ impl Agent {
         };
         problems.insert("source", self.planner.problems().len());
         problems.insert("listener", self.observer.problems().count());
-        problems.insert("bgp", self.announcer.iter().flat_map(Announcer::problems).count());
+        problems.insert("bgp", self.announcer.problems().len());
         let plan = self.planner.plan();
         Snapshot {
-            ready: self.announcer.is_some(),
+            ready: self.ready,
+            holding: self.held.is_some(),
             adopted: self.dataplane.adopted(),
             virtual_servers: plan.virtual_servers.len(),
             draining: self.dataplane.draining(),
@@ -416,14 +477,14 @@ impl Agent {
             rewrites: plan.rewrites.len(),
             health_check_node_ports: self.observer.health_check_node_ports(),
             announcements: plan.announcements.len(),
-            announced: self.announcer.as_ref().map_or(0, Announcer::announced),
+            announced: self.announcer.announced(),
             warnings: self.observer.warning_counts(&self.planner),
             problems,
             passes: self.dataplane.passes(),
             ipvs_messages: self.dataplane.ipvs_messages(),
             ipvs_time: self.dataplane.ipvs_time(),
             traffic: wanted.pick(&self.planner, listed),
-            speaker: self.announcer.as_ref().and_then(Announcer::status),
+            speaker: self.announcer.status(),
         }
     }
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use serde_json::json;
-use sheave::announce::Announcer;
+use sheave::announce::{Announcer, Journal};
 use sheave::config::{Config, Router};
 use sheave::plan::{Announcement, AnnouncementKind, NodePlan};
 use sheave_apiserver::{Options, Server};
@@ -94,11 +94,15 @@ fn plan() -> NodePlan {
 
 /// An announcer as the agent's start makes it, with [`plan`]'s prefix.
 async fn announcer(router: &Router) -> Announcer {
-    let mut announcer = Announcer::new(false, Handle::current(), None);
+    let mut announcer = Announcer::new(Handle::current(), None, journal());
     configure(&mut announcer, router).await;
     announcer.update(&plan(), |_| true, None);
     announcer.complete();
     announcer
+}
+
+fn journal() -> Journal {
+    Journal::open(tempfile::tempdir().unwrap().path()).0
 }
 
 async fn configure(announcer: &mut Announcer, router: &Router) {
@@ -215,7 +219,7 @@ async fn passwords_come_from_secrets() {
         kube::Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await.unwrap();
     let client = kube::Client::try_from(config).unwrap();
     let signed = Peer::start(8, Some("hunter2")).await;
-    let mut announcer = Announcer::new(false, Handle::current(), Some(client));
+    let mut announcer = Announcer::new(Handle::current(), Some(client), journal());
 
     configure(&mut announcer, &router(&[signed.written(", passwordSecret: {name: sheave-bgp}")], "")).await;
     until(&mut announcer, "the problem", |announcer| !announcer.problems().is_empty()).await;
@@ -259,7 +263,7 @@ async fn a_secret_without_an_api_server_is_a_problem() {
 #[tokio::test]
 async fn what_keeps_the_speaker_from_starting_is_a_problem_and_tried_again() {
     let peer = Peer::start(7, None).await;
-    let mut announcer = Announcer::new(false, Handle::current(), None);
+    let mut announcer = Announcer::new(Handle::current(), None, journal());
     announcer.configure(&router(&[peer.written("")], ""), "node-a", &[]).await;
     assert!(announcer.problems()[0].contains("sheave.io/router-id"), "{:?}", announcer.problems());
 

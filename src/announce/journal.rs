@@ -10,7 +10,7 @@
 //! read is left out. The file is rewritten without what is outdated at the start, and when it has grown much longer than it need be. It
 //! lies in the state directory and ends with the boot, as the kernel state does that it speaks of.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufRead as _, BufReader, BufWriter, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
@@ -76,6 +76,10 @@ impl Saved {
 pub struct Journal {
     path: PathBuf,
     file: Option<File>,
+    /// As noted last.
+    node: Option<Node>,
+    /// What the agent before announced, and this one has not said anything of yet.
+    left: BTreeSet<IpNet>,
     /// In the file.
     lines: usize,
     /// The lines there would be if it was rewritten.
@@ -85,7 +89,14 @@ pub struct Journal {
 impl Journal {
     /// Opens the file in `directory`, and gives what it says.
     pub fn open(directory: &Path) -> (Self, Saved) {
-        let mut journal = Self { path: directory.join(FILE), file: None, lines: 0, in_force: 0 };
+        let mut journal = Self {
+            path: directory.join(FILE),
+            file: None,
+            node: None,
+            left: BTreeSet::new(),
+            lines: 0,
+            in_force: 0,
+        };
         let saved = match Saved::read(&journal.path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 journal.warn("read", &error);
@@ -94,12 +105,17 @@ impl Journal {
             read => read.unwrap_or_default(),
         };
         journal.rewrite(&saved);
+        journal.node.clone_from(&saved.node);
+        journal.left = saved.announcements.keys().copied().collect();
         (journal, saved)
     }
 
     /// Notes this node's Node object.
     pub fn node(&mut self, node: &Node) {
-        self.append([Line::Node(node)].into_iter());
+        if self.node.as_ref() != Some(node) {
+            self.node = Some(node.clone());
+            self.append([Line::Node(node)].into_iter());
+        }
     }
 
     /// Notes prefixes that are about to be announced, or have been withdrawn (`None`); `in_force` are announced from now on.
@@ -109,16 +125,27 @@ impl Journal {
         in_force: usize,
     ) {
         self.in_force = in_force + 1;
-        self.append(changes.map(|(prefix, announcement)| match announcement {
-            Some(announcement) => Line::Announce(announcement),
-            None => Line::Withdraw(prefix),
+        let mut left = std::mem::take(&mut self.left);
+        self.append(changes.map(|(prefix, announcement)| {
+            left.remove(&prefix);
+            match announcement {
+                Some(announcement) => Line::Announce(announcement),
+                None => Line::Withdraw(prefix),
+            }
         }));
+        self.left = left;
         if self.file.is_some() && self.lines > 2 * self.in_force + SLACK {
             match Saved::read(&self.path) {
                 Ok(saved) => self.rewrite(&saved),
                 Err(error) => self.warn("read", &error),
             }
         }
+    }
+
+    /// What the agent before announced and this one has not, it will not announce.
+    pub fn settle(&mut self) {
+        let left = std::mem::take(&mut self.left);
+        self.append(left.into_iter().map(Line::Withdraw));
     }
 
     fn append<'a>(&mut self, lines: impl Iterator<Item = Line<&'a Node, &'a Announcement>>) {
@@ -188,7 +215,6 @@ pub fn remove(directory: &Path) -> io::Result<bool> {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
     use std::os::unix::fs::PermissionsExt as _;
 
     use super::*;
@@ -248,6 +274,24 @@ mod tests {
         }
         let mode = fs::metadata(directory.path().join(FILE)).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
+    }
+
+    #[test]
+    fn what_is_not_announced_again_is_dropped_once_that_is_settled() {
+        let directory = tempfile::tempdir().unwrap();
+        let (mut journal, _) = Journal::open(directory.path());
+        journal.node(&node());
+        for number in 1..=3 {
+            change(&mut journal, number, true, number.into());
+        }
+        let (mut journal, before) = Journal::open(directory.path());
+        assert_eq!(before, saved(&[1, 2, 3]));
+        change(&mut journal, 2, true, 1);
+        assert_eq!(Journal::open(directory.path()).1, saved(&[1, 2, 3]));
+        let (mut journal, _) = Journal::open(directory.path());
+        change(&mut journal, 2, true, 1);
+        journal.settle();
+        assert_eq!(Journal::open(directory.path()).1, saved(&[2]));
     }
 
     #[test]

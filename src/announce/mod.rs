@@ -3,10 +3,10 @@
 //! ```text
 //! Config.router, passwords ──configure─┐
 //! NodePlan.announcements ──────────────┼─► [Announcer] ──peers, RouteChanges──► Speaker ──► peers
-//! Dataplane::holds ────────────────────┘
+//! Dataplane::holds ────────────────────┘      └──► Journal, for starts without a source
 //! ```
 
-pub mod journal;
+mod journal;
 mod passwords;
 mod sessions;
 
@@ -21,8 +21,10 @@ use sheave_bgp::{
 use tokio::runtime::Handle;
 use tracing::{info, warn};
 
+use crate::cluster::Node;
 use crate::config::Router;
 use crate::plan::{Announcement, AnnouncementKind, NodePlan};
+pub use journal::{Journal, Saved, remove as remove_journal};
 use passwords::Passwords;
 
 /// How long a removal waits for peers to be told of the withdrawal. One that does not read must not hold up
@@ -69,6 +71,7 @@ pub struct Announcer {
     /// Until then a speaker that starts may tell peers that this is a restart: they do not wait longer.
     restarting: Restarting,
     announced: BTreeMap<IpNet, Attributes>,
+    journal: Journal,
     /// All that is to be announced at the start has been.
     complete: bool,
     problems: Vec<String>,
@@ -99,21 +102,28 @@ enum Restarting {
 }
 
 impl Announcer {
-    /// An announcer without peers. `restarting`: the kernel forwarded for this node all along, so that peers keep
-    /// their routes. Sessions run on `runtime`; `client` is who is asked for Secrets with passwords.
-    pub fn new(restarting: bool, runtime: Handle, client: Option<kube::Client>) -> Self {
+    /// An announcer without peers. Sessions run on `runtime`; `client` is who is asked for Secrets with passwords; what is
+    /// announced is noted in `journal`.
+    pub fn new(runtime: Handle, client: Option<kube::Client>, journal: Journal) -> Self {
         Self {
             configured: None,
             speaker: None,
             passwords: Passwords::start(&runtime, client),
             runtime,
             auto_router_id: None,
-            restarting: if restarting { Restarting::Since(Instant::now()) } else { Restarting::No },
+            restarting: Restarting::No,
             announced: BTreeMap::new(),
+            journal,
             complete: false,
             problems: Vec::new(),
             start_again: None,
         }
+    }
+
+    /// The kernel has forwarded for this node all along, so that peers keep their routes: they are told of a restart by the
+    /// first speaker that starts, if it does within the restart time.
+    pub fn restarting(&mut self) {
+        self.restarting = Restarting::Since(Instant::now());
     }
 
     /// Makes the sessions be as `router` says. Those of peers for which nothing changes go on; a change of the ASN,
@@ -228,10 +238,11 @@ impl Announcer {
             .filter(|prefix| self.announced.remove(prefix).is_some())
             .copied()
             .collect();
-        let Some(Running { speaker, .. }) = &self.speaker else { return };
         if withdraw.is_empty() {
             return;
         }
+        self.journal.announce(withdraw.iter().map(|prefix| (*prefix, None)), self.announced.len());
+        let Some(Running { speaker, .. }) = &self.speaker else { return };
         info!(prefixes = withdraw.len(), first = %withdraw[0], "withdraw");
         speaker.update(RouteChanges { announce: Vec::new(), withdraw });
         if !speaker.flushed(WITHDRAW_LIMIT).await {
@@ -272,20 +283,26 @@ impl Announcer {
                 _ => {}
             }
         }
-        let Some(Running { speaker, .. }) = &self.speaker else { return };
-        if changes != RouteChanges::default() {
-            info!(
-                announce = changes.announce.len(),
-                withdraw = changes.withdraw.len(),
-                "announcements change"
-            );
-            speaker.update(changes);
+        if changes == RouteChanges::default() {
+            return;
         }
+        let announce = changes.announce.iter().map(|(prefix, _)| (*prefix, plan.announcements.get(prefix)));
+        let withdraw = changes.withdraw.iter().map(|prefix| (*prefix, None));
+        self.journal.announce(announce.chain(withdraw), self.announced.len());
+        let Some(Running { speaker, .. }) = &self.speaker else { return };
+        info!(announce = changes.announce.len(), withdraw = changes.withdraw.len(), "announcements change");
+        speaker.update(changes);
+    }
+
+    /// Notes this node's Node object, from which a start without a source knows peers and addresses.
+    pub fn remember(&mut self, node: &Node) {
+        self.journal.node(node);
     }
 
     /// Everything the dataplane holds at the start has been announced: peers may drop what is left of an earlier life.
     pub fn complete(&mut self) {
         self.complete = true;
+        self.journal.settle();
         if let Some(Running { speaker, .. }) = &self.speaker {
             speaker.initial_routes_complete();
         }

@@ -133,14 +133,11 @@ fn start(config: Config, node: &str, source: Source) -> Result<(), String> {
         let (events, receiver) = mpsc::unbounded_channel();
         let client = source.follow(background.handle(), events).await?;
         let observer = Observer::start(&config.observe, background.handle(), question.clone());
-        let mut agent = Agent::new(node, config, background.handle().clone(), observer)
+        let agent = Agent::new(node, config, background.handle(), observer, client)
             .map_err(|error| error.to_string())?;
         {
             let _guard = background.enter();
             status::serve(&socket, question).map_err(|error| format!("{}: {error}", socket.display()))?;
-        }
-        if let Some(client) = client {
-            agent = agent.with_api_server(&client);
         }
         let stop = async move {
             tokio::select! {

@@ -8,6 +8,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::{failed, node_name};
 use crate::agent;
+use crate::announce;
 use crate::cluster::ACCEPTS_ANNOTATION;
 use crate::cluster::kubernetes::{ConnectError, connect};
 use crate::config::Config;
@@ -80,6 +81,9 @@ pub(super) fn run(args: Args) -> ExitCode {
         let told = tell(kubeconfig.as_deref(), &node).await;
         if let Err(error) = &told {
             eprintln!("error: {error}; going on: until it is gone, other nodes tunnel to this one in vain");
+        }
+        if let Err(error) = announce::remove_journal(&settings.state_directory) {
+            return failed(&format!("{}: {error}", settings.state_directory.display()));
         }
         match dataplane::cleanup(&settings, &lock).await {
             Ok(done) if done.is_empty() => println!("nothing of Sheave's is here"),

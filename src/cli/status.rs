@@ -66,6 +66,7 @@ fn table(status: &Status) -> String {
         node,
         version,
         ready,
+        holding,
         health,
         watches,
         peers,
@@ -75,7 +76,11 @@ fn table(status: &Status) -> String {
         warnings,
     } = status;
     let mut text = String::new();
-    let state = if *ready { "ready" } else { "waiting for the source" };
+    let state = match (ready, holding) {
+        (true, _) => "ready",
+        (false, true) => "waiting for the source, announcing what was announced before",
+        (false, false) => "waiting for the source",
+    };
     let _ = writeln!(text, "node {node}, sheave {version}: {state}, {}", health_words(health));
     for (title, lines) in [("problems", problems), ("warnings", warnings)] {
         if !lines.is_empty() {
@@ -209,6 +214,7 @@ mod tests {
             node: "node-a".into(),
             version: "1.2.3".into(),
             ready: true,
+            holding: false,
             health: Health {
                 healthy,
                 node_eligible,

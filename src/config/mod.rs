@@ -23,3 +23,4 @@ pub use node::NodeSettings;
 pub use peer::{
     AddressFamily, Bfd, DynamicPeer, Import, NextHop, PasswordSource, Peer, PeerSource, SecretKey,
 };
+pub use reader::INVALID_ANNOTATION;

@@ -7,6 +7,9 @@ use ipnet::IpNet;
 use crate::cluster::Annotations;
 use crate::plan::{AcceptedIn, Forwarding, Warning};
 
+/// Reason of the warning about an annotation that does not parse.
+pub const INVALID_ANNOTATION: &str = "InvalidAnnotation";
+
 /// A parser of one annotation: the value, or what is wrong with it.
 type Parse<T> = fn(&str) -> Result<T, String>;
 
@@ -38,7 +41,7 @@ impl<'a> Reader<'a> {
     /// Warns of what is wrong with an annotation.
     pub(super) fn checked<T>(&mut self, key: &str, parsed: Result<T, String>) -> Result<T, ()> {
         parsed.map_err(|wrong| {
-            self.warn("InvalidAnnotation", format!("{key}: {wrong}; the last good value stays in force"));
+            self.warn(INVALID_ANNOTATION, format!("{key}: {wrong}; the last good value stays in force"));
         })
     }
 

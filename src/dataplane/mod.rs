@@ -47,6 +47,7 @@ use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 use rtnetlink::Handle;
+use sheave_ipvs::ServiceKey;
 
 pub use self::describe::describe;
 use self::error::is_absent;
@@ -381,6 +382,22 @@ impl Dataplane {
     /// [`DataplaneError`] when IPVS does not answer.
     pub fn traffic(&mut self) -> Result<Vec<(VipPort, sheave_ipvs::Stats)>, DataplaneError> {
         Ok(self.servers.traffic()?)
+    }
+
+    /// Addresses of our virtual servers that take new connections, whoever made them.
+    ///
+    /// # Errors
+    /// [`DataplaneError`] when IPVS does not answer.
+    pub fn forwarded(&mut self) -> Result<BTreeSet<IpAddr>, DataplaneError> {
+        let entries = self.list_virtual_servers()?.into_iter();
+        let takes =
+            entries.filter(|entry| entry.destinations.iter().any(|entry| entry.destination.weight > 0));
+        Ok(takes
+            .filter_map(|entry| match entry.service.key {
+                ServiceKey::Address { address, .. } => Some(address),
+                ServiceKey::Fwmark { .. } => None,
+            })
+            .collect())
     }
 
     fn rules(&self, plan: &NodePlan) -> Rules {

@@ -22,6 +22,8 @@ pub struct Status {
     pub version: String,
     /// The source has told everything, and the kernel was brought in line with it at least once.
     pub ready: bool,
+    /// Not ready, and going on to announce what an agent before announced, as far as the kernel forwards it.
+    pub holding: bool,
     /// Whether it works, and where it says so.
     pub health: Health,
     /// How the source stands with each resource of the API server; empty with manifests.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::model::{Announcement, AnnouncementKind, Delta, NodePlan, NodeState, Warning};
 use super::service::{NodeContext, service};
 use crate::cluster::{ACCEPTS_ANNOTATION, Changes, Event, Index, Node, Problem, ServiceName};
-use crate::config::{Config, NodePortAddresses, NodeSettings, ServiceSettings};
+use crate::config::{Config, INVALID_ANNOTATION, NodePortAddresses, NodeSettings, ServiceSettings};
 
 /// Owner of the [`Index`] and of the plan made from it.
 #[derive(Debug)]
@@ -48,6 +48,18 @@ impl Planner {
         };
         planner.plan_node();
         planner
+    }
+
+    /// Puts in force what an earlier agent knew of this node's Node, until the source tells of it.
+    pub fn recall(&mut self, node: &Node) {
+        self.node_settings = NodeSettings::read(node, None).0;
+        self.config = self.node_settings.apply(&self.file);
+    }
+
+    /// This node's own Node object, if all that it says reads.
+    pub fn sound_own_node(&self) -> Option<&Node> {
+        let sound = self.node_warnings.iter().all(|warning| warning.reason != INVALID_ANNOTATION);
+        self.own_node().filter(|_| sound)
     }
 
     /// Takes over what a source tells, and names what became different in the plan.

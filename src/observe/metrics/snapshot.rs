@@ -16,6 +16,8 @@ pub struct Snapshot {
     pub ready: bool,
     /// This agent took over from one before, which had left its kernel state.
     pub adopted: bool,
+    /// What an agent before announced is announced, for want of a source.
+    pub holding: bool,
     /// Planned virtual servers, those without destinations included.
     pub virtual_servers: usize,
     /// Of these, how many have destinations that drain.
@@ -92,6 +94,11 @@ impl Snapshot {
                 "sheave_health_check_node_ports",
                 "Services whose health-check node port this node serves",
                 self.health_check_node_ports,
+            ),
+            (
+                "sheave_holding",
+                "Whether what an agent before announced goes on being announced, because the source is late",
+                self.holding.into(),
             ),
             ("sheave_announcements", "Planned prefixes", self.announcements),
             ("sheave_announced_prefixes", "Prefixes that peers are told now", self.announced),
