@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use super::{failed, print};
 use crate::observe::status::{self, Health, Status};
 
-/// Show peers, announcements, virtual servers with their endpoints, and problems of the local agent
+/// Show health, watches, peers, announcements, virtual servers with their endpoints, and problems of the local agent
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = "\
 Examples:

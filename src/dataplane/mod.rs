@@ -322,11 +322,6 @@ impl Dataplane {
         self.netfilter.adopted
     }
 
-    /// Whether some destination still drains.
-    pub fn is_draining(&self) -> bool {
-        self.servers.draining() > 0
-    }
-
     /// How many virtual servers have destinations that drain.
     pub fn draining(&self) -> usize {
         self.servers.draining()
