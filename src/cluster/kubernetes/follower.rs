@@ -140,8 +140,7 @@ impl Follower {
         let Page { items, version, next } = Page::read(&body)?;
         for item in items {
             let head = Head::read(self.resource, item, &mut self.names);
-            let content = item::read(self.resource, item, &mut self.names);
-            self.ledger.listed(head, content);
+            self.ledger.listed(head, || item::read(self.resource, item, &mut self.names));
         }
         match next {
             Some(token) => self.reflector.page(token),
@@ -215,13 +214,14 @@ impl Follower {
         match Message::read(line).map_err(Stop::Failed)? {
             Message::Applied(object) => {
                 let head = Head::read(self.resource, object, &mut self.names);
-                let content = item::read(self.resource, object, &mut self.names);
+                let resource = self.resource;
+                let read = |names: &mut Names| item::read(resource, object, names);
                 if *listing {
                     self.reflector.listing();
-                    self.ledger.listed(head, content);
+                    self.ledger.listed(head, || read(&mut self.names));
                 } else {
                     self.advance(&head);
-                    self.ledger.applied(head, content, &mut self.events);
+                    self.ledger.applied(head, || read(&mut self.names), &mut self.events);
                 }
             }
             Message::Deleted(object) => {

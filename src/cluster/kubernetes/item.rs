@@ -3,6 +3,7 @@
 //! Reading an object never fails. Its head is read first and apart from the rest, so that an object of a form that
 //! nobody expected still has its name: it is a problem of its own then, and of nothing else.
 
+use std::hash::BuildHasher as _;
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -25,6 +26,8 @@ pub(super) struct Head {
     pub(super) key: ObjectKey,
     /// `resourceVersion`, where there is one.
     pub(super) version: Option<String>,
+    /// Hash of its text: objects of the same text are the same.
+    pub(super) text: u64,
     /// When the change began that led to this version, as the endpointslice controller tells.
     pub(super) triggered: Option<SystemTime>,
 }
@@ -61,8 +64,14 @@ struct WireMetadata<'a> {
 impl Head {
     /// Reads the head of an object.
     pub(super) fn read(resource: Resource, json: &RawValue, names: &mut Names) -> Self {
+        let text = names.hash(json.get());
         let Ok(WireHead { metadata }) = serde_json::from_str::<WireHead<'_>>(json.get()) else {
-            return Self { key: resource.key(None, Arc::from(UNNAMED)), version: None, triggered: None };
+            return Self {
+                key: resource.key(None, Arc::from(UNNAMED)),
+                version: None,
+                text,
+                triggered: None,
+            };
         };
         let WireMetadata { name, mut namespace, resource_version, annotations } = metadata;
         if let Some(namespace) = &mut namespace {
@@ -73,6 +82,7 @@ impl Head {
             .filter(|raw| resource == Resource::EndpointSlices && raw.get().contains(TRIGGER_ANNOTATION));
         Self {
             key: resource.key(namespace, name),
+            text,
             version: version.filter(|version| !version.is_empty()),
             triggered: annotations.and_then(triggered),
         }
@@ -164,6 +174,11 @@ pub(super) struct Names {
 
 impl Names {
     const LEAST: usize = 1024;
+
+    /// Hash of a text, by a secret that others do not know and that stays the same.
+    fn hash(&self, text: &str) -> u64 {
+        self.held.hasher().hash_one(text)
+    }
 
     /// Replaces a name by the one that is held already.
     fn share(&mut self, name: &mut Arc<str>) {

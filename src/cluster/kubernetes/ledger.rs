@@ -1,4 +1,5 @@
-//! What was told of one resource: the names alone, so that a list shows what has vanished.
+//! What was told of one resource: the names, so that a list shows what has vanished, and a hash of each object's text,
+//! so that what a list has unchanged is neither read nor told again.
 //!
 //! The objects are the [`Index`](crate::cluster::Index)'s. Only while a list runs, its objects wait here: nobody hears
 //! of a list before it is complete.
@@ -28,6 +29,8 @@ pub(super) struct Ledger {
 struct Told {
     /// Number of the list that had it last.
     list: u64,
+    /// Hash of its text.
+    text: u64,
     /// Its trigger time, as seen last.
     triggered: Option<SystemTime>,
 }
@@ -35,7 +38,8 @@ struct Told {
 /// A list that is not complete.
 #[derive(Debug, Default)]
 struct Listing {
-    objects: Vec<(Object, Option<SystemTime>)>,
+    /// New and changed ones, as they are to be told.
+    objects: Vec<(Object, Told)>,
     problems: BTreeMap<ObjectKey, Unreadable>,
 }
 
@@ -46,17 +50,22 @@ impl Ledger {
         self.listing = Some(Listing::default());
     }
 
-    /// An object of the running list. One that cannot be used counts as there: its last good version stays.
-    pub(super) fn listed(&mut self, head: Head, content: Content) {
+    /// An object of the running list; it is read only if it changed. One that cannot be used counts as there: its last
+    /// good version stays.
+    pub(super) fn listed(&mut self, head: Head, read: impl FnOnce() -> Content) {
         let Some(listing) = &mut self.listing else { return };
-        let Head { key, triggered, .. } = head;
+        let Head { key, text, triggered, .. } = head;
         if let Some(told) = self.told.get_mut(&key) {
             told.list = self.list;
+            if told.text == text {
+                listing.problems.remove(&key);
+                return;
+            }
         }
-        match content {
+        match read() {
             Ok(object) => {
                 listing.problems.remove(&key);
-                listing.objects.push((object, triggered));
+                listing.objects.push((object, Told { list: self.list, text, triggered }));
             }
             Err(unreadable) => {
                 listing.problems.insert(key, unreadable);
@@ -81,14 +90,8 @@ impl Ledger {
         self.problems = problems;
         let list = self.list;
         let mut events = Vec::with_capacity(objects.len());
-        for (object, triggered) in objects {
-            // The key that is there shares its text with the object that the Index keeps, if nothing changed.
-            match self.told.get_mut(&object.key()) {
-                Some(told) => *told = Told { list, triggered },
-                None => {
-                    self.told.insert(object.key(), Told { list, triggered });
-                }
-            }
+        for (object, new) in objects {
+            self.told.insert(object.key(), new);
             events.push(Event::Apply(object));
         }
         events.extend(self.told.extract_if(|_, told| told.list != list).map(|(key, _)| Event::Delete(key)));
@@ -96,9 +99,13 @@ impl Ledger {
     }
 
     /// An object was added or changed while it was watched.
-    pub(super) fn applied(&mut self, head: Head, content: Content, events: &mut Vec<Event>) {
-        let Head { key, triggered, .. } = head;
-        let object = match content {
+    pub(super) fn applied(&mut self, head: Head, read: impl FnOnce() -> Content, events: &mut Vec<Event>) {
+        let Head { key, text, triggered, .. } = head;
+        if self.told.get(&key).is_some_and(|told| told.text == text) {
+            self.problems_changed |= self.problems.remove(&key).is_some();
+            return;
+        }
+        let object = match read() {
             Ok(object) => object,
             Err(unreadable) => {
                 self.problems.insert(key, unreadable);
@@ -107,10 +114,9 @@ impl Ledger {
             }
         };
         self.problems_changed |= self.problems.remove(&key).is_some();
-        let told = self.told.entry(key).or_insert(Told { list: 0, triggered: None });
-        told.list = self.list;
-        if told.triggered != triggered {
-            told.triggered = triggered;
+        let new = Told { list: self.list, text, triggered };
+        let old = self.told.insert(key, new);
+        if old.is_none_or(|old| old.triggered != triggered) {
             events.extend(triggered.map(Event::TriggeredAt));
         }
         events.push(Event::Apply(object));

@@ -1,5 +1,6 @@
 //! What follows from lists and changes.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
 use crate::cluster::kubernetes::Resource;
@@ -7,8 +8,15 @@ use crate::cluster::kubernetes::item::{Head, Unreadable};
 use crate::cluster::kubernetes::ledger::Ledger;
 use crate::cluster::{EndpointSlice, Event, Object, SliceName};
 
+/// Of a text that no other has.
 fn head(name: &str) -> Head {
-    Head { key: Resource::EndpointSlices.key(None, name.into()), version: None, triggered: None }
+    static TEXT: AtomicU64 = AtomicU64::new(1000);
+    let text = TEXT.fetch_add(1, Ordering::Relaxed);
+    Head { key: Resource::EndpointSlices.key(None, name.into()), version: None, text, triggered: None }
+}
+
+fn text(name: &str, text: u64) -> Head {
+    Head { text, ..head(name) }
 }
 
 fn at(name: &str, second: u64) -> Head {
@@ -49,14 +57,14 @@ fn list<const N: usize>(
 ) -> Vec<String> {
     ledger.begin();
     for (head, content) in objects {
-        ledger.listed(head, content);
+        ledger.listed(head, || content);
     }
     short(ledger.complete())
 }
 
 fn apply(ledger: &mut Ledger, head: Head, content: Result<Object, Unreadable>) -> Vec<String> {
     let mut events = Vec::new();
-    ledger.applied(head, content, &mut events);
+    ledger.applied(head, || content, &mut events);
     short(events)
 }
 
@@ -85,9 +93,9 @@ fn a_list_that_is_not_completed_changes_nothing() {
     let mut ledger = Ledger::default();
     list(&mut ledger, [(head("a"), good("a")), (head("b"), good("b"))]);
     ledger.begin();
-    ledger.listed(head("b"), good("b"));
-    ledger.listed(head("new"), good("new"));
-    ledger.listed(head("a"), bad());
+    ledger.listed(head("b"), || good("b"));
+    ledger.listed(head("new"), || good("new"));
+    ledger.listed(head("a"), bad);
     assert_eq!(problems(&mut ledger), None);
     // Begun anew: `new` was never told and is gone again.
     assert_eq!(list(&mut ledger, [(head("a"), good("a")), (head("b"), good("b"))]), ["+a", "+b"]);
@@ -100,7 +108,7 @@ fn an_object_that_vanishes_during_a_streaming_list_is_gone() {
     list(&mut ledger, [(head("a"), good("a"))]);
     ledger.begin();
     for name in ["a", "b"] {
-        ledger.listed(head(name), good(name));
+        ledger.listed(head(name), || good(name));
         ledger.unlisted(&head(name).key);
     }
     assert_eq!(short(ledger.complete()), ["-a"]);
@@ -145,4 +153,27 @@ fn a_trigger_time_is_told_once_and_of_watched_changes_alone() {
     assert_eq!(apply(&mut ledger, at("b", 3), good("b")), ["+b", "@3"], "a new object");
     assert_eq!(list(&mut ledger, [(at("a", 9), good("a"))]), ["+a", "-b"]);
     assert_eq!(apply(&mut ledger, at("a", 9), good("a")), ["+a"]);
+}
+
+#[test]
+fn what_did_not_change_is_neither_read_nor_told() {
+    let unread = || -> Result<Object, Unreadable> { panic!("read again") };
+    let mut ledger = Ledger::default();
+    assert_eq!(list(&mut ledger, [(text("a", 1), good("a")), (text("b", 1), good("b"))]), ["+a", "+b"]);
+    assert_eq!(apply(&mut ledger, text("b", 2), good("b")), ["+b"]);
+    ledger.begin();
+    ledger.listed(text("a", 1), unread);
+    ledger.listed(text("b", 2), unread);
+    assert_eq!(short(ledger.complete()), [""; 0]);
+    ledger.begin();
+    ledger.listed(text("a", 1), unread);
+    ledger.listed(text("b", 1), || good("b"));
+    assert_eq!(short(ledger.complete()), ["+b"], "an earlier text is another one");
+
+    assert_eq!(apply(&mut ledger, text("a", 3), bad()), [""; 0]);
+    assert_eq!(problems(&mut ledger).map(|problems| problems.len()), Some(1));
+    let mut events = Vec::new();
+    ledger.applied(text("a", 1), unread, &mut events);
+    assert_eq!(short(events), [""; 0], "mended by what is in force anyway");
+    assert_eq!(problems(&mut ledger), Some(Vec::new()));
 }
