@@ -136,9 +136,10 @@ impl Reflector {
         self.listing();
     }
 
-    /// The list is complete: all is known up to that version.
+    /// The list is complete: all is known up to that version, however long nothing was heard before.
     pub(super) fn complete(&mut self, version: String) {
         self.phase = Phase::Watch { version };
+        self.down = None;
         self.listed = true;
         self.whole = false;
         self.unfinished = 0;

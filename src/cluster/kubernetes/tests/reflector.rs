@@ -166,6 +166,14 @@ fn what_is_asked_next() {
         ("away for a while", Nodes, &[Listed("5"), Watching, Broken, Seconds(59)], "watch 5", "down", 0),
         ("away for long", Nodes, &[Listed("5"), Watching, Broken, Seconds(60)], "stream", "down", 0),
         (
+            "listed in pages after long",
+            Nodes,
+            &[Listed("5"), Watching, Broken, Seconds(60), Silent, Listed("9")],
+            "watch 9",
+            "down",
+            0,
+        ),
+        (
             "away and back",
             Nodes,
             &[Listed("5"), Watching, Broken, Watching, Seconds(60)],
