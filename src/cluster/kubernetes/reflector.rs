@@ -215,7 +215,7 @@ impl Reflector {
                 return Duration::ZERO;
             }
             // The list took so long that its later pages are gone.
-            (Phase::Pages { .. }, Fault::Status(410)) => {
+            (Phase::Pages { .. }, Fault::Status(410)) if !self.whole => {
                 self.phase = Phase::List;
                 self.whole = true;
                 return Duration::ZERO;
@@ -233,7 +233,8 @@ impl Reflector {
             }
             // Nothing is known of what was lost, or the server does not take what it gave.
             (_, Fault::Garbage)
-            | (Phase::Watch { .. } | Phase::Pages { .. }, Fault::Status(400 | 404 | 422)) => {
+            | (Phase::Watch { .. }, Fault::Status(400 | 404 | 422))
+            | (Phase::Pages { .. }, Fault::Status(400 | 404 | 410 | 422)) => {
                 self.phase = Phase::List;
             }
             (_, Fault::Status(_) | Fault::Connection) => {}
