@@ -7,6 +7,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
+use std::vec;
 
 use bytes::Bytes;
 use futures_util::stream;
@@ -76,6 +77,8 @@ struct Watch {
     selector: Selector,
     /// What it has told of.
     position: u64,
+    /// What there was when it began, as far as it is still to be told.
+    initial: vec::IntoIter<Arc<Object>>,
     ready: VecDeque<Bytes>,
     end: Option<End>,
     revision: watch::Receiver<u64>,
@@ -117,6 +120,7 @@ pub(crate) async fn watch(
         resource,
         selector,
         position: 0,
+        initial: Vec::new().into_iter(),
         ready: VecDeque::new(),
         end: None,
         revision,
@@ -175,7 +179,7 @@ impl Watch {
         let matching = store.objects(self.resource).filter(|object| object.matches(&self.selector));
         let objects: Vec<Arc<Object>> = matching.cloned().collect();
         drop(store);
-        self.ready.extend(objects.iter().map(|object| event("ADDED", &object.json(self.resource))));
+        self.initial = objects.into_iter();
         if with_end {
             self.ready.push_back(bookmark(self.resource, self.position, true));
         }
@@ -194,6 +198,9 @@ impl Watch {
 
     async fn next(&mut self) -> Option<io::Result<Bytes>> {
         loop {
+            if let Some(object) = self.initial.next() {
+                return Some(Ok(event("ADDED", &object.json(self.resource))));
+            }
             if let Some(bytes) = self.ready.pop_front() {
                 return Some(Ok(bytes));
             }
