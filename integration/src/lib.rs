@@ -8,6 +8,7 @@
     reason = "sizes here are the lab's own: ports, node numbers, bytes of a pattern"
 )]
 
+pub mod apiserver;
 pub mod bench;
 pub mod cluster;
 pub mod demo;

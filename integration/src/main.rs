@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use sheave_integration::scenarios::{self, Scenario};
 use sheave_integration::source::SourceKind;
-use sheave_integration::{bench, demo, shell};
+use sheave_integration::{apiserver, bench, demo, shell};
 
 /// Runs the lab. Start it with `integration/lab`, which prepares what it needs.
 #[derive(Parser)]
@@ -28,6 +28,14 @@ enum Task {
     /// One case of a measurement, in this process.
     #[command(hide = true, subcommand)]
     BenchCase(bench::Case),
+    /// The API server double with these lists, until standard input ends; then prints what was asked.
+    #[command(hide = true)]
+    Apiserver {
+        /// Where the files of a service account go.
+        account: PathBuf,
+        /// Lists as an API server told them.
+        lists: Vec<PathBuf>,
+    },
     /// A shell in the lab.
     Shell,
     /// Run scenarios; prints a line for each and then the counts.
@@ -52,6 +60,7 @@ fn main() -> ExitCode {
         Task::Demo => done(demo::run(&sheave_binary(), &work_dir())),
         Task::Bench { services } => done(bench::run(services, &work_dir())),
         Task::BenchCase(case) => done(bench::run_case(&case)),
+        Task::Apiserver { account, lists } => done(apiserver::run(&account, &lists)),
         Task::Shell => done(shell::run(&sheave_binary(), &work_dir())),
         Task::Scenarios { scenario, list } => {
             let prefix = scenario.unwrap_or_default();
