@@ -22,8 +22,7 @@ pub enum Fault {
     Status(Status),
     /// The answer comes so much later.
     Delay(Duration),
-    /// The connection is closed after so many bytes of the body, or before the head of the answer if there are none
-    /// to be sent; with a RST if `reset`.
+    /// The connection is closed after so many bytes of the body.
     Cut {
         /// Bytes of the body that are sent.
         after: usize,
