@@ -49,6 +49,11 @@ impl From<&Node> for Endpoint {
 }
 
 impl Endpoint {
+    /// Its address.
+    pub fn address(&self, family: Family) -> IpAddr {
+        self.addresses[usize::from(family == Family::V6)]
+    }
+
     /// The host outside the cluster.
     pub fn external() -> Self {
         Self { addresses: Family::BOTH.map(addresses::external), node: None }
@@ -67,6 +72,7 @@ pub struct Service {
     /// Its endpoints.
     pub endpoints: Vec<Endpoint>,
     affinity: bool,
+    external_ip: Option<IpAddr>,
     health_check: Option<u16>,
 }
 
@@ -79,6 +85,7 @@ impl Service {
             ports: Vec::new(),
             endpoints: Vec::new(),
             affinity: false,
+            external_ip: None,
             health_check: None,
         }
     }
@@ -120,6 +127,12 @@ impl Service {
         self
     }
 
+    /// Adds one of `externalIPs`.
+    pub fn external_ip(mut self, address: IpAddr) -> Self {
+        self.external_ip = Some(address);
+        self
+    }
+
     /// Sets `externalTrafficPolicy: Local` with this `healthCheckNodePort`.
     pub fn health_check(mut self, node_port: u16) -> Self {
         self.health_check = Some(node_port);
@@ -158,6 +171,7 @@ impl Service {
             "spec": {"type": "LoadBalancer", "allocateLoadBalancerNodePorts": false, "clusterIP": ips(Self::cluster_ip)[0],
                 "clusterIPs": ips(Self::cluster_ip), "ipFamilies": ["IPv4", "IPv6"], "ipFamilyPolicy": "RequireDualStack",
                 "externalTrafficPolicy": "Cluster", "internalTrafficPolicy": "Cluster",
+                "externalIPs": Vec::from_iter(self.external_ip),
                 "sessionAffinity": if self.affinity { "ClientIP" } else { "None" }, "ports": ports},
             "status": {"loadBalancer": {"ingress": ingress}},
         });

@@ -8,6 +8,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow};
+use serde_json::Value;
 use sheave::cluster::Protocol;
 
 use crate::cluster::{Manifests, Service};
@@ -71,12 +72,10 @@ impl Lab {
                 Source::Manifests(Manifests::create(dir.join("manifests"), &fabric.nodes)?)
             }
             // Beside the spine: reached by routing alone, through no virtual IP.
-            SourceKind::Api => Source::Api(ApiServer::start(
-                &fabric.external,
-                addresses::external(Family::V4),
-                &fabric.nodes,
-                dir,
-            )?),
+            SourceKind::Api => {
+                let address = addresses::external(Family::V4);
+                Source::Api(ApiServer::start(&fabric.external, address, &fabric.nodes, dir)?.into())
+            }
         };
         let every = |port| [(Protocol::Tcp, port), (Protocol::Udp, port), (Protocol::Sctp, port)];
         let mut servers =
@@ -136,6 +135,17 @@ impl Lab {
         // A cluster that this machine knows or is part of is none of the lab's business.
         sheave.env("HOME", "/nonexistent").env_remove("KUBECONFIG").env_remove("KUBERNETES_SERVICE_HOST");
         sheave
+    }
+
+    /// What the agent of a node says of itself (`sheave status -o json`).
+    pub fn status(&self, node: &str) -> Result<Value> {
+        let mut command = self.sheave(node, "status");
+        command.args(["-o", "json"]);
+        // Its exit code tells of problems; what it prints is wanted.
+        let output = command.output().context("sheave status")?;
+        serde_json::from_slice(&output.stdout).with_context(|| {
+            format!("sheave status on {node}: {}", String::from_utf8_lossy(&output.stderr).trim_end())
+        })
     }
 
     /// Writes what the nodes have on their disks.

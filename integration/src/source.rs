@@ -3,6 +3,7 @@
 use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::rc::Rc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -29,7 +30,7 @@ pub enum Source {
     /// A directory of manifests; each node's peers are in its config.
     Manifests(Manifests),
     /// An API server; peers are in annotations of the Nodes, and the agents write there too.
-    Api(ApiServer),
+    Api(Rc<ApiServer>),
 }
 
 impl Source {
@@ -66,9 +67,9 @@ impl Source {
     }
 
     /// The API server; an error where there is none.
-    pub fn server(&self) -> Result<&ApiServer> {
+    pub fn server(&self) -> Result<Rc<ApiServer>> {
         match self {
-            Self::Api(server) => Ok(server),
+            Self::Api(server) => Ok(server.clone()),
             Self::Manifests(_) => anyhow::bail!("this lab has manifests, not an API server"),
         }
     }

@@ -109,12 +109,7 @@ fn broken_source(lab: &mut Lab) -> Result<()> {
         std::fs::write(&path, &whole[..keep])?;
         lab.start_agent(NODE)?;
         let waiting = |lab: &Lab| {
-            let mut status = lab.sheave(NODE, "status");
-            status.args(["-o", "json"]);
-            // Its exit code tells of problems; what it prints is wanted.
-            let output = status.output().map_err(|error| error.to_string())?;
-            let status: serde_json::Value =
-                serde_json::from_slice(&output.stdout).map_err(|error| error.to_string())?;
+            let status = lab.status(NODE).map_err(|error| format!("{error:#}"))?;
             status["ready"].as_bool().map(|ready| !ready).ok_or_else(|| "no `ready`".to_owned())
         };
         let waits = await_some(LIMIT, "an answer of the agent", || waiting(lab))?;

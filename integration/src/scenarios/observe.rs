@@ -1,7 +1,6 @@
 //! What the agents tell over HTTP, asked from outside the cluster.
 
-use std::io::{Read as _, Write as _};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener};
 use std::process::Command;
 use std::time::Duration;
 
@@ -13,9 +12,8 @@ use crate::cluster::Service;
 use crate::fabric::Node;
 use crate::fabric::addresses::Family;
 use crate::lab::{Lab, POD_PORT};
-use crate::netns::NetNs;
 use crate::process;
-use crate::traffic::Connections;
+use crate::traffic::{Connections, Page, get};
 use crate::wait::{await_some, await_until};
 
 /// How long an agent may take to serve, or to notice a change.
@@ -42,32 +40,6 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         run: taken_ports,
     },
 ];
-
-/// An answer: status, head and body.
-struct Page {
-    status: u16,
-    head: String,
-    body: String,
-}
-
-fn get(from: &NetNs, address: SocketAddr, path: &str) -> Result<Page> {
-    let text = from.enter(|| -> Result<String> {
-        let limit = Some(Duration::from_secs(10));
-        let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(5))?;
-        stream.set_read_timeout(limit)?;
-        stream.set_write_timeout(limit)?;
-        stream.write_all(
-            format!("GET {path} HTTP/1.1\r\nHost: node\r\nConnection: close\r\n\r\n").as_bytes(),
-        )?;
-        let mut text = String::new();
-        stream.read_to_string(&mut text)?;
-        Ok(text)
-    })?;
-    let text = text.with_context(|| format!("http://{address}{path}"))?;
-    let (head, body) = text.split_once("\r\n\r\n").context("no end of the head")?;
-    let status = head.split(' ').nth(1).and_then(|status| status.parse().ok()).context("no status")?;
-    Ok(Page { status, head: head.to_ascii_lowercase(), body: body.into() })
-}
 
 fn metrics(lab: &mut Lab) -> Result<()> {
     const CONNECTIONS: usize = 12;

@@ -2,6 +2,7 @@
 
 mod bulk;
 mod connections;
+mod http;
 mod load;
 mod request;
 mod server;
@@ -15,6 +16,7 @@ use socket2::{Domain, Socket, Type};
 
 pub use bulk::{Bulk, bulk};
 pub use connections::Connections;
+pub use http::{Page, get};
 pub use load::{Load, LoadReport};
 pub use request::{Answer, Request, flows};
 pub use server::Server;
