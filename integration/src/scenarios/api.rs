@@ -52,7 +52,7 @@ pub(super) const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         name: "api-server-away",
-        proves: "the API server goes silent, then refuses, then comes back without its history and with other objects: no request fails, no virtual server is removed, agents say so and catch up",
+        proves: "the API server goes silent, then refuses, while agents are restarted and killed, then comes back without its history and with other objects: no request fails, no virtual server is removed, agents say so and catch up",
         run: api_server_away,
     },
 ];
@@ -406,6 +406,28 @@ fn api_server_away(lab: &mut Lab) -> Result<()> {
         await_watches(lab, node, 2 * LIMIT, "down", "refused")?;
     }
     loads.await_answers(30)?;
+
+    // An upgrade, and a crash.
+    for (node, kill) in [("node-b", false), ("node-c", true)] {
+        if kill {
+            lab.kill_agent(node)?;
+        } else {
+            lab.stop_agent(node)?;
+        }
+        loads.await_answers(30)?;
+        lab.start_agent(node)?;
+        await_some(
+            2 * LIMIT,
+            &format!("sessions of {node}, whose agent knows only what it announced before"),
+            || {
+                let established = sessions(lab, node).map_err(|error| format!("{error:#}"))?.len();
+                if established == 4 { Ok(()) } else { Err(format!("{established} of 4")) }
+            },
+        )?;
+        lab.await_applied(&service)?;
+        ensure!(lab.status(node)?["ready"] == false, "{node} is ready without an API server");
+        loads.await_answers(30)?;
+    }
 
     // Meanwhile the cluster goes on, and forgets how it came there.
     let changed = changing.clone().endpoints([lab.fabric.pod("a2")?, lab.fabric.pod("b1")?]);
