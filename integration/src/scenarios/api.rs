@@ -392,7 +392,12 @@ fn api_server_away(lab: &mut Lab) -> Result<()> {
 
     // Its packets vanish on the way: half-open connections.
     let address = addresses::external(Family::V4);
-    lab.fabric.spine.ip(&format!("route add blackhole {address}/32\n"))?;
+    let silence = format!(
+        "table inet silence {{
+           chain forward {{ type filter hook forward priority 0; ip saddr {address} drop; ip daddr {address} drop; }}
+         }}"
+    );
+    lab.fabric.spine.run_with_input("nft -f -", &silence)?;
     for node in &nodes {
         // TCP's keep-alive takes 30 s to notice.
         await_watches(lab, node, 2 * LIMIT, "down", "")?;
@@ -401,7 +406,7 @@ fn api_server_away(lab: &mut Lab) -> Result<()> {
     }
     loads.await_answers(30)?;
     server.api().set_reach(Reach::Refused);
-    lab.fabric.spine.ip(&format!("route del blackhole {address}/32\n"))?;
+    lab.fabric.spine.run("nft delete table inet silence")?;
     for node in &nodes {
         await_watches(lab, node, 2 * LIMIT, "down", "refused")?;
     }
