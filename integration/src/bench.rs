@@ -8,6 +8,11 @@
 //! Every case is a process of its own in a namespace of its own; its memory is the kernel's high-water mark,
 //! reset when the clock starts.
 
+pub mod api;
+pub mod memory;
+pub mod population;
+mod source;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::net::IpAddr;
@@ -17,8 +22,8 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
-use anyhow::{Context, Result, bail, ensure};
-use clap::Subcommand;
+use anyhow::{Context, Result, ensure};
+use clap::{Subcommand, ValueEnum};
 use sheave::cluster::{
     Endpoint, EndpointPort, EndpointSlice, Event, Node, Object, Protocol, Service, ServiceName, ServicePort,
     SliceName, TrafficPolicy,
@@ -28,6 +33,7 @@ use sheave::dataplane::{Dataplane, Settings};
 use sheave::plan::Planner;
 use sheave_ipvs::{Ipvs, Operation};
 
+use self::memory::Memory;
 use crate::netns::NetNs;
 use crate::process;
 
@@ -51,13 +57,35 @@ pub enum Case {
     Change { services: u16, state: PathBuf },
     /// Nothing changed.
     Idle { services: u16, state: PathBuf },
+    /// A source and its plan.
+    Source { kubeconfig: PathBuf },
 }
 
-/// Runs everything with this many Services and prints the figures.
+/// A part of the measurements.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Part {
+    /// The dataplane alone: loading, changing, resting.
+    Kernel,
+    /// The whole agent against an API server.
+    Api,
+}
+
+/// Runs one part or all with this many Services and prints the figures.
 ///
 /// # Errors
-/// When a case fails or the kernels' tables differ.
-pub fn run(services: u16, work: &Path) -> Result<()> {
+/// When a case fails.
+pub fn run(part: Option<Part>, services: u16, sheave: &Path, work: &Path) -> Result<()> {
+    if part != Some(Part::Api) {
+        kernel(services, work)?;
+    }
+    if part != Some(Part::Kernel) {
+        api::run(services, sheave, work)?;
+    }
+    Ok(())
+}
+
+/// The dataplane alone. An error too when the kernels' tables differ.
+fn kernel(services: u16, work: &Path) -> Result<()> {
     fs::create_dir_all(work)?;
     // Neither (a) nor (c) shall pay for reading its program from disk.
     let warm = namespace("bench-warm")?;
@@ -135,6 +163,7 @@ pub fn run_case(case: &Case) -> Result<()> {
         Case::Replay { from } => replay(from),
         Case::Change { services, state } => change(*services, state),
         Case::Idle { services, state } => idle(*services, state),
+        Case::Source { kubeconfig } => source::run(kubeconfig),
     }
 }
 
@@ -142,7 +171,7 @@ fn agent(services: u16, state: &Path) -> Result<()> {
     let events = cluster(services);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
-        reset_peak()?;
+        memory::reset_peak(std::process::id())?;
         let began = Instant::now();
         let mut planner = Planner::new(NODE, config());
         planner.handle(events);
@@ -170,7 +199,7 @@ fn replay(from: &str) -> Result<()> {
         }
     }
     drop(listed);
-    reset_peak()?;
+    memory::reset_peak(std::process::id())?;
     let began = Instant::now();
     let applied = ipvs.apply_batch(&mut batch)?;
     figure("time", began.elapsed());
@@ -258,8 +287,8 @@ fn restore(namespace: &NetNs, saved: &str, work: &Path) -> Result<(Duration, f64
     let mut child = namespace.enter(|| command.spawn())??;
     let mut peak = 0.0;
     let status = loop {
-        if let Ok(now) = peak_of(&format!("/proc/{}/status", child.id())) {
-            peak = now;
+        if let Ok(now) = Memory::of(child.id()) {
+            peak = now.peak as f64;
         }
         if let Some(status) = child.try_wait()? {
             break status;
@@ -313,23 +342,9 @@ fn figure(name: &str, time: Duration) {
     println!("{name} {}", time.as_secs_f64());
 }
 
-/// Makes the present size of this process its peak (proc(5), `clear_refs`).
-fn reset_peak() -> Result<()> {
-    fs::write("/proc/self/clear_refs", "5").context("/proc/self/clear_refs")
-}
-
 fn print_peak() -> Result<()> {
-    println!("peak {}", peak_of("/proc/self/status")?);
+    println!("peak {}", Memory::of(std::process::id())?.peak);
     Ok(())
-}
-
-/// `VmHWM` in KiB.
-fn peak_of(status: &str) -> Result<f64> {
-    let text = fs::read_to_string(status)?;
-    let Some(line) = text.lines().find(|line| line.starts_with("VmHWM:")) else {
-        bail!("no VmHWM in {status}")
-    };
-    Ok(line.split_whitespace().nth(1).context("VmHWM")?.parse()?)
 }
 
 fn sorted(text: &str) -> Vec<&str> {

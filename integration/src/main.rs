@@ -24,6 +24,9 @@ enum Task {
         /// How many Services.
         #[arg(long, default_value_t = 10_000)]
         services: u16,
+        /// Which part; all without.
+        #[arg(value_enum)]
+        part: Option<bench::Part>,
     },
     /// One case of a measurement, in this process.
     #[command(hide = true, subcommand)]
@@ -58,7 +61,7 @@ fn main() -> ExitCode {
     let Cli { command } = Cli::parse();
     match command {
         Task::Demo => done(demo::run(&sheave_binary(), &work_dir())),
-        Task::Bench { services } => done(bench::run(services, &work_dir())),
+        Task::Bench { services, part } => done(bench::run(part, services, &sheave_binary(), &work_dir())),
         Task::BenchCase(case) => done(bench::run_case(&case)),
         Task::Apiserver { account, lists } => done(apiserver::run(&account, &lists)),
         Task::Shell => done(shell::run(&sheave_binary(), &work_dir())),

@@ -1,0 +1,40 @@
+//! Memory of another process, as the kernel counts it.
+
+use std::fs;
+
+use anyhow::{Context, Result};
+
+/// In KiB.
+#[derive(Clone, Copy, Debug)]
+pub struct Memory {
+    /// The most there was (`VmHWM`).
+    pub peak: u64,
+    /// What there is (`VmRSS`).
+    pub resident: u64,
+}
+
+impl Memory {
+    /// Of a process.
+    ///
+    /// # Errors
+    /// When it is not there.
+    pub fn of(pid: u32) -> Result<Self> {
+        let path = format!("/proc/{pid}/status");
+        let text = fs::read_to_string(&path).with_context(|| path.clone())?;
+        let field = |name: &str| -> Result<u64> {
+            let line = text.lines().find_map(|line| line.strip_prefix(name));
+            let value = line.and_then(|line| line.split_whitespace().next());
+            value.with_context(|| format!("no {name} in {path}"))?.parse().context("a number")
+        };
+        Ok(Self { peak: field("VmHWM:")?, resident: field("VmRSS:")? })
+    }
+}
+
+/// Makes the present size of a process its peak (proc(5), `clear_refs`).
+///
+/// # Errors
+/// When it is not there.
+pub fn reset_peak(pid: u32) -> Result<()> {
+    let path = format!("/proc/{pid}/clear_refs");
+    fs::write(&path, "5").with_context(|| path)
+}
