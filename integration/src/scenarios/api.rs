@@ -51,6 +51,11 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         run: accepts_follows,
     },
     Scenario {
+        name: "accepts-broken",
+        proves: "a node whose tunnel device cannot be made says so, directors reach its endpoints by nat without a failed request, and by tunnel again once it is mended",
+        run: accepts_broken,
+    },
+    Scenario {
         name: "api-server-away",
         proves: "the API server goes silent, then refuses, while agents are restarted and killed, then comes back without its history and with other objects: no request fails, no virtual server is removed, agents say so and catch up",
         run: api_server_away,
@@ -343,6 +348,30 @@ fn accepts_follows(lab: &mut Lab) -> Result<()> {
     server.await_annotation(LIMIT, NODE, ACCEPTS_ANNOTATION, ACCEPTED)?;
     await_forwarding(lab, &service, &others, true)?;
     server.annotate(NODE, PEERS, Some(&peers(lab.fabric.node(NODE)?, |_| true)))?;
+    lab.await_applied(&service)?;
+    loads.await_answers(100)?;
+    loads.none_failed()?;
+    lab.remove(&service)
+}
+
+fn accepts_broken(lab: &mut Lab) -> Result<()> {
+    const NODE: &str = "node-c";
+    let others = ["node-a", "node-b"];
+    let server = lab.source.server()?;
+    let service = everywhere(lab, "broken", 68)?;
+    lab.apply(&service)?;
+    server.await_annotation(LIMIT, NODE, ACCEPTS_ANNOTATION, ACCEPTED)?;
+    await_forwarding(lab, &service, &others, true)?;
+    // Somebody else's device has the name: it is left alone.
+    lab.fabric.node(NODE)?.ns.ip("link del sheave4\nlink add sheave4 type dummy\n")?;
+    server.await_annotation(2 * LIMIT, NODE, ACCEPTS_ANNOTATION, None)?;
+    await_forwarding(lab, &service, &others, false)?;
+    let loads = BothLoads::start(lab, &service)?;
+    loads.await_answers(100)?;
+    lab.fabric.node(NODE)?.ns.ip("link del sheave4\n")?;
+    // A minute after it is whole.
+    server.await_annotation(4 * LIMIT, NODE, ACCEPTS_ANNOTATION, ACCEPTED)?;
+    await_forwarding(lab, &service, &others, true)?;
     lab.await_applied(&service)?;
     loads.await_answers(100)?;
     loads.none_failed()?;
