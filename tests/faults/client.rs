@@ -10,6 +10,7 @@ use sheave_apiserver::Api;
 use tokio::sync::mpsc;
 
 use crate::cluster::Gone;
+use crate::history::History;
 use crate::in_memory::{self, Told};
 
 /// What a client was told, and where that was wrong.
@@ -20,6 +21,9 @@ struct State {
     gone: Gone,
     deleted: HashMap<ObjectKey, u32>,
     removed: HashMap<VipPort, u32>,
+    history: History,
+    /// Every single change is of interest, not only what a batch comes to.
+    closely: bool,
     synced: bool,
     states: BTreeMap<&'static str, WatchState>,
     complaints: Vec<String>,
@@ -53,6 +57,15 @@ impl Outcome {
 impl Client {
     /// Starts one, on the current runtime.
     pub fn start(api: &Api, gone: &Gone) -> Self {
+        Self::start_with(api, gone, false)
+    }
+
+    /// Starts one that goes through every state that there is.
+    pub fn start_closely(api: &Api, gone: &Gone) -> Self {
+        Self::start_with(api, gone, true)
+    }
+
+    fn start_with(api: &Api, gone: &Gone, closely: bool) -> Self {
         let (sender, mut events) = mpsc::unbounded_channel();
         follow(&in_memory::client(api), &Pace::default(), sender);
         let state = Arc::new(Mutex::new(State {
@@ -60,6 +73,8 @@ impl Client {
             gone: gone.clone(),
             deleted: HashMap::new(),
             removed: HashMap::new(),
+            history: History::default(),
+            closely,
             synced: false,
             states: BTreeMap::new(),
             complaints: Vec::new(),
@@ -67,7 +82,7 @@ impl Client {
         let shared = state.clone();
         tokio::spawn(async move {
             while let Some(batch) = events.recv().await {
-                shared.lock().unwrap().take(batch);
+                shared.lock().unwrap().take(&batch);
             }
         });
         Self(state)
@@ -93,6 +108,11 @@ impl Client {
         format!("{:?}", self.state().states)
     }
 
+    /// All states that it went through.
+    pub fn history(&self) -> History {
+        self.state().history.clone()
+    }
+
     pub fn outcome(&self) -> Outcome {
         let state = self.state();
         Outcome {
@@ -104,8 +124,9 @@ impl Client {
 }
 
 impl State {
-    fn take(&mut self, batch: Vec<Event>) {
-        for event in &batch {
+    fn take(&mut self, batch: &[Event]) {
+        let was_synced = self.synced;
+        for event in batch {
             match event {
                 Event::Delete(key) => self.check_deleted(key),
                 Event::Synced if self.synced => self.complaints.push("synced twice".into()),
@@ -114,11 +135,20 @@ impl State {
                 Event::Apply(_) | Event::Problems(_) | Event::TriggeredAt(_) => {}
             }
         }
+        if self.closely {
+            // Event by event; but a list is complete with its batch, and not before.
+            for events in batch.chunks(if was_synced { 1 } else { batch.len().max(1) }) {
+                self.told.note(events);
+                self.history.add(&self.told, events);
+            }
+            return;
+        }
         let servers = |told: &Told| -> BTreeSet<VipPort> {
             told.planner.plan().virtual_servers.keys().copied().collect()
         };
         let before = servers(&self.told);
-        self.told.handle(batch);
+        self.told.handle(batch.to_vec());
+        self.history.add(&self.told, batch);
         for server in before.difference(&servers(&self.told)) {
             self.check_removed(*server);
         }

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use serde_json::{Value, json};
 use sheave::cluster::{ObjectKey, Protocol, ServiceName, SliceName};
 use sheave::plan::VipPort;
-use sheave_apiserver::{Api, Resource};
+use sheave_apiserver::{Api, Options, Resource};
 
 use crate::chance::Chance;
 
@@ -37,6 +37,10 @@ impl Gone {
 /// The cluster.
 pub struct Cluster {
     api: Api,
+    /// A server with the same objects, to which nothing happens.
+    mirror: Api,
+    /// Whether objects are broken now and then.
+    breaks: bool,
     chance: Chance,
     gone: Gone,
     /// What clients that use the label selector can see.
@@ -48,9 +52,11 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    pub fn new(api: &Api, chance: Chance) -> Self {
+    pub fn new(api: &Api, mut chance: Chance) -> Self {
         let mut cluster = Self {
             api: api.clone(),
+            mirror: Api::new(Options::default()),
+            breaks: chance.one_in(3),
             chance,
             gone: Gone::default(),
             seen: BTreeSet::new(),
@@ -65,6 +71,16 @@ impl Cluster {
 
     pub fn gone(&self) -> &Gone {
         &self.gone
+    }
+
+    /// A server with the same objects, to which nothing happens.
+    pub fn mirror(&self) -> &Api {
+        &self.mirror
+    }
+
+    /// Whether there are objects that cannot be read: what is known of these is what could be read last.
+    pub fn breaks_objects(&self) -> bool {
+        self.breaks
     }
 
     /// Makes one change.
@@ -244,7 +260,7 @@ impl Cluster {
 
     /// Whether this version is to be one that cannot be read.
     fn break_one(&mut self, key: &ObjectKey, whole: &Value, servers: &BTreeSet<VipPort>) -> bool {
-        let breaks = self.chance.one_in(12);
+        let breaks = self.breaks && self.chance.one_in(6);
         if breaks {
             self.broken.insert(key.clone(), (whole.clone(), servers.clone()));
         } else {
@@ -263,6 +279,7 @@ impl Cluster {
         } else {
             self.lose(key);
         }
+        self.mirror.apply(object.clone()).unwrap();
         self.api.apply(object).unwrap();
         visible
     }
@@ -270,6 +287,7 @@ impl Cluster {
     fn delete(&mut self, resource: Resource, namespace: Option<&str>, name: &str, key: ObjectKey) {
         self.broken.remove(&key);
         self.lose(key);
+        self.mirror.delete(resource, namespace, name);
         self.api.delete(resource, namespace, name);
     }
 

@@ -1,6 +1,7 @@
 //! Clusters that change at random while everything that can go wrong between them and the client does: in the end, the
 //! client knows what a fresh one learns from a list; and at no time it is told that something is gone, or takes a virtual
-//! server away, which did not go.
+//! server away, which did not go. What it knows of a resource is at any time what that was on the server, never something
+//! in between or from before.
 //!
 //! The real client, the double, and the real plan; in memory, with tokio's clock paused: hours pass in milliseconds.
 //! What happens follows from a seed, but for the pauses that the client makes by chance.
@@ -13,6 +14,7 @@ mod chance;
 mod client;
 mod cluster;
 mod disorder;
+mod history;
 #[path = "../in_memory/mod.rs"]
 mod in_memory;
 
@@ -85,6 +87,10 @@ async fn story(seed: u64) -> Result<(), String> {
     let history = usize::try_from(chance.of(&[2, 20, 1_000])).unwrap();
     let api = Api::new(Options { history, ..Options::default() });
     let mut cluster = Cluster::new(&api, chance.fork());
+    let closely = Client::start_closely(cluster.mirror(), cluster.gone());
+    while !closely.is_well() {
+        sleep(Duration::from_millis(1)).await;
+    }
     let disorder = Disorder::new(&api);
     // Now and then there are two, or there are faults from the beginning.
     let clients = (0..if chance.one_in(8) { 2 } else { 1 }).map(|_| ());
@@ -109,20 +115,21 @@ async fn story(seed: u64) -> Result<(), String> {
     }
     disorder.calm();
     cluster.mend();
-    let end = end(&api, &cluster, &clients).await;
+    let end = end(&api, &cluster, &clients, &closely).await;
     // Whoever asks too often has been stopped: nothing else that follows from it is worth telling.
     disorder.complaint().map_or(end, Err)
 }
 
-/// What a fresh client learns, the others come to know, and none was told anything wrong.
-async fn end(api: &Api, cluster: &Cluster, clients: &[Client]) -> Result<(), String> {
+/// What a fresh client learns, the others come to know, and none was told anything wrong. `closely` is the client of
+/// the server to which nothing happened.
+async fn end(api: &Api, cluster: &Cluster, clients: &[Client], closely: &Client) -> Result<(), String> {
     let fresh = Client::start(api, cluster.gone());
     let well = Instant::now();
     while !fresh.is_well() {
         if well.elapsed() > PATIENCE {
             return Err(format!("a fresh client is not well: {}", fresh.states()));
         }
-        sleep(Duration::from_secs(1)).await;
+        sleep(Duration::from_secs(10)).await;
     }
     let expected = fresh.outcome();
     for client in clients {
@@ -131,8 +138,13 @@ async fn end(api: &Api, cluster: &Cluster, clients: &[Client]) -> Result<(), Str
                 let differences = client.outcome().differences(&expected);
                 return Err(format!("{}\n{differences}", client.states()));
             }
-            sleep(Duration::from_secs(1)).await;
+            sleep(Duration::from_secs(10)).await;
         }
+    }
+    // What is known of a resource is at any time what it was on the server, in the same order.
+    let strays = |client: &Client| client.history().strays_from(&closely.history());
+    if let Some(resource) = clients.iter().filter(|_| !cluster.breaks_objects()).find_map(strays) {
+        return Err(format!("{resource} were never what they were taken for"));
     }
     let complaints = clients.iter().chain([&fresh]).flat_map(Client::complaints).next();
     complaints.map_or(Ok(()), Err)

@@ -42,13 +42,18 @@ impl Told {
     }
 
     pub fn handle(&mut self, events: Vec<Event>) -> Delta {
-        for event in &events {
+        self.note(&events);
+        self.planner.handle(events)
+    }
+
+    /// Sums up alone, and plans nothing.
+    pub fn note(&mut self, events: &[Event]) {
+        for event in events {
             match event {
                 Event::Apply(object) => drop(self.objects.insert(object.key(), object.clone())),
                 Event::Delete(key) => drop(self.objects.remove(key)),
                 Event::Synced | Event::Problems(_) | Event::Watch(_) | Event::TriggeredAt(_) => {}
             }
         }
-        self.planner.handle(events)
     }
 }
