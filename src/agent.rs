@@ -280,6 +280,8 @@ impl Agent {
             debug!("{what}");
         }
         self.observer.worked(Pass::Full, began.elapsed(), self.dataplane.is_whole());
+        // All of it has just been looked at.
+        self.checked = Instant::now();
         self.report();
         // Those of the Node have been logged as it was told.
         for Warning { object, reason, message } in self.planner.warnings().difference(&self.node_warnings) {
@@ -373,6 +375,7 @@ impl Agent {
         self.checked = Instant::now();
         self.observer.worked(Pass::Full, began.elapsed(), self.dataplane.is_whole());
         self.observer.repaired(done.len());
+        debug!(took = ?began.elapsed(), "looked at the kernel");
         for what in done {
             warn!("repaired: {what}");
         }
