@@ -23,7 +23,7 @@ use tokio::sync::mpsc;
 use tracing::{debug, info, warn};
 
 use crate::announce::{Announcer, Journal, Saved};
-use crate::cluster::{Event, Object, ObjectKey, Severity, Watch, WatchState};
+use crate::cluster::{Event, Object, ObjectKey, Severity};
 use crate::config::Config;
 use crate::dataplane::{Dataplane, DataplaneError, Settings};
 use crate::observe::accepts::Accepts;
@@ -42,9 +42,9 @@ const TICK: Duration = Duration::from_secs(1);
 /// the restart time after which peers drop the routes.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// How long a start waits for its source before it holds what was announced before; at once where the source says that it
-/// is away. Peers wait for longer, by any restart time that makes sense.
-const HOLD: Duration = Duration::from_secs(10);
+/// How long a start waits for its source before it holds what was announced before: longer than a source that is there
+/// takes, as a rule, and shorter than peers wait, by any restart time that makes sense.
+const HOLD: Duration = Duration::from_secs(5);
 
 /// Why an agent cannot run.
 #[derive(Debug, thiserror::Error)]
@@ -76,8 +76,6 @@ pub struct Agent {
     held: Option<NodePlan>,
     /// Since the first sync.
     ready: bool,
-    /// The source says that it is away.
-    source_away: bool,
     observer: Observer,
     opened: Instant,
     checked: Instant,
@@ -119,7 +117,6 @@ impl Agent {
             before: Some(saved),
             held: None,
             ready: false,
-            source_away: false,
             observer,
             opened: Instant::now(),
             checked: Instant::now(),
@@ -145,8 +142,8 @@ impl Agent {
         let mut ticks = tokio::time::interval(TICK);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
+            // Whichever is ready, by chance: neither events nor questions in a row keep the other, or the ticks, from their turn.
             tokio::select! {
-                biased;
                 () = &mut stop => break,
                 batch = events.recv() => {
                     let mut batch = batch.ok_or(AgentError::SourceGone)?;
@@ -185,9 +182,6 @@ impl Agent {
             Event::Delete(ObjectKey::Node(name)) => **name == *self.planner.node(),
             _ => false,
         });
-        self.source_away |= events
-            .iter()
-            .any(|event| matches!(event, Event::Watch(Watch { state: WatchState::Down { .. }, .. })));
         let delta = self.planner.handle(events);
         self.observer.planned(&self.planner, &delta);
         if told_problems {
@@ -247,7 +241,7 @@ impl Agent {
 
     /// Goes on announcing what an agent before announced, once the source is late.
     async fn hold_if_due(&mut self) {
-        if !self.source_away && self.opened.elapsed() < HOLD {
+        if self.opened.elapsed() < HOLD {
             return;
         }
         // Looked at once: what an agent left does not become more.

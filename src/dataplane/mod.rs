@@ -244,7 +244,6 @@ impl Dataplane {
         if delta.node {
             let result = self.sync_devices(plan).await;
             self.note(Part::Devices, result, &mut done);
-            self.sync_routes(plan, &mut done).await;
             if !self.netfilter.has(self.rules(plan)) {
                 self.sync(plan, now).await;
                 return;
@@ -257,7 +256,10 @@ impl Dataplane {
                 self.servers.apply(plan, &self.local, &self.netfilter.refused, &delta.virtual_servers);
             self.note(Part::VirtualServers, result.map(|_| Vec::new()), &mut done);
         }
-        if let Some(devices) = self.devices {
+        // Routes lead packets there last: before, nothing would keep them from what listens on this host.
+        if delta.node {
+            self.sync_routes(plan, &mut done).await;
+        } else if let Some(devices) = self.devices {
             self.routes.update(&self.handle, plan, &self.local, &delta.vips, devices).await;
         }
         if self.needs_sync() {

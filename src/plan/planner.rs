@@ -198,10 +198,6 @@ impl Planner {
 
     fn plan_node(&mut self) -> Delta {
         let own = self.index.own_node();
-        if own.is_none() && !self.plan.node.addresses.is_empty() {
-            // Its Node is gone, but this node is not: what is known of it stays in force (warned of as NodeMissing).
-            return Delta::default();
-        }
         let mut router = false;
         if let Some(node) = own {
             let (settings, mut warnings) = NodeSettings::read(node, Some(&self.node_settings));
@@ -212,13 +208,19 @@ impl Planner {
             self.node_settings = settings;
             self.node_warnings = warnings;
         }
-        let addresses = own.map(|node| node.addresses.clone()).unwrap_or_default();
-        let pod_cidrs = self.node_settings.pod_cidrs.as_ref().or(own.map(|node| &node.pod_cidrs));
+        let (addresses, pod_cidrs) = match own {
+            Some(node) => {
+                let pod_cidrs = self.node_settings.pod_cidrs.as_ref().unwrap_or(&node.pod_cidrs);
+                (node.addresses.clone(), pod_cidrs.iter().copied().collect())
+            }
+            // Its Node is gone, but this node is not: what is known of it stays in force (warned of as NodeMissing).
+            None => (self.plan.node.addresses.clone(), self.plan.node.pod_cidrs.clone()),
+        };
         self.node_port_addresses = self.pick_node_port_addresses(&addresses);
         let state = NodeState {
+            tunnel_sources: self.index.node_addresses().chain(addresses.iter().copied()).collect(),
             addresses,
-            pod_cidrs: pod_cidrs.into_iter().flatten().copied().collect(),
-            tunnel_sources: self.index.node_addresses().collect(),
+            pod_cidrs,
             service_cidrs: self
                 .config
                 .services

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use proptest::prelude::*;
-use sheave::cluster::{Event, Node, Object, ObjectKey};
+use sheave::cluster::{Event, Node, Object, ObjectKey, ServiceCidr};
 use sheave::config::{Communities, Config, NodeSettings, PasswordSource, PeerSource};
 use sheave::plan::{Delta, Planner};
 
@@ -389,4 +389,20 @@ fn a_password_is_in_no_debug_output() {
     for secret in ["hunter2", "aHVudGVyMg"] {
         assert!(!printed.contains(secret), "{printed}");
     }
+}
+
+#[test]
+fn without_its_own_node_it_still_follows_the_others() {
+    let mut planner = planner();
+    apply(&mut planner, &[]);
+    let cidr = ServiceCidr { name: "kubernetes".into(), cidrs: vec!["10.96.0.0/16".parse().unwrap()] };
+    planner.handle([
+        Event::Delete(ObjectKey::Node("node-a".into())),
+        Event::Apply(Object::Node(Arc::new(mk_node("node-z", &["10.0.0.26"])))),
+        Event::Apply(Object::ServiceCidr(Arc::new(cidr))),
+    ]);
+    let node = &planner.plan().node;
+    assert_eq!(node.addresses, [ip("10.0.0.1")]);
+    assert!(node.tunnel_sources.is_superset(&[ip("10.0.0.1"), ip("10.0.0.26")].into()));
+    assert!(node.service_cidrs.contains(&"10.96.0.0/16".parse().unwrap()));
 }
