@@ -23,7 +23,7 @@ use tokio::sync::mpsc;
 use tracing::{debug, info, warn};
 
 use crate::announce::{Announcer, Journal, Saved};
-use crate::cluster::{Event, Object, ObjectKey, Severity};
+use crate::cluster::{Event, Object, ObjectKey, Problem};
 use crate::config::Config;
 use crate::dataplane::{Dataplane, DataplaneError, Settings};
 use crate::observe::accepts::Accepts;
@@ -216,17 +216,17 @@ impl Agent {
 
     /// Starts, unless the source lacks too much: nothing is touched then, and what an agent before left goes on.
     ///
-    /// Without this node's own Node nothing can be done right. With something broken in the source, its Services may
-    /// be among those in the kernel: there is [`PATIENCE`] to mend it, since peers do not wait for ever either.
+    /// Without this node's own Node nothing can be done right. With a broken file in the source, its Services may be
+    /// among those in the kernel: there is [`PATIENCE`] to mend it, since peers do not wait for ever either.
     async fn start_if_whole(&mut self) {
         if !self.planner.is_synced() {
             return self.hold_if_due().await;
         }
-        let broken = || self.planner.problems().iter().any(|problem| problem.severity == Severity::Error);
+        let broken = || self.planner.problems().iter().any(Problem::may_hide_objects);
         let why = if !self.planner.knows_own_node() {
             Some("the source has no Node of this name: is --node right, are the manifests there?")
         } else if self.opened.elapsed() < PATIENCE && broken() && self.dataplane.finds_earlier_state() {
-            Some("something in the source is broken, and its Services may be in the kernel: mend it")
+            Some("a file of the source is broken, and its Services may be in the kernel: mend it")
         } else {
             None
         };

@@ -94,6 +94,14 @@ pub enum Severity {
     Warning,
 }
 
+impl Problem {
+    /// Whether any number of unknown objects may be missing because of it: a file that is broken hides all it holds until
+    /// someone mends it, while an API server's object is a problem of itself alone, for as long as its owner likes.
+    pub fn may_hide_objects(&self) -> bool {
+        self.severity == Severity::Error && matches!(self.place, Place::File { .. })
+    }
+}
+
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.place {
@@ -151,4 +159,24 @@ pub enum Event {
     /// What is told beside this was set off then (`endpoints.kubernetes.io/last-change-trigger-time` of an
     /// EndpointSlice that changed while it was watched; never of one that was listed).
     TriggeredAt(SystemTime),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_broken_files_may_hide_objects() {
+        let file = || Place::File { path: "web.yaml".into(), line: None };
+        let object = || Place::Object(ObjectKey::Node("a".into()));
+        for (place, severity, hides) in [
+            (file(), Severity::Error, true),
+            (file(), Severity::Warning, false),
+            (object(), Severity::Error, false),
+            (object(), Severity::Warning, false),
+        ] {
+            let problem = Problem { place, field: String::new(), message: String::new(), severity };
+            assert_eq!(problem.may_hide_objects(), hides, "{problem:?}");
+        }
+    }
 }
