@@ -16,18 +16,38 @@ pub(crate) struct Error {
     pub(crate) message: String,
 }
 
-/// Reads one document.
+/// Reads one document of a file.
 ///
 /// # Errors
 /// If it is not YAML, or not what `seed` expects.
 pub(crate) fn read<'de, S: DeserializeSeed<'de>>(text: &'de str, seed: S) -> Result<S::Value, Error> {
-    let mut field = String::new();
     // A whole cluster's objects in one document are a lawful input: no limit on their number.
     let options = serde_saphyr::options! { with_snippet: false, budget: serde_saphyr::budget! {
         max_events: usize::MAX,
         max_nodes: usize::MAX,
         max_total_scalar_bytes: usize::MAX,
     } };
+    read_with(options, text, seed)
+}
+
+/// Reads an annotation: whoever wrote it may not make reading cost more than its length, so there are no aliases.
+///
+/// # Errors
+/// If it is not YAML, has an alias, or is not what `seed` expects.
+pub(crate) fn read_annotation<'de, S: DeserializeSeed<'de>>(
+    text: &'de str,
+    seed: S,
+) -> Result<S::Value, Error> {
+    let budget = serde_saphyr::budget! { max_aliases: 0, max_anchors: 0 };
+    read_with(serde_saphyr::options! { with_snippet: false, budget: budget }, text, seed)
+}
+
+fn read_with<'de, S: DeserializeSeed<'de>>(
+    options: serde_saphyr::Options,
+    text: &'de str,
+    seed: S,
+) -> Result<S::Value, Error> {
+    let mut field = String::new();
     serde_saphyr::with_deserializer_from_str_with_options(text, options, |deserializer| {
         let mut track = Track::new();
         seed.deserialize(Deserializer::new(deserializer, &mut track)).inspect_err(|_| {
@@ -116,6 +136,10 @@ fn message(error: &serde_saphyr::Error) -> String {
         "invalid u8" => "expected a number of 0 to 255".into(),
         "invalid u16" => "expected a number of 0 to 65535".into(),
         "invalid u32" => "expected a number of 0 to 4294967295".into(),
+        // The first one breaches a limit of none.
+        "budget breached: Anchors { anchors: 1 }" | "budget breached: Aliases { aliases: 1 }" => {
+            "anchors and aliases are not taken here: write it out".into()
+        }
         other => other.into(),
     }
 }
@@ -162,6 +186,21 @@ mod tests {
             let expected = Error { line: Some(line), field: field.into(), message: message.into() };
             assert_eq!(error, expected, "{text}");
         }
+    }
+
+    /// Each list has ten times what the one before has: 10^8 numbers in a few hundred bytes.
+    #[test]
+    fn an_annotation_cannot_grow_as_it_is_read() {
+        let mut text = "peers:\n- &a0 [0]\n".to_owned();
+        for depth in 1..9 {
+            let before = vec![format!("*a{}", depth - 1); 10].join(", ");
+            text.push_str(&format!("- &a{depth} [{before}]\n"));
+        }
+        let began = std::time::Instant::now();
+        let error = read_annotation(&text, PhantomData::<IgnoredAny>).unwrap_err();
+        assert!(began.elapsed() < std::time::Duration::from_millis(100), "{:?}", began.elapsed());
+        assert_eq!(error.line, Some(2), "{error:?}");
+        assert_eq!(error.message, "anchors and aliases are not taken here: write it out");
     }
 
     #[test]

@@ -12,6 +12,7 @@ use sheave_bgp::Password;
 use super::peer::{self, Bfd, Peer};
 use super::reader::{self, Reader};
 use super::{Communities, node};
+use crate::yaml;
 
 /// What begins each of them.
 const PREFIX: &str = "kube-router.io/";
@@ -74,6 +75,31 @@ struct WrittenPeer {
     bfd: Option<WrittenBfd>,
 }
 
+/// Its fields.
+const FIELDS: [&str; 6] = ["remoteip", "remoteasn", "localip", "password", "port", "bfd"];
+
+/// How those of the parser's words begin that quote nothing of what is written.
+const QUOTES_NOTHING: [&str; 5] =
+    ["missing field", "a password ", "is not text", "expected a number of", "invalid IP address syntax"];
+
+/// A password that slipped to where a field's name or another value belongs is quoted by the parser: only what cannot be one
+/// is told.
+fn tellable(yaml::Error { line, field, message }: yaml::Error) -> yaml::Error {
+    let (peer, path) = field.split_once('.').unwrap_or((&field, ""));
+    let name = path.split(['.', '[']).next().unwrap_or_default();
+    let field = match (peer.starts_with('['), FIELDS.contains(&name)) {
+        (true, true) => format!("{peer}.{name}"),
+        (true, false) => peer.to_owned(),
+        (false, _) => String::new(),
+    };
+    let message = if QUOTES_NOTHING.iter().any(|begin| message.starts_with(begin)) {
+        message
+    } else {
+        format!("is not a YAML list of peers, each with fields of {} only", FIELDS.join(", "))
+    };
+    yaml::Error { line, field, message }
+}
+
 /// Its intervals are left unread until BFD is spoken.
 #[derive(Deserialize)]
 struct WrittenBfd {
@@ -84,7 +110,7 @@ struct WrittenBfd {
 /// Its peers: of the one annotation where that is there, else of the older lists.
 pub(super) fn peers(reader: &mut Reader<'_>) -> Option<Result<Vec<Peer>, ()>> {
     if let Some(text) = reader.text(PEERS) {
-        return Some(reader.checked(PEERS, node::read_list(text, written_peer)));
+        return Some(reader.checked(PEERS, node::read_list(text, written_peer, tellable)));
     }
     let ips = reader.text(PEER_IPS)?;
     let list = |key| reader.text(key).map(items).unwrap_or_default();

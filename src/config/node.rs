@@ -66,7 +66,7 @@ impl NodeSettings {
         let last = last.unwrap_or(&empty);
 
         let peers = match reader.text(PEERS) {
-            Some(text) => Some(reader.checked(PEERS, read_list(text, Ok::<Peer, String>))),
+            Some(text) => Some(reader.checked(PEERS, read_list(text, Ok::<Peer, String>, |wrong| wrong))),
             None => kube_router::peers(&mut reader),
         };
         let peers = match peers {
@@ -167,10 +167,11 @@ fn object(node: &str) -> String {
     format!("Node {node}")
 }
 
-/// A YAML list of peers; errors have line and field.
+/// A YAML list of peers; errors have line and field. `tellable` makes of the parser's words what may be told.
 pub(super) fn read_list<'t, T: Deserialize<'t>>(
     text: &'t str,
     peer: fn(T) -> Result<Peer, String>,
+    tellable: fn(yaml::Error) -> yaml::Error,
 ) -> Result<Vec<Peer>, String> {
     if text.trim().is_empty() {
         return Ok(Vec::new());
@@ -181,7 +182,8 @@ pub(super) fn read_list<'t, T: Deserialize<'t>>(
         let field = if field.is_empty() { String::new() } else { format!("{field}: ") };
         format!("{line}{field}{message}")
     };
-    let written = yaml::read(text, PhantomData::<Vec<T>>)
+    let written = yaml::read_annotation(text, PhantomData::<Vec<T>>)
+        .map_err(tellable)
         .map_err(|yaml::Error { line, field, message }| place(line, &field, &message))?;
     let mut peers = Vec::with_capacity(written.len());
     for (index, written) in written.into_iter().enumerate() {

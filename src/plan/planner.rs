@@ -17,6 +17,8 @@ pub struct Planner {
     file: Config,
     /// What the annotations of this node's Node say, or said before they became wrong.
     node_settings: NodeSettings,
+    /// Of which Node, as it was then: they are read once.
+    read_node: Option<Arc<Node>>,
     node_warnings: Vec<Warning>,
     /// Both together: the config in force.
     config: Config,
@@ -40,6 +42,7 @@ impl Planner {
             config: file.clone(),
             file,
             node_settings: NodeSettings::default(),
+            read_node: None,
             node_warnings: Vec::new(),
             settings: HashMap::new(),
             problems: Vec::new(),
@@ -199,7 +202,10 @@ impl Planner {
     fn plan_node(&mut self) -> Delta {
         let own = self.index.own_node();
         let mut router = false;
-        if let Some(node) = own {
+        let read = |node: &Arc<Node>| {
+            self.read_node.as_ref().is_some_and(|read| read.annotations == node.annotations)
+        };
+        if let Some(node) = own.filter(|node| !read(node)) {
             let (settings, mut warnings) = NodeSettings::read(node, Some(&self.node_settings));
             let config = settings.apply(&self.file);
             warnings.extend(settings.conflicts(&self.node, &config));
@@ -207,6 +213,7 @@ impl Planner {
             self.config = config;
             self.node_settings = settings;
             self.node_warnings = warnings;
+            self.read_node = Some(node.clone());
         }
         let (addresses, pod_cidrs) = match own {
             Some(node) => {
