@@ -1,9 +1,11 @@
 //! A small HTTP/1.1 server for what this node tells over the network: pages without parameters, GET and HEAD alone.
 //!
 //! Everything is bounded, since anyone who reaches the node can connect: how many connections there are, how long
-//! a request may take to arrive and how long a connection lives. A port that is taken (by a kube-proxy that still
-//! runs, for example) is tried again until it is free.
+//! a request may take to arrive and how long a connection lives. Where there are too many, whoever has most of them
+//! loses the oldest, so that nobody can keep others out. A port that is taken (by a kube-proxy that still runs, for
+//! example) is tried again until it is free.
 
+use std::collections::{BTreeMap, VecDeque};
 use std::convert::Infallible;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -19,24 +21,51 @@ use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::runtime::Handle;
-use tokio::task::{AbortHandle, JoinSet};
+use tokio::task::AbortHandle;
 use tracing::{info, warn};
 
-/// Connections at one time; more wait in the kernel's backlog.
+/// Connections at one time.
 const MAX_CONNECTIONS: usize = 64;
-/// How long the head of a request may take, from the first moment or the answer before.
-const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long a connection lives, however often it is used: longer than the pause between two scrapes.
-const LIFETIME: Duration = Duration::from_secs(180);
-/// How long an answer may then still take.
-const FAREWELL: Duration = Duration::from_secs(10);
 /// Between the first attempts to listen: whoever had the port may just be closing it.
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
 /// Between later ones.
 const PAUSE: Duration = Duration::from_secs(5);
 
+/// How connections are used, and how long they may take.
+#[derive(Debug)]
+pub struct Use {
+    /// For more than one request.
+    keep_alive: bool,
+    /// How long the head of a request may take, from the first moment or the answer before.
+    head: Duration,
+    /// How long a connection lives, however often it is used.
+    life: Duration,
+    /// How long an answer may then still take.
+    farewell: Duration,
+}
+
+impl Use {
+    /// For one request: whoever asks is near, and so is the answer.
+    pub const ONCE: Self = Self {
+        keep_alive: false,
+        head: Duration::from_secs(2),
+        life: Duration::from_secs(3),
+        farewell: Duration::from_secs(1),
+    };
+    /// For requests now and again, less than a minute or two apart, with long answers.
+    pub const OFTEN: Self = Self {
+        keep_alive: true,
+        head: Duration::from_secs(10),
+        life: Duration::from_secs(180),
+        farewell: Duration::from_secs(10),
+    };
+}
+
 /// What is served.
 pub trait Site: Send + Sync + 'static {
+    /// How it is visited.
+    const USE: Use = Use::ONCE;
+
     /// The page at a path; `None` where there is none.
     fn page(&self, path: &str) -> impl Future<Output = Option<Page>> + Send;
 }
@@ -121,21 +150,47 @@ async fn run<S: Site>(what: String, address: SocketAddr, site: Arc<S>, problem: 
         }
     };
     tell(None);
-    let mut connections = JoinSet::new();
+    let mut connections = Connections::default();
     loop {
-        while connections.try_join_next().is_some() {}
-        if connections.len() >= MAX_CONNECTIONS {
-            // However it ended, it has ended.
-            let _ = connections.join_next().await;
-        }
         match listener.accept().await {
-            Ok((stream, _)) => drop(connections.spawn(connection(stream, Arc::clone(&site)))),
+            Ok((stream, peer)) => connections.admit(peer.ip(), connection(stream, Arc::clone(&site))),
             Err(error) => {
                 // Out of file descriptors, most likely; trying again at once would not help.
                 warn!(%error, "{what}: accept");
                 tokio::time::sleep(FIRST_PAUSE).await;
             }
         }
+    }
+}
+
+/// Those of a server, the oldest first.
+#[derive(Default)]
+struct Connections(VecDeque<(IpAddr, Connection)>);
+
+impl Connections {
+    /// Serves one more. Room is made at the cost of the address that has most: one that asks for little is not kept
+    /// out by one that holds all it can.
+    fn admit(&mut self, source: IpAddr, connection: impl Future<Output = ()> + Send + 'static) {
+        self.0.retain(|(_, connection)| !connection.0.is_finished());
+        if self.0.len() >= MAX_CONNECTIONS {
+            let mut counts = BTreeMap::new();
+            for (source, _) in &self.0 {
+                *counts.entry(*source).or_insert(0_usize) += 1;
+            }
+            let most = counts.values().max().copied();
+            let oldest = self.0.iter().position(|(source, _)| counts.get(source).copied() == most);
+            drop(oldest.and_then(|oldest| self.0.remove(oldest)));
+        }
+        self.0.push_back((source, Connection(tokio::spawn(connection).abort_handle())));
+    }
+}
+
+/// Ends when it is dropped.
+struct Connection(AbortHandle);
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.0.abort();
     }
 }
 
@@ -185,14 +240,15 @@ async fn connection<S: Site>(stream: TcpStream, site: Arc<S>) {
     let service = service_fn(|request| answer(request, Arc::clone(&site)));
     let connection = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(HEADER_TIMEOUT)
+        .keep_alive(S::USE.keep_alive)
+        .header_read_timeout(S::USE.head)
         .max_buf_size(16 * 1024)
         .serve_connection(TokioIo::new(stream), service);
     let mut connection = std::pin::pin!(connection);
     // What goes wrong on a connection concerns the other side alone.
-    if tokio::time::timeout(LIFETIME, connection.as_mut()).await.is_err() {
+    if tokio::time::timeout(S::USE.life, connection.as_mut()).await.is_err() {
         connection.as_mut().graceful_shutdown();
-        let _ = tokio::time::timeout(FAREWELL, connection).await;
+        let _ = tokio::time::timeout(S::USE.farewell, connection).await;
     }
 }
 

@@ -11,6 +11,17 @@ impl Site for Echo {
     }
 }
 
+/// The same, for visitors that stay.
+struct Lounge;
+
+impl Site for Lounge {
+    const USE: Use = Use::OFTEN;
+
+    async fn page(&self, path: &str) -> Option<Page> {
+        Echo.page(path).await
+    }
+}
+
 /// A port that was free a moment ago.
 pub fn free_port() -> u16 {
     std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
@@ -124,21 +135,61 @@ async fn an_unspecified_address_is_all_of_both_families() {
     }
 }
 
+/// Connects from an address of this host.
+async fn connect_from(source: [u8; 4], address: SocketAddr) -> TcpStream {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind(SocketAddr::from((source, 0))).unwrap();
+    socket.connect(address).await.unwrap()
+}
+
+/// Asks on a connection that stays open; gives whether an answer came.
+async fn ask_and_stay(stream: &mut TcpStream) -> bool {
+    let exchange = async {
+        stream.write_all(b"GET /a HTTP/1.1\r\nHost: x\r\n\r\n").await?;
+        let mut answer = Vec::new();
+        while !answer.ends_with(br#"["/a"]"#) {
+            if stream.read_buf(&mut answer).await? == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+        }
+        io::Result::Ok(())
+    };
+    tokio::time::timeout(Duration::from_secs(10), exchange).await.expect("an answer or the end").is_ok()
+}
+
 #[tokio::test]
-async fn connections_are_bounded_and_more_wait() {
+async fn whoever_holds_most_connections_makes_room() {
+    let address = SocketAddr::from(([127, 0, 0, 1], free_port()));
+    let _server = Server::start(&Handle::current(), "test".into(), address, Arc::new(Lounge));
+    assert_eq!(get(address, "/").await.status, 200);
+    let mut prober = connect_from([127, 0, 0, 2], address).await;
+    assert!(ask_and_stay(&mut prober).await);
+    let mut greedy = Vec::new();
+    for number in 0..2 * MAX_CONNECTIONS {
+        let mut stream = connect_from([127, 0, 0, 3], address).await;
+        assert!(ask_and_stay(&mut stream).await, "number {number}");
+        greedy.push(stream);
+    }
+    // Others come in, and who was there stays.
+    for source in [[127, 0, 0, 2], [127, 0, 0, 4]] {
+        assert!(ask_and_stay(&mut connect_from(source, address).await).await, "{source:?}");
+    }
+    assert!(ask_and_stay(&mut prober).await);
+    assert!(!ask_and_stay(&mut greedy[MAX_CONNECTIONS - 1]).await, "more than there may be");
+    assert!(ask_and_stay(&mut greedy[2 * MAX_CONNECTIONS - 1]).await, "the newest");
+}
+
+#[tokio::test]
+async fn a_connection_for_one_request_ends_with_its_answer() {
     let address = SocketAddr::from(([127, 0, 0, 1], free_port()));
     let _server = serve(address);
     assert_eq!(get(address, "/").await.status, 200);
-    let mut idle = Vec::new();
-    for _ in 0..MAX_CONNECTIONS {
-        idle.push(TcpStream::connect(address).await.unwrap());
-    }
-    let waits = get(address, "/");
-    let mut waits = std::pin::pin!(waits);
-    let early = tokio::time::timeout(Duration::from_millis(100), waits.as_mut()).await;
-    assert!(early.is_err(), "one more than there may be was answered");
-    drop(idle);
-    assert_eq!(waits.await.status, 200);
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    stream.write_all(b"GET /a HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
+    let mut text = String::new();
+    let read = stream.read_to_string(&mut text);
+    tokio::time::timeout(Use::ONCE.head, read).await.expect("the end, before a next request is due").unwrap();
+    assert!(text.starts_with("HTTP/1.1 200") && text.contains("connection: close"), "{text}");
 }
 
 #[tokio::test(start_paused = true)]
@@ -149,8 +200,10 @@ async fn a_request_that_does_not_arrive_ends_its_connection() {
     for head in ["", "GET / HTTP/1.1\r\nHost: x\r\n"] {
         let mut stream = TcpStream::connect(address).await.unwrap();
         stream.write_all(head.as_bytes()).await.unwrap();
+        let began = tokio::time::Instant::now();
         let mut left = Vec::new();
         stream.read_to_end(&mut left).await.unwrap();
+        assert!(began.elapsed() < Use::ONCE.life, "{head:?}: after {:?}", began.elapsed());
         assert!(!String::from_utf8_lossy(&left).starts_with("HTTP/1.1 200"), "{head:?}");
     }
 }

@@ -27,7 +27,7 @@ use prometheus::{
 use tokio::sync::{mpsc, oneshot};
 
 use super::health::Health;
-use super::http::{Page, Site};
+use super::http::{Page, Site, Use};
 use super::status::Question;
 use crate::cluster::WatchState;
 use exposition::Families;
@@ -308,6 +308,8 @@ impl MetricsSite {
 }
 
 impl Site for MetricsSite {
+    const USE: Use = Use::OFTEN;
+
     async fn page(&self, path: &str) -> Option<Page> {
         if path != "/metrics" {
             return None;
