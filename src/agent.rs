@@ -260,6 +260,7 @@ impl Agent {
         self.announcer.configure(router, self.planner.node(), &node.addresses).await;
         self.announcer.update(&held, |vip| forwarded.contains(&vip), None);
         self.announcer.complete();
+        self.observer.hold(node);
         warn!(
             announcements = self.announcer.announced(),
             "the source is late: what was announced before goes on, as far as the kernel forwards it"

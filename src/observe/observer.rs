@@ -13,9 +13,12 @@ use super::http::Server;
 use super::metrics::{Metrics, MetricsSite, Wanted, seconds};
 use super::node_ports::HealthCheckNodePorts;
 use super::status::{self, Question};
-use crate::cluster::{Event, Object, ObjectKey, WatchState};
+use crate::cluster::{Event, Node, Object, ObjectKey, WatchState};
 use crate::config::{NodePortAddresses, Observe};
 use crate::plan::{Delta, Planner, Warning};
+
+/// Trigger times that are kept for a kernel that does not take what they set off: as many as changes in a minute or two.
+const MAX_TRIGGERED: usize = 4096;
 
 /// The loop's end of all that is observed.
 pub struct Observer {
@@ -26,7 +29,11 @@ pub struct Observer {
     wanted: Wanted,
     /// Services whose health check may have changed, since the kernel last held everything.
     touched: BTreeSet<crate::cluster::ServiceName>,
-    /// When that which the kernel does not hold yet was set off.
+    /// The kernel was brought in line once.
+    ready: bool,
+    /// This node's Node as it was before the start, where that counts for want of a source.
+    held_node: Option<Node>,
+    /// When that which the kernel does not hold yet was set off, at most [`MAX_TRIGGERED`].
     triggered: Vec<SystemTime>,
     began: Instant,
     /// Warnings by reason, until something is planned anew.
@@ -67,6 +74,8 @@ impl Observer {
             servers,
             wanted: Wanted::new(config),
             touched: BTreeSet::new(),
+            ready: false,
+            held_node: None,
             triggered: Vec::new(),
             began: Instant::now(),
             warnings: None,
@@ -112,7 +121,10 @@ impl Observer {
                     continue;
                 }
                 Event::TriggeredAt(time) => {
-                    self.triggered.push(*time);
+                    // What is told at the start was set off whenever, not a latency of this node.
+                    if self.ready && self.triggered.len() < MAX_TRIGGERED {
+                        self.triggered.push(*time);
+                    }
                     continue;
                 }
                 Event::Synced | Event::Problems(_) => continue,
@@ -132,9 +144,16 @@ impl Observer {
 
     /// The plan is made; the kernel does not hold it yet.
     pub fn planned(&mut self, planner: &Planner, delta: &Delta) {
-        self.health.node(planner.own_node());
+        let held = self.held_node.as_ref().filter(|_| !planner.is_synced());
+        self.health.node(planner.own_node().or(held));
         self.warnings = None;
         self.touched.extend(delta.services.iter().cloned());
+    }
+
+    /// What an agent before did goes on; until the source is complete, this node's Node counts as it was then.
+    pub fn hold(&mut self, node: Node) {
+        self.health.node(Some(&node));
+        self.held_node = Some(node);
     }
 
     /// The kernel was worked on; `holds`: it took everything.
@@ -159,6 +178,7 @@ impl Observer {
     pub fn end(&mut self, planner: &Planner, ready: bool, holds: bool) {
         self.metrics.busy.inc_by(self.began.elapsed().as_secs_f64());
         self.health.started(planner.is_synced(), ready);
+        self.ready = ready;
         if !ready {
             self.health.nothing_due();
             return;

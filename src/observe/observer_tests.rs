@@ -39,7 +39,11 @@ fn service(service: &str, health_check_node_port: u16) -> Event {
 }
 
 fn node(deleting: bool) -> Event {
-    let node = Node {
+    Event::Apply(Object::Node(Arc::new(own_node(deleting))))
+}
+
+fn own_node(deleting: bool) -> Node {
+    Node {
         name: "node-a".into(),
         annotations: BTreeMap::new(),
         addresses: vec![local(0).ip()],
@@ -47,8 +51,7 @@ fn node(deleting: bool) -> Event {
         zone: None,
         deleting,
         to_be_deleted: false,
-    };
-    Event::Apply(Object::Node(Arc::new(node)))
+    }
 }
 
 /// Planner and observer, driven as the loop drives them.
@@ -86,7 +89,7 @@ async fn what_the_loop_tells_is_served() {
     assert_eq!(get(health, "/readyz").await.status, 503);
 
     let long_ago = SystemTime::now() - Duration::from_secs(30);
-    agent.turn(vec![node(false), service("web", check), Event::TriggeredAt(long_ago)], false, false);
+    agent.turn(vec![node(false), service("web", check)], false, false);
     assert_eq!(get(health, "/healthz").await.status, 200, "starting up");
     assert_eq!(get(health, "/readyz").await.status, 503);
     assert_eq!(agent.observer.health_check_node_ports(), 0, "served once the kernel is in line");
@@ -99,10 +102,12 @@ async fn what_the_loop_tells_is_served() {
     assert_eq!(answer.status, 503, "no local endpoints");
     let body: Value = serde_json::from_str(&answer.body).unwrap();
     assert_eq!(body["service"]["name"], "web");
+    assert_eq!(agent.observer.metrics.service_changes_pending.get(), 0);
+
+    agent.turn(vec![Event::TriggeredAt(long_ago)], true, true);
     let latency = &agent.observer.metrics.network_programming;
     assert_eq!(latency.get_sample_count(), 1);
     assert!((29.0..60.0).contains(&latency.get_sample_sum()), "{}", latency.get_sample_sum());
-    assert_eq!(agent.observer.metrics.service_changes_pending.get(), 0);
 
     // A kernel that does not take a change: it stays pending, and nothing counts as programmed.
     agent.turn(vec![service("web", check), Event::TriggeredAt(long_ago)], true, false);
@@ -145,7 +150,7 @@ async fn what_the_loop_tells_is_served() {
         "sheave_scrape_complete 1",
         "kubeproxy_sync_proxy_rules_service_changes_total 5",
         "sheave_events_total{resource=\"nodes\"} 2",
-        "kubeproxy_sync_proxy_rules_duration_seconds_count 7",
+        "kubeproxy_sync_proxy_rules_duration_seconds_count 8",
         "kubeproxy_proxy_livez_total{code=\"200\"} 1",
     ] {
         assert!(answer.body.lines().any(|has| has == line), "{line} in\n{}", answer.body);
@@ -172,6 +177,48 @@ async fn a_loop_that_hangs_shows_and_can_still_be_scraped() {
     assert_eq!(answer.status, 200);
     assert!(answer.body.contains("sheave_scrape_complete 0\n"), "{}", answer.body);
     assert!(answer.body.contains("kubeproxy_proxy_healthz_total{code=\"503\"} 1\n"), "{}", answer.body);
+}
+
+#[tokio::test]
+async fn while_held_the_node_counts_as_it_was() {
+    let health = local(free_port());
+    let mut agent = Loop::new(&format!("observe: {{metrics: '', health: '{health}'}}\n"));
+    let down = WatchState::Down { since: SystemTime::now(), error: "connection refused".into() };
+    let down = || Event::Watch(Watch { resource: "nodes", state: down.clone() });
+    agent.turn(vec![down()], false, false);
+    assert_eq!(get(health, "/healthz").await.status, 503, "nothing is known");
+    agent.observer.hold(own_node(false));
+    // Name, events, whether the agent is ready, /healthz, /readyz.
+    for (what, events, ready, healthz, readyz) in [
+        ("still away", vec![down()], false, 200, 503),
+        ("coming, but this Node is not told yet", vec![service("web", free_port())], false, 200, 503),
+        ("told of, and about to go", vec![node(true)], false, 503, 503),
+        ("whole", vec![node(false), Event::Synced], true, 200, 200),
+        ("the Node is gone", vec![Event::Delete(ObjectKey::Node("node-a".into()))], true, 503, 200),
+    ] {
+        agent.turn(events, ready, ready);
+        assert_eq!(get(health, "/healthz").await.status, healthz, "{what}");
+        assert_eq!(get(health, "/readyz").await.status, readyz, "{what}");
+        assert_eq!(get(health, "/livez").await.status, 200, "{what}");
+    }
+}
+
+#[tokio::test]
+async fn trigger_times_count_since_the_start_and_are_bounded() {
+    let mut agent = Loop::new("observe: {metrics: '', health: ''}\n");
+    let many = || vec![Event::TriggeredAt(SystemTime::now()); 3000];
+    let observed = |agent: &Loop| agent.observer.metrics.network_programming.get_sample_count();
+    for (what, ready, holds, kept, counted) in [
+        ("before the start", false, false, 0, 0),
+        ("what the start begins with", true, true, 0, 0),
+        ("a kernel that does not take it", true, false, 3000, 0),
+        ("still not", true, false, MAX_TRIGGERED, 0),
+        ("then it does", true, true, 0, MAX_TRIGGERED as u64),
+        ("as ever", true, true, 0, MAX_TRIGGERED as u64 + 3000),
+    ] {
+        agent.turn(many(), ready, holds);
+        assert_eq!((agent.observer.triggered.len(), observed(&agent)), (kept, counted), "{what}");
+    }
 }
 
 #[tokio::test]
