@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use serde_json::json;
 use sheave::cluster::WatchState;
 use sheave_apiserver::{Answer, Fault, Interruption, Request, Resource, Status, StreamingLists};
 
@@ -152,6 +153,34 @@ async fn at_the_start() {
     }
 }
 
+/// An error whose body never ends is read as far as it is looked at, and not waited for.
+#[tokio::test]
+async fn errors_without_end() {
+    for piece in ["x", &"x".repeat(16 * 1024)] {
+        let mut lab = Lab::new();
+        let (sender, body) = tokio::sync::mpsc::unbounded_channel();
+        let mut body = Some(body);
+        lab.spoil(1, anything, move || {
+            let body = body.take().expect("asked once");
+            Fault::Answer(Answer { status: 500, headers: Vec::new(), body })
+        });
+        let piece = Bytes::copy_from_slice(piece.as_bytes());
+        let sent = tokio::spawn(async move {
+            let mut sent = 0;
+            while sender.send(piece.clone()).is_ok() {
+                sent += 1;
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+            sent
+        });
+        lab.follow().await;
+        lab.until("synced", |heard| heard.synced && heard.is_watching()).await;
+        assert!(lab.heard.errors.iter().all(|told| told.contains("500")), "{:?}", lab.heard.errors);
+        let sent = tokio::time::timeout(Duration::from_secs(10), sent).await.expect("goes on").unwrap();
+        assert!(sent < 100, "{sent}");
+    }
+}
+
 /// Of watches that run.
 const WHILE_WATCHING: &[Case] = &[
     ("the end in order", |lab| interrupt(lab, &Interruption::End), None),
@@ -164,6 +193,23 @@ const WHILE_WATCHING: &[Case] = &[
     ("410 of the next watch", |lab| then(lab, 1, watch, || Fault::Status(Status::watch_expired(1, 2))), None),
     ("429", |lab| interrupt(lab, &status(429, "slow down")), Some("429: slow down")),
     ("500", |lab| interrupt(lab, &status(500, "oh")), Some("500: oh")),
+    (
+        "500 in each watch from that version",
+        |lab| {
+            let version = lab.api().revision().to_string();
+            let line = json!({"type": "ERROR", "object": {"kind": "Status", "code": 500, "message": "oh"}})
+                .to_string()
+                + "\n";
+            lab.spoil(
+                usize::MAX,
+                move |request| request.parameter("resourceVersion") == Some(&*version),
+                move || Fault::Answer(Answer::whole(200, line.clone())),
+            );
+            interrupt(lab, &Interruption::End);
+            lab.api().apply(slice("other", &[])).unwrap();
+        },
+        Some("500: oh"),
+    ),
     ("not JSON", |lab| interrupt(lab, &bytes("%&$\n")), Some("a line of a watch is not understood")),
     (
         "JSON of another form",

@@ -7,7 +7,7 @@ use sheave::cluster::kubernetes::{Pace, connect, follow};
 use sheave_apiserver::{Reach, Resource};
 use tokio::sync::mpsc;
 
-use crate::lab::{Lab, pace};
+use crate::lab::{Heard, Lab, pace};
 
 #[tokio::test]
 async fn away_at_the_start() {
@@ -66,7 +66,7 @@ async fn a_rotated_token() {
     lab.until("all down", |heard| heard.states.keys().all(|name| heard.is_down(name))).await;
     assert!(lab.heard.errors.iter().all(|error| error.contains("401")), "{:?}", lab.heard.errors);
     lab.server.write_service_account(lab.directory.path(), "token-1").unwrap();
-    lab.until("heard again", super::lab::Heard::is_watching).await;
+    lab.until("heard again", Heard::is_watching).await;
     lab.hears_changes().await;
     assert_eq!(lab.heard.deleted, []);
 }
@@ -101,6 +101,33 @@ async fn without_service_cidrs_until_they_are_served_and_not_any_more() {
     lab.api().cut(false);
     lab.until("down", |heard| heard.is_down("servicecidrs")).await;
     assert_eq!(lab.heard.index.service_cidrs().count(), 1, "a 404 takes nothing away");
+}
+
+#[tokio::test]
+async fn without_service_cidrs_until_they_are_allowed_and_not_any_more() {
+    let mut lab = Lab::new();
+    let forbid = |lab: &Lab, forbidden| {
+        for verb in ["list", "watch"] {
+            lab.api().set_forbidden(verb, "servicecidrs", forbidden);
+        }
+    };
+    forbid(&lab, true);
+    lab.follow().await;
+    lab.until("synced", |heard| heard.synced && heard.is_down("servicecidrs")).await;
+    let told = lab.heard.errors.last().unwrap();
+    assert!(
+        told.contains(
+            "does its ClusterRole allow list and watch? Until it does, all goes on without servicecidrs"
+        ),
+        "{told}"
+    );
+    forbid(&lab, false);
+    lab.until("allowed", Heard::is_watching).await;
+    assert_eq!(lab.heard.index.service_cidrs().count(), 1);
+    forbid(&lab, true);
+    lab.api().cut(false);
+    lab.until("down", |heard| heard.is_down("servicecidrs")).await;
+    assert_eq!(lab.heard.index.service_cidrs().count(), 1, "a 403 takes nothing away");
 }
 
 #[tokio::test]

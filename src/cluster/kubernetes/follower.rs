@@ -136,7 +136,7 @@ impl Follower {
             Some(token) => query += &format!("&continue={}", encode(token)),
             None => self.ledger.begin(),
         }
-        let body = self.whole(self.get(&query).await?).await?;
+        let body = self.body(self.get(&query).await?, usize::MAX).await?;
         let Page { items, version, next } = Page::read(&body)?;
         for item in items {
             let head = Head::read(self.resource, item, &mut self.names);
@@ -279,30 +279,28 @@ impl Follower {
         }
         let after = response.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok()?.parse().ok());
         // Without its body an error is still one.
-        let body = self.whole(response).await.unwrap_or_default();
-        Err(Failure::refusal(
-            status.as_u16(),
-            after.map(Duration::from_secs),
-            body.get(..LONGEST_ERROR).unwrap_or(&body),
-        ))
+        let body = timeout(self.pace.answer, self.body(response, LONGEST_ERROR)).await;
+        let body = body.unwrap_or_else(|_| Ok(Vec::new())).unwrap_or_default();
+        Err(Failure::refusal(status.as_u16(), after.map(Duration::from_secs), &body))
     }
 
-    /// Reads a body to its end.
-    async fn whole(&self, response: Response<Body>) -> Result<Vec<u8>, Failure> {
+    /// Reads a body to its end, or to the piece in which it becomes `longest` bytes long.
+    async fn body(&self, response: Response<Body>, longest: usize) -> Result<Vec<u8>, Failure> {
         let mut body = response.into_body();
         let mut read = Vec::new();
-        loop {
+        while read.len() < longest {
             let frame = timeout(self.pace.answer, body.frame())
                 .await
                 .map_err(|_| Failure::connection(format!("an answer stopped for {:?}", self.pace.answer)))?;
             match frame {
-                None => return Ok(read),
+                None => break,
                 Some(Ok(frame)) => {
                     read.extend_from_slice(frame.data_ref().map_or(&[][..], Bytes::as_ref));
                 }
                 Some(Err(error)) => return Err(Failure::connection(chain(&error))),
             }
         }
+        Ok(read)
     }
 }
 

@@ -1,7 +1,7 @@
 //! What to ask the API server next, of one resource. Pure: answers and times come in, questions come out.
 //!
 //! ```text
-//!            ┌─────────────── 410, garbage, or down for long ◄──────────────┐
+//!            ┌───────── 410, garbage, failing on, or down for long ◄────────┐
 //!            ▼                                                              │
 //!  start ► LIST ──streaming list──────────────────────── complete ──► WATCH from version ──ends──┐
 //!            │ refused or ignored: for an hour                ▲          ▲                       │
@@ -20,6 +20,14 @@ use crate::cluster::WatchState;
 
 /// So many watches in a row may end as soon as they have begun, without a word, before that counts as a failure.
 const FLEETING: u32 = 2;
+
+/// So many watches in a row may begin and fail without any news before the version itself is doubted. A server that cannot go
+/// on from it (it may have lost what it kept of then) answers 200 each time, and the ERROR only comes afterwards.
+const FRUITLESS: u32 = 2;
+
+/// So many times a resource that a server may lack has to be forbidden before that counts as lacking: a server that has just
+/// started may not know its own rules yet.
+const FORBIDDEN: u32 = 5;
 
 /// A request.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -68,6 +76,10 @@ pub(super) struct Reflector {
     streaming: bool,
     /// Watches in a row that ended as soon as they had begun, without a word.
     fleeting: u32,
+    /// Watches in a row that began and failed, without news.
+    fruitless: u32,
+    /// How often the list was forbidden.
+    forbidden: u32,
     /// A list was completed at some time.
     listed: bool,
     /// Since when nothing is heard, on both clocks.
@@ -88,6 +100,8 @@ impl Reflector {
             whole: false,
             streaming: false,
             fleeting: 0,
+            fruitless: 0,
+            forbidden: 0,
             listed: false,
             down: None,
         }
@@ -100,7 +114,7 @@ impl Reflector {
 
     /// Whether there is nothing to wait for any more at the start.
     pub(super) fn is_complete(&self) -> bool {
-        self.listed || self.state == WatchState::NotServed
+        self.listed || self.state == WatchState::NotServed || self.forbidden >= FORBIDDEN
     }
 
     /// What to ask now.
@@ -143,6 +157,7 @@ impl Reflector {
         self.listed = true;
         self.whole = false;
         self.unfinished = 0;
+        self.fruitless = 0;
     }
 
     /// A watch runs.
@@ -153,8 +168,11 @@ impl Reflector {
 
     /// All is known up to a later version.
     pub(super) fn advance(&mut self, version: String) {
-        if let Phase::Watch { version: known } = &mut self.phase {
+        if let Phase::Watch { version: known } = &mut self.phase
+            && *known != version
+        {
             *known = version;
+            self.fruitless = 0;
         }
     }
 
@@ -231,11 +249,33 @@ impl Reflector {
                 self.down = None;
                 return self.pace.not_served.mul_f64(1.0 + chance / 4.0);
             }
+            // Without ServiceCIDRs all else still works. Once they were listed, nobody is deprived of them by this.
+            (Phase::List, Fault::Status(403)) if self.resource.is_optional() && !self.listed => {
+                self.forbidden += 1;
+                let (_, since) = *self.down.get_or_insert((now, wall));
+                if self.forbidden < FORBIDDEN {
+                    self.state = WatchState::Down { since, error: failure.message };
+                    return self.pauses.after_failure(failure.retry_after, chance);
+                }
+                let name = self.resource.name();
+                let error = format!("{} Until it does, all goes on without {name}", failure.message);
+                self.state = WatchState::Down { since, error };
+                return self.pace.not_served.mul_f64(1.0 + chance / 4.0);
+            }
             // Nothing is known of what was lost, or the server does not take what it gave.
             (_, Fault::Garbage)
             | (Phase::Watch { .. }, Fault::Status(400 | 404 | 422))
             | (Phase::Pages { .. }, Fault::Status(400 | 404 | 410 | 422)) => {
                 self.phase = Phase::List;
+            }
+            // It was let in, and failed nevertheless. A server that wants to be asked less is not asked for all there is.
+            (Phase::Watch { .. }, Fault::Status(_) | Fault::Connection)
+                if self.state == WatchState::Watching && failure.fault != Fault::Status(429) =>
+            {
+                self.fruitless += 1;
+                if self.fruitless > FRUITLESS {
+                    self.phase = Phase::List;
+                }
             }
             (_, Fault::Status(_) | Fault::Connection) => {}
         }

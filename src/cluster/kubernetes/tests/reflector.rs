@@ -92,6 +92,26 @@ impl Run {
     }
 }
 
+/// A simulated day of a server that begins every watch and fails it, whatever the version.
+#[test]
+fn a_watch_that_fails_on_is_listed_anew_time_and_again() {
+    let mut run = Run::new(Resource::Nodes);
+    let (mut watches, mut lists) = (0, 0);
+    let start = run.now;
+    while run.now - start < Duration::from_secs(86_400) {
+        if run.ask().starts_with("watch") {
+            watches += 1;
+            run.answer(Watching);
+            run.answer(Status(500));
+        } else {
+            lists += 1;
+            run.answer(Listed("5"));
+        }
+        run.now += run.pause;
+    }
+    assert!(lists > 900 && watches <= 3 * lists && watches < 3000, "{watches} watches, {lists} lists");
+}
+
 /// Name, resource, answers, then what is asked, in which state, after how many milliseconds.
 type Case = (&'static str, Resource, &'static [Answer], &'static str, &'static str, u64);
 
@@ -169,6 +189,77 @@ fn what_is_asked_next() {
         ("no watch", Nodes, &[Listed("5"), Status(403)], "watch 5", "down", 500),
         ("no token", Nodes, &[Listed("5"), Watching, Status(401)], "watch 5", "down", 500),
         ("throttled", Nodes, &[Listed("5"), Watching, Status(429)], "watch 5", "down", 500),
+        (
+            "an ERROR",
+            Nodes,
+            &[Listed("5"), Watching, Status(500), Watching, Status(500)],
+            "watch 5",
+            "down",
+            1000,
+        ),
+        (
+            "an ERROR each time",
+            Nodes,
+            &[Listed("5"), Watching, Status(500), Watching, Status(500), Watching, Status(500)],
+            "stream",
+            "down",
+            2000,
+        ),
+        (
+            "an ERROR each time, after news",
+            Nodes,
+            &[
+                Listed("5"),
+                Watching,
+                Status(500),
+                Watching,
+                Status(500),
+                Watching,
+                Object("6"),
+                Status(500),
+                Watching,
+                Status(500),
+            ],
+            "watch 6",
+            "down",
+            1000,
+        ),
+        (
+            "refused each time",
+            Nodes,
+            &[Listed("5"), Watching, Status(500), Status(500), Status(500)],
+            "watch 5",
+            "down",
+            2000,
+        ),
+        (
+            "throttled each time",
+            Nodes,
+            &[Listed("5"), Watching, Status(429), Watching, Status(429), Watching, Status(429)],
+            "watch 5",
+            "down",
+            2000,
+        ),
+        (
+            "ends each time at once, for long",
+            Nodes,
+            &[
+                Listed("5"),
+                Watching,
+                Ends(1),
+                Watching,
+                Ends(1),
+                Watching,
+                Ends(1),
+                Watching,
+                Ends(1),
+                Watching,
+                Ends(1),
+            ],
+            "stream",
+            "down",
+            8000,
+        ),
         ("version not taken", Nodes, &[Listed("5"), Status(400)], "stream", "down", 500),
         ("garbage in a watch", Nodes, &[Listed("5"), Watching, Garbage], "stream", "down", 500),
         ("away for a while", Nodes, &[Listed("5"), Watching, Broken, Seconds(59)], "watch 5", "down", 0),
@@ -198,6 +289,32 @@ fn what_is_asked_next() {
             "stream",
             "down",
             500,
+        ),
+        ("forbidden ServiceCIDRs", ServiceCidrs, &[Status(403)], "stream", "down", 500),
+        (
+            "forbidden again and again",
+            ServiceCidrs,
+            &[Status(403), Status(403), Status(403), Status(403), Status(403)],
+            "stream",
+            "down",
+            750_000,
+        ),
+        (
+            "forbidden after they were there",
+            ServiceCidrs,
+            &[
+                Listed("5"),
+                Watching,
+                Garbage,
+                Status(403),
+                Status(403),
+                Status(403),
+                Status(403),
+                Status(403),
+            ],
+            "stream",
+            "down",
+            16_000,
         ),
         (
             "and are listed",
@@ -262,6 +379,8 @@ fn a_resource_is_complete_when_listed_or_not_served() {
     assert!(!complete(Resource::Nodes, &[Silent, Page("b")]));
     assert!(!complete(Resource::Nodes, &[Status(404)]));
     assert!(!complete(Resource::ServiceCidrs, &[Status(403)]));
+    assert!(complete(Resource::ServiceCidrs, &[Status(403); 5]));
+    assert!(!complete(Resource::Nodes, &[Status(403); 5]));
     assert!(complete(Resource::ServiceCidrs, &[Status(404)]));
     assert!(complete(Resource::Nodes, &[Silent, Page("b"), Listed("5")]));
 }
