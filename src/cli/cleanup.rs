@@ -78,19 +78,25 @@ pub(super) fn run(args: Args) -> ExitCode {
             Ok(lock) => lock,
             Err(error) => return failed(&error.to_string()),
         };
-        let told = tell(kubeconfig.as_deref(), &node).await;
-        if let Err(error) = &told {
+        // The kernel matters most: what else fails is said, and the rest is done.
+        let mut all_done = true;
+        if let Err(error) = tell(kubeconfig.as_deref(), &node).await {
             eprintln!("error: {error}; going on: until it is gone, other nodes tunnel to this one in vain");
+            all_done = false;
         }
         if let Err(error) = announce::remove_journal(&settings.state_directory) {
-            return failed(&format!("{}: {error}", settings.state_directory.display()));
+            let directory = settings.state_directory.display();
+            eprintln!(
+                "error: the journal of announcements in {directory}: {error}; going on: remove it by hand"
+            );
+            all_done = false;
         }
         match dataplane::cleanup(&settings, &lock).await {
             Ok(done) if done.is_empty() => println!("nothing of Sheave's is here"),
             Ok(done) => done.iter().for_each(|what| println!("removed {what}")),
             Err(error) => return failed(&error.to_string()),
         }
-        if told.is_err() {
+        if !all_done {
             return ExitCode::FAILURE;
         }
         drop(lock);
