@@ -157,8 +157,9 @@ impl Agent {
                     self.take(batch).await;
                 }
                 Some(question) = questions.recv() => {
-                    // Whoever asked may have gone: nothing is lost.
+                    // Whoever asked may have gone: nothing is lost, and nothing need be found out.
                     match question {
+                        Question::Snapshot(asker) if asker.is_closed() => {}
                         Question::Status(asker) => drop(asker.send(self.status())),
                         Question::Snapshot(asker) => drop(asker.send(self.snapshot())),
                     }

@@ -80,14 +80,14 @@ pub struct Page {
     /// Other headers.
     pub headers: Vec<(HeaderName, HeaderValue)>,
     /// Its body.
-    pub body: String,
+    pub body: Bytes,
 }
 
 impl Page {
     /// A page of JSON.
     pub fn json(status: StatusCode, body: String) -> Self {
         let headers = vec![(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"))];
-        Self { status, content_type: "application/json", headers, body }
+        Self { status, content_type: "application/json", headers, body: body.into() }
     }
 }
 
@@ -272,8 +272,13 @@ async fn answer<S: Site>(
     Ok(response)
 }
 
-fn text(status: StatusCode, body: &str) -> Page {
-    Page { status, content_type: "text/plain; charset=utf-8", headers: Vec::new(), body: body.into() }
+fn text(status: StatusCode, body: &'static str) -> Page {
+    Page {
+        status,
+        content_type: "text/plain; charset=utf-8",
+        headers: Vec::new(),
+        body: Bytes::from_static(body.as_bytes()),
+    }
 }
 
 #[cfg(test)]

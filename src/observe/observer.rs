@@ -58,7 +58,7 @@ impl Observer {
         let metrics = Arc::new(Metrics::default());
         let mut servers = Vec::new();
         if let Some(address) = config.metrics {
-            let site = MetricsSite { metrics: Arc::clone(&metrics), health: Arc::clone(&health), questions };
+            let site = MetricsSite::new(Arc::clone(&metrics), Arc::clone(&health), questions);
             let name = "observe.metrics";
             servers.push((name, Server::start(runtime, name.into(), address, Arc::new(site))));
         }

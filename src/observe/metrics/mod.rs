@@ -7,7 +7,8 @@
 //! ```
 //!
 //! What happens is counted where it happens, in typed fields. What merely is, is asked for at a scrape: one listing of
-//! virtual servers, nothing per endpoint. A loop that does not answer costs the scrape what it alone knows.
+//! virtual servers, nothing per endpoint. A loop that does not answer costs the scrape what it alone knows. Scrapes
+//! that wait at the same time share one question and one text, however many they are.
 
 mod bgp;
 mod exposition;
@@ -15,16 +16,17 @@ mod process;
 mod snapshot;
 mod traffic;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use bytes::Bytes;
 use hyper::StatusCode;
 use prometheus::core::Collector;
 use prometheus::{
     Counter, Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry,
     TEXT_FORMAT, TextEncoder, exponential_buckets, linear_buckets,
 };
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{OnceCell, mpsc, oneshot};
 
 use super::health::Health;
 use super::http::{Page, Site, Use};
@@ -288,15 +290,36 @@ pub fn seconds(time: SystemTime) -> f64 {
 
 /// The page of `observe.metrics`.
 pub struct MetricsSite {
-    /// What was counted.
-    pub metrics: Arc<Metrics>,
-    /// Watch states.
-    pub health: Arc<Health>,
-    /// To the agent's loop.
-    pub questions: mpsc::Sender<Question>,
+    metrics: Arc<Metrics>,
+    health: Arc<Health>,
+    questions: mpsc::Sender<Question>,
+    /// The scrape under way, as long as somebody waits for it.
+    under_way: Mutex<Weak<OnceCell<Bytes>>>,
 }
 
 impl MetricsSite {
+    /// Of what was counted and the watches' states; `questions` lead to the agent's loop.
+    pub fn new(metrics: Arc<Metrics>, health: Arc<Health>, questions: mpsc::Sender<Question>) -> Self {
+        Self { metrics, health, questions, under_way: Mutex::default() }
+    }
+
+    /// Joins the scrape under way, or begins one. If whoever began it goes away, another of those who wait takes over.
+    async fn text(&self) -> Bytes {
+        let scrape = {
+            let mut under_way = self.under_way.lock().unwrap_or_else(PoisonError::into_inner);
+            under_way.upgrade().filter(|scrape| !scrape.initialized()).unwrap_or_else(|| {
+                let scrape = Arc::default();
+                *under_way = Arc::downgrade(&scrape);
+                scrape
+            })
+        };
+        let text = scrape.get_or_init(async || {
+            let snapshot = self.ask().await;
+            self.metrics.render(&self.health, snapshot.as_ref()).into()
+        });
+        text.await.clone()
+    }
+
     async fn ask(&self) -> Option<Snapshot> {
         let (question, answer) = oneshot::channel();
         let asked = async {
@@ -314,13 +337,8 @@ impl Site for MetricsSite {
         if path != "/metrics" {
             return None;
         }
-        let snapshot = self.ask().await;
-        Some(Page {
-            status: StatusCode::OK,
-            content_type: TEXT_FORMAT,
-            headers: Vec::new(),
-            body: self.metrics.render(&self.health, snapshot.as_ref()),
-        })
+        let body = self.text().await;
+        Some(Page { status: StatusCode::OK, content_type: TEXT_FORMAT, headers: Vec::new(), body })
     }
 }
 

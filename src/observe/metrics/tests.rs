@@ -293,3 +293,32 @@ fn virtual_servers_have_metrics_within_bounds() {
     }
     assert!(!wanted(Off, 10).any() && !wanted(All, 0).any() && wanted(Annotated, 1).any());
 }
+
+#[tokio::test]
+async fn scrapes_that_wait_together_ask_once() {
+    let (question, mut questions) = mpsc::channel(4);
+    let site = Arc::new(MetricsSite::new(Arc::default(), Arc::default(), question));
+    let scrape = || {
+        let site = Arc::clone(&site);
+        tokio::spawn(async move { site.text().await })
+    };
+    let mut asker = async || match questions.recv().await {
+        Some(Question::Snapshot(asker)) => (asker, questions.len()),
+        other => panic!("{other:?}"),
+    };
+    for round in ["the first", "a later one is not told what the first was"] {
+        let first = scrape();
+        let (gone, _) = asker().await;
+        let others: Vec<_> = (0..40).map(|_| scrape()).collect();
+        // Whoever asked goes away: one of the others asks instead, and nobody waits for the first answer.
+        first.abort();
+        let (asker, more) = asker().await;
+        assert_eq!((gone.is_closed(), asker.is_closed(), more), (true, false, 0), "{round}");
+        drop(asker.send(Snapshot { vips: 4711, ..Snapshot::default() }));
+        for other in others {
+            let text = String::from_utf8(other.await.unwrap().to_vec()).unwrap();
+            assert!(text.contains("sheave_vips 4711\n"), "{round}: {text}");
+        }
+    }
+    assert!(questions.is_empty());
+}
