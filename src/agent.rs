@@ -246,7 +246,7 @@ impl Agent {
             return;
         }
         // Looked at once: what an agent left does not become more.
-        let Some(Saved { node: Some(node), announcements }) = self.before.take() else { return };
+        let Some(Saved { node: Some(node), announcements, .. }) = self.before.take() else { return };
         if *node.name != *self.planner.node() || !self.dataplane.finds_earlier_state() {
             return;
         }
@@ -336,7 +336,7 @@ impl Agent {
     }
 
     async fn tick(&mut self) {
-        self.announcer.tick().await;
+        self.announcer.tick(self.held.as_ref().unwrap_or(self.planner.plan())).await;
         if self.ready {
             self.look().await;
         } else {

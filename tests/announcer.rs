@@ -121,7 +121,7 @@ fn is_up(announcer: &Announcer, peer: &Peer) -> bool {
 async fn until(announcer: &mut Announcer, what: &str, condition: impl Fn(&Announcer) -> bool) {
     let waited = tokio::time::timeout(LIMIT, async {
         while !condition(announcer) {
-            announcer.tick().await;
+            announcer.tick(&plan()).await;
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     });
@@ -219,7 +219,9 @@ async fn passwords_come_from_secrets() {
         kube::Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await.unwrap();
     let client = kube::Client::try_from(config).unwrap();
     let signed = Peer::start(8, Some("hunter2")).await;
-    let mut announcer = Announcer::new(Handle::current(), Some(client), journal());
+    let state = tempfile::tempdir().unwrap();
+    let journal = Journal::open(state.path()).0;
+    let mut announcer = Announcer::new(Handle::current(), Some(client), journal);
 
     configure(&mut announcer, &router(&[signed.written(", passwordSecret: {name: sheave-bgp}")], "")).await;
     until(&mut announcer, "the problem", |announcer| !announcer.problems().is_empty()).await;
@@ -241,6 +243,77 @@ async fn passwords_come_from_secrets() {
     configure(&mut announcer, &router(&[signed.written(more)], "")).await;
     until(&mut announcer, "the session", |announcer| is_up(announcer, &signed)).await;
     assert_eq!(announcer.problems(), [""; 0]);
+    announcer.stop().await;
+
+    // A restart without the API server: with what was read before.
+    let mut announcer = Announcer::new(Handle::current(), None, Journal::open(state.path()).0);
+    let wanted = router(&[signed.written(more)], "");
+    configure(&mut announcer, &wanted).await;
+    assert!(session(&announcer, &signed).is_some());
+    until(&mut announcer, "the session again", |announcer| is_up(announcer, &signed)).await;
+    until(&mut announcer, "the problem", |announcer| !announcer.problems().is_empty()).await;
+    let stays = "there is no API server to ask: use passwordFile; the one read last stays in force";
+    assert!(announcer.problems()[0].ends_with(stays), "{:?}", announcer.problems());
+    // Nobody asks for it any more: it is forgotten.
+    configure(&mut announcer, &router(&[], "")).await;
+    announcer.stop().await;
+    let mut announcer = Announcer::new(Handle::current(), None, Journal::open(state.path()).0);
+    configure(&mut announcer, &wanted).await;
+    assert_eq!(session(&announcer, &signed), None);
+}
+
+#[tokio::test]
+async fn another_source_of_a_password_keeps_the_session() {
+    let directory = tempfile::tempdir().unwrap();
+    let written = |peer: &Peer, name: &str| {
+        peer.written(&format!(", passwordFile: {}", directory.path().join(name).display()))
+    };
+    for name in ["one", "two"] {
+        std::fs::write(directory.path().join(name), "hunter2").unwrap();
+    }
+    let (open, signed) = (Peer::start(9, None).await, Peer::start(10, Some("hunter2")).await);
+    let both = |name: &str| router(&[open.written(""), written(&signed, name)], "");
+    let mut announcer = announcer(&both("one")).await;
+    until(&mut announcer, "both", |announcer| is_up(announcer, &open) && is_up(announcer, &signed)).await;
+    let since = session(&announcer, &signed).unwrap().since;
+
+    // The same password from elsewhere, then a mistake, then the way back.
+    for (name, problems) in [("two", 0), ("tow", 1), ("one", 0)] {
+        configure(&mut announcer, &both(name)).await;
+        assert_eq!(session(&announcer, &signed).map(|session| session.since), Some(since), "{name}");
+        until(&mut announcer, "what is wrong", |announcer| announcer.problems().len() == problems).await;
+        assert!(
+            announcer.problems().iter().all(|problem| problem.ends_with("; the one before stays in force")),
+            "{:?}",
+            announcer.problems()
+        );
+        assert_eq!(session(&announcer, &signed).unwrap().since, since, "{name}");
+    }
+
+    // Where there was none, nothing is kept: never a session without the password that is asked for.
+    let asks = router(&[written(&open, "absent"), written(&signed, "one")], "");
+    configure(&mut announcer, &asks).await;
+    assert_eq!(session(&announcer, &open), None);
+    assert_eq!(session(&announcer, &signed).unwrap().since, since);
+    announcer.stop().await;
+}
+
+#[tokio::test]
+async fn a_file_does_not_wait_for_a_secret() {
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = format!("http://{}", silent.local_addr().unwrap());
+    let client = kube::Client::try_from(kube::Config::new(address.parse().unwrap())).unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("password");
+    let (of_file, of_secret) = (Peer::start(11, Some("hunter2")).await, Peer::start(12, None).await);
+    let more = format!(", passwordFile: {}", path.display());
+    let peers = [of_file.written(&more), of_secret.written(", passwordSecret: {name: sheave-bgp}")];
+    let mut announcer = Announcer::new(Handle::current(), Some(client), journal());
+    configure(&mut announcer, &router(&peers, "")).await;
+    until(&mut announcer, "the file's problem", |announcer| !announcer.problems().is_empty()).await;
+    std::fs::write(&path, "hunter2").unwrap();
+    until(&mut announcer, "the session", |announcer| is_up(announcer, &of_file)).await;
+    assert_eq!(announcer.problems(), [""; 0], "no word yet of the Secret, which has 10 s");
     announcer.stop().await;
 }
 

@@ -16,13 +16,14 @@ use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 use sheave_bgp::{
-    Attributes, Community, LargeCommunity, RouteChanges, Shutdown, Speaker, SpeakerConfig, SpeakerStatus,
+    Attributes, Community, LargeCommunity, PeerConfig, RouteChanges, Shutdown, Speaker, SpeakerConfig,
+    SpeakerStatus,
 };
 use tokio::runtime::Handle;
 use tracing::{info, warn};
 
 use crate::cluster::Node;
-use crate::config::Router;
+use crate::config::{PasswordSource, Router};
 use crate::plan::{Announcement, AnnouncementKind, NodePlan};
 pub use journal::{Journal, Saved, remove as remove_journal};
 use passwords::Passwords;
@@ -65,6 +66,8 @@ pub struct Announcer {
     /// `None`: there is no peer to tell, or the speaker could not start.
     speaker: Option<Running>,
     passwords: Passwords,
+    /// As the speaker was told of them last.
+    peers: Vec<PeerConfig>,
     /// What an automatic router id is: once taken, it stays, whatever becomes of the Node's addresses. It is a name,
     /// and a change would end all sessions.
     auto_router_id: Option<Ipv4Addr>,
@@ -108,7 +111,8 @@ impl Announcer {
         Self {
             configured: None,
             speaker: None,
-            passwords: Passwords::start(&runtime, client),
+            passwords: Passwords::new(runtime.clone(), client, journal.passwords().clone()),
+            peers: Vec::new(),
             runtime,
             auto_router_id: None,
             restarting: Restarting::No,
@@ -138,8 +142,11 @@ impl Announcer {
         }
     }
 
-    /// Looks whether a password has changed, and tries again what did not work. To be called every second or so.
-    pub async fn tick(&mut self) {
+    /// Looks whether a password has changed, and tries again what did not work. To be called every second or so, with the
+    /// plan that is announced.
+    pub async fn tick(&mut self, plan: &NodePlan) {
+        let announced = self.announced.keys().filter_map(|prefix| plan.announcements.get(prefix));
+        self.journal.mend(Instant::now(), announced);
         let due = self.start_again.is_some_and(|at| at <= Instant::now());
         if self.passwords.changed() || due {
             self.apply().await;
@@ -156,13 +163,21 @@ impl Announcer {
         let Some(Configured { router, node, addresses }) = &self.configured else { return };
         let mut problems = Vec::new();
         let mut peers = Vec::new();
+        let mut of_secrets = BTreeMap::new();
         for peer in &router.peers {
-            let resolved = self.passwords.of(peer);
+            let before = self.peers.iter().find(|config| config.address == peer.address);
+            let resolved = self.passwords.of(peer, before.and_then(|config| config.password.as_ref()));
             problems.extend(resolved.problem);
             if let Ok(password) = resolved.password {
+                if let (Some(PasswordSource::Secret(key)), Some(password)) =
+                    (peer.password_source(), &password)
+                {
+                    of_secrets.insert(key, password.clone());
+                }
                 peers.push(sessions::peer_config(peer, password, addresses));
             }
         }
+        self.journal.passwords_are(of_secrets);
         self.start_again = None;
         if router.peers.is_empty() {
             self.stop_speaker(Shutdown::Cease).await;
@@ -182,8 +197,9 @@ impl Announcer {
             }
         }
         if let Some(Running { speaker, .. }) = &self.speaker {
-            speaker.set_peers(peers);
+            speaker.set_peers(peers.clone());
         }
+        self.peers = peers;
         for problem in problems.iter().filter(|problem| !self.problems.contains(problem)) {
             warn!("{problem}");
         }

@@ -1,23 +1,27 @@
 //! Passwords of sessions, read where the config says, and again, so that a change takes effect by itself.
 //!
 //! ```text
-//! Announcer ──sources──► task: files every FILES, Secrets every SECRETS ──Readings──► Announcer
+//! Announcer ──sources──► a task each: files every FILES, Secrets every SECRETS ──Readings──► Announcer
 //! ```
 //!
-//! A password that cannot be read any more stays in force as it was read last. One that never could be read keeps its
+//! A password that cannot be read any more stays in force as it was read last, also by the agent before (of Secrets: files
+//! are there at a start), and so does the one of a peer whose source has changed. One that never could be read keeps its
 //! peer's session from being set up: never is a session made without the password that was asked for.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
-use std::io::Read as _;
+use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Secret;
 use kube::api::Api;
+use rustix::fs::{Mode, OFlags};
 use sheave_bgp::Password;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
+use tokio::task::AbortHandle;
+use tokio::time::{sleep, timeout};
 
 use crate::config::{PasswordSource, Peer, SecretKey};
 
@@ -27,12 +31,12 @@ const FILES: Duration = Duration::from_secs(2);
 const SECRETS: Duration = Duration::from_secs(60);
 /// How soon one that could not be had is asked for again.
 const SECRETS_AGAIN: Duration = Duration::from_secs(5);
-/// How long the API server has for one answer.
+/// How long the API server, or a file system, has for one answer.
 const LIMIT: Duration = Duration::from_secs(10);
 /// More than any password has.
 const LONGEST_FILE: u64 = 1024;
 
-/// What has been read so far.
+/// What has been read so far of each source that is wanted.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Readings(BTreeMap<PasswordSource, Reading>);
 
@@ -46,36 +50,34 @@ struct Reading {
 }
 
 impl Readings {
-    fn update(&mut self, source: PasswordSource, result: Result<Password, String>) {
-        let reading = self.0.entry(source).or_default();
-        match result {
-            Ok(password) => *reading = Reading { password: Some(password), problem: None },
-            Err(problem) => reading.problem = Some(problem),
-        }
+    /// Whether it is another than before. What comes of a source that is not wanted any more is dropped.
+    fn update(&mut self, source: &PasswordSource, result: Result<Password, String>) -> bool {
+        let Some(reading) = self.0.get_mut(source) else { return false };
+        let new = match result {
+            Ok(password) => Reading { password: Some(password), problem: None },
+            Err(problem) => Reading { password: reading.password.clone(), problem: Some(problem) },
+        };
+        let changed = *reading != new;
+        *reading = new;
+        changed
     }
 
-    fn of(&self, peer: &Peer) -> Resolved {
+    fn of(&self, peer: &Peer, before: Option<&Password>) -> Resolved {
         let address = peer.address;
         let Some(source) = peer.password_source() else {
             return Resolved { password: Ok(peer.password.clone()), problem: None };
         };
-        match self.0.get(&source) {
-            Some(Reading { password: Some(password), problem }) => Resolved {
-                password: Ok(Some(password.clone())),
-                problem: problem.as_ref().map(|problem| {
-                    format!(
-                        "peer {address}: password of {source}: {problem}; the one read last stays in force"
-                    )
-                }),
-            },
-            Some(Reading { password: None, problem }) => Resolved {
-                password: Err(Missing),
-                problem: problem.as_ref().map(|problem| {
-                    format!("peer {address}: no session without its password: {source}: {problem}")
-                }),
-            },
-            None => Resolved { password: Err(Missing), problem: None },
-        }
+        let reading = self.0.get(&source);
+        let read = reading.and_then(|reading| reading.password.as_ref());
+        let password = read.or(before).cloned().ok_or(Missing);
+        let problem = reading.and_then(|reading| reading.problem.as_ref()).map(|problem| match password {
+            Ok(_) => {
+                let which = if read.is_some() { "the one read last" } else { "the one before" };
+                format!("peer {address}: password of {source}: {problem}; {which} stays in force")
+            }
+            Err(Missing) => format!("peer {address}: no session without its password: {source}: {problem}"),
+        });
+        Resolved { password: password.map(Some), problem }
     }
 }
 
@@ -95,108 +97,126 @@ pub(super) struct Resolved {
 /// The passwords of all peers.
 #[derive(Debug)]
 pub(super) struct Passwords {
-    wanted: watch::Sender<BTreeSet<PasswordSource>>,
-    readings: watch::Receiver<Readings>,
+    runtime: Handle,
+    secrets: Option<Api<Secret>>,
+    /// Of Secrets, as the agent before read them; until it is known which are wanted.
+    saved: BTreeMap<SecretKey, Password>,
+    /// One for each source that is wanted.
+    tasks: BTreeMap<PasswordSource, Task>,
+    readings: watch::Sender<Readings>,
+    /// As far as they have been heard of.
+    heard: watch::Receiver<Readings>,
+}
+
+/// A task that ends with its owner.
+#[derive(Debug)]
+struct Task(AbortHandle);
+
+impl Drop for Task {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
 }
 
 impl Passwords {
-    /// Reads on `runtime`; `client` is who is asked for Secrets.
-    pub(super) fn start(runtime: &Handle, client: Option<kube::Client>) -> Self {
-        let (wanted, sources) = watch::channel(BTreeSet::new());
-        let (sender, readings) = watch::channel(Readings::default());
+    /// Reads on `runtime`; `client` is who is asked for Secrets, of which `saved` holds until they have been read.
+    pub(super) fn new(
+        runtime: Handle,
+        client: Option<kube::Client>,
+        saved: BTreeMap<SecretKey, Password>,
+    ) -> Self {
+        let (readings, heard) = watch::channel(Readings::default());
         let secrets = client.map(Api::default_namespaced);
-        runtime.spawn(read(sources, sender, secrets));
-        Self { wanted, readings }
+        Self { runtime, secrets, saved, tasks: BTreeMap::new(), readings, heard }
     }
 
     /// Has those that `peers` ask for read from now on, and the others forgotten.
-    pub(super) fn want(&self, peers: &[Peer]) {
+    pub(super) fn want(&mut self, peers: &[Peer]) {
         let sources: BTreeSet<_> = peers.iter().filter_map(Peer::password_source).collect();
-        self.wanted.send_if_modified(|wanted| {
-            let changed = *wanted != sources;
-            *wanted = sources;
-            changed
+        let mut saved = std::mem::take(&mut self.saved);
+        self.tasks.retain(|source, _| sources.contains(source));
+        self.readings.send_modify(|Readings(readings)| {
+            readings.retain(|source, _| sources.contains(source));
+            for source in &sources {
+                readings.entry(source.clone()).or_insert_with(|| Reading {
+                    password: match source {
+                        PasswordSource::File(_) => None,
+                        PasswordSource::Secret(key) => saved.remove(key),
+                    },
+                    problem: None,
+                });
+            }
         });
+        for source in sources {
+            self.tasks.entry(source).or_insert_with_key(|source| {
+                let (readings, source) = (self.readings.clone(), source.clone());
+                let task = self.runtime.spawn(follow(source, self.secrets.clone(), readings));
+                Task(task.abort_handle())
+            });
+        }
     }
 
     /// Whether something has been read that [`Passwords::of`] was not asked for since.
     pub(super) fn changed(&mut self) -> bool {
-        let changed = self.readings.has_changed().unwrap_or(false);
+        let changed = self.heard.has_changed().unwrap_or(false);
         if changed {
-            self.readings.mark_unchanged();
+            self.heard.mark_unchanged();
         }
         changed
     }
 
-    /// The password of a peer.
-    pub(super) fn of(&self, peer: &Peer) -> Resolved {
-        self.readings.borrow().of(peer)
+    /// The password of a peer; `before` is what its session has now.
+    pub(super) fn of(&self, peer: &Peer, before: Option<&Password>) -> Resolved {
+        self.readings.borrow().of(peer, before)
     }
 }
 
-/// The task that reads. Ends with its [`Passwords`].
-async fn read(
-    mut wanted: watch::Receiver<BTreeSet<PasswordSource>>,
-    readings: watch::Sender<Readings>,
-    secrets: Option<Api<Secret>>,
-) {
-    // When each is to be read next.
-    let mut due: BTreeMap<PasswordSource, Instant> = BTreeMap::new();
+/// Reads one source again and again. None waits for another: a file system or the API server may take its time.
+async fn follow(source: PasswordSource, secrets: Option<Api<Secret>>, readings: watch::Sender<Readings>) {
+    let tell = |result| {
+        readings.send_if_modified(|readings| readings.update(&source, result));
+    };
     loop {
-        let sources = wanted.borrow_and_update().clone();
-        due.retain(|source, _| sources.contains(source));
-        readings.send_if_modified(|readings| {
-            let before = readings.0.len();
-            readings.0.retain(|source, _| sources.contains(source));
-            readings.0.len() != before
-        });
-        for source in sources {
-            let now = Instant::now();
-            if due.get(&source).is_some_and(|due| *due > now) {
-                continue;
+        let pause = match &source {
+            PasswordSource::File(path) => {
+                tell(file(path.clone(), &tell).await);
+                FILES
             }
-            let (result, pause) = match &source {
-                PasswordSource::File(path) => (file(path.clone()).await, FILES),
-                PasswordSource::Secret(key) => {
-                    let result = secret(secrets.as_ref(), key).await;
-                    let pause = if result.is_ok() { SECRETS } else { SECRETS_AGAIN };
-                    (result, pause)
-                }
-            };
-            due.insert(source.clone(), Instant::now() + pause);
-            readings.send_if_modified(|readings| {
-                let before = readings.0.get(&source).cloned();
-                readings.update(source.clone(), result);
-                readings.0.get(&source) != before.as_ref()
-            });
-        }
-        let next = due.values().min().copied();
-        let changed = tokio::select! {
-            changed = wanted.changed() => changed,
-            () = async {
-                match next {
-                    Some(next) => tokio::time::sleep_until(next.into()).await,
-                    None => std::future::pending().await,
-                }
-            } => Ok(()),
+            PasswordSource::Secret(key) => {
+                let result = secret(secrets.as_ref(), key).await;
+                let pause = if result.is_ok() { SECRETS } else { SECRETS_AGAIN };
+                tell(result);
+                pause
+            }
         };
-        if changed.is_err() {
-            return;
-        }
+        sleep(pause).await;
     }
 }
 
-async fn file(path: PathBuf) -> Result<Password, String> {
-    // A file system may take its time.
-    let read = tokio::task::spawn_blocking(move || read_file(&path)).await;
+/// However long that takes, but not without telling.
+async fn file(path: PathBuf, tell: impl Fn(Result<Password, String>)) -> Result<Password, String> {
+    let mut reading = tokio::task::spawn_blocking(move || read_file(&path));
+    let read = match timeout(LIMIT, &mut reading).await {
+        Ok(read) => read,
+        Err(_) => {
+            tell(Err(format!("no answer from its file system for {LIMIT:?}")));
+            reading.await
+        }
+    };
     let bytes = read.map_err(|error| error.to_string())?;
     let bytes = bytes.map_err(|error| format!("{error}; give the path of a readable file"))?;
     password(bytes)
 }
 
-fn read_file(path: &Path) -> std::io::Result<Vec<u8>> {
+/// Does not wait for a writer, as opening or reading a FIFO would.
+fn read_file(path: &Path) -> io::Result<Vec<u8>> {
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let file = File::from(rustix::fs::open(path, flags, Mode::empty())?);
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file"));
+    }
     let mut bytes = Vec::new();
-    File::open(path)?.take(LONGEST_FILE).read_to_end(&mut bytes)?;
+    file.take(LONGEST_FILE).read_to_end(&mut bytes)?;
     Ok(bytes)
 }
 
@@ -207,7 +227,7 @@ async fn secret(
     let Some(secrets) = secrets else {
         return Err("there is no API server to ask: use passwordFile".into());
     };
-    let answer = tokio::time::timeout(LIMIT, secrets.get_opt(name)).await;
+    let answer = timeout(LIMIT, secrets.get_opt(name)).await;
     let answer = answer.map_err(|_| format!("no answer from the API server for {LIMIT:?}"))?;
     let secret = answer.map_err(|error| match error {
         kube::Error::Api(status) if status.code == 403 => {
@@ -257,28 +277,71 @@ mod tests {
         let mut peer = Peer::new([192, 0, 2, 1].into(), 65001);
         let mut readings = Readings::default();
         let good = password_of("hunter2").ok();
-        assert_eq!(readings.of(&peer), Resolved { password: Ok(None), problem: None });
+        let before = password_of("correct horse").ok();
+        assert_eq!(readings.of(&peer, before.as_ref()), Resolved { password: Ok(None), problem: None });
         peer.password = good.clone();
-        assert_eq!(readings.of(&peer).password, Ok(good.clone()));
+        assert_eq!(readings.of(&peer, before.as_ref()).password, Ok(good.clone()));
         peer.password = None;
 
         let key = SecretKey { name: "sheave-bgp".into(), key: "password".into() };
         peer.password_secret = Some(key.clone());
         let source = PasswordSource::Secret(key);
-        assert_eq!(readings.of(&peer), Resolved { password: Err(Missing), problem: None }, "not read yet");
+        assert!(!readings.update(&source, password_of("hunter2")), "not wanted");
+        readings.0.insert(source.clone(), Reading::default());
+        assert_eq!(
+            readings.of(&peer, None),
+            Resolved { password: Err(Missing), problem: None },
+            "not read yet"
+        );
+        assert_eq!(
+            readings.of(&peer, before.as_ref()),
+            Resolved { password: Ok(before.clone()), problem: None }
+        );
 
-        readings.update(source.clone(), Err("there is none: create it".into()));
+        assert!(readings.update(&source, Err("there is none: create it".into())));
+        assert!(!readings.update(&source, Err("there is none: create it".into())), "as before");
         let problem = "peer 192.0.2.1: no session without its password: Secret sheave-bgp (key password): there is none: \
                        create it";
-        assert_eq!(readings.of(&peer), Resolved { password: Err(Missing), problem: Some(problem.into()) });
+        assert_eq!(
+            readings.of(&peer, None),
+            Resolved { password: Err(Missing), problem: Some(problem.into()) }
+        );
+        let problem = "peer 192.0.2.1: password of Secret sheave-bgp (key password): there is none: create it; the one \
+                       before stays in force";
+        assert_eq!(
+            readings.of(&peer, before.as_ref()),
+            Resolved { password: Ok(before.clone()), problem: Some(problem.into()) }
+        );
 
-        readings.update(source.clone(), password_of("hunter2"));
-        assert_eq!(readings.of(&peer), Resolved { password: Ok(good.clone()), problem: None });
+        readings.update(&source, password_of("hunter2"));
+        let resolved = Resolved { password: Ok(good.clone()), problem: None };
+        assert_eq!(readings.of(&peer, before.as_ref()), resolved);
 
-        readings.update(source, Err("no answer".into()));
-        let resolved = readings.of(&peer);
+        readings.update(&source, Err("no answer".into()));
+        let resolved = readings.of(&peer, before.as_ref());
         assert_eq!(resolved.password, Ok(good), "the last good one");
-        assert!(resolved.problem.is_some_and(|problem| problem.ends_with("stays in force")));
+        assert!(
+            resolved.problem.is_some_and(|problem| problem.ends_with("the one read last stays in force"))
+        );
         assert!(!format!("{readings:?}").contains("hunter2"));
+    }
+
+    /// With a writer that says nothing, opening and reading it would wait for ever.
+    #[test]
+    fn a_file_that_is_none_is_refused_at_once() {
+        let directory = tempfile::tempdir().unwrap();
+        let fifo = directory.path().join("fifo");
+        rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, Mode::RUSR | Mode::WUSR, 0)
+            .unwrap();
+        let (reader, _writer) = io::pipe().unwrap();
+        let pipe = PathBuf::from(format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&reader)));
+        let directory = directory.path().to_owned();
+        for path in [fifo, pipe, directory, "/dev/zero".into()] {
+            let (done, result) = std::sync::mpsc::channel();
+            let of = path.clone();
+            std::thread::spawn(move || done.send(read_file(&of).unwrap_err().to_string()));
+            let error = result.recv_timeout(Duration::from_secs(10)).unwrap();
+            assert_eq!(error, "it is not a regular file", "{}", path.display());
+        }
     }
 }

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use kube::Client;
 use tokio::runtime::Handle;
@@ -60,6 +61,9 @@ pub(super) struct Args {
     #[arg(long, value_enum, default_value_t = LogFormat::Text)]
     log_format: LogFormat,
 }
+
+/// How long what waits for a file system may hold up the end.
+const BACKGROUND_LIMIT: Duration = Duration::from_secs(1);
 
 /// Runs the subcommand.
 pub(super) fn run(args: Args) -> ExitCode {
@@ -125,7 +129,7 @@ fn start(config: Config, node: &str, source: Source) -> Result<(), String> {
         tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(text("runtime"))?;
     let (question, questions) = mpsc::channel(4);
     let socket = config.observe.status.clone();
-    runtime.block_on(async {
+    let result = runtime.block_on(async {
         // Before anything else: a signal that comes early ends the agent in order too.
         let mut terminate = signal(SignalKind::terminate()).map_err(text("SIGTERM"))?;
         let mut interrupt = signal(SignalKind::interrupt()).map_err(text("SIGINT"))?;
@@ -147,5 +151,7 @@ fn start(config: Config, node: &str, source: Source) -> Result<(), String> {
         };
         info!(node, version = env!("CARGO_PKG_VERSION"), "start");
         agent.run(receiver, questions, stop).await.map_err(|error| error.to_string())
-    })
+    });
+    background.shutdown_timeout(BACKGROUND_LIMIT);
+    result
 }

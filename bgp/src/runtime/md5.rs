@@ -38,6 +38,11 @@ impl Password {
             Err(PasswordLength(bytes.len()))
         }
     }
+
+    /// The password itself: not for logs.
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
 }
 
 impl fmt::Debug for Password {
