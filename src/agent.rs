@@ -83,6 +83,7 @@ pub struct Agent {
     waits_for: Option<&'static str>,
     /// As logged last.
     problems: Vec<String>,
+    source_problems: BTreeSet<Problem>,
     node_warnings: BTreeSet<Warning>,
     /// Where there is an API server to write to.
     accepts: Option<Accepts>,
@@ -122,6 +123,7 @@ impl Agent {
             checked: Instant::now(),
             waits_for: None,
             problems: Vec::new(),
+            source_problems: BTreeSet::new(),
             node_warnings: BTreeSet::new(),
             accepts: api_server.clone().map(|client| Accepts::start(client, node, background)),
             events: api_server.map(|client| Events::start(client, node, background)),
@@ -186,7 +188,8 @@ impl Agent {
         let delta = self.planner.handle(events);
         self.observer.planned(&self.planner, &delta);
         if told_problems {
-            for problem in self.planner.problems() {
+            let problems = self.planner.problems().iter().cloned().collect();
+            for problem in news(&mut self.source_problems, problems) {
                 warn!("{problem}");
             }
         }
@@ -399,10 +402,9 @@ impl Agent {
     /// Logs what is wrong with this node's Node, once.
     fn report_node(&mut self) {
         let warnings = self.planner.node_warnings();
-        for Warning { object, reason, message } in warnings.difference(&self.node_warnings) {
+        for Warning { object, reason, message } in news(&mut self.node_warnings, warnings) {
             warn!(object, reason, "{message}");
         }
-        self.node_warnings = warnings;
     }
 
     fn status(&mut self) -> Status {
@@ -488,6 +490,13 @@ impl Agent {
     }
 }
 
+/// What there is now and was not when it was told last; it counts as told.
+fn news<T: Ord + Clone>(told: &mut BTreeSet<T>, now: BTreeSet<T>) -> Vec<T> {
+    let new = now.difference(told).cloned().collect();
+    *told = now;
+    new
+}
+
 /// The prefixes whose announcement a change may concern.
 fn touched(plan: &NodePlan, delta: &Delta) -> BTreeSet<IpNet> {
     let of_servers = delta.virtual_servers.iter().map(|vip| IpNet::from(vip.address));
@@ -517,4 +526,23 @@ fn peers(speaker: SpeakerStatus) -> Vec<status::Peer> {
             last_error: peer.last_error.map(|error| error.reason.to_string()),
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_goes_on_is_told_once() {
+        let mut told = BTreeSet::new();
+        for (what, now, new) in [
+            ("the first", &["a"][..], &["a"][..]),
+            ("one more", &["a", "b"], &["b"]),
+            ("the same", &["a", "b"], &[]),
+            ("one goes", &["b"], &[]),
+            ("and comes back", &["a", "b"], &["a"]),
+        ] {
+            assert_eq!(news(&mut told, now.iter().copied().collect()), new, "{what}");
+        }
+    }
 }
