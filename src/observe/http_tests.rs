@@ -22,9 +22,16 @@ impl Site for Lounge {
     }
 }
 
-/// A port that was free a moment ago.
+/// A port that is free, and stays so: outside of the range that the kernel takes ports from for whoever asks for any.
 pub fn free_port() -> u16 {
-    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+    use std::sync::atomic::{AtomicU16, Ordering};
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let first = std::process::id() * 101 % 20_000;
+    (0..20_000)
+        .map(|_| 10_000 + (first + u32::from(NEXT.fetch_add(1, Ordering::Relaxed))) % 20_000)
+        .filter_map(|port| u16::try_from(port).ok())
+        .find(|port| std::net::TcpListener::bind(("127.0.0.1", *port)).is_ok())
+        .expect("one of 20,000 ports is free")
 }
 
 /// An answer as it comes over the wire: status, head, body.
