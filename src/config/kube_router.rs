@@ -79,8 +79,14 @@ struct WrittenPeer {
 const FIELDS: [&str; 6] = ["remoteip", "remoteasn", "localip", "password", "port", "bfd"];
 
 /// How those of the parser's words begin that quote nothing of what is written.
-const QUOTES_NOTHING: [&str; 5] =
-    ["missing field", "a password ", "is not text", "expected a number of", "invalid IP address syntax"];
+const QUOTES_NOTHING: [&str; 6] = [
+    "anchors and aliases ",
+    "missing field",
+    "a password ",
+    "is not text",
+    "expected a number of",
+    "invalid IP address syntax",
+];
 
 /// A password that slipped to where a field's name or another value belongs is quoted by the parser: only what cannot be one
 /// is told.

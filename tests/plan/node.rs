@@ -203,6 +203,10 @@ fn a_wrong_list_of_kube_routers_names_the_list_and_no_password() {
         (&[(peers, "- {remoteip: 1.2.3.4, remoteasn: 1, port: secret!}")], "peers: line 1: [0].port: "),
         (&[(peers, "- {remoteip: 1.2.3.4, remoteasn: 1, password: *secret!}")], "peers: line 1: "),
         (&[(peers, "- {remoteip: 1.2.3.4, remoteasn: 1, password: !secret! x}")], "peers: line 1: "),
+        (
+            &[(peers, "- &secret! {remoteip: 1.2.3.4, remoteasn: 1}")],
+            "peers: line 1: anchors and aliases are not",
+        ),
         (&[(peers, "secret!: [{remoteip: 1.2.3.4, remoteasn: 1}]")], "peers: line 1: "),
         (&[(peers, "- {remoteip: 1.2.3.4, password: ''}")], "missing field `remoteasn`"),
         (&[(peers, "- {remoteip: 1.2.3.4, remoteasn: 0}")], "[0]: remoteasn: 0 is reserved"),
@@ -418,4 +422,20 @@ fn without_its_own_node_it_still_follows_the_others() {
     assert_eq!(node.addresses, [ip("10.0.0.1")]);
     assert!(node.tunnel_sources.is_superset(&[ip("10.0.0.1"), ip("10.0.0.26")].into()));
     assert!(node.service_cidrs.contains(&"10.96.0.0/16".parse().unwrap()));
+}
+
+/// To read this many peers some hundred times would take much longer.
+#[test]
+fn what_others_do_does_not_cost_what_the_own_annotations_cost() {
+    let mut planner = planner();
+    let peers: Vec<_> = (0..5000u16).map(|n| format!("{{address: \"fd00::{n:x}\", asn: 65001}}")).collect();
+    apply(&mut planner, &[("sheave.io/peers", &format!("[{}]", peers.join(", ")))]);
+    assert!(planner.config().router.peers.len() >= 5000, "{:?}", planner.warnings());
+    let began = std::time::Instant::now();
+    for last in 0..=255 {
+        let other = mk_node("node-b", &[&format!("10.0.1.{last}")]);
+        planner.handle([Event::Apply(Object::Node(Arc::new(other)))]);
+        assert!(planner.plan().node.tunnel_sources.contains(&ip(&format!("10.0.1.{last}"))));
+    }
+    assert!(began.elapsed() < std::time::Duration::from_secs(5), "{:?}", began.elapsed());
 }
