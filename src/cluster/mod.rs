@@ -2,6 +2,7 @@
 
 mod event;
 mod index;
+mod ip;
 pub mod kubernetes;
 pub mod manifest;
 mod object;

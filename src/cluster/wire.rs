@@ -13,6 +13,7 @@ use std::time::SystemTime;
 use ipnet::IpNet;
 use serde::de::{Deserialize, Deserializer, Error as _, IgnoredAny, MapAccess, Visitor};
 
+use super::ip;
 use super::object::{
     Annotations, Endpoint, EndpointPort, EndpointSlice, Hints, LoadBalancerIp, Node, Service, ServiceCidr,
     ServicePort, Skipped, SliceName, TrafficDistribution, TrafficPolicy,
@@ -142,7 +143,7 @@ impl<'de> Deserialize<'de> for ClusterIp {
 }
 
 fn address<E: serde::de::Error>(text: &str) -> Result<IpAddr, E> {
-    text.parse().map_err(|_| E::custom(format_args!("`{text}` is not an IP address")))
+    ip::address(text).ok_or_else(|| E::custom(format_args!("`{text}` is not an IP address")))
 }
 
 /// An address that may also be absent or empty.
@@ -166,13 +167,13 @@ impl<'de> Deserialize<'de> for Address {
     }
 }
 
-/// An address of an endpoint or a Node; host names are told apart by a letter outside of an IPv6 address.
+/// An address of an endpoint; host names are told apart by a letter or hyphen outside of an IPv6 address.
 struct AddressOrName(Option<IpAddr>);
 
 impl<'de> Deserialize<'de> for AddressOrName {
     fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
         let text = String::deserialize(d)?;
-        if !text.contains(':') && text.contains(|c: char| c.is_ascii_alphabetic()) {
+        if !text.contains(':') && text.contains(|c: char| c.is_ascii_alphabetic() || c == '-') {
             return Ok(Self(None));
         }
         address(&text).map(|ip| Self(Some(ip)))
@@ -185,10 +186,9 @@ struct Cidr(IpNet);
 impl<'de> Deserialize<'de> for Cidr {
     fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
         let text = String::deserialize(d)?;
-        text.trim()
-            .parse()
-            .map(|net: IpNet| Self(net.trunc()))
-            .map_err(|_| D::Error::custom(format_args!("`{text}` is not a CIDR such as 10.0.0.0/8")))
+        ip::cidr(text.trim())
+            .map(Self)
+            .ok_or_else(|| D::Error::custom(format_args!("`{text}` is not a CIDR such as 10.0.0.0/8")))
     }
 }
 
@@ -556,19 +556,44 @@ struct NodeStatus {
 }
 
 #[derive(serde::Deserialize)]
-struct NodeAddress {
+struct WireNodeAddress {
     #[serde(rename = "type")]
     type_: String,
-    address: AddressOrName,
+    address: String,
+}
+
+/// One of a Node's addresses; names and what newer kinds may be are left unread.
+#[derive(serde::Deserialize)]
+#[serde(try_from = "WireNodeAddress")]
+enum NodeAddress {
+    Internal(IpAddr),
+    External(IpAddr),
+    Other,
+}
+
+impl TryFrom<WireNodeAddress> for NodeAddress {
+    type Error = serde::de::value::Error;
+
+    fn try_from(WireNodeAddress { type_, address: text }: WireNodeAddress) -> Result<Self, Self::Error> {
+        match &*type_ {
+            "InternalIP" => address(&text).map(Self::Internal),
+            "ExternalIP" => address(&text).map(Self::External),
+            _ => Ok(Self::Other),
+        }
+    }
 }
 
 impl From<WireNode> for Node {
     fn from(WireNode { mut metadata, spec, status }: WireNode) -> Self {
-        let of_type = |type_: &str| -> Vec<IpAddr> {
-            status.addresses.iter().filter(|a| a.type_ == type_).filter_map(|a| a.address.0).collect()
-        };
-        let mut addresses = of_type("InternalIP");
-        addresses.extend(of_type("ExternalIP"));
+        let (mut addresses, mut external) = (Vec::new(), Vec::new());
+        for address in status.addresses {
+            match address {
+                NodeAddress::Internal(address) => addresses.push(address),
+                NodeAddress::External(address) => external.push(address),
+                NodeAddress::Other => {}
+            }
+        }
+        addresses.append(&mut external);
         let mut seen = HashSet::new();
         addresses.retain(|address| seen.insert(*address));
         let pod_cidrs =

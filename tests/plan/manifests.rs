@@ -166,6 +166,16 @@ fn problems_have_line_and_field() {
             "x.yaml:3: metadata.creationTimestamp: `yesterday` is not a UTC time (RFC 3339) such as \
              2026-01-31T12:00:00Z",
         ),
+        (
+            "apiVersion: v1\nkind: Node\nmetadata: {name: a}\nstatus:\n  addresses:\n  - {type: Hostname, address: '42'}\n\
+             \x20 - {type: InternalIP, address: 192.0.2}\n",
+            "x.yaml:7: status.addresses[1]: `192.0.2` is not an IP address",
+        ),
+        (
+            "apiVersion: v1\nkind: Service\nmetadata: {name: a}\nspec:\n  type: Loadbalancer\n",
+            "x.yaml:5: spec.type: unknown variant `Loadbalancer`, expected one of ClusterIP, NodePort, \
+             LoadBalancer, ExternalName",
+        ),
     ] {
         let mut dir = Scanned::new();
         dir.write("x.yaml", text);

@@ -11,9 +11,10 @@ use foldhash::HashSet;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
+use super::repair;
 use super::resource::Resource;
 use crate::cluster::wire::{WireEndpointSlice, WireNode, WireService, WireServiceCidr};
-use crate::cluster::{EndpointSlice, Object, ObjectKey};
+use crate::cluster::{EndpointSlice, Object, ObjectKey, Service};
 
 const TRIGGER_ANNOTATION: &str = "endpoints.kubernetes.io/last-change-trigger-time";
 
@@ -32,11 +33,11 @@ pub(super) struct Head {
     pub(super) triggered: Option<SystemTime>,
 }
 
-/// An object, or why it cannot be used.
-pub(super) type Content = Result<Object, Unreadable>;
+/// An object and what of it is left out, or why it cannot be used.
+pub(super) type Content = Result<(Object, Option<Unreadable>), Unreadable>;
 
-/// Why an object cannot be used.
-#[derive(Debug, PartialEq, Eq)]
+/// What of an object cannot be read.
+#[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Unreadable {
     /// Path of the field within the object; empty where none is meant.
     pub(super) field: String,
@@ -104,11 +105,16 @@ fn triggered(annotations: &RawValue) -> Option<SystemTime> {
 pub(super) fn read(resource: Resource, json: &RawValue, names: &mut Names) -> Content {
     Ok(match resource {
         Resource::Services => {
-            let mut service: crate::cluster::Service =
-                wire::<WireService>(json)?.try_into().map_err(|message: &'static str| Unreadable {
-                    field: String::new(),
-                    message: message.to_owned(),
-                })?;
+            let (wire, left_out) = repair::read::<WireService>(resource, json)?;
+            let mut service: Service = match wire.try_into() {
+                Ok(service) => service,
+                // It may be that what is missing was left out.
+                Err(message) => {
+                    let missing =
+                        |message: &str| Unreadable { field: String::new(), message: message.to_owned() };
+                    return Err(left_out.unwrap_or_else(|| missing(message)));
+                }
+            };
             names.share(&mut service.name.namespace);
             service.cluster_ips.shrink_to_fit();
             service.external_ips.shrink_to_fit();
@@ -118,15 +124,22 @@ pub(super) fn read(resource: Resource, json: &RawValue, names: &mut Names) -> Co
             for port in &mut service.ports {
                 port.name.iter_mut().for_each(|name| names.share(name));
             }
-            Object::Service(Arc::new(service))
+            (Object::Service(Arc::new(service)), left_out)
         }
         Resource::EndpointSlices => {
-            let mut slice: EndpointSlice = wire::<WireEndpointSlice>(json)?.into();
+            let (wire, left_out) = repair::read::<WireEndpointSlice>(resource, json)?;
+            let mut slice = wire.into();
             tidy(&mut slice, names);
-            Object::EndpointSlice(Arc::new(slice))
+            (Object::EndpointSlice(Arc::new(slice)), left_out)
         }
-        Resource::Nodes => Object::Node(Arc::new(wire::<WireNode>(json)?.into())),
-        Resource::ServiceCidrs => Object::ServiceCidr(Arc::new(wire::<WireServiceCidr>(json)?.into())),
+        Resource::Nodes => {
+            let (wire, left_out) = repair::read::<WireNode>(resource, json)?;
+            (Object::Node(Arc::new(wire.into())), left_out)
+        }
+        Resource::ServiceCidrs => {
+            let (wire, left_out) = repair::read::<WireServiceCidr>(resource, json)?;
+            (Object::ServiceCidr(Arc::new(wire.into())), left_out)
+        }
     })
 }
 
@@ -147,21 +160,6 @@ fn tidy(slice: &mut EndpointSlice, names: &mut Names) {
             hints.zones.iter_mut().chain(&mut hints.nodes).for_each(|name| names.share(name));
         }
     }
-}
-
-fn wire<'de, T: Deserialize<'de>>(json: &'de RawValue) -> Result<T, Unreadable> {
-    // The path is wanted only of what is wrong, which is rare: to keep track of it takes time.
-    serde_json::from_str(json.get()).or_else(|_| {
-        let mut deserializer = serde_json::Deserializer::from_str(json.get());
-        serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
-            let field = error.path().to_string();
-            let message = error.into_inner().to_string();
-            // Where in the object's text, which nobody sees as such.
-            let message =
-                message.rsplit_once(" at line ").map_or(&*message, |(message, _)| message).to_owned();
-            Unreadable { field: if field == "." { String::new() } else { field }, message }
-        })
-    })
 }
 
 /// Names that many objects mention, each held once.

@@ -5,6 +5,7 @@
 //! of a list before it is complete.
 
 use std::collections::BTreeMap;
+use std::num::NonZero;
 use std::time::SystemTime;
 
 use foldhash::HashMap;
@@ -16,8 +17,8 @@ use crate::cluster::{Event, Object, ObjectKey, Place, Problem, Severity};
 #[derive(Debug, Default)]
 pub(super) struct Ledger {
     told: HashMap<ObjectKey, Told>,
-    /// Of the last version of each object that cannot be used.
-    problems: BTreeMap<ObjectKey, Unreadable>,
+    /// Of the last version of each object that cannot be used, or not all of it.
+    problems: BTreeMap<ObjectKey, (Severity, Unreadable)>,
     problems_changed: bool,
     /// Number of the list that is running or was last.
     list: u64,
@@ -29,8 +30,8 @@ pub(super) struct Ledger {
 struct Told {
     /// Number of the list that had it last.
     list: u64,
-    /// Hash of its text.
-    text: u64,
+    /// Hash of its text; `None` where something of it was left out: it is read again, so that this is told again.
+    text: Option<NonZero<u64>>,
     /// Its trigger time, as seen last.
     triggered: Option<SystemTime>,
 }
@@ -40,7 +41,19 @@ struct Told {
 struct Listing {
     /// New and changed ones, as they are to be told.
     objects: Vec<(Object, Told)>,
-    problems: BTreeMap<ObjectKey, Unreadable>,
+    problems: BTreeMap<ObjectKey, (Severity, Unreadable)>,
+}
+
+impl Told {
+    fn new(list: u64, text: u64, left_out: Option<&Unreadable>, triggered: Option<SystemTime>) -> Self {
+        // One text in 2^64 has no hash and is read again each time too.
+        Self { list, text: NonZero::new(text).filter(|_| left_out.is_none()), triggered }
+    }
+
+    /// Whether this is what was told.
+    fn has(&self, text: u64) -> bool {
+        self.text.is_some_and(|told| told.get() == text)
+    }
 }
 
 impl Ledger {
@@ -57,18 +70,21 @@ impl Ledger {
         let Head { key, text, triggered, .. } = head;
         if let Some(told) = self.told.get_mut(&key) {
             told.list = self.list;
-            if told.text == text {
+            if told.has(text) {
                 listing.problems.remove(&key);
                 return;
             }
         }
         match read() {
-            Ok(object) => {
-                listing.problems.remove(&key);
-                listing.objects.push((object, Told { list: self.list, text, triggered }));
+            Ok((object, left_out)) => {
+                listing.objects.push((object, Told::new(self.list, text, left_out.as_ref(), triggered)));
+                match left_out {
+                    Some(left_out) => listing.problems.insert(key, (Severity::Warning, left_out)),
+                    None => listing.problems.remove(&key),
+                };
             }
             Err(unreadable) => {
-                listing.problems.insert(key, unreadable);
+                listing.problems.insert(key, (Severity::Error, unreadable));
             }
         }
     }
@@ -101,20 +117,27 @@ impl Ledger {
     /// An object was added or changed while it was watched.
     pub(super) fn applied(&mut self, head: Head, read: impl FnOnce() -> Content, events: &mut Vec<Event>) {
         let Head { key, text, triggered, .. } = head;
-        if self.told.get(&key).is_some_and(|told| told.text == text) {
+        if self.told.get(&key).is_some_and(|told| told.has(text)) {
             self.problems_changed |= self.problems.remove(&key).is_some();
             return;
         }
-        let object = match read() {
-            Ok(object) => object,
+        let (object, left_out) = match read() {
+            Ok(read) => read,
             Err(unreadable) => {
-                self.problems.insert(key, unreadable);
+                self.problems.insert(key, (Severity::Error, unreadable));
                 self.problems_changed = true;
                 return;
             }
         };
-        self.problems_changed |= self.problems.remove(&key).is_some();
-        let new = Told { list: self.list, text, triggered };
+        let new = Told::new(self.list, text, left_out.as_ref(), triggered);
+        let problem = left_out.map(|left_out| (Severity::Warning, left_out));
+        if self.problems.get(&key) != problem.as_ref() {
+            self.problems_changed = true;
+            match problem {
+                Some(problem) => self.problems.insert(key.clone(), problem),
+                None => self.problems.remove(&key),
+            };
+        }
         let old = self.told.insert(key, new);
         if old.is_none_or(|old| old.triggered != triggered) {
             events.extend(triggered.map(Event::TriggeredAt));
@@ -135,14 +158,17 @@ impl Ledger {
         if !std::mem::take(&mut self.problems_changed) {
             return None;
         }
-        let problems = self.problems.iter().map(|(key, Unreadable { field, message })| {
-            let before =
-                if self.told.contains_key(key) { "; what it said before stays in force" } else { "" };
+        let problems = self.problems.iter().map(|(key, (severity, Unreadable { field, message }))| {
+            let instead = match severity {
+                Severity::Warning => "; this is left out, the rest is used",
+                Severity::Error if self.told.contains_key(key) => "; what it said before stays in force",
+                Severity::Error => "",
+            };
             Problem {
                 place: Place::Object(key.clone()),
                 field: field.clone(),
-                message: format!("{message}{before}"),
-                severity: Severity::Error,
+                message: format!("{message}{instead}"),
+                severity: *severity,
             }
         });
         Some(problems.collect())

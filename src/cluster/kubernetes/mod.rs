@@ -33,6 +33,7 @@ mod message;
 mod outlet;
 mod pauses;
 mod reflector;
+mod repair;
 mod resource;
 mod token;
 

@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 use serde_json::value::RawValue;
 
 use crate::cluster::kubernetes::Resource;
-use crate::cluster::kubernetes::item::{self, Head, Names, Unreadable};
+use crate::cluster::kubernetes::item::{self, Content, Head, Names, Unreadable};
 use crate::cluster::kubernetes::message::{Failure, Fault, Message, Page};
 use crate::cluster::{Object, ObjectKey};
 
@@ -13,7 +13,7 @@ fn raw(json: &str) -> &RawValue {
     serde_json::from_str(json).unwrap()
 }
 
-fn read(resource: Resource, json: &str) -> (Head, Result<Object, Unreadable>) {
+fn read(resource: Resource, json: &str) -> (Head, Content) {
     let mut names = Names::default();
     (Head::read(resource, raw(json), &mut names), item::read(resource, raw(json), &mut names))
 }
@@ -33,7 +33,7 @@ fn an_object_of_wrong_form_has_its_name_and_tells_what_is_wrong() {
         (
             "port",
             Resource::Services,
-            r#"{"metadata":{"name":"web","namespace":"shop"},"spec":{"ports":[{"port":0}]}}"#,
+            r#"{"metadata":{"name":"web","namespace":"shop"},"spec":{"ports":[{"port":0},{"port":80}]}}"#,
             "Service shop/web",
             "spec.ports[0].port",
             "0 is not a port: expected 1 to 65535",
@@ -55,12 +55,21 @@ fn an_object_of_wrong_form_has_its_name_and_tells_what_is_wrong() {
             "spec.ports is missing: a Service has at least one port, unless it is headless",
         ),
         (
-            "pod CIDR",
-            Resource::Nodes,
-            r#"{"metadata":{"name":"node-a"},"spec":{"podCIDRs":["10.0.0.0/33"]}}"#,
-            "Node node-a",
-            "spec.podCIDRs[0]",
+            "only source range",
+            Resource::Services,
+            r#"{"metadata":{"name":"web","namespace":"shop"},"spec":{"ports":[{"port":80}],
+                "loadBalancerSourceRanges":["10.0.0.0/33"]}}"#,
+            "Service shop/web",
+            "spec.loadBalancerSourceRanges[0]",
             "`10.0.0.0/33` is not a CIDR such as 10.0.0.0/8",
+        ),
+        (
+            "cluster IP",
+            Resource::Services,
+            r#"{"metadata":{"name":"web","namespace":"shop"},"spec":{"ports":[{"port":80}],"clusterIPs":["x"]}}"#,
+            "Service shop/web",
+            "spec.clusterIPs[0]",
+            "`x` is not an IP address",
         ),
         (
             "annotations",
@@ -81,6 +90,149 @@ fn an_object_of_wrong_form_has_its_name_and_tells_what_is_wrong() {
     }
 }
 
+/// The object as it was read, for comparison with one that never had what is left out.
+fn used(resource: Resource, json: &str) -> (Object, String) {
+    let (object, left_out) = read(resource, json).1.unwrap();
+    (object, left_out.map(|Unreadable { field, message }| format!("{field}: {message}")).unwrap_or_default())
+}
+
+#[test]
+fn what_an_older_or_newer_server_accepted_does_not_cost_the_object() {
+    let service = |spec: &str, status: &str| {
+        format!(
+            r#"{{"metadata":{{"name":"web","namespace":"shop"}},"spec":{{"clusterIPs":["10.96.0.1"]{spec}}},
+                "status":{{"loadBalancer":{{"ingress":[{status}]}}}}}}"#
+        )
+    };
+    let ports = r#","ports":[{"name":"http","port":80}]"#;
+    let with = |more: &str| service(&format!("{ports}{more}"), "");
+    let balancer = |ingress: &str| service(&format!(r#"{ports},"type":"LoadBalancer""#), ingress);
+    let slice = |more: &str| {
+        format!(
+            r#"{{"metadata":{{"name":"web-1","namespace":"shop"}},"addressType":"IPv4",
+                "endpoints":[{{"addresses":["10.0.0.1"]{more}}}],"ports":[{{"name":"http","port":80}}]}}"#
+        )
+    };
+    let node = |addresses: &str, spec: &str| {
+        format!(r#"{{"metadata":{{"name":"a"}},"status":{{"addresses":[{addresses}]}},"spec":{{{spec}}}}}"#)
+    };
+    let internal = r#"{"type":"InternalIP","address":"192.0.2.1"}"#;
+    let (s, e, n, c) =
+        (Resource::Services, Resource::EndpointSlices, Resource::Nodes, Resource::ServiceCidrs);
+    let cidr = |cidrs: &str| format!(r#"{{"metadata":{{"name":"a"}},"spec":{{"cidrs":[{cidrs}]}}}}"#);
+    // Resource, as it is held, as it is used, and what is told to be left out.
+    let cases = [
+        (s, with(r#","type":"Mesh""#), with(""), "spec.type: unknown variant `Mesh`"),
+        (s, with(r#","sessionAffinity":"Cookie""#), with(""), "spec.sessionAffinity: unknown variant"),
+        (
+            s,
+            with(
+                r#","sessionAffinity":"ClientIP","sessionAffinityConfig":{"clientIP":{"timeoutSeconds":-1}}"#,
+            ),
+            with(r#","sessionAffinity":"ClientIP""#),
+            "spec.sessionAffinityConfig.clientIP.timeoutSeconds: invalid value",
+        ),
+        (
+            s,
+            with(r#","externalTrafficPolicy":"Zone""#),
+            with(""),
+            "spec.externalTrafficPolicy: unknown variant",
+        ),
+        (
+            s,
+            with(r#","internalTrafficPolicy":"Zone""#),
+            with(""),
+            "spec.internalTrafficPolicy: unknown variant",
+        ),
+        (s, with(r#","healthCheckNodePort":-1"#), with(""), "spec.healthCheckNodePort: invalid value"),
+        (s, with(r#","trafficDistribution":"PreferMoon""#), with(""), ""),
+        (
+            s,
+            with(r#","externalIPs":[" 192.0.2.1","192.0.2.2","x"]"#),
+            with(r#","externalIPs":["192.0.2.2"]"#),
+            "spec.externalIPs[0]: ` 192.0.2.1` is not an IP address",
+        ),
+        (s, with(r#","externalIPs":["192.000.2.1"]"#), with(r#","externalIPs":["192.0.2.1"]"#), ""),
+        (
+            s,
+            with(r#","loadBalancerSourceRanges":["10.0.0.0/8","x"]"#),
+            with(r#","loadBalancerSourceRanges":["10.0.0.0/8"]"#),
+            "spec.loadBalancerSourceRanges[1]: `x` is not a CIDR",
+        ),
+        (
+            s,
+            with(r#","loadBalancerSourceRanges":[" 010.0.0.0/08 "]"#),
+            with(r#","loadBalancerSourceRanges":["10.0.0.0/8"]"#),
+            "",
+        ),
+        (
+            s,
+            service(r#","ports":[{"name":"http","port":80},{"name":"q","port":80,"protocol":"QUIC"}]"#, ""),
+            with(""),
+            "spec.ports[1].protocol: unknown variant `QUIC`",
+        ),
+        (
+            s,
+            balancer(r#"{"ip":"192.0.2.1","ipMode":"Tunnel"},{"ip":"192.00.2.2"}"#),
+            balancer(r#"{"ip":"192.0.2.2"}"#),
+            "status.loadBalancer.ingress[0].ipMode: unknown variant `Tunnel`",
+        ),
+        (
+            e,
+            slice("").replace("}]}", r#"},{"name":"q","port":1,"protocol":"QUIC"}]}"#),
+            slice(""),
+            "ports[1].protocol: unknown variant `QUIC`",
+        ),
+        (
+            e,
+            slice(r#","hints":{"forZones":[{}]}"#),
+            slice(""),
+            "endpoints[0].hints.forZones[0]: missing field",
+        ),
+        (e, slice("").replace("10.0.0.1", "010.00.0.001"), slice(""), ""),
+        (
+            n,
+            node(&format!(r#"{{"type":"Hostname","address":"10-0-0-1"}},{internal}"#), ""),
+            node(internal, ""),
+            "",
+        ),
+        (
+            n,
+            node(&format!(r#"{internal},{{"type":"InternalDNS","address":"42"}}"#), ""),
+            node(internal, ""),
+            "",
+        ),
+        (n, node(&format!(r#"{internal},{{"type":"New","address":""}}"#), ""), node(internal, ""), ""),
+        (
+            n,
+            node(&format!(r#"{internal},{{"type":"ExternalIP","address":"42"}}"#), ""),
+            node(internal, ""),
+            "status.addresses[1]: `42` is not an IP address",
+        ),
+        (
+            n,
+            node(internal, r#""podCIDRs":["10.0.0.0/33"]"#),
+            node(internal, ""),
+            "spec.podCIDRs[0]: `10.0.0.0/33` is not a CIDR",
+        ),
+        (c, cidr(r#""10.96.0.0/12","x""#), cidr(r#""10.96.0.0/12""#), "spec.cidrs[1]: `x` is not a CIDR"),
+    ];
+    for (resource, held, as_if, told) in cases {
+        let (object, left_out) = used(resource, &held);
+        assert_eq!((object, String::new()), used(resource, &as_if), "{held}");
+        assert!(left_out.starts_with(told) && told.is_empty() == left_out.is_empty(), "{held}: {left_out}");
+    }
+}
+
+#[test]
+fn an_object_in_which_nearly_all_is_wrong_is_not_used() {
+    let ips = vec![r#""x""#; 1000].join(",");
+    let json = format!(
+        r#"{{"metadata":{{"name":"web"}},"spec":{{"ports":[{{"port":80}}],"externalIPs":[{ips}]}}}}"#
+    );
+    assert_eq!(read(Resource::Services, &json).1.unwrap_err().field, "spec.externalIPs[0]");
+}
+
 #[test]
 fn a_head_tells_version_and_trigger_time_of_slices_alone() {
     let json = r#"{"metadata":{"name":"web-1","namespace":"shop","resourceVersion":"7","annotations":{
@@ -88,7 +240,7 @@ fn a_head_tells_version_and_trigger_time_of_slices_alone() {
     let (head, content) = read(Resource::EndpointSlices, json);
     assert_eq!(head.version.as_deref(), Some("7"));
     assert_eq!(head.triggered, Some(humantime::parse_rfc3339("2026-01-31T12:00:00Z").unwrap()));
-    assert_eq!(content.unwrap().key(), head.key);
+    assert_eq!(content.unwrap().0.key(), head.key);
     assert_eq!(read(Resource::Services, json).0.triggered, None::<SystemTime>);
     let spoilt = json.replace("2026-01-31T12:00:00Z", "yesterday");
     assert_eq!(read(Resource::EndpointSlices, &spoilt).0.triggered, None);
@@ -104,7 +256,7 @@ fn names_that_repeat_are_held_once() {
     };
     let mut names = Names::default();
     let mut slice = |name| match item::read(Resource::EndpointSlices, raw(&json(name)), &mut names) {
-        Ok(Object::EndpointSlice(slice)) => slice,
+        Ok((Object::EndpointSlice(slice), None)) => slice,
         other => panic!("{other:?}"),
     };
     let (a, b) = (slice("a"), slice("b"));
@@ -190,6 +342,6 @@ fn refusals_tell_what_to_do_and_not_more_than_a_line() {
 fn a_key_without_namespace_is_that_of_the_object() {
     let (head, content) =
         read(Resource::Services, r#"{"metadata":{"name":"web"},"spec":{"ports":[{"port":80}]}}"#);
-    assert_eq!(content.unwrap().key(), head.key);
+    assert_eq!(content.unwrap().0.key(), head.key);
     assert!(matches!(head.key, ObjectKey::Service(_)));
 }

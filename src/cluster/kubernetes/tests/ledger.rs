@@ -4,9 +4,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
 use crate::cluster::kubernetes::Resource;
-use crate::cluster::kubernetes::item::{Head, Unreadable};
+use crate::cluster::kubernetes::item::{Content, Head, Unreadable};
 use crate::cluster::kubernetes::ledger::Ledger;
-use crate::cluster::{EndpointSlice, Event, Object, SliceName};
+use crate::cluster::{EndpointSlice, Event, Object, Severity, SliceName};
 
 /// Of a text that no other has.
 fn head(name: &str) -> Head {
@@ -23,14 +23,18 @@ fn at(name: &str, second: u64) -> Head {
     Head { triggered: Some(SystemTime::UNIX_EPOCH + Duration::from_secs(second)), ..head(name) }
 }
 
-fn good(name: &str) -> Result<Object, Unreadable> {
+fn good(name: &str) -> Content {
     let name = SliceName { namespace: "default".into(), name: name.into() };
-    Ok(Object::EndpointSlice(
-        EndpointSlice { name, service: None, endpoints: Vec::new(), ports: Vec::new() }.into(),
-    ))
+    let slice = EndpointSlice { name, service: None, endpoints: Vec::new(), ports: Vec::new() };
+    Ok((Object::EndpointSlice(slice.into()), None))
 }
 
-fn bad() -> Result<Object, Unreadable> {
+fn lacking(name: &str) -> Content {
+    let left_out = Unreadable { field: "ports[0]".into(), message: "odd".into() };
+    good(name).map(|(object, _)| (object, Some(left_out)))
+}
+
+fn bad() -> Content {
     Err(Unreadable { field: "ports".into(), message: "wrong".into() })
 }
 
@@ -51,10 +55,7 @@ fn short(events: Vec<Event>) -> Vec<String> {
     short
 }
 
-fn list<const N: usize>(
-    ledger: &mut Ledger,
-    objects: [(Head, Result<Object, Unreadable>); N],
-) -> Vec<String> {
+fn list<const N: usize>(ledger: &mut Ledger, objects: [(Head, Content); N]) -> Vec<String> {
     ledger.begin();
     for (head, content) in objects {
         ledger.listed(head, || content);
@@ -62,7 +63,7 @@ fn list<const N: usize>(
     short(ledger.complete())
 }
 
-fn apply(ledger: &mut Ledger, head: Head, content: Result<Object, Unreadable>) -> Vec<String> {
+fn apply(ledger: &mut Ledger, head: Head, content: Content) -> Vec<String> {
     let mut events = Vec::new();
     ledger.applied(head, || content, &mut events);
     short(events)
@@ -157,7 +158,7 @@ fn a_trigger_time_is_told_once_and_of_watched_changes_alone() {
 
 #[test]
 fn what_did_not_change_is_neither_read_nor_told() {
-    let unread = || -> Result<Object, Unreadable> { panic!("read again") };
+    let unread = || -> Content { panic!("read again") };
     let mut ledger = Ledger::default();
     assert_eq!(list(&mut ledger, [(text("a", 1), good("a")), (text("b", 1), good("b"))]), ["+a", "+b"]);
     assert_eq!(apply(&mut ledger, text("b", 2), good("b")), ["+b"]);
@@ -176,4 +177,26 @@ fn what_did_not_change_is_neither_read_nor_told() {
     ledger.applied(text("a", 1), unread, &mut events);
     assert_eq!(short(events), [""; 0], "mended by what is in force anyway");
     assert_eq!(problems(&mut ledger), Some(Vec::new()));
+}
+
+#[test]
+fn an_object_that_lacks_something_is_told_with_a_warning_that_stays_over_lists_until_it_is_mended() {
+    let warning = "EndpointSlice default/a: ports[0]: odd; this is left out, the rest is used";
+    let kept = "EndpointSlice default/a: ports: wrong; what it said before stays in force";
+    let mut ledger = Ledger::default();
+    assert_eq!(list(&mut ledger, [(text("a", 1), lacking("a"))]), ["+a"]);
+    let told = ledger.changed_problems().unwrap();
+    assert_eq!((told[0].to_string().as_str(), told[0].severity), (warning, Severity::Warning));
+
+    assert_eq!(list(&mut ledger, [(text("a", 1), lacking("a"))]), ["+a"]);
+    assert_eq!(apply(&mut ledger, text("a", 2), lacking("a")), ["+a"]);
+    assert_eq!(problems(&mut ledger), None, "the same as before");
+
+    assert_eq!(apply(&mut ledger, text("a", 3), bad()), [""; 0]);
+    assert_eq!(problems(&mut ledger).unwrap(), [kept]);
+    assert_eq!(list(&mut ledger, [(text("a", 2), lacking("a"))]), ["+a"]);
+    assert_eq!(problems(&mut ledger).unwrap(), [warning], "as it was before");
+
+    assert_eq!(apply(&mut ledger, text("a", 4), good("a")), ["+a"]);
+    assert_eq!(problems(&mut ledger).unwrap(), [""; 0]);
 }
