@@ -53,7 +53,7 @@ pub(super) struct Args {
     #[arg(long, value_name = "FILE", conflicts_with = "manifests")]
     kubeconfig: Option<PathBuf>,
 
-    /// Instead of a cluster: directory of .yaml, .yml and .json files with Services, EndpointSlices and Nodes
+    /// Instead of a cluster: directory of .yaml, .yml and .json files with Services, EndpointSlices, Nodes and ServiceCIDRs
     #[arg(long, value_name = "DIR")]
     manifests: Option<PathBuf>,
 

@@ -46,7 +46,7 @@ pub(super) struct Args {
     #[arg(long, env = "NODE_NAME")]
     node: Option<String>,
 
-    /// Directory of .yaml, .yml and .json files with Services, EndpointSlices and Nodes
+    /// Directory of .yaml, .yml and .json files with Services, EndpointSlices, Nodes and ServiceCIDRs
     #[arg(long, value_name = "DIR")]
     manifests: Option<PathBuf>,
 

@@ -37,7 +37,8 @@ Examples:
 Exit codes: 0 done; 1 a manifest or the config is wrong (named on stderr with file, line and field; what is right
 of the manifests is still printed); 2 usage.")]
 pub(super) struct Args {
-    /// Directory of .yaml, .yml and .json files with Services, EndpointSlices and Nodes (other kinds are ignored)
+    /// Directory of .yaml, .yml and .json files with Services, EndpointSlices, Nodes and ServiceCIDRs (other kinds
+    /// are ignored)
     #[arg(long, value_name = "DIR")]
     manifests: PathBuf,
 

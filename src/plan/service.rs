@@ -373,21 +373,25 @@ impl<'a> Planner<'a> {
     }
 
     fn warn_of_unhonoured(&self, warnings: &mut Vec<Warning>) {
-        let Service { external_traffic_policy, internal_traffic_policy, ports, .. } = self.service;
+        let Service { external_traffic_policy, internal_traffic_policy, traffic_distribution, ports, .. } =
+            self.service;
         let reached_from_outside = ports.iter().any(|port| port.node_port.is_some())
             || !self.service.external_ips.is_empty()
             || !self.service.load_balancer_ips.is_empty();
         let mut warn = |field: &str| {
             warnings.push(self.warning(
                 "NotYetHonoured",
-                format!("{field}: Local is not acted on by this version: endpoints of all nodes are used"),
+                format!("{field} is not acted on by this version: endpoints of all nodes are used"),
             ));
         };
         if *external_traffic_policy == TrafficPolicy::Local && reached_from_outside {
-            warn("externalTrafficPolicy");
+            warn("externalTrafficPolicy: Local");
         }
         if *internal_traffic_policy == TrafficPolicy::Local {
-            warn("internalTrafficPolicy");
+            warn("internalTrafficPolicy: Local");
+        }
+        if traffic_distribution.is_some() {
+            warn("trafficDistribution");
         }
     }
 

@@ -231,6 +231,7 @@ fn api_peers(lab: &mut Lab) -> Result<()> {
     lab.await_applied(&service)?;
     loads.await_answers(30)?;
     ensure_not_reset(lab, NODE, &[1], &before).context("a peer was added")?;
+    await_until(LIMIT, "an Event about a session", || !server.events("Node", NODE, "PeerUp").is_empty())?;
 
     let before = sessions(lab, NODE)?;
     server.annotate(NODE, "sheave.io/communities", Some("64512:77"))?;
@@ -248,6 +249,14 @@ fn api_peers(lab: &mut Lab) -> Result<()> {
     await_until(LIMIT, "an Event about the wrong annotation", || {
         server.events("Node", NODE, "InvalidAnnotation").len() == 1
     })?;
+    await_page(
+        lab,
+        NODE,
+        Family::V4,
+        (METRICS, "/metrics"),
+        200,
+        "sheave_warnings{reason=\"InvalidAnnotation\"} 1\n",
+    )?;
     ensure!(directs(lab, 0)? && directs(lab, 1)?, "a wrong annotation ended a session");
     ensure_not_reset(lab, NODE, &[1, 2], &before).context("a wrong annotation")?;
     loads.await_answers(30)?;
@@ -465,7 +474,17 @@ fn api_server_away(lab: &mut Lab) -> Result<()> {
             },
         )?;
         lab.await_applied(&service)?;
-        ensure!(lab.status(node)?["ready"] == false, "{node} is ready without an API server");
+        // The leaves would keep its routes for a while without being told any: it must say that it tells them.
+        let status = lab.status(node)?;
+        ensure!(status["ready"] == false, "{node} is ready without an API server");
+        let announcements = status["announcements"].as_array().context("no announcements in status")?;
+        ensure!(
+            status["holding"] == true
+                && !announcements.is_empty()
+                && announcements.iter().all(|announcement| announcement["announced"] == true),
+            "{node} does not announce what it announced before: {announcements:?}"
+        );
+        await_page(lab, node, Family::V4, (HEALTH, "/healthz"), 200, "watchesDown")?;
         loads.await_answers(30)?;
     }
 

@@ -1,4 +1,4 @@
-//! A directory of manifests as a source: Services, EndpointSlices and Nodes as `kubectl get -o yaml` prints them.
+//! A directory of manifests as a source: Services, EndpointSlices, Nodes and ServiceCIDRs as `kubectl get -o yaml` prints them.
 //!
 //! ```text
 //! directory ──scan──► files ──read, if changed──► objects by file ──merge──► diff ──► events

@@ -233,7 +233,7 @@ impl Presence {
             Self::Sealed => format!("load it at boot: `echo {module} > /etc/modules-load.d/{module}.conf`"),
             Self::Missing => format!("run a kernel with {option} (Debian: linux-image-amd64 has it)"),
             Self::Unknown => {
-                format!("run `modprobe {module}` on the host; in a container mount the host's /lib/modules")
+                format!("run `modprobe {module}` on the host (a container without /lib/modules cannot tell)")
             }
         }
     }
