@@ -222,6 +222,16 @@ async fn trigger_times_count_since_the_start_and_are_bounded() {
 }
 
 #[tokio::test]
+async fn a_clock_that_is_behind_the_api_servers_makes_no_time_negative() {
+    let mut agent = Loop::new("observe: {metrics: '', health: ''}\n");
+    agent.turn(Vec::new(), true, true);
+    let later = SystemTime::now() + Duration::from_secs(3600);
+    agent.turn(vec![Event::TriggeredAt(later)], true, true);
+    let programming = &agent.observer.metrics.network_programming;
+    assert_eq!((programming.get_sample_count(), programming.get_sample_sum()), (1, 0.0));
+}
+
+#[tokio::test]
 async fn listeners_can_be_off() {
     let agent = Loop::new("observe: {metrics: '', health: null}\n");
     assert!(agent.observer.health().listeners.is_empty());

@@ -1,0 +1,113 @@
+//! What the agent says when it is asked.
+
+use sheave_bgp::SpeakerStatus;
+use tracing::debug;
+
+use super::Agent;
+use crate::observe::metrics::Snapshot;
+use crate::observe::status::{self, Status};
+
+impl Agent {
+    /// What `sheave status` asks for.
+    pub(super) fn status(&mut self) -> Status {
+        let mut problems: Vec<String> = self.planner.problems().iter().map(ToString::to_string).collect();
+        problems.extend(self.dataplane.problems());
+        problems.extend(self.observer.problems());
+        problems.extend(self.announcer.problems().iter().cloned());
+        let held = self.dataplane.list_virtual_servers().unwrap_or_else(|error| {
+            problems.push(error.to_string());
+            Vec::new()
+        });
+        let plan = self.planner.plan();
+        Status {
+            node: self.planner.node().into(),
+            version: env!("CARGO_PKG_VERSION").into(),
+            ready: self.ready,
+            holding: self.held.is_some(),
+            health: self.observer.health(),
+            watches: self.observer.watches(),
+            peers: self.announcer.status().map(peers).unwrap_or_default(),
+            announcements: self
+                .held
+                .as_ref()
+                .unwrap_or(plan)
+                .announcements
+                .values()
+                .map(|announcement| status::Announcement {
+                    prefix: announcement.prefix.to_string(),
+                    kind: format!("{:?}", announcement.kind),
+                    service: announcement.service.as_ref().map(ToString::to_string),
+                    announced: self.announcer.announces(&announcement.prefix),
+                })
+                .collect(),
+            virtual_servers: crate::dataplane::describe(plan, &held),
+            problems,
+            warnings: self
+                .planner
+                .warnings()
+                .into_iter()
+                .chain(self.observer.warnings())
+                .map(|warning| format!("{}: {}: {}", warning.object, warning.reason, warning.message))
+                .collect(),
+        }
+    }
+
+    /// What a scrape asks for: nothing per endpoint.
+    pub(super) fn snapshot(&mut self) -> Snapshot {
+        let wanted = self.observer.wanted();
+        let mut problems = self.dataplane.problem_counts();
+        let listed = if wanted.any() {
+            self.dataplane.traffic().unwrap_or_else(|error| {
+                debug!(%error, "no counters of virtual servers");
+                *problems.entry("unanswered").or_default() += 1;
+                Vec::new()
+            })
+        } else {
+            Vec::new()
+        };
+        problems.insert("source", self.planner.problems().len());
+        problems.insert("listener", self.observer.problems().count());
+        problems.insert("bgp", self.announcer.problems().len());
+        let plan = self.planner.plan();
+        Snapshot {
+            ready: self.ready,
+            holding: self.held.is_some(),
+            adopted: self.dataplane.adopted(),
+            virtual_servers: plan.virtual_servers.len(),
+            draining: self.dataplane.draining(),
+            destinations: plan.virtual_servers.values().map(|server| server.destinations.len()).sum(),
+            vips: plan.vips.len(),
+            rewrites: plan.rewrites.len(),
+            health_check_node_ports: self.observer.health_check_node_ports(),
+            announcements: plan.announcements.len(),
+            announced: self.announcer.announced(),
+            warnings: self.observer.warning_counts(&self.planner),
+            problems,
+            passes: self.dataplane.passes(),
+            ipvs_messages: self.dataplane.ipvs_messages(),
+            ipvs_time: self.dataplane.ipvs_time(),
+            traffic: wanted.pick(&self.planner, listed),
+            speaker: self.announcer.status(),
+        }
+    }
+}
+
+fn peers(speaker: SpeakerStatus) -> Vec<status::Peer> {
+    speaker
+        .peers
+        .into_iter()
+        .map(|peer| status::Peer {
+            address: peer.address.to_string(),
+            asn: peer.asn,
+            state: format!("{:?}", peer.state),
+            uptime_seconds: peer.uptime.map(|uptime| uptime.as_secs()),
+            prefixes_sent: peer
+                .session
+                .iter()
+                .flat_map(|session| &session.families)
+                .map(|family| family.prefixes_sent)
+                .sum(),
+            last_error: peer.last_error.map(|error| error.reason.to_string()),
+        })
+        .collect()
+}
