@@ -275,6 +275,11 @@ impl Agent {
     /// The first time that the plan is whole: the kernel first, then peers.
     async fn start(&mut self) {
         let began = Instant::now();
+        if let Some(held) = &self.held {
+            // What went while it was held must not be announced any more when the kernel forgets it.
+            let held = held.announcements.keys().copied().collect();
+            self.announcer.withdraw(self.planner.plan(), &held).await;
+        }
         for what in self.dataplane.sync(self.planner.plan(), began).await {
             debug!("{what}");
         }
