@@ -496,11 +496,12 @@ fn api_server_away(lab: &mut Lab) -> Result<()> {
     }
     server.api().compact();
     server.api().set_reach(Reach::Up);
+    for node in &nodes {
+        // The longest pause between two attempts, and the list.
+        await_watches(lab, node, 2 * LIMIT, "watching", "")?;
+    }
     for service in [&changed, &new] {
         lab.await_applied(service)?;
-    }
-    for node in &nodes {
-        await_watches(lab, node, LIMIT, "watching", "")?;
     }
     loads.await_answers(30)?;
     for (node, before) in nodes.iter().zip(before) {

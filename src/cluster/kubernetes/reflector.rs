@@ -78,6 +78,8 @@ pub(super) struct Reflector {
     fleeting: u32,
     /// Watches in a row that began and failed, without news.
     fruitless: u32,
+    /// Watches in a row that were told that their version is out of date.
+    expired: u32,
     /// How often the list was forbidden.
     forbidden: u32,
     /// A list was completed at some time.
@@ -101,6 +103,7 @@ impl Reflector {
             streaming: false,
             fleeting: 0,
             fruitless: 0,
+            expired: 0,
             forbidden: 0,
             listed: false,
             down: None,
@@ -173,12 +176,14 @@ impl Reflector {
         {
             *known = version;
             self.fruitless = 0;
+            self.expired = 0;
         }
     }
 
     /// A watch tells of an object.
     pub(super) fn heard(&mut self) {
         self.fleeting = 0;
+        self.expired = 0;
         self.pauses.reset();
     }
 
@@ -206,6 +211,7 @@ impl Reflector {
         }
         if lasted >= self.pace.first_pause {
             self.fleeting = 0;
+            self.expired = 0;
             self.pauses.reset();
             return Duration::ZERO;
         }
@@ -241,6 +247,11 @@ impl Reflector {
             (Phase::Watch { .. }, Fault::Status(410)) => {
                 self.phase = Phase::List;
                 self.state = WatchState::Listing;
+                // It is back and tells what to do: how long it was away is no reason to wait for as long again.
+                if self.expired == 0 {
+                    self.pauses.reset();
+                }
+                self.expired += 1;
                 return self.pauses.after_failure(failure.retry_after, chance);
             }
             // A 404 once it was served comes from something else that answers in the server's place.
