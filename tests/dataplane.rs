@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-use sheave::cluster::{Protocol, ServiceName};
+use sheave::cluster::{Encapsulation, Protocol, ServiceName};
 use sheave::dataplane::{self, Dataplane, Lock};
 use sheave::plan::{
     AcceptedIn, Delta, Destination, Forwarding, NodePlan, Rewrite, RewriteKey, RewriteSide, Scheduler,
@@ -32,6 +32,7 @@ fn serve(plan: &mut NodePlan, vip: VipPort, kind: VipKind, endpoints: &[(&str, F
             address: address(endpoint),
             port: 8080,
             forwarding: *forwarding,
+            encapsulation: Encapsulation::Ipip,
             weight: 1,
             node: None,
         })
@@ -66,6 +67,8 @@ fn serve(plan: &mut NodePlan, vip: VipPort, kind: VipKind, endpoints: &[(&str, F
             scheduler_flags: SchedulerFlags { fallback: true, port: true },
             persistence: None,
             destinations,
+            internal: None,
+            drops: false,
         },
     );
     delta

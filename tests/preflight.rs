@@ -26,6 +26,8 @@ fn plan() -> NodePlan {
         scheduler_flags: SchedulerFlags::default(),
         persistence: None,
         destinations: Vec::new(),
+        internal: None,
+        drops: false,
     };
     plan.virtual_servers.insert(vip, server);
     plan.vips.insert(vip.address, 1);

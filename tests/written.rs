@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use serde_json::{Value, json};
-use sheave::cluster::{ACCEPTS_ANNOTATION, ObjectKey, Place, Problem, ServiceName, Severity};
+use sheave::cluster::{ACCEPTS_ANNOTATION, Accepts, ObjectKey, Place, Problem, ServiceName, Severity};
 use sheave::observe::accepts::{self, ACCEPTED, Accepts};
 use sheave::observe::events::{Events, Kind, Notice};
 use sheave::plan::{NodePlan, ServicePlan, Warning};
@@ -153,7 +153,7 @@ mod events {
         done: impl Fn(&[Value]) -> Option<T>,
     ) -> T {
         eventually(what, || {
-            events.tick(&foldhash::HashSet::default());
+            events.tick(&foldhash::HashMap::default());
             done(&server.api().objects(Resource::Events))
         })
         .await
@@ -229,7 +229,7 @@ mod events {
         for number in 0..3 {
             agent.happened(down(&format!("down {number}")));
         }
-        agent.tick(&foldhash::HashSet::default());
+        agent.tick(&foldhash::HashMap::default());
         tokio::time::sleep(Duration::from_millis(100)).await;
         server.api().set_reach(Reach::Up);
         let four = |events: &[Value]| (events.len() == 4).then_some(());
@@ -298,9 +298,11 @@ mod events {
             agents.push(agent);
         }
         let mut notes = eventually("an Event of each node", || {
-            agents
-                .iter_mut()
-                .for_each(|agent| agent.tick(&["node-a".into(), "node-b".into()].into_iter().collect()));
+            agents.iter_mut().for_each(|agent| {
+                agent.tick(
+                    &["node-a", "node-b"].map(|name| (name.into(), Accepts::default())).into_iter().collect(),
+                )
+            });
             let events = server.api().objects(Resource::Events);
             (events.len() == 2).then_some(events)
         })

@@ -374,6 +374,7 @@ fn cluster(services: u16) -> Vec<Event> {
             zone: None,
             deleting: false,
             to_be_deleted: false,
+            excluded_from_load_balancers: false,
         })))
     });
     let objects = (0..services).flat_map(|index| {

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use foldhash::{HashMap, HashSet};
 use ipnet::IpNet;
 
-use super::{EndpointSlice, Node, Object, ObjectKey, Service, ServiceCidr, ServiceName, SliceName};
+use super::{Accepts, EndpointSlice, Node, Object, ObjectKey, Service, ServiceCidr, ServiceName, SliceName};
 
 /// What an object's change touches. The cost of finding it out does not depend on the number of Services.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -39,7 +39,7 @@ pub struct Index {
     /// To which Service a slice belonged when it was told last.
     slices: HashMap<SliceName, ServiceName>,
     nodes: HashMap<Arc<str>, NodeEntry>,
-    accepting: HashSet<Arc<str>>,
+    accepting: HashMap<Arc<str>, Accepts>,
     /// How many Nodes have an address.
     node_addresses: BTreeMap<IpAddr, usize>,
     /// Services that have endpoints of which no node is known.
@@ -73,7 +73,7 @@ impl Index {
             services: HashMap::default(),
             slices: HashMap::default(),
             nodes: HashMap::default(),
-            accepting: HashSet::default(),
+            accepting: HashMap::default(),
             node_addresses: BTreeMap::new(),
             unplaced: HashMap::default(),
             with_node_ports: HashSet::default(),
@@ -122,8 +122,8 @@ impl Index {
         self.nodes.get(&self.node)?.node.as_ref()
     }
 
-    /// Nodes where an agent accepts for the endpoints.
-    pub fn accepting(&self) -> &HashSet<Arc<str>> {
+    /// Nodes where an agent accepts for the endpoints, and what it takes in.
+    pub fn accepting(&self) -> &HashMap<Arc<str>, Accepts> {
         &self.accepting
     }
 
@@ -254,7 +254,7 @@ impl Index {
         let addresses = |node: &Option<Arc<Node>>| -> Vec<IpAddr> {
             node.as_ref().map(|node| node.addresses.clone()).unwrap_or_default()
         };
-        let accepts = node.as_ref().is_some_and(|node| node.accepts());
+        let accepts = node.as_ref().and_then(|node| node.accepts());
         let new = addresses(&node);
         let entry = self.nodes.entry(name.clone()).or_default();
         if entry.node == node {
@@ -265,8 +265,10 @@ impl Index {
         let own = *name == self.node;
         let mut changes = Changes { services: HashSet::default(), node: own };
 
-        let accepted =
-            if accepts { !self.accepting.insert(name.clone()) } else { self.accepting.remove(name) };
+        let accepted = match accepts {
+            Some(accepts) => self.accepting.insert(name.clone(), accepts),
+            None => self.accepting.remove(name),
+        };
         if accepts != accepted && !own {
             changes.services.extend(entry.services.keys().cloned());
         }

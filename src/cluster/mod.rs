@@ -16,8 +16,9 @@ use serde::{Deserialize, Serialize};
 pub use event::{Event, Object, ObjectKey, Place, Problem, Severity, Watch, WatchState};
 pub use index::{Changes, Index};
 pub use object::{
-    ACCEPTS_ANNOTATION, Annotations, Endpoint, EndpointPort, EndpointSlice, Hints, LoadBalancerIp, Node,
-    Service, ServiceCidr, ServicePort, Skipped, SliceName, TrafficDistribution, TrafficPolicy,
+    ACCEPTS_ANNOTATION, Accepts, Annotations, Encapsulation, Endpoint, EndpointPort, EndpointSlice, Hints,
+    LoadBalancerIp, Node, Service, ServiceCidr, ServicePort, Skipped, SliceName, TrafficDistribution,
+    TrafficPolicy,
 };
 
 /// Namespace and name of a Service; prints as `namespace/name`.

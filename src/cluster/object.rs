@@ -184,6 +184,26 @@ pub struct Node {
     pub deleting: bool,
     /// Taint `ToBeDeletedByClusterAutoscaler`.
     pub to_be_deleted: bool,
+    /// Label `node.kubernetes.io/exclude-from-external-load-balancers`, whatever its value.
+    #[serde(default)]
+    pub excluded_from_load_balancers: bool,
+}
+
+/// How a director wraps packets for an endpoint's node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Encapsulation {
+    /// IP in IP, protocol 4 and 41.
+    Ipip,
+    /// Generic UDP Encapsulation.
+    Gue,
+}
+
+/// What an agent takes in for the endpoints of its node, as [`ACCEPTS_ANNOTATION`] tells: IP in IP always.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Accepts {
+    /// Generic UDP Encapsulation too.
+    pub gue: bool,
 }
 
 /// A ServiceCIDR (networking.k8s.io/v1): ranges that cluster IPs are taken from.
@@ -201,7 +221,16 @@ pub const ACCEPTS_ANNOTATION: &str = "sheave.io/accepts";
 /// Of annotations only the names: a value may hold a password (kube-router's do).
 impl fmt::Debug for Node {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { name, annotations, addresses, pod_cidrs, zone, deleting, to_be_deleted } = self;
+        let Self {
+            name,
+            annotations,
+            addresses,
+            pod_cidrs,
+            zone,
+            deleting,
+            to_be_deleted,
+            excluded_from_load_balancers,
+        } = self;
         f.debug_struct("Node")
             .field("name", name)
             .field("annotations", &annotations.keys().collect::<Vec<_>>())
@@ -210,15 +239,16 @@ impl fmt::Debug for Node {
             .field("zone", zone)
             .field("deleting", deleting)
             .field("to_be_deleted", to_be_deleted)
+            .field("excluded_from_load_balancers", excluded_from_load_balancers)
             .finish()
     }
 }
 
 impl Node {
-    /// Whether an agent accepts there, as [`ACCEPTS_ANNOTATION`] tells.
-    pub fn accepts(&self) -> bool {
-        self.annotations
-            .get(ACCEPTS_ANNOTATION)
-            .is_some_and(|value| !matches!(&**value, "" | "false" | "none"))
+    /// What an agent accepts there, if there is one: [`ACCEPTS_ANNOTATION`] lists encapsulations, separated by commas.
+    pub fn accepts(&self) -> Option<Accepts> {
+        let value = self.annotations.get(ACCEPTS_ANNOTATION)?;
+        let none = matches!(&**value, "" | "false" | "none");
+        (!none).then(|| Accepts { gue: value.split(',').any(|name| name.trim() == "gue") })
     }
 }

@@ -27,6 +27,7 @@ const SERVICE_NAME_LABEL: &str = "kubernetes.io/service-name";
 const PROXY_NAME_LABEL: &str = "service.kubernetes.io/service-proxy-name";
 const HEADLESS_LABEL: &str = "service.kubernetes.io/headless";
 const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
+const EXCLUDE_LABEL: &str = "node.kubernetes.io/exclude-from-external-load-balancers";
 const TO_BE_DELETED_TAINT: &str = "ToBeDeletedByClusterAutoscaler";
 
 /// `metadata` of any object.
@@ -599,6 +600,7 @@ impl From<WireNode> for Node {
         let pod_cidrs =
             if spec.pod_cidrs.is_empty() { spec.pod_cidr.into_iter().collect() } else { spec.pod_cidrs };
         Self {
+            excluded_from_load_balancers: metadata.labels.0.contains_key(EXCLUDE_LABEL),
             zone: metadata.labels.0.remove(ZONE_LABEL),
             name: metadata.name,
             annotations: metadata.annotations.0,

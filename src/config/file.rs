@@ -11,6 +11,7 @@ use serde::de::{Deserializer, Error as _};
 
 use super::peer::{self, DynamicPeer, Peer, duration};
 use super::{Communities, MarkMask, reader};
+use crate::cluster::Encapsulation;
 use crate::plan::{AcceptedIn, Forwarding, Scheduler, Warning};
 use crate::yaml;
 
@@ -182,6 +183,9 @@ pub struct Services {
     /// The cluster's Service IP ranges: each is bound by one route.
     #[serde(rename = "serviceCIDRs", deserialize_with = "cidrs")]
     pub service_cidrs: Vec<IpNet>,
+    /// Where pods are, besides the own Node's `podCIDRs`: their connections are not bound by `externalTrafficPolicy: Local`.
+    #[serde(rename = "clusterCIDRs", deserialize_with = "cidrs")]
+    pub cluster_cidrs: Vec<IpNet>,
     /// Which of this node's addresses node ports listen on.
     pub node_port_addresses: Vec<NodePortAddresses>,
     /// Schedulers.
@@ -202,6 +206,7 @@ impl Default for Services {
             encapsulation: Encapsulation::Ipip,
             acceptance: AcceptedIn::Node,
             service_cidrs: Vec::new(),
+            cluster_cidrs: Vec::new(),
             node_port_addresses: vec![NodePortAddresses::Primary],
             scheduler: Schedulers::default(),
             external_ips: ExternalIps::default(),
@@ -209,16 +214,6 @@ impl Default for Services {
             load_balancer_class: None,
         }
     }
-}
-
-/// `services.encapsulation`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Encapsulation {
-    /// IP in IP, protocol 4 and 41.
-    Ipip,
-    /// Generic UDP Encapsulation.
-    Gue,
 }
 
 /// One of `services.nodePortAddresses`.

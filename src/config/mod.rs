@@ -15,8 +15,8 @@ mod reader;
 pub use annotations::ServiceSettings;
 pub use communities::Communities;
 pub use file::{
-    Announce, Config, Drain, Encapsulation, Error, ExternalIps, GracefulRestart, Listen, LongLived,
-    NodePortAddresses, Observe, Router, Schedulers, Services, VirtualServerMetrics,
+    Announce, Config, Drain, Error, ExternalIps, GracefulRestart, Listen, LongLived, NodePortAddresses,
+    Observe, Router, Schedulers, Services, VirtualServerMetrics,
 };
 pub use mark_mask::MarkMask;
 pub use node::NodeSettings;

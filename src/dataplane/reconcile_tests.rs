@@ -69,6 +69,7 @@ fn server(protocol: cluster::Protocol, scheduler: Scheduler, endpoints: &[(u8, u
             address: IpAddr::from([10, 244, 0, last]),
             port: 8080,
             forwarding: Forwarding::Tunnel,
+            encapsulation: cluster::Encapsulation::Ipip,
             weight,
             node: None,
         })
@@ -84,6 +85,8 @@ fn server(protocol: cluster::Protocol, scheduler: Scheduler, endpoints: &[(u8, u
         scheduler_flags: SchedulerFlags { fallback: true, port: true },
         persistence: None,
         destinations,
+        internal: None,
+        drops: false,
     };
     Wanted::new(&server, |_| false)
 }

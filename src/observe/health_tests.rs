@@ -22,6 +22,7 @@ fn node(deleting: bool, to_be_deleted: bool) -> Node {
         zone: None,
         deleting,
         to_be_deleted,
+        excluded_from_load_balancers: false,
     }
 }
 

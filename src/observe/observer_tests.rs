@@ -51,6 +51,7 @@ fn own_node(deleting: bool) -> Node {
         zone: None,
         deleting,
         to_be_deleted: false,
+        excluded_from_load_balancers: false,
     }
 }
 

@@ -9,7 +9,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use super::claims::Claims;
-use crate::cluster::{Protocol, ServiceName};
+use crate::cluster::{Encapsulation, Protocol, ServiceName};
 
 /// What a virtual server listens on: its key in the kernel and in the plan. Prints as `TCP 10.96.0.80:80`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -92,6 +92,8 @@ pub struct Destination {
     pub port: u16,
     /// How this node reaches it.
     pub forwarding: Forwarding,
+    /// What [`Forwarding::Tunnel`] wraps packets in.
+    pub encapsulation: Encapsulation,
     /// 0: no new connections, established ones go on.
     pub weight: u32,
     /// The endpoint's node, where known.
@@ -117,6 +119,12 @@ pub struct VirtualServer {
     pub persistence: Option<u32>,
     /// Sorted by address, then port, without duplicates: the canonical order, equal on every director.
     pub destinations: Vec<Destination>,
+    /// The destinations of clients within the cluster (this node itself and [`NodeState::cluster_clients`]) where these
+    /// get others: `externalTrafficPolicy: Local` binds only what comes from outside. In the same order.
+    pub internal: Option<Vec<Destination>>,
+    /// Where there is no destination, packets are dropped, not refused: a traffic policy keeps this node from using the
+    /// endpoints that there are.
+    pub drops: bool,
 }
 
 /// Where a tunnelled packet is taken in on behalf of an endpoint.
@@ -260,6 +268,8 @@ pub struct NodeState {
     pub addresses: Vec<IpAddr>,
     /// Pod CIDRs of this node.
     pub pod_cidrs: BTreeSet<IpNet>,
+    /// Where clients within the cluster come from that this node serves: its own pods, and `services.clusterCIDRs`.
+    pub cluster_clients: BTreeSet<IpNet>,
     /// Addresses of all nodes, this one included: the only permitted tunnel sources.
     pub tunnel_sources: BTreeSet<IpAddr>,
     /// Known service CIDRs: bound as one route each.

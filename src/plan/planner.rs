@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::model::{Announcement, AnnouncementKind, Delta, NodePlan, NodeState, Warning};
 use super::service::{NodeContext, service};
-use crate::cluster::{ACCEPTS_ANNOTATION, Changes, Event, Index, Node, Problem, ServiceName};
+use crate::cluster::{ACCEPTS_ANNOTATION, Accepts, Changes, Event, Index, Node, Problem, ServiceName};
 use crate::config::{Config, INVALID_ANNOTATION, NodePortAddresses, NodeSettings, ServiceSettings};
 
 /// Owner of the [`Index`] and of the plan made from it.
@@ -138,7 +138,7 @@ impl Planner {
     }
 
     /// Nodes where an agent accepts, as their Nodes tell.
-    pub fn accepting(&self) -> &foldhash::HashSet<Arc<str>> {
+    pub fn accepting(&self) -> &foldhash::HashMap<Arc<str>, Accepts> {
         self.index.accepting()
     }
 
@@ -183,12 +183,15 @@ impl Planner {
             self.settings.insert(name.clone(), settings.clone());
             (settings, warnings)
         };
+        let own = self.index.own_node();
         let context = NodeContext {
             node: &self.node,
             addresses: &self.plan.node.addresses,
             node_port_addresses: &self.node_port_addresses,
             node_addresses: &self.plan.node.tunnel_sources,
             accepting: self.index.accepting(),
+            zone: own.and_then(|node| node.zone.as_deref()),
+            excluded_from_load_balancers: own.is_some_and(|node| node.excluded_from_load_balancers),
             services: &self.config.services,
             announce: &self.config.announce,
         };
@@ -218,7 +221,7 @@ impl Planner {
         let (addresses, pod_cidrs) = match own {
             Some(node) => {
                 let pod_cidrs = self.node_settings.pod_cidrs.as_ref().unwrap_or(&node.pod_cidrs);
-                (node.addresses.clone(), pod_cidrs.iter().copied().collect())
+                (node.addresses.clone(), pod_cidrs.iter().copied().collect::<BTreeSet<_>>())
             }
             // Its Node is gone, but this node is not: what is known of it stays in force (warned of as NodeMissing).
             None => (self.plan.node.addresses.clone(), self.plan.node.pod_cidrs.clone()),
@@ -227,6 +230,7 @@ impl Planner {
         let state = NodeState {
             tunnel_sources: self.index.node_addresses().chain(addresses.iter().copied()).collect(),
             addresses,
+            cluster_clients: pod_cidrs.iter().chain(&self.config.services.cluster_cidrs).copied().collect(),
             pod_cidrs,
             service_cidrs: self
                 .config

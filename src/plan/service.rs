@@ -10,7 +10,7 @@ use super::model::{
     Acceptance, AcceptedIn, Announcement, AnnouncementKind, Destination, Forwarding, HealthCheck, Scheduler,
     SchedulerFlags, ServicePlan, SourceRange, VipKind, VipPort, VirtualServer, Warning,
 };
-use crate::cluster::{EndpointSlice, Service, ServicePort, TrafficPolicy};
+use crate::cluster::{Accepts, Encapsulation, EndpointSlice, Service, ServicePort, TrafficPolicy};
 use crate::config::{self, Communities, ServiceSettings};
 
 /// What a plan depends on besides the Service and its slices.
@@ -25,7 +25,11 @@ pub struct NodeContext<'a> {
     /// Addresses of all nodes, this one included: none of them can be a VIP.
     pub node_addresses: &'a BTreeSet<IpAddr>,
     /// Nodes where an agent accepts.
-    pub accepting: &'a foldhash::HashSet<Arc<str>>,
+    pub accepting: &'a foldhash::HashMap<Arc<str>, Accepts>,
+    /// This node's zone.
+    pub zone: Option<&'a str>,
+    /// This node announces no Services.
+    pub excluded_from_load_balancers: bool,
     /// `services` of the config.
     pub services: &'a config::Services,
     /// `announce` of the config.
@@ -216,10 +220,13 @@ impl<'a> Planner<'a> {
                     address,
                     port: target.port,
                     forwarding: self.forwarding_to(address, target, kind),
+                    encapsulation: Encapsulation::Ipip,
                     weight: 1,
                     node: target.node.cloned(),
                 })
                 .collect(),
+            internal: None,
+            drops: false,
         }
     }
 
@@ -259,7 +266,7 @@ impl<'a> Planner<'a> {
         } else if kind == VipKind::NodePort || self.forwarding() == Forwarding::Nat {
             Forwarding::Nat
         } else if self.is_here(target)
-            || target.node.is_some_and(|node| self.context.accepting.contains(&**node))
+            || target.node.is_some_and(|node| self.context.accepting.contains_key(&**node))
         {
             Forwarding::Tunnel
         } else {

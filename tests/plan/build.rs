@@ -4,10 +4,10 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use foldhash::HashSet;
+use foldhash::HashMap;
 use sheave::cluster::{
-    Annotations, Endpoint, EndpointPort, EndpointSlice, LoadBalancerIp, Node, Protocol, Service, ServiceName,
-    ServicePort, SliceName, TrafficPolicy,
+    Accepts, Annotations, Endpoint, EndpointPort, EndpointSlice, LoadBalancerIp, Node, Protocol, Service,
+    ServiceName, ServicePort, SliceName, TrafficPolicy,
 };
 use sheave::config::{Config, ServiceSettings};
 use sheave::plan::{NodeContext, ServicePlan, VirtualServer, service};
@@ -76,6 +76,7 @@ pub(crate) fn mk_node(name: &str, addresses: &[&str]) -> Node {
         zone: None,
         deleting: false,
         to_be_deleted: false,
+        excluded_from_load_balancers: false,
     }
 }
 
@@ -111,13 +112,15 @@ impl World {
     pub(crate) fn plan(&self) -> ServicePlan {
         let mut node_addresses = BTreeSet::from([ip("10.0.0.2"), ip("10.0.0.3")]);
         node_addresses.extend(&self.addresses);
-        let accepting = HashSet::from_iter(["node-b".into()]);
+        let accepting = HashMap::from_iter([("node-b".into(), Accepts::default())]);
         let context = NodeContext {
             node: "node-a",
             addresses: &self.addresses,
             node_port_addresses: &self.node_port_addresses,
             node_addresses: &node_addresses,
             accepting: &accepting,
+            zone: None,
+            excluded_from_load_balancers: false,
             services: &self.config.services,
             announce: &self.config.announce,
         };

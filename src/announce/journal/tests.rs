@@ -13,6 +13,7 @@ fn node() -> Node {
         zone: None,
         deleting: false,
         to_be_deleted: false,
+        excluded_from_load_balancers: false,
     }
 }
 

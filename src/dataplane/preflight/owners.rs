@@ -185,6 +185,8 @@ mod tests {
             scheduler_flags: SchedulerFlags::default(),
             persistence: None,
             destinations: Vec::new(),
+            internal: None,
+            drops: false,
         };
         plan.virtual_servers.insert(vip, server);
         let others = ["192.0.2.1", "192.0.2.2", "192.0.2.3", "192.0.2.4"].map(key);

@@ -24,7 +24,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
-use foldhash::HashSet;
+use foldhash::HashMap;
 use sheave_bgp::SpeakerStatus;
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
@@ -32,7 +32,7 @@ use tokio::sync::mpsc;
 use self::ledger::{Ledger, Part, Telling};
 pub use self::notice::{Kind, KnownBy, Notice};
 use self::peers::{Peer, Peers};
-use crate::cluster::{ObjectKey, Problem, ServiceName};
+use crate::cluster::{Accepts, ObjectKey, Problem, ServiceName};
 use crate::plan::{NodePlan, Warning};
 
 /// How many Events may wait to be sent.
@@ -100,9 +100,9 @@ impl Events {
     }
 
     /// Sends what is due. `agents`: the nodes where an agent is known to run.
-    pub fn tick(&mut self, agents: &HashSet<Arc<str>>) {
+    pub fn tick(&mut self, agents: &HashMap<Arc<str>, Accepts>) {
         let tells =
-            |object: &ObjectKey| teller::tells(&self.node, object, agents.iter().map(|agent| &**agent));
+            |object: &ObjectKey| teller::tells(&self.node, object, agents.keys().map(|agent| &**agent));
         for telling in self.ledger.due(self.queue.capacity(), tells, Instant::now(), SystemTime::now()) {
             // There is room, as was just asked, and nobody else sends; without the task there is nobody to tell.
             let _ = self.queue.try_send(telling);
