@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use serde_json::{Value, json};
-use sheave::cluster::{ACCEPTS_ANNOTATION, Accepts, ObjectKey, Place, Problem, ServiceName, Severity};
+use sheave::cluster::{ACCEPTS_ANNOTATION, ObjectKey, Place, Problem, ServiceName, Severity};
 use sheave::observe::accepts::{self, ACCEPTED, Accepts};
 use sheave::observe::events::{Events, Kind, Notice};
 use sheave::plan::{NodePlan, ServicePlan, Warning};
@@ -300,7 +300,10 @@ mod events {
         let mut notes = eventually("an Event of each node", || {
             agents.iter_mut().for_each(|agent| {
                 agent.tick(
-                    &["node-a", "node-b"].map(|name| (name.into(), Accepts::default())).into_iter().collect(),
+                    &["node-a", "node-b"]
+                        .map(|name| (name.into(), sheave::cluster::Accepts::default()))
+                        .into_iter()
+                        .collect(),
                 )
             });
             let events = server.api().objects(Resource::Events);
