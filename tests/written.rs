@@ -304,7 +304,7 @@ mod events {
                         .map(|name| (name.into(), sheave::cluster::Accepts::default()))
                         .into_iter()
                         .collect(),
-                )
+                );
             });
             let events = server.api().objects(Resource::Events);
             (events.len() == 2).then_some(events)
