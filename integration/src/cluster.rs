@@ -27,24 +27,55 @@ pub struct Port {
     pub node_port: Option<u16>,
 }
 
-/// An endpoint: its address in each family, and its node if it has one.
+/// What an EndpointSlice says of an endpoint.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Condition {
+    /// Ready and serving.
+    #[default]
+    Ready,
+    /// Neither.
+    NotReady,
+    /// Being deleted, and still serving.
+    Terminating,
+    /// Being deleted, and not serving any more.
+    Ended,
+}
+
+impl Condition {
+    fn object(self) -> Value {
+        let serving = matches!(self, Self::Ready | Self::Terminating);
+        let terminating = matches!(self, Self::Terminating | Self::Ended);
+        json!({"ready": self == Self::Ready, "serving": serving, "terminating": terminating})
+    }
+}
+
+/// An endpoint: its address in each family, its node if it has one, and its condition.
 #[derive(Clone, Debug)]
 pub struct Endpoint {
     addresses: [IpAddr; 2],
     node: Option<String>,
+    condition: Condition,
 }
 
 impl From<&Pod> for Endpoint {
     fn from(pod: &Pod) -> Self {
         let node = char::from(b'a' + pod.node - 1);
-        Self { addresses: Family::BOTH.map(|family| pod.address(family)), node: Some(format!("node-{node}")) }
+        Self {
+            addresses: Family::BOTH.map(|family| pod.address(family)),
+            node: Some(format!("node-{node}")),
+            condition: Condition::Ready,
+        }
     }
 }
 
 /// A hostNetwork endpoint.
 impl From<&Node> for Endpoint {
     fn from(node: &Node) -> Self {
-        Self { addresses: Family::BOTH.map(|family| node.address(family)), node: Some(node.name.clone()) }
+        Self {
+            addresses: Family::BOTH.map(|family| node.address(family)),
+            node: Some(node.name.clone()),
+            condition: Condition::Ready,
+        }
     }
 }
 
@@ -56,7 +87,12 @@ impl Endpoint {
 
     /// The host outside the cluster.
     pub fn external() -> Self {
-        Self { addresses: Family::BOTH.map(addresses::external), node: None }
+        Self { addresses: Family::BOTH.map(addresses::external), node: None, condition: Condition::Ready }
+    }
+
+    /// The same in this condition.
+    pub fn condition(self, condition: Condition) -> Self {
+        Self { condition, ..self }
     }
 }
 
@@ -119,6 +155,16 @@ impl Service {
     pub fn without_endpoints(mut self) -> Self {
         self.endpoints.clear();
         self
+    }
+
+    /// How many endpoints get new connections: those that are ready, else those that terminate and still serve.
+    pub fn usable(&self) -> usize {
+        let count =
+            |condition| self.endpoints.iter().filter(|endpoint| endpoint.condition == condition).count();
+        match count(Condition::Ready) {
+            0 => count(Condition::Terminating),
+            ready => ready,
+        }
     }
 
     /// Sets `sessionAffinity: ClientIP`.
@@ -185,7 +231,7 @@ impl Service {
                 .iter()
                 .map(|endpoint| {
                     let mut value = json!({"addresses": [endpoint.addresses[index]],
-                        "conditions": {"ready": true, "serving": true, "terminating": false}});
+                        "conditions": endpoint.condition.object()});
                     if let Some(node) = &endpoint.node {
                         value["nodeName"] = node.as_str().into();
                     }

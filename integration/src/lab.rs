@@ -237,8 +237,8 @@ impl Lab {
                     for address in expected.into_iter().map(SocketAddr::from) {
                         let protocol = port.protocol;
                         let active = kernel::active(&servers, protocol, address).len();
-                        if active != service.endpoints.len() {
-                            let wanted = service.endpoints.len();
+                        let wanted = service.usable();
+                        if active != wanted {
                             return Err(format!(
                                 "{name}: {protocol} {address} has {active} destinations of {wanted}"
                             ));
@@ -247,7 +247,7 @@ impl Lab {
                 }
             }
         }
-        if service.endpoints.is_empty() {
+        if service.usable() == 0 {
             return Ok(());
         }
         let expected: BTreeSet<String> = self.agents.keys().cloned().collect();
