@@ -254,14 +254,22 @@ impl Index {
         let addresses = |node: &Option<Arc<Node>>| -> Vec<IpAddr> {
             node.as_ref().map(|node| node.addresses.clone()).unwrap_or_default()
         };
+        // Hints are for the own zone, and announcements for nodes that are not excluded.
+        let place = |node: &Option<Arc<Node>>| {
+            node.as_ref()
+                .map(|node| (node.zone.clone(), node.excluded_from_load_balancers))
+                .unwrap_or_default()
+        };
         let accepts = node.as_ref().and_then(|node| node.accepts());
+        let new_place = place(&node);
         let new = addresses(&node);
         let entry = self.nodes.entry(name.clone()).or_default();
         if entry.node == node {
             self.forget_unused(name);
             return Changes::default();
         }
-        let old = addresses(&std::mem::replace(&mut entry.node, node));
+        let before = std::mem::replace(&mut entry.node, node);
+        let old = addresses(&before);
         let own = *name == self.node;
         let mut changes = Changes { services: HashSet::default(), node: own };
 
@@ -271,6 +279,11 @@ impl Index {
         };
         if accepts != accepted && !own {
             changes.services.extend(entry.services.keys().cloned());
+        }
+
+        if own && place(&before) != new_place {
+            let told = self.services.iter().filter(|(_, entry)| entry.service.is_some());
+            changes.services.extend(told.map(|(name, _)| name.clone()));
         }
 
         if old != new {

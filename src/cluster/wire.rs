@@ -63,7 +63,7 @@ struct Labels;
 
 impl Filter for Labels {
     fn keeps(key: &str) -> bool {
-        matches!(key, SERVICE_NAME_LABEL | PROXY_NAME_LABEL | HEADLESS_LABEL | ZONE_LABEL)
+        matches!(key, SERVICE_NAME_LABEL | PROXY_NAME_LABEL | HEADLESS_LABEL | ZONE_LABEL | EXCLUDE_LABEL)
     }
 }
 

@@ -17,7 +17,7 @@ use crate::plan::{AcceptedIn, Forwarding, Scheduler, SchedulerFlags, Warning};
 pub struct ServiceSettings {
     /// `sheave.io/forwarding`.
     pub forwarding: Option<Forwarding>,
-    /// `sheave.io/acceptance`.
+    /// `sheave.io/acceptance`, or `pod` by kube-router's `service.dsr: tunnel`.
     pub acceptance: Option<AcceptedIn>,
     /// `sheave.io/scheduler`.
     pub scheduler: Option<Scheduler>,
@@ -37,14 +37,20 @@ pub struct ServiceSettings {
     pub med: Option<u32>,
     /// `sheave.io/path-prepend`.
     pub path_prepend: Option<u8>,
+    /// kube-router's `service.local`: both traffic policies are `Local`, whatever the Service says.
+    pub local: Option<bool>,
     /// `sheave.io/metrics`: whether its virtual servers have metrics of their own.
     pub metrics: Option<bool>,
 }
 
+const ACCEPTANCE: &str = "sheave.io/acceptance";
+/// kube-router's.
+const DSR: &str = "kube-router.io/service.dsr";
+
 /// Our annotations of a Service.
 const KNOWN: [&str; 10] = [
     "sheave.io/forwarding",
-    "sheave.io/acceptance",
+    ACCEPTANCE,
     "sheave.io/scheduler",
     "sheave.io/scheduler-flags",
     "sheave.io/announce",
@@ -99,10 +105,19 @@ impl ServiceSettings {
             announce_load_balancer_ips,
             forwarding: reader.either(
                 ("sheave.io/forwarding", forwarding),
-                ("kube-router.io/service.dsr", forwarding),
+                (DSR, forwarding),
                 &last.forwarding,
             ),
-            acceptance: reader.read("sheave.io/acceptance", accepted_in, &last.acceptance),
+            acceptance: match reader.value(ACCEPTANCE, accepted_in) {
+                Some(Ok(accepted_in)) => Some(accepted_in),
+                Some(Err(())) => last.acceptance,
+                // kube-router's DSR has its tunnel in the pod.
+                None => match reader.text(DSR).map(|text| forwarding(text.trim())) {
+                    Some(Ok(Forwarding::Tunnel)) => Some(AcceptedIn::Pod),
+                    Some(Err(_)) => last.acceptance,
+                    Some(Ok(_)) | None => None,
+                },
+            },
             scheduler: reader.either(
                 ("sheave.io/scheduler", scheduler),
                 ("kube-router.io/service.scheduler", scheduler),
@@ -117,21 +132,10 @@ impl ServiceSettings {
             local_pref: reader.read("sheave.io/local-pref", number, &last.local_pref),
             med: reader.read("sheave.io/med", number, &last.med),
             path_prepend: reader.read("sheave.io/path-prepend", prepend, &last.path_prepend),
+            local: reader.read("kube-router.io/service.local", boolean, &last.local),
             metrics: reader.read("sheave.io/metrics", boolean, &last.metrics),
         };
         reader.warn_of_unknown(&KNOWN);
-        if settings.acceptance == Some(AcceptedIn::Pod) {
-            reader.warn(
-                "NotYetHonoured",
-                "sheave.io/acceptance: pod is not acted on by this version: endpoints are accepted by their node".into(),
-            );
-        }
-        if service.annotations.contains_key("kube-router.io/service.local") {
-            reader.warn(
-                "NotYetHonoured",
-                "kube-router.io/service.local is not acted on: use externalTrafficPolicy and internalTrafficPolicy".into(),
-            );
-        }
         (settings, reader.warnings)
     }
 }

@@ -357,7 +357,7 @@ impl Config {
 
     /// Settings that are read and checked but that this version does not act on.
     pub fn warnings(&self) -> Vec<Warning> {
-        let Self { router, announce, services, observe: _, drain } = self;
+        let Self { router, announce, services: _, observe: _, drain } = self;
         let default = Self::default();
         let peer = |set: fn(&Peer) -> bool| router.peers.iter().any(set);
         [
@@ -369,8 +369,6 @@ impl Config {
             ("router.peers[].bfd", peer(|peer| peer.bfd.is_some())),
             ("announce.kernelTables", !announce.kernel_tables.is_empty()),
             ("announce.aggregate", !announce.aggregate.is_empty()),
-            ("services.encapsulation", services.encapsulation != Encapsulation::Ipip),
-            ("services.acceptance", services.acceptance != AcceptedIn::Node),
             ("drain", *drain != default.drain),
         ]
         .into_iter()

@@ -20,8 +20,9 @@ use ipnet::IpNet;
 
 use super::AcceptedIn;
 use super::model::{
-    Acceptance, Announcement, Delta, Forwarding, HealthCheck, NodePlan, NodeState, Rewrite, RewriteKey,
-    RewriteSide, ServicePlan, SourceRange, VipKind, VipPort, VirtualServer, Warning,
+    Acceptance, Announcement, Delta, Destination, Forwarding, HealthCheck, NodePlan, NodeState, Rewrite,
+    RewriteKey, RewriteSide, ServicePlan, SourceRange, VipKind, VipPort, VirtualServer, Warning,
+    WithoutLocalEndpoints,
 };
 use crate::cluster::ServiceName;
 
@@ -51,6 +52,7 @@ struct Held {
     vip_ports: Box<[VipPort]>,
     prefixes: Box<[IpNet]>,
     health_check: Option<HealthCheck>,
+    without_local_endpoints: WithoutLocalEndpoints,
     warnings: Box<[Warning]>,
 }
 
@@ -66,10 +68,16 @@ impl Claim {
     /// What the kernel must rewrite for it, as director and for this node's endpoints.
     fn rewrites<'a>(&'a self, node: &'a str) -> impl Iterator<Item = (RewriteKey, Rewrite)> + 'a {
         let vip = self.server.vip;
-        let as_director = self
-            .server
-            .destinations
+        let VirtualServer { destinations, internal, .. } = &self.server;
+        let key = |destination: &Destination| (destination.address, destination.port);
+        // Each once, as both lists are in the order of that key.
+        let inside_alone = internal
             .iter()
+            .flatten()
+            .filter(move |destination| destinations.binary_search_by_key(&key(destination), key).is_err());
+        let as_director = destinations
+            .iter()
+            .chain(inside_alone)
             .filter(|destination| destination.forwarding == Forwarding::Nat)
             .map(move |destination| {
                 let key = RewriteKey { endpoint: destination.address, side: RewriteSide::Director, vip };
@@ -105,6 +113,7 @@ impl NodePlan {
         let mut vip_ports: Vec<VipPort> = Vec::new();
         let mut prefixes: BTreeSet<IpNet> = BTreeSet::new();
         if let Some(old) = &old {
+            self.without_local_endpoints -= old.without_local_endpoints;
             vip_ports.extend(&old.vip_ports);
             prefixes.extend(&old.prefixes);
         }
@@ -118,13 +127,16 @@ impl NodePlan {
                 announcements: new_announcements,
                 source_ranges,
                 health_check,
+                without_local_endpoints,
                 warnings,
             } = plan;
+            self.without_local_endpoints += without_local_endpoints;
             let held = Held {
                 created,
                 vip_ports: virtual_servers.iter().map(|server| server.vip).collect(),
                 prefixes: new_announcements.iter().map(|announcement| announcement.prefix).collect(),
                 health_check,
+                without_local_endpoints,
                 warnings: warnings.into(),
             };
             vip_ports.extend(&held.vip_ports);
@@ -211,7 +223,7 @@ impl NodePlan {
         let before = if keeps_first { contenders.first() } else { replaced.as_ref() };
         let after = winner.and_then(|index| contenders.get(index));
         let changed = before != after;
-        let works = |claim: &Claim| (claim.server.service.clone(), claim.server.destinations.is_empty());
+        let works = |claim: &Claim| (claim.server.service.clone(), claim.server.takes_connections());
         let matters_to_prefixes = changed && before.map(works) != after.map(works);
         if before.map(|claim| &claim.server.service) != after.map(|claim| &claim.server.service) {
             // The warnings of those who wait name whoever has it.
@@ -293,9 +305,10 @@ impl NodePlan {
             self.claims.services.get(service).is_some_and(|held| {
                 held.vip_ports.iter().any(|vip| {
                     prefix.contains(&vip.address)
-                        && self.virtual_servers.get(vip).is_some_and(|server| {
-                            server.service == *service && !server.destinations.is_empty()
-                        })
+                        && self
+                            .virtual_servers
+                            .get(vip)
+                            .is_some_and(|server| server.service == *service && server.takes_connections())
                 })
             })
         };

@@ -7,15 +7,20 @@
 //! [`NodePlan`] is the whole desired state of this node; a [`Delta`] names the keys of it that a change
 //! touched, so that the cost of a change does not depend on the number of Services.
 
+mod announcements;
 mod claims;
+mod endpoints;
+mod explain;
 mod model;
 mod planner;
 mod service;
 
+pub use endpoints::{EndpointUse, Topology};
+pub use explain::{ExplainedEndpoint, ExplainedServer, Explanation, explain};
 pub use model::{
-    Acceptance, AcceptedIn, Announcement, AnnouncementKind, Delta, Destination, Forwarding, HealthCheck,
-    NodePlan, NodeState, Rewrite, RewriteKey, RewriteSide, Scheduler, SchedulerFlags, ServicePlan,
-    SourceRange, VipKind, VipPort, VirtualServer, Warning,
+    Acceptance, AcceptedIn, Announcement, AnnouncementKind, ByFamily, Delta, Destination, Forwarding,
+    HealthCheck, NodePlan, NodeState, Rewrite, RewriteKey, RewriteSide, Scheduler, SchedulerFlags,
+    ServicePlan, SourceRange, VipKind, VipPort, VirtualServer, Warning, WithoutLocalEndpoints,
 };
-pub use planner::Planner;
+pub use planner::{EXCLUDED_FROM_LOAD_BALANCERS, Planner};
 pub use service::{NodeContext, service};

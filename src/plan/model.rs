@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 use std::net::IpAddr;
+use std::ops::{AddAssign, SubAssign};
 use std::sync::Arc;
 
 use ipnet::IpNet;
@@ -127,6 +128,13 @@ pub struct VirtualServer {
     pub drops: bool,
 }
 
+impl VirtualServer {
+    /// Whether clients from outside may open connections.
+    pub fn takes_connections(&self) -> bool {
+        self.destinations.iter().any(|destination| destination.weight > 0)
+    }
+}
+
 /// Where a tunnelled packet is taken in on behalf of an endpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -233,6 +241,61 @@ pub struct HealthCheck {
     pub local_endpoints: usize,
 }
 
+/// How many Service ports have endpoints, but none that a `Local` policy allows on this node
+/// (`kubeproxy_sync_proxy_rules_no_local_endpoints_total`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct WithoutLocalEndpoints {
+    /// By `internalTrafficPolicy`.
+    pub internal: ByFamily,
+    /// By `externalTrafficPolicy`.
+    pub external: ByFamily,
+}
+
+/// A count for each address family.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ByFamily {
+    /// Of IPv4.
+    pub ipv4: usize,
+    /// Of IPv6.
+    pub ipv6: usize,
+}
+
+impl WithoutLocalEndpoints {
+    /// Those among the virtual servers of one Service; of a port with several addresses one counts.
+    pub(super) fn of(servers: &[VirtualServer]) -> Self {
+        let key = |server: &VirtualServer| {
+            let internal = server.kind == VipKind::ClusterIP;
+            (internal, server.vip.address.is_ipv4(), server.service_port.clone())
+        };
+        let mut counts = Self::default();
+        for (internal, is_ipv4, _) in
+            servers.iter().filter(|server| server.drops).map(key).collect::<BTreeSet<_>>()
+        {
+            let of_policy = if internal { &mut counts.internal } else { &mut counts.external };
+            *(if is_ipv4 { &mut of_policy.ipv4 } else { &mut of_policy.ipv6 }) += 1;
+        }
+        counts
+    }
+
+    /// All four, in one order.
+    fn each(&mut self) -> [&mut usize; 4] {
+        let Self { internal, external } = self;
+        [&mut internal.ipv4, &mut internal.ipv6, &mut external.ipv4, &mut external.ipv6]
+    }
+}
+
+impl AddAssign for WithoutLocalEndpoints {
+    fn add_assign(&mut self, mut other: Self) {
+        self.each().into_iter().zip(other.each()).for_each(|(count, other)| *count += *other);
+    }
+}
+
+impl SubAssign for WithoutLocalEndpoints {
+    fn sub_assign(&mut self, mut other: Self) {
+        self.each().into_iter().zip(other.each()).for_each(|(count, other)| *count -= *other);
+    }
+}
+
 /// Something a user should know about an object of theirs.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 pub struct Warning {
@@ -257,6 +320,8 @@ pub struct ServicePlan {
     pub source_ranges: Vec<SourceRange>,
     /// Its health-check node port.
     pub health_check: Option<HealthCheck>,
+    /// How many of its ports have endpoints on other nodes alone, where that matters.
+    pub without_local_endpoints: WithoutLocalEndpoints,
     /// What its owner should know.
     pub warnings: Vec<Warning>,
 }
@@ -291,6 +356,8 @@ pub struct NodePlan {
     pub announcements: BTreeMap<IpNet, Announcement>,
     /// Every source restriction.
     pub source_ranges: BTreeMap<VipPort, SourceRange>,
+    /// How many Service ports have endpoints on other nodes alone, where that matters.
+    pub without_local_endpoints: WithoutLocalEndpoints,
     /// Who asked for what, those included whom an older Service keeps from getting it.
     pub(crate) claims: Claims,
 }

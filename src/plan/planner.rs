@@ -4,10 +4,14 @@ use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use super::explain::{Explanation, explain};
 use super::model::{Announcement, AnnouncementKind, Delta, NodePlan, NodeState, Warning};
 use super::service::{NodeContext, service};
 use crate::cluster::{ACCEPTS_ANNOTATION, Accepts, Changes, Event, Index, Node, Problem, ServiceName};
 use crate::config::{Config, INVALID_ANNOTATION, NodePortAddresses, NodeSettings, ServiceSettings};
+
+/// Reason of the notice that this node is told to announce no Service.
+pub const EXCLUDED_FROM_LOAD_BALANCERS: &str = "ExcludedFromLoadBalancers";
 
 /// Owner of the [`Index`] and of the plan made from it.
 #[derive(Debug)]
@@ -117,6 +121,14 @@ impl Planner {
         self.settings.get(service)
     }
 
+    /// Why a Service is forwarded as it is; `None` if there is no such Service.
+    pub fn explain(&self, service: &ServiceName) -> Option<Explanation> {
+        let object = self.index.service(service)?;
+        let slices: Vec<_> = self.index.slices(service).collect();
+        let settings = self.settings.get(service).cloned().unwrap_or_default();
+        Some(explain(object, &settings, &slices, &self.context()))
+    }
+
     /// Those of this node's addresses that node ports listen on.
     pub fn node_port_addresses(&self) -> &[IpAddr] {
         &self.node_port_addresses
@@ -167,6 +179,15 @@ impl Planner {
                         .into(),
             });
         }
+        if self.own_node().is_some_and(|node| node.excluded_from_load_balancers) {
+            warnings.insert(Warning {
+                object: format!("Node {}", self.node),
+                reason: EXCLUDED_FROM_LOAD_BALANCERS,
+                message: "as its label node.kubernetes.io/exclude-from-external-load-balancers asks, it announces no \
+                          Service; what reaches it is forwarded"
+                    .into(),
+            });
+        }
         warnings
     }
 
@@ -183,8 +204,17 @@ impl Planner {
             self.settings.insert(name.clone(), settings.clone());
             (settings, warnings)
         };
-        let own = self.index.own_node();
-        let context = NodeContext {
+        let slices: Vec<_> = self.index.slices(name).collect();
+        let mut planned = service(object, &settings, &slices, &self.context());
+        planned.warnings.extend(warnings);
+        let created = object.created;
+        self.plan.set(name, created, Some(planned))
+    }
+
+    /// What plans of Services depend on besides these.
+    fn context(&self) -> NodeContext<'_> {
+        let own = self.own_node();
+        NodeContext {
             node: &self.node,
             addresses: &self.plan.node.addresses,
             node_port_addresses: &self.node_port_addresses,
@@ -194,12 +224,7 @@ impl Planner {
             excluded_from_load_balancers: own.is_some_and(|node| node.excluded_from_load_balancers),
             services: &self.config.services,
             announce: &self.config.announce,
-        };
-        let slices: Vec<_> = self.index.slices(name).collect();
-        let mut planned = service(object, &settings, &slices, &context);
-        planned.warnings.extend(warnings);
-        let created = object.created;
-        self.plan.set(name, created, Some(planned))
+        }
     }
 
     fn plan_node(&mut self) -> Delta {

@@ -1,17 +1,18 @@
 //! What one Service asks of this node.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 use ipnet::IpNet;
 
+use super::endpoints::{EndpointUse, Endpoints, Listed, Sets, same_family};
 use super::model::{
-    Acceptance, AcceptedIn, Announcement, AnnouncementKind, Destination, Forwarding, HealthCheck, Scheduler,
-    SchedulerFlags, ServicePlan, SourceRange, VipKind, VipPort, VirtualServer, Warning,
+    Acceptance, AcceptedIn, Destination, Forwarding, HealthCheck, Scheduler, SchedulerFlags, ServicePlan,
+    SourceRange, VipKind, VipPort, VirtualServer, Warning, WithoutLocalEndpoints,
 };
-use crate::cluster::{Accepts, Encapsulation, EndpointSlice, Service, ServicePort, TrafficPolicy};
-use crate::config::{self, Communities, ServiceSettings};
+use crate::cluster::{Accepts, Encapsulation, Endpoint, EndpointSlice, Service, ServicePort, TrafficPolicy};
+use crate::config::{self, ServiceSettings};
 
 /// What a plan depends on besides the Service and its slices.
 #[derive(Clone, Copy, Debug)]
@@ -46,40 +47,80 @@ pub fn service(
     if service.skipped.is_some() {
         return ServicePlan::default();
     }
-    let planner = Planner { service, settings, context };
+    let planner = ServicePlanner { service, settings, context };
     let mut plan = ServicePlan::default();
     let vips = planner.vips(&mut plan.warnings);
-    for port in &service.ports {
-        planner.port(port, &vips, slices, &mut plan);
-    }
+    planner.for_each_listener(&vips, slices, |listener| {
+        let vip = listener.vip;
+        plan.virtual_servers.push(planner.virtual_server(listener));
+        plan.acceptance.extend(planner.acceptance(listener));
+        plan.warnings.extend(planner.ambiguities(listener));
+        if listener.kind == VipKind::LoadBalancerIP && !service.source_ranges.is_empty() {
+            let of_family = |net: &&IpNet| same_family(net.addr(), vip.address);
+            let allow = service.source_ranges.iter().filter(of_family).copied().collect();
+            plan.source_ranges.push(SourceRange { vip, allow });
+        }
+    });
     plan.virtual_servers.sort_unstable_by_key(|server| (server.kind, server.vip));
     plan.acceptance.sort_unstable();
     plan.source_ranges.sort_unstable_by_key(|range| range.vip);
     plan.announcements = planner.announcements(&vips, &plan.virtual_servers);
     plan.health_check = planner.health_check(slices);
-    planner.warn_of_unhonoured(&mut plan.warnings);
+    plan.without_local_endpoints = WithoutLocalEndpoints::of(&plan.virtual_servers);
     plan.warnings.sort_unstable();
     plan.warnings.dedup();
     plan
 }
 
-struct Planner<'a> {
-    service: &'a Service,
-    settings: &'a ServiceSettings,
-    context: &'a NodeContext<'a>,
-}
-
-/// An endpoint's target port, and whether it is to get connections.
+/// Plans one Service on one node.
 #[derive(Clone, Copy)]
-struct Target<'a> {
-    port: u16,
-    ready: bool,
-    node: Option<&'a Arc<str>>,
+pub(super) struct ServicePlanner<'a> {
+    pub(super) service: &'a Service,
+    pub(super) settings: &'a ServiceSettings,
+    pub(super) context: &'a NodeContext<'a>,
 }
 
-impl<'a> Planner<'a> {
+/// A virtual server to be, and what stands behind it.
+pub(super) struct Listener<'l> {
+    pub(super) vip: VipPort,
+    pub(super) kind: VipKind,
+    pub(super) port: &'l ServicePort,
+    /// What clients from outside may get.
+    pub(super) policy: TrafficPolicy,
+    /// Of both families.
+    pub(super) endpoints: &'l Endpoints<'l>,
+    /// Of the VIP's family.
+    pub(super) sets: &'l Sets<'l>,
+}
+
+impl Listener<'_> {
+    /// What an endpoint of the VIP's family is to clients from outside.
+    pub(super) fn outside(&self, endpoint: &Endpoint) -> EndpointUse {
+        match self.policy {
+            TrafficPolicy::Cluster => self.sets.in_cluster(endpoint),
+            TrafficPolicy::Local => self.sets.in_local(endpoint),
+        }
+    }
+
+    /// What it is to clients within the cluster: `externalTrafficPolicy` does not bind them, and what
+    /// `internalTrafficPolicy` binds is the ClusterIP alone.
+    pub(super) fn inside(&self, endpoint: &Endpoint) -> EndpointUse {
+        match self.kind {
+            VipKind::ClusterIP => self.outside(endpoint),
+            VipKind::ExternalIP | VipKind::LoadBalancerIP | VipKind::NodePort => {
+                self.sets.in_cluster(endpoint)
+            }
+        }
+    }
+
+    fn listed(&self) -> impl Iterator<Item = &Listed<'_>> {
+        self.endpoints.of_family(self.vip.address)
+    }
+}
+
+impl ServicePlanner<'_> {
     /// The Service's virtual IPs, each once; an address in several fields is of the kind that restricts it most.
-    fn vips(&self, warnings: &mut Vec<Warning>) -> BTreeMap<IpAddr, VipKind> {
+    pub(super) fn vips(&self, warnings: &mut Vec<Warning>) -> BTreeMap<IpAddr, VipKind> {
         let mut vips = BTreeMap::new();
         for address in &self.service.external_ips {
             if self.context.services.external_ips.allow.iter().any(|net| net.contains(address)) {
@@ -116,95 +157,55 @@ impl<'a> Planner<'a> {
         vips
     }
 
-    /// Plans one port of the Service at all its addresses.
-    fn port(
+    /// Visits everything that the Service's ports listen on, each once.
+    pub(super) fn for_each_listener(
         &self,
-        port: &ServicePort,
         vips: &BTreeMap<IpAddr, VipKind>,
         slices: &[&EndpointSlice],
-        plan: &mut ServicePlan,
+        mut visit: impl FnMut(&Listener<'_>),
     ) {
-        let targets = self.targets(port, slices, &mut plan.warnings);
-        let forwards_nat = self.forwarding() == Forwarding::Nat;
-        for (&address, &kind) in vips {
-            let vip = VipPort { address, port: port.port, protocol: port.protocol };
-            if plan.virtual_servers.iter().any(|server| server.vip == vip) {
-                continue; // The API server refuses two ports of the same number and protocol; a file may have them.
-            }
-            plan.virtual_servers.push(self.virtual_server(vip, kind, port, &targets));
-            if !forwards_nat {
-                plan.acceptance.extend(self.acceptance(vip, &targets));
-            }
-            if kind == VipKind::LoadBalancerIP && !self.service.source_ranges.is_empty() {
-                let of_family = |net: &&IpNet| net.addr().is_ipv4() == address.is_ipv4();
-                let allow = self.service.source_ranges.iter().filter(of_family).copied().collect();
-                plan.source_ranges.push(SourceRange { vip, allow });
-            }
-        }
-        if let Some(node_port) = port.node_port {
-            let addresses = self
-                .context
-                .node_port_addresses
-                .iter()
-                .filter(|address| self.service.has_family_of(**address));
-            for &address in addresses {
-                let vip = VipPort { address, port: node_port, protocol: port.protocol };
-                plan.virtual_servers.push(self.virtual_server(vip, VipKind::NodePort, port, &targets));
-            }
-        }
-    }
-
-    /// The endpoints behind a port, by address; of two target ports at one address the lowest that gets connections.
-    fn targets<'s>(
-        &self,
-        port: &ServicePort,
-        slices: &[&'s EndpointSlice],
-        warnings: &mut Vec<Warning>,
-    ) -> BTreeMap<IpAddr, Target<'s>> {
-        let mut targets: BTreeMap<IpAddr, Target<'s>> = BTreeMap::new();
-        for slice in slices {
-            let of_port = slice
-                .ports
-                .iter()
-                .filter(|target| target.name == port.name && target.protocol == port.protocol);
-            for target in of_port {
-                for endpoint in &slice.endpoints {
-                    let ready = endpoint.ready && !endpoint.terminating;
-                    let new = Target { port: target.port, ready, node: endpoint.node.as_ref() };
-                    let Some(known) = targets.get_mut(&endpoint.address) else {
-                        targets.insert(endpoint.address, new);
-                        continue;
-                    };
-                    if known.port != new.port && known.ready && new.ready {
-                        let (kept, left) = (known.port.min(new.port), known.port.max(new.port));
-                        warnings.push(self.warning(
-                            "AmbiguousTargetPort",
-                            format!(
-                                "port {} ({}) has endpoint {} with target ports {kept} and {left}; only {kept} is \
-                                 used: give each target port a Service port of its own",
-                                port.port, port.protocol, endpoint.address
-                            ),
-                        ));
-                    }
-                    // The same choice whatever the order of the slices.
-                    let rank = |target: &Target<'_>| (!target.ready, target.port, target.node.cloned());
-                    if rank(&new) < rank(known) {
-                        *known = new;
-                    }
+        let NodeContext { node, zone, node_port_addresses, .. } = *self.context;
+        // The API server refuses two ports of the same number and protocol; a file may have them.
+        let mut seen = HashSet::new();
+        for port in &self.service.ports {
+            let endpoints = Endpoints::list(port, slices);
+            let sets = |family: IpAddr| {
+                Sets::new(endpoints.of_family(family).map(|listed| listed.endpoint), node, zone)
+            };
+            let (ipv4, ipv6) = (sets(Ipv4Addr::UNSPECIFIED.into()), sets(Ipv6Addr::UNSPECIFIED.into()));
+            let at_vips = vips.iter().map(|(&address, &kind)| (address, port.port, kind));
+            let at_node = port.node_port.into_iter().flat_map(|node_port| {
+                let of_family = |address: &&IpAddr| self.service.has_family_of(**address);
+                let addresses = node_port_addresses.iter().filter(of_family);
+                addresses.map(move |&address| (address, node_port, VipKind::NodePort))
+            });
+            for (address, number, kind) in at_vips.chain(at_node) {
+                let vip = VipPort { address, port: number, protocol: port.protocol };
+                if seen.insert(vip) {
+                    let sets = if address.is_ipv4() { &ipv4 } else { &ipv6 };
+                    let policy = self.policy(kind);
+                    visit(&Listener { vip, kind, port, policy, endpoints: &endpoints, sets });
                 }
             }
         }
-        targets
     }
 
-    fn virtual_server(
-        &self,
-        vip: VipPort,
-        kind: VipKind,
-        port: &ServicePort,
-        targets: &BTreeMap<IpAddr, Target<'_>>,
-    ) -> VirtualServer {
+    /// The traffic policy that binds clients from outside. kube-router's annotation stands for both.
+    fn policy(&self, kind: VipKind) -> TrafficPolicy {
+        match kind {
+            _ if self.settings.local == Some(true) => TrafficPolicy::Local,
+            VipKind::ClusterIP => self.service.internal_traffic_policy,
+            VipKind::ExternalIP | VipKind::LoadBalancerIP | VipKind::NodePort => {
+                self.service.external_traffic_policy
+            }
+        }
+    }
+
+    fn virtual_server(&self, listener: &Listener<'_>) -> VirtualServer {
+        let &Listener { vip, kind, port, policy, sets, .. } = listener;
         let (scheduler, scheduler_flags) = self.scheduler(kind);
+        let destinations = self.destinations(listener, |endpoint| listener.outside(endpoint));
+        let binds_outside_alone = policy == TrafficPolicy::Local && kind != VipKind::ClusterIP;
         VirtualServer {
             vip,
             service: self.service.name.clone(),
@@ -213,60 +214,104 @@ impl<'a> Planner<'a> {
             scheduler,
             scheduler_flags,
             persistence: self.service.client_ip_affinity.filter(|_| scheduler != Scheduler::Mh),
-            destinations: targets
-                .iter()
-                .filter(|(address, target)| target.ready && address.is_ipv4() == vip.address.is_ipv4())
-                .map(|(&address, target)| Destination {
-                    address,
-                    port: target.port,
-                    forwarding: self.forwarding_to(address, target, kind),
-                    encapsulation: Encapsulation::Ipip,
-                    weight: 1,
-                    node: target.node.cloned(),
-                })
-                .collect(),
-            internal: None,
-            drops: false,
+            internal: binds_outside_alone
+                .then(|| self.destinations(listener, |endpoint| listener.inside(endpoint)))
+                .filter(|internal| *internal != destinations),
+            destinations,
+            drops: policy == TrafficPolicy::Local && sets.has_any() && !sets.has_local(),
+        }
+    }
+
+    /// In canonical order, as the endpoints are.
+    fn destinations(
+        &self,
+        listener: &Listener<'_>,
+        role: impl Fn(&Endpoint) -> EndpointUse,
+    ) -> Vec<Destination> {
+        let destination = |listed: &Listed<'_>| {
+            let weight = role(listed.endpoint).weight()?;
+            Some(self.destination(listed, listener.kind, weight))
+        };
+        listener.listed().filter_map(destination).collect()
+    }
+
+    pub(super) fn destination(&self, listed: &Listed<'_>, kind: VipKind, weight: u32) -> Destination {
+        let Endpoint { address, node, .. } = listed.endpoint;
+        let forwarding = self.forwarding_to(listed.endpoint, kind);
+        let accepts = node.as_ref().and_then(|node| self.context.accepting.get(node));
+        let gue = self.context.services.encapsulation == Encapsulation::Gue
+            && forwarding == Forwarding::Tunnel
+            && !self.is_here(listed.endpoint)
+            && accepts.is_some_and(|accepts| accepts.gue);
+        Destination {
+            address: *address,
+            port: listed.port,
+            forwarding,
+            encapsulation: if gue { Encapsulation::Gue } else { Encapsulation::Ipip },
+            weight,
+            node: node.clone(),
         }
     }
 
     /// What this node takes in. Endpoints that get no new connections are among it: those of the directors may
     /// still have old ones to them.
-    fn acceptance(
-        &self,
-        vip: VipPort,
-        targets: &BTreeMap<IpAddr, Target<'_>>,
-    ) -> impl Iterator<Item = Acceptance> {
-        targets
-            .iter()
-            .filter(move |(address, target)| {
-                address.is_ipv4() == vip.address.is_ipv4()
-                    && (self.is_here(target) || self.context.addresses.contains(address))
+    fn acceptance(&self, listener: &Listener<'_>) -> impl Iterator<Item = Acceptance> {
+        listener.listed().filter_map(|listed| {
+            Some(Acceptance {
+                endpoint: listed.endpoint.address,
+                vip: listener.vip,
+                target_port: listed.port,
+                accepted_in: self.accepted_in(listed.endpoint, listener.kind)?,
             })
-            .map(move |(&endpoint, target)| Acceptance {
-                endpoint,
-                vip,
-                target_port: target.port,
-                accepted_in: AcceptedIn::Node,
-            })
+        })
     }
 
-    fn is_here(&self, target: &Target<'_>) -> bool {
-        target.node.is_some_and(|node| **node == *self.context.node)
+    /// Where this node takes in packets of any director for an endpoint: nowhere if it is not this node's. A pod with
+    /// the host's network has no namespace of its own.
+    pub(super) fn accepted_in(&self, endpoint: &Endpoint, kind: VipKind) -> Option<AcceptedIn> {
+        let on_own_address = self.context.addresses.contains(&endpoint.address);
+        if kind == VipKind::NodePort
+            || self.forwarding() == Forwarding::Nat
+            || !(on_own_address || self.is_here(endpoint))
+        {
+            None
+        } else if self.context.node_addresses.contains(&endpoint.address) || on_own_address {
+            Some(AcceptedIn::Node)
+        } else {
+            Some(self.settings.acceptance.unwrap_or(self.context.services.acceptance))
+        }
+    }
+
+    fn ambiguities(&self, listener: &Listener<'_>) -> impl Iterator<Item = Warning> {
+        let port = listener.port;
+        listener.endpoints.ambiguous().map(move |(address, used, other)| {
+            self.warning(
+                "AmbiguousTargetPort",
+                format!(
+                    "port {} ({}) has endpoint {address} with target ports {used} and {other}; only {used} is \
+                     used: give each target port a Service port of its own",
+                    port.port, port.protocol
+                ),
+            )
+        })
+    }
+
+    fn is_here(&self, endpoint: &Endpoint) -> bool {
+        endpoint.node.as_deref() == Some(self.context.node)
     }
 
     fn forwarding(&self) -> Forwarding {
         self.settings.forwarding.unwrap_or(self.context.services.forwarding)
     }
 
-    fn forwarding_to(&self, address: IpAddr, target: &Target<'_>, kind: VipKind) -> Forwarding {
-        if self.context.addresses.contains(&address) {
+    fn forwarding_to(&self, endpoint: &Endpoint, kind: VipKind) -> Forwarding {
+        if self.context.addresses.contains(&endpoint.address) {
             // IPVS does not encapsulate to itself.
             Forwarding::Masquerade
         } else if kind == VipKind::NodePort || self.forwarding() == Forwarding::Nat {
             Forwarding::Nat
-        } else if self.is_here(target)
-            || target.node.is_some_and(|node| self.context.accepting.contains_key(&**node))
+        } else if self.is_here(endpoint)
+            || endpoint.node.as_ref().is_some_and(|node| self.context.accepting.contains_key(node))
         {
             Forwarding::Tunnel
         } else {
@@ -301,105 +346,21 @@ impl<'a> Planner<'a> {
         (scheduler, flags)
     }
 
-    fn announces(&self, kind: VipKind) -> bool {
-        let (own, general) = match kind {
-            VipKind::ClusterIP => (self.settings.announce_cluster_ips, self.context.announce.cluster_ips),
-            VipKind::ExternalIP => (self.settings.announce_external_ips, self.context.announce.external_ips),
-            VipKind::LoadBalancerIP => {
-                (self.settings.announce_load_balancer_ips, self.context.announce.load_balancer_ips)
-            }
-            VipKind::NodePort => return false,
-        };
-        own.unwrap_or(general)
-    }
-
-    /// A VIP that no endpoint stands behind at all is not announced.
-    fn announcements(
-        &self,
-        vips: &BTreeMap<IpAddr, VipKind>,
-        servers: &[VirtualServer],
-    ) -> Vec<Announcement> {
-        let works = |address: IpAddr| {
-            servers.iter().any(|server| server.vip.address == address && !server.destinations.is_empty())
-        };
-        let mut announced =
-            vips.iter().filter(|(address, kind)| self.announces(**kind) && works(**address)).peekable();
-        if announced.peek().is_none() {
-            return Vec::new();
-        }
-        let Communities { standard, large } = self.communities();
-        announced
-            .filter_map(|(address, kind)| {
-                let kind = match kind {
-                    VipKind::ClusterIP => AnnouncementKind::ClusterIP,
-                    VipKind::ExternalIP => AnnouncementKind::ExternalIP,
-                    VipKind::LoadBalancerIP => AnnouncementKind::LoadBalancerIP,
-                    VipKind::NodePort => return None,
-                };
-                Some(Announcement {
-                    prefix: IpNet::from(*address),
-                    kind,
-                    service: Some(self.service.name.clone()),
-                    communities: standard.clone(),
-                    large_communities: large.clone(),
-                    local_pref: self.settings.local_pref,
-                    med: self.settings.med,
-                    as_path_prepend: self
-                        .settings
-                        .path_prepend
-                        .unwrap_or_default()
-                        .saturating_add(self.context.announce.path_prepend),
-                })
-            })
-            .collect()
-    }
-
-    fn communities(&self) -> Communities {
-        let mut communities = self.context.announce.communities.clone();
-        if let Some(own) = &self.settings.communities {
-            communities.extend(own);
-        }
-        communities
-    }
-
     /// Counts as kube-proxy does: local endpoints that are told to be ready, those that terminate included (they are
     /// ready only with `publishNotReadyAddresses`).
     fn health_check(&self, slices: &[&EndpointSlice]) -> Option<HealthCheck> {
         let port = self.service.health_check_node_port?;
         let here: HashSet<IpAddr> = slices
             .iter()
+            .filter(|slice| !slice.ports.is_empty())
             .flat_map(|slice| &slice.endpoints)
-            .filter(|endpoint| endpoint.ready)
-            .filter(|endpoint| endpoint.node.as_deref() == Some(self.context.node))
+            .filter(|endpoint| endpoint.ready && self.is_here(endpoint))
             .map(|endpoint| endpoint.address)
             .collect();
         // A pod of both families is one endpoint.
         let ipv4 = here.iter().filter(|address| address.is_ipv4()).count();
         let local_endpoints = ipv4.max(here.len() - ipv4);
         Some(HealthCheck { service: self.service.name.clone(), port, local_endpoints })
-    }
-
-    fn warn_of_unhonoured(&self, warnings: &mut Vec<Warning>) {
-        let Service { external_traffic_policy, internal_traffic_policy, traffic_distribution, ports, .. } =
-            self.service;
-        let reached_from_outside = ports.iter().any(|port| port.node_port.is_some())
-            || !self.service.external_ips.is_empty()
-            || !self.service.load_balancer_ips.is_empty();
-        let mut warn = |field: &str| {
-            warnings.push(self.warning(
-                "NotYetHonoured",
-                format!("{field} is not acted on by this version: endpoints of all nodes are used"),
-            ));
-        };
-        if *external_traffic_policy == TrafficPolicy::Local && reached_from_outside {
-            warn("externalTrafficPolicy: Local");
-        }
-        if *internal_traffic_policy == TrafficPolicy::Local {
-            warn("internalTrafficPolicy: Local");
-        }
-        if traffic_distribution.is_some() {
-            warn("trafficDistribution");
-        }
     }
 
     fn warning(&self, reason: &'static str, message: String) -> Warning {

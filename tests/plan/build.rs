@@ -6,11 +6,11 @@ use std::sync::Arc;
 
 use foldhash::HashMap;
 use sheave::cluster::{
-    Accepts, Annotations, Endpoint, EndpointPort, EndpointSlice, LoadBalancerIp, Node, Protocol, Service,
-    ServiceName, ServicePort, SliceName, TrafficPolicy,
+    Accepts, Annotations, Encapsulation, Endpoint, EndpointPort, EndpointSlice, LoadBalancerIp, Node,
+    Protocol, Service, ServiceName, ServicePort, SliceName, TrafficPolicy,
 };
 use sheave::config::{Config, ServiceSettings};
-use sheave::plan::{NodeContext, ServicePlan, VirtualServer, service};
+use sheave::plan::{AcceptedIn, Destination, NodeContext, ServicePlan, VirtualServer, service};
 
 pub(crate) fn ip(text: &str) -> IpAddr {
     text.parse().unwrap()
@@ -135,9 +135,10 @@ impl World {
 /// A plan, one line for each thing.
 pub(crate) fn lines(plan: &ServicePlan) -> Vec<String> {
     let mut lines: Vec<String> = plan.virtual_servers.iter().map(server_line).collect();
-    lines.extend(
-        plan.acceptance.iter().map(|a| format!("accept {} at {} for {}", a.endpoint, a.target_port, a.vip)),
-    );
+    lines.extend(plan.acceptance.iter().map(|a| {
+        let in_pod = if a.accepted_in == AcceptedIn::Pod { " in the pod" } else { "" };
+        format!("accept {} at {} for {}{in_pod}", a.endpoint, a.target_port, a.vip)
+    }));
     lines.extend(plan.announcements.iter().map(|a| {
         let mut line = format!("announce {} {:?}", a.prefix, a.kind);
         for community in &a.communities {
@@ -179,10 +180,22 @@ fn server_line(server: &VirtualServer) -> String {
     if let Some(seconds) = server.persistence {
         line += &format!(" {seconds}s");
     }
-    let destinations: Vec<_> = server
-        .destinations
-        .iter()
-        .map(|d| format!("{:?} {}", d.forwarding, std::net::SocketAddr::new(d.address, d.port)))
-        .collect();
-    format!("{line}: {}", destinations.join(", "))
+    line += &format!(": {}", destinations(&server.destinations));
+    if let Some(internal) = &server.internal {
+        line += &format!(" / inside: {}", destinations(internal));
+    }
+    if server.drops {
+        line += " / drops";
+    }
+    line
+}
+
+fn destinations(list: &[Destination]) -> String {
+    let text = |d: &Destination| {
+        let encapsulation = if d.encapsulation == Encapsulation::Gue { " in GUE" } else { "" };
+        let drains = if d.weight == 0 { " drains" } else { "" };
+        let at = std::net::SocketAddr::new(d.address, d.port);
+        format!("{:?} {at}{encapsulation}{drains}", d.forwarding)
+    };
+    list.iter().map(text).collect::<Vec<_>>().join(", ")
 }

@@ -1,6 +1,6 @@
 //! What one Service comes to, rule by rule.
 
-use sheave::cluster::{EndpointPort, LoadBalancerIp, Protocol, ServicePort, Skipped, TrafficPolicy};
+use sheave::cluster::{EndpointPort, LoadBalancerIp, Protocol, ServicePort, Skipped};
 use sheave::config::{NodePortAddresses, Schedulers};
 use sheave::plan::{Forwarding, Scheduler};
 
@@ -75,7 +75,7 @@ fn forwarding() {
             "config nat, annotation tunnel",
             |w| {
                 w.config.services.forwarding = Forwarding::Nat;
-                w.annotate("kube-router.io/service.dsr", "tunnel");
+                w.annotate("sheave.io/forwarding", "tunnel");
             },
             &[PLAIN, ACCEPT],
         ),
@@ -91,9 +91,16 @@ fn endpoints() {
             &["ClusterIP TCP 10.96.0.80:80 Rr: Tunnel 10.244.2.10:8080, Nat 10.244.3.10:8080", ACCEPT],
         ),
         Case(
-            "terminating counts as not ready",
-            |w| w.slices[0].endpoints[1].terminating = true,
-            &["ClusterIP TCP 10.96.0.80:80 Rr: Tunnel 10.244.1.10:8080, Nat 10.244.3.10:8080", ACCEPT],
+            "terminating: no new connections",
+            |w| {
+                w.slices[0].endpoints[1].terminating = true;
+                w.slices[0].endpoints[1].ready = false;
+            },
+            &[
+                "ClusterIP TCP 10.96.0.80:80 Rr: Tunnel 10.244.1.10:8080, Tunnel 10.244.2.10:8080 drains, \
+                 Nat 10.244.3.10:8080",
+                ACCEPT,
+            ],
         ),
         Case(
             "several slices; canonical order is by address as a number",
@@ -395,43 +402,15 @@ fn announcements() {
 }
 
 #[test]
-fn what_is_not_acted_on_is_told() {
-    check(&[
-        Case(
-            "traffic policies and health check",
-            |w| {
-                w.service.external_traffic_policy = TrafficPolicy::Local;
-                w.service.internal_traffic_policy = TrafficPolicy::Local;
-                w.service.load_balancer_ips = vec![mk_load_balancer_ip("198.51.100.1")];
-                w.service.health_check_node_port = Some(32000);
-                w.annotate("sheave.io/announce", "none");
-                w.slices[0].endpoints.truncate(2);
-            },
-            &[
-                "ClusterIP TCP 10.96.0.80:80 Rr: Tunnel 10.244.1.10:8080, Tunnel 10.244.2.10:8080",
-                "LoadBalancerIP TCP 198.51.100.1:80 Mh fallback port: Tunnel 10.244.1.10:8080, \
-                 Tunnel 10.244.2.10:8080",
-                ACCEPT,
-                "accept 10.244.1.10 at 8080 for TCP 198.51.100.1:80",
-                "health 32000 1",
-                "warn NotYetHonoured",
-                "warn NotYetHonoured",
-            ],
-        ),
-        Case(
-            "acceptance by the pod",
-            |w| w.annotate("sheave.io/acceptance", "pod"),
-            &[PLAIN, ACCEPT, "warn NotYetHonoured"],
-        ),
-        Case(
-            "a wrong annotation, and one that does not exist",
-            |w| {
-                w.annotate("sheave.io/med", "much");
-                w.annotate("sheave.io/communites", "65000:1");
-            },
-            &[PLAIN, ACCEPT, "warn InvalidAnnotation", "warn UnknownAnnotation"],
-        ),
-    ]);
+fn wrong_annotations_are_told() {
+    check(&[Case(
+        "a wrong annotation, and one that does not exist",
+        |w| {
+            w.annotate("sheave.io/med", "much");
+            w.annotate("sheave.io/communites", "65000:1");
+        },
+        &[PLAIN, ACCEPT, "warn InvalidAnnotation", "warn UnknownAnnotation"],
+    )]);
 }
 
 #[test]
