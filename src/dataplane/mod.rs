@@ -21,6 +21,7 @@
 //! What the kernel refused is remembered, and [`Dataplane::holds`] says of a VIP whether
 //! this node can forward it.
 
+mod changes;
 mod describe;
 mod elements;
 mod error;
@@ -31,6 +32,7 @@ mod nft;
 mod numbers;
 mod preflight;
 mod reconcile;
+mod rewrites;
 mod routing;
 mod ruleset;
 mod standin;
@@ -39,6 +41,7 @@ mod tunnel;
 mod uplink;
 mod vip_routes;
 mod virtual_servers;
+mod wishes;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -191,7 +194,7 @@ impl Dataplane {
         self.note(Part::Netfilter, netfilter, &mut done);
         // Without the rules, what IPVS sends would be refused: it stays as it is. Routes lead packets there after both.
         if stand {
-            let servers = self.servers.sync(plan, &self.local, &self.netfilter.refused);
+            let servers = self.servers.sync(plan, &self.local, self.netfilter.refused());
             let servers = servers.map(|count| words(count, "IPVS operations"));
             self.note(Part::VirtualServers, servers, &mut done);
         }
@@ -219,12 +222,12 @@ impl Dataplane {
             done.extend(self.sync(plan, now).await);
             return done;
         }
-        let mut refused: BTreeSet<VipPort> = self.netfilter.refused.keys().map(|key| key.vip).collect();
+        let mut refused: BTreeSet<VipPort> = self.netfilter.refused().keys().map(|key| key.vip).collect();
         let result = self.netfilter.check(plan, &self.local, before.1, now);
         self.note(Part::Netfilter, result, &mut done);
-        refused.extend(self.netfilter.refused.keys().map(|key| key.vip));
+        refused.extend(self.netfilter.refused().keys().map(|key| key.vip));
         if !self.needs_sync() {
-            let result = self.servers.check(plan, &self.local, &self.netfilter.refused, refused);
+            let result = self.servers.check(plan, &self.local, self.netfilter.refused(), refused);
             self.note(Part::VirtualServers, result.map(|count| words(count, "IPVS operations")), &mut done);
         }
         self.sync_routes(plan, &mut done).await;
@@ -253,7 +256,7 @@ impl Dataplane {
         self.note(Part::Netfilter, result, &mut done);
         if !self.needs_sync() {
             let result =
-                self.servers.apply(plan, &self.local, &self.netfilter.refused, &delta.virtual_servers);
+                self.servers.apply(plan, &self.local, self.netfilter.refused(), &delta.virtual_servers);
             self.note(Part::VirtualServers, result.map(|_| Vec::new()), &mut done);
         }
         // Routes lead packets there last: before, nothing would keep them from what listens on this host.
@@ -280,7 +283,7 @@ impl Dataplane {
         let mut done = Vec::new();
         let result = self.netfilter.expire(now).map(|()| Vec::new());
         self.note(Part::Netfilter, result, &mut done);
-        let result = self.servers.drain(plan, &self.local, &self.netfilter.refused).map(|_| Vec::new());
+        let result = self.servers.drain(plan, &self.local, self.netfilter.refused()).map(|_| Vec::new());
         self.note(Part::VirtualServers, result, &mut done);
     }
 
@@ -308,7 +311,7 @@ impl Dataplane {
         let servers = self.servers.failed.iter().map(|(vip, why)| format!("virtual server {vip}: {why}"));
         let rewrites = self
             .netfilter
-            .refused
+            .refused()
             .iter()
             .map(|(key, why)| format!("endpoint {} of {}: {why}", key.endpoint, key.vip));
         broken.chain(routes).chain(servers).chain(rewrites).collect()
@@ -340,7 +343,7 @@ impl Dataplane {
             ("kernel", self.broken.len() + self.unseen.len()),
             ("route", self.routes.failed.len()),
             ("virtual_server", self.servers.failed.len()),
-            ("rewrite", self.netfilter.refused.len()),
+            ("rewrite", self.netfilter.refused().len()),
         ]
         .into()
     }

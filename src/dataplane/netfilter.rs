@@ -4,25 +4,23 @@
 //! when [`Netfilter::check`] finds that somebody else made a transaction, which the ruleset's generation tells.
 //! [`Netfilter::apply`] writes just the elements that a change touches, since what is held is known.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::net::{IpAddr, SocketAddr};
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 use serde_json::Value;
 
+use super::changes::Changes;
 use super::elements::Element;
 use super::generation::{Generation, Nfnetlink};
 use super::nft::{self, Listing, NftError};
-use super::numbers::{Captured, Numbers};
+use super::numbers::Numbers;
+use super::rewrites::Rewrites;
 use super::ruleset::{Rules, TABLE};
-use super::{standin, vip_net, vip_nets};
+use super::{vip_net, wishes};
 use crate::config::MarkMask;
-use crate::plan::{AcceptedIn, Delta, NodePlan, Rewrite, RewriteKey, VipKind, VipPort};
-
-/// How long a rewrite outlives its wish: other directors hear of a removed endpoint a little later, and what
-/// they send meanwhile should still arrive.
-const LINGER: Duration = Duration::from_secs(5);
+use crate::plan::{Delta, NodePlan, RewriteKey};
 
 /// Where others change their tables all the time, listing ours takes at most this part of the time.
 const SHARE: u32 = 20;
@@ -42,46 +40,13 @@ pub struct Netfilter {
     pub listings: u64,
     /// Rules in force, with how nft lists them as soon as that is known.
     rules: Option<(Rules, Option<Vec<Value>>)>,
+    /// `None` before the first sync.
     numbers: Option<Numbers>,
-    /// Rewrites held, and how many of them make an endpoint local.
-    rewrites: HashMap<RewriteKey, Rewrite>,
-    locals: HashMap<IpAddr, usize>,
-    lingering: BTreeMap<RewriteKey, Instant>,
-    /// Elements held, apart from those that follow from `rewrites`.
+    rewrites: Rewrites,
+    /// Elements held that need no number.
     base: BTreeSet<Element>,
     /// The first sync found a table of an agent before.
     pub adopted: bool,
-    /// Rewrites that could not be made, with the reason.
-    pub refused: BTreeMap<RewriteKey, String>,
-}
-
-/// Elements on their way out and in.
-#[derive(Default)]
-struct Changes {
-    gone: BTreeSet<Element>,
-    new: BTreeSet<Element>,
-}
-
-impl Changes {
-    fn remove(&mut self, element: Element) {
-        if !self.new.remove(&element) {
-            self.gone.insert(element);
-        }
-    }
-
-    fn add(&mut self, element: Element) {
-        if !self.gone.remove(&element) {
-            self.new.insert(element);
-        }
-    }
-
-    fn set(&mut self, element: Element, had: bool, wanted: bool) {
-        match (had, wanted) {
-            (true, false) => self.remove(element),
-            (false, true) => self.add(element),
-            _ => {}
-        }
-    }
 }
 
 impl Netfilter {
@@ -98,12 +63,9 @@ impl Netfilter {
             listings: 0,
             rules: None,
             numbers: None,
-            rewrites: HashMap::new(),
-            locals: HashMap::new(),
-            lingering: BTreeMap::new(),
+            rewrites: Rewrites::default(),
             base: BTreeSet::new(),
             adopted: false,
-            refused: BTreeMap::new(),
         })
     }
 
@@ -143,11 +105,16 @@ impl Netfilter {
             *listed = Some(found.rules.clone());
         }
         self.generation = Some(generation);
-        if self.numbers.is_none() {
-            self.adopted = found.is_some();
-            self.adopt(found.as_ref().unwrap_or(&Listing::default()), now);
-        }
-        self.rebuild(plan, local, now);
+        let mut numbers = match self.numbers.take() {
+            Some(numbers) => numbers,
+            None => {
+                self.adopted = found.is_some();
+                self.adopt(found.as_ref().map(|found| &found.elements), now)
+            }
+        };
+        self.rewrites.rebuild(&mut numbers, plan, now);
+        self.numbers = Some(numbers);
+        self.base = wishes::all(plan, local);
         let put = self.put(found, rules);
         if put.is_err() {
             self.generation = None;
@@ -179,9 +146,9 @@ impl Netfilter {
             }
         }
         let mut changes = Changes::default();
-        for key in self.refused.keys().copied().collect::<Vec<_>>() {
-            if let Some(rewrite) = plan.rewrites.get(&key) {
-                self.hold(key, *rewrite, &mut changes);
+        if let Some(numbers) = &mut self.numbers {
+            for key in self.rewrites.refused.keys().copied().collect::<Vec<_>>() {
+                self.rewrites.follow(numbers, plan, key, now, &mut changes);
             }
         }
         self.write(&changes).map(|()| Vec::new())
@@ -263,14 +230,14 @@ impl Netfilter {
             let bound_alone = vip_net(plan, *vip) == IpNet::from(*vip);
             changes.set(element, self.base.contains(&element), plan.vips.contains_key(vip) && bound_alone);
             let element = Element::Taken(*vip);
-            changes.set(element, self.base.contains(&element), is_taken(plan, local, *vip));
+            changes.set(element, self.base.contains(&element), wishes::is_taken(plan, local, *vip));
         }
         for vip in &delta.virtual_servers {
             let element = Element::NodePort(*vip);
-            changes.set(element, self.base.contains(&element), is_node_port(plan, vip));
+            changes.set(element, self.base.contains(&element), wishes::is_node_port(plan, vip));
         }
         for vip in &delta.source_ranges {
-            let wanted: BTreeSet<Element> = sources(plan, vip).collect();
+            let wanted: BTreeSet<Element> = wishes::sources(plan, vip).collect();
             let held: BTreeSet<Element> = std::iter::once(Element::Restricted(*vip))
                 .filter(|element| self.base.contains(element))
                 .chain(
@@ -287,13 +254,9 @@ impl Netfilter {
             self.base.remove(element);
         }
         self.base.extend(&changes.new);
-        for key in &delta.rewrites {
-            match plan.rewrites.get(key) {
-                Some(rewrite) => self.hold(*key, *rewrite, &mut changes),
-                None if self.rewrites.contains_key(key) => {
-                    self.lingering.insert(*key, now + LINGER);
-                }
-                None => drop(self.refused.remove(key)),
+        if let Some(numbers) = &mut self.numbers {
+            for key in &delta.rewrites {
+                self.rewrites.follow(numbers, plan, *key, now, &mut changes);
             }
         }
         self.write(&changes)
@@ -305,8 +268,10 @@ impl Netfilter {
     /// As [`Self::apply`].
     pub fn expire(&mut self, now: Instant) -> Result<(), NftError> {
         let mut changes = Changes::default();
-        for key in self.due(now) {
-            self.drop(key, &mut changes);
+        if let Some(numbers) = &mut self.numbers {
+            for key in self.rewrites.due(now) {
+                self.rewrites.drop(numbers, key, &mut changes);
+            }
         }
         self.write(&changes)
     }
@@ -326,155 +291,42 @@ impl Netfilter {
         Ok(())
     }
 
+    /// Every element that the table should hold now.
+    fn elements(&self) -> BTreeSet<Element> {
+        let numbered = self.numbers.as_ref().map(|numbers| self.rewrites.elements(numbers));
+        self.base.iter().copied().chain(numbered.into_iter().flatten()).collect()
+    }
+
     /// Takes over numbers and rewrites of an agent before this one; the plan then says which stay.
-    fn adopt(&mut self, listing: &Listing, now: Instant) {
-        let mut by_mark = HashMap::new();
-        let mut adopted = HashMap::new();
-        for element in &listing.elements {
-            if let Element::Mark(outer, mark) = element
-                && let Some(number) = self.mask.number(*mark)
-            {
-                adopted.insert(*outer, number);
-                by_mark.insert((*mark, outer.is_ipv4()), *outer);
-            }
-        }
-        self.numbers = Some(Numbers::new(self.mask, adopted));
-        let locals: BTreeSet<IpAddr> = listing
-            .elements
-            .iter()
-            .filter_map(|element| match element {
-                Element::Own(address) => Some(*address),
-                _ => None,
-            })
-            .collect();
-        for element in &listing.elements {
-            let Element::Endpoint(mark, vip, to) = element else { continue };
-            let Some(outer) = by_mark.get(&(*mark, vip.address.is_ipv4())) else { continue };
-            let side = if standin::is(*outer) {
-                crate::plan::RewriteSide::Director
-            } else {
-                crate::plan::RewriteSide::Endpoint
-            };
-            let key = RewriteKey { endpoint: to.ip(), side, vip: *vip };
-            let rewrite = Rewrite {
-                target_port: to.port(),
-                accepted_in: AcceptedIn::Node,
-                local: locals.contains(&to.ip()),
-            };
-            self.hold(key, rewrite, &mut Changes::default());
-            self.lingering.insert(key, now + LINGER);
-        }
-        if let Some(numbers) = &mut self.numbers {
-            numbers.adoption_done();
-        }
+    fn adopt(&mut self, found: Option<&BTreeSet<Element>>, now: Instant) -> Numbers {
+        let nothing = BTreeSet::new();
+        let found = found.unwrap_or(&nothing);
+        let number_of = |element: &Element| match element {
+            Element::Mark(outer, mark) => Some((*outer, self.mask.number(*mark)?)),
+            _ => None,
+        };
+        let mut numbers = Numbers::new(self.mask, found.iter().filter_map(number_of).collect());
+        self.rewrites.adopt(&mut numbers, found, now);
+        numbers.adoption_done();
+        numbers
     }
 
-    /// Makes our belief what the plan says, whatever it was.
-    fn rebuild(&mut self, plan: &NodePlan, local: &BTreeSet<IpAddr>, now: Instant) {
-        let unwanted: Vec<RewriteKey> =
-            self.rewrites.keys().filter(|key| !plan.rewrites.contains_key(key)).copied().collect();
-        for key in unwanted {
-            self.lingering.entry(key).or_insert(now + LINGER);
-        }
-        let mut ignored = Changes::default();
-        for key in self.due(now) {
-            self.drop(key, &mut ignored);
-        }
-        self.refused.clear();
-        for (key, rewrite) in &plan.rewrites {
-            self.hold(*key, *rewrite, &mut ignored);
-        }
-        self.base = base(plan, local);
-    }
-
-    fn due(&self, now: Instant) -> Vec<RewriteKey> {
-        self.lingering.iter().filter(|(_, until)| **until <= now).map(|(key, _)| *key).collect()
+    /// Rewrites that could not be made, with the reason.
+    pub fn refused(&self) -> &BTreeMap<RewriteKey, String> {
+        &self.rewrites.refused
     }
 
     fn node_changes(&self, plan: &NodePlan, local: &BTreeSet<IpAddr>, changes: &mut Changes) {
         let of_node = |element: &&Element| {
             matches!(element, Element::Node(_) | Element::Vip(_) | Element::Taken(_) | Element::Pods(_))
         };
-        let wanted = base(plan, local);
+        let wanted = wishes::all(plan, local);
         for element in self.base.iter().filter(of_node) {
             changes.set(*element, true, wanted.contains(element));
         }
         for element in wanted.iter().filter(of_node) {
             changes.set(*element, self.base.contains(element), true);
         }
-    }
-
-    fn hold(&mut self, key: RewriteKey, rewrite: Rewrite, changes: &mut Changes) {
-        self.lingering.remove(&key);
-        if self.rewrites.get(&key) == Some(&rewrite) {
-            return;
-        }
-        self.drop(key, changes);
-        self.refused.remove(&key);
-        if rewrite.accepted_in == AcceptedIn::Pod {
-            return;
-        }
-        let captured = Captured { endpoint: key.endpoint, side: key.side };
-        let Some(numbers) = &mut self.numbers else { return };
-        let known = numbers.mark(captured).is_some();
-        if let Err(error) = numbers.acquire(captured) {
-            self.refused.insert(key, error.to_string());
-            return;
-        }
-        let Some(mark) = numbers.mark(captured) else { return };
-        self.rewrites.insert(key, rewrite);
-        if !known {
-            changes.add(Element::Mark(captured.outer(), mark));
-        }
-        changes.add(endpoint_element(mark, &key, &rewrite));
-        if rewrite.local {
-            let uses = self.locals.entry(key.endpoint).or_default();
-            *uses += 1;
-            if *uses == 1 {
-                changes.add(Element::Own(key.endpoint));
-                changes.add(Element::Hairpin(key.endpoint));
-            }
-        }
-    }
-
-    fn drop(&mut self, key: RewriteKey, changes: &mut Changes) {
-        self.lingering.remove(&key);
-        let Some(rewrite) = self.rewrites.remove(&key) else { return };
-        let captured = Captured { endpoint: key.endpoint, side: key.side };
-        let Some(numbers) = &mut self.numbers else { return };
-        let Some(mark) = numbers.mark(captured) else { return };
-        changes.remove(endpoint_element(mark, &key, &rewrite));
-        numbers.release(captured);
-        if numbers.mark(captured).is_none() {
-            changes.remove(Element::Mark(captured.outer(), mark));
-        }
-        if rewrite.local
-            && let Some(uses) = self.locals.get_mut(&key.endpoint)
-        {
-            *uses -= 1;
-            if *uses == 0 {
-                self.locals.remove(&key.endpoint);
-                changes.remove(Element::Own(key.endpoint));
-                changes.remove(Element::Hairpin(key.endpoint));
-            }
-        }
-    }
-
-    /// Every element that the table should hold now.
-    fn elements(&self) -> BTreeSet<Element> {
-        let mut elements = self.base.clone();
-        for (key, rewrite) in &self.rewrites {
-            let captured = Captured { endpoint: key.endpoint, side: key.side };
-            if let Some(mark) = self.numbers.as_ref().and_then(|numbers| numbers.mark(captured)) {
-                elements.insert(Element::Mark(captured.outer(), mark));
-                elements.insert(endpoint_element(mark, key, rewrite));
-            }
-        }
-        for address in self.locals.keys() {
-            elements.insert(Element::Own(*address));
-            elements.insert(Element::Hairpin(*address));
-        }
-        elements
     }
 }
 
@@ -487,45 +339,4 @@ pub fn remove() -> Result<bool, NftError> {
         return Ok(false);
     }
     nft::transact(&format!("delete table inet {TABLE}\n")).map(|()| true)
-}
-
-fn endpoint_element(mark: u32, key: &RewriteKey, rewrite: &Rewrite) -> Element {
-    Element::Endpoint(mark, key.vip, SocketAddr::new(key.endpoint, rewrite.target_port))
-}
-
-/// Whether a virtual server on an address of this node stands, so that its packets must not be tracked.
-fn is_node_port(plan: &NodePlan, vip: &VipPort) -> bool {
-    plan.virtual_servers
-        .get(vip)
-        .is_some_and(|server| server.kind == VipKind::NodePort && !server.destinations.is_empty())
-}
-
-/// Whether an address lies where VIPs are but belongs to this host.
-fn is_taken(plan: &NodePlan, local: &BTreeSet<IpAddr>, address: IpAddr) -> bool {
-    local.contains(&address)
-        && (plan.vips.contains_key(&address) || vip_net(plan, address) != IpNet::from(address))
-}
-
-fn sources(plan: &NodePlan, vip: &VipPort) -> impl Iterator<Item = Element> {
-    plan.source_ranges.get(vip).into_iter().flat_map(|range| {
-        let allowed = IpNet::aggregate(&range.allow.iter().copied().collect());
-        std::iter::once(Element::Restricted(range.vip))
-            .chain(allowed.into_iter().map(|net| Element::Source(range.vip, net)))
-    })
-}
-
-/// The elements of a plan apart from its rewrites.
-fn base(plan: &NodePlan, local: &BTreeSet<IpAddr>) -> BTreeSet<Element> {
-    let pods = plan.node.pod_cidrs.iter().copied().chain(standin::ranges()).collect();
-    let mut elements = BTreeSet::new();
-    elements.extend(plan.node.tunnel_sources.iter().map(|address| Element::Node(*address)));
-    elements.extend(vip_nets(plan).map(Element::Vip));
-    let taken = local.iter().filter(|address| is_taken(plan, local, **address));
-    elements.extend(taken.map(|address| Element::Taken(*address)));
-    elements.extend(IpNet::aggregate(&pods).into_iter().map(Element::Pods));
-    elements.extend(
-        plan.virtual_servers.keys().filter(|vip| is_node_port(plan, vip)).map(|vip| Element::NodePort(*vip)),
-    );
-    elements.extend(plan.source_ranges.keys().flat_map(|vip| sources(plan, vip)));
-    elements
 }

@@ -1,0 +1,176 @@
+//! The rewrites that the table holds: acceptance for this node's endpoints, and *nat* as director.
+//!
+//! Each takes an element of `endpoints`; those of one endpoint share its number (`mark`), and those of one that is this
+//! node's own its elements of `own` and `hairpin`.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::{IpAddr, SocketAddr};
+use std::time::{Duration, Instant};
+
+use super::changes::Changes;
+use super::elements::Element;
+use super::numbers::{Captured, Numbers};
+use super::standin;
+use crate::plan::{AcceptedIn, NodePlan, Rewrite, RewriteKey, RewriteSide};
+
+/// How long a rewrite outlives its wish: other directors hear of a removed endpoint a little later, and what
+/// they send meanwhile should still arrive.
+const LINGER: Duration = Duration::from_secs(5);
+
+/// What the table holds of them.
+#[derive(Debug, Default)]
+pub struct Rewrites {
+    held: HashMap<RewriteKey, Rewrite>,
+    /// Own endpoints, with how many rewrites each has.
+    locals: HashMap<IpAddr, usize>,
+    lingering: BTreeMap<RewriteKey, Instant>,
+    /// Rewrites that could not be made, with the reason.
+    pub refused: BTreeMap<RewriteKey, String>,
+}
+
+impl Rewrites {
+    /// Takes over what an agent before this one left; the plan then says what stays. `numbers` has adopted its own part.
+    pub fn adopt(&mut self, numbers: &mut Numbers, elements: &BTreeSet<Element>, now: Instant) {
+        let outer_of: HashMap<(u32, bool), IpAddr> = elements
+            .iter()
+            .filter_map(|element| match element {
+                Element::Mark(outer, mark) => Some(((*mark, outer.is_ipv4()), *outer)),
+                _ => None,
+            })
+            .collect();
+        let locals: BTreeSet<IpAddr> = elements
+            .iter()
+            .filter_map(|element| match element {
+                Element::Own(address) => Some(*address),
+                _ => None,
+            })
+            .collect();
+        for element in elements {
+            let Element::Endpoint(mark, vip, to) = element else { continue };
+            let Some(outer) = outer_of.get(&(*mark, vip.address.is_ipv4())) else { continue };
+            let side = if standin::is(*outer) { RewriteSide::Director } else { RewriteSide::Endpoint };
+            let key = RewriteKey { endpoint: to.ip(), side, vip: *vip };
+            let rewrite = Rewrite {
+                target_port: to.port(),
+                accepted_in: AcceptedIn::Node,
+                local: locals.contains(&to.ip()),
+            };
+            self.hold(numbers, key, rewrite, &mut Changes::default());
+            self.lingering.insert(key, now + LINGER);
+        }
+    }
+
+    /// Makes these what the plan says, whatever they were.
+    pub fn rebuild(&mut self, numbers: &mut Numbers, plan: &NodePlan, now: Instant) {
+        let unwanted = self.held.keys().filter(|key| !plan.rewrites.contains_key(key));
+        for key in unwanted.copied().collect::<Vec<_>>() {
+            self.lingering.entry(key).or_insert(now + LINGER);
+        }
+        let mut ignored = Changes::default();
+        for key in self.due(now) {
+            self.drop(numbers, key, &mut ignored);
+        }
+        self.refused.clear();
+        for (key, rewrite) in &plan.rewrites {
+            self.hold(numbers, *key, *rewrite, &mut ignored);
+        }
+    }
+
+    /// Follows the plan for one rewrite; one that is not wanted any more lingers.
+    pub fn follow(
+        &mut self,
+        numbers: &mut Numbers,
+        plan: &NodePlan,
+        key: RewriteKey,
+        now: Instant,
+        changes: &mut Changes,
+    ) {
+        match plan.rewrites.get(&key) {
+            Some(rewrite) => self.hold(numbers, key, *rewrite, changes),
+            None if self.held.contains_key(&key) => drop(self.lingering.insert(key, now + LINGER)),
+            None => drop(self.refused.remove(&key)),
+        }
+    }
+
+    /// Those that nobody wants any more and whose time is up.
+    pub fn due(&self, now: Instant) -> Vec<RewriteKey> {
+        self.lingering.iter().filter(|(_, until)| **until <= now).map(|(key, _)| *key).collect()
+    }
+
+    /// Holds a rewrite, whether or not it was there.
+    pub fn hold(&mut self, numbers: &mut Numbers, key: RewriteKey, rewrite: Rewrite, changes: &mut Changes) {
+        self.lingering.remove(&key);
+        if self.held.get(&key) == Some(&rewrite) {
+            return;
+        }
+        self.drop(numbers, key, changes);
+        self.refused.remove(&key);
+        if rewrite.accepted_in == AcceptedIn::Pod {
+            return;
+        }
+        let captured = Captured { endpoint: key.endpoint, side: key.side };
+        let known = numbers.mark(captured).is_some();
+        if let Err(error) = numbers.acquire(captured) {
+            self.refused.insert(key, error.to_string());
+            return;
+        }
+        let Some(mark) = numbers.mark(captured) else { return };
+        self.held.insert(key, rewrite);
+        if !known {
+            changes.add(Element::Mark(captured.outer(), mark));
+        }
+        changes.add(endpoint_element(mark, &key, &rewrite));
+        if rewrite.local {
+            let uses = self.locals.entry(key.endpoint).or_default();
+            *uses += 1;
+            if *uses == 1 {
+                changes.add(Element::Own(key.endpoint));
+                changes.add(Element::Hairpin(key.endpoint));
+            }
+        }
+    }
+
+    /// Holds a rewrite no more.
+    pub fn drop(&mut self, numbers: &mut Numbers, key: RewriteKey, changes: &mut Changes) {
+        self.lingering.remove(&key);
+        let Some(rewrite) = self.held.remove(&key) else { return };
+        let captured = Captured { endpoint: key.endpoint, side: key.side };
+        let Some(mark) = numbers.mark(captured) else { return };
+        changes.remove(endpoint_element(mark, &key, &rewrite));
+        numbers.release(captured);
+        if numbers.mark(captured).is_none() {
+            changes.remove(Element::Mark(captured.outer(), mark));
+        }
+        if rewrite.local
+            && let Some(uses) = self.locals.get_mut(&key.endpoint)
+        {
+            *uses -= 1;
+            if *uses == 0 {
+                self.locals.remove(&key.endpoint);
+                changes.remove(Element::Own(key.endpoint));
+                changes.remove(Element::Hairpin(key.endpoint));
+            }
+        }
+    }
+
+    /// Every element that they take.
+    pub fn elements(&self, numbers: &Numbers) -> BTreeSet<Element> {
+        let mut elements = BTreeSet::new();
+        for (key, rewrite) in &self.held {
+            let captured = Captured { endpoint: key.endpoint, side: key.side };
+            if let Some(mark) = numbers.mark(captured) {
+                elements.insert(Element::Mark(captured.outer(), mark));
+                elements.insert(endpoint_element(mark, key, rewrite));
+            }
+        }
+        for address in self.locals.keys() {
+            elements.insert(Element::Own(*address));
+            elements.insert(Element::Hairpin(*address));
+        }
+        elements
+    }
+}
+
+fn endpoint_element(mark: u32, key: &RewriteKey, rewrite: &Rewrite) -> Element {
+    Element::Endpoint(mark, key.vip, SocketAddr::new(key.endpoint, rewrite.target_port))
+}
