@@ -81,6 +81,7 @@ impl Agent {
             health_check_node_ports: self.observer.health_check_node_ports(),
             announcements: plan.announcements.len(),
             announced: self.announcer.announced(),
+            without_local_endpoints: plan.without_local_endpoints,
             warnings: self.observer.warning_counts(&self.planner),
             problems,
             passes: self.dataplane.passes(),

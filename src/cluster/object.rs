@@ -133,7 +133,7 @@ pub struct Endpoint {
     pub address: IpAddr,
     /// `conditions.ready`; unknown means ready.
     pub ready: bool,
-    /// `conditions.serving`; unknown means as `ready`.
+    /// `conditions.serving`; unknown means serving.
     pub serving: bool,
     /// `conditions.terminating`; unknown means no.
     pub terminating: bool,

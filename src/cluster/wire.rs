@@ -502,11 +502,10 @@ impl From<WireEndpointSlice> for EndpointSlice {
                 .into_iter()
                 .filter_map(|WireEndpoint { addresses, conditions, node_name, hints }| {
                     let address = addresses.into_iter().find_map(|AddressOrName(ip)| ip)?;
-                    let ready = conditions.ready.unwrap_or(true);
                     address_type.has(address).then(|| Endpoint {
                         address,
-                        ready,
-                        serving: conditions.serving.unwrap_or(ready),
+                        ready: conditions.ready.unwrap_or(true),
+                        serving: conditions.serving.unwrap_or(true),
                         terminating: conditions.terminating.unwrap_or(false),
                         node: node_name,
                         hints: hints.map(|WireHints { for_zones, for_nodes }| {

@@ -237,7 +237,8 @@ pub struct HealthCheck {
     pub service: ServiceName,
     /// The node port.
     pub port: u16,
-    /// Ready endpoints on this node.
+    /// Ready endpoints on this node; those that terminate do not count, though the fallback may use them, so that load
+    /// balancers turn to other nodes.
     pub local_endpoints: usize,
 }
 

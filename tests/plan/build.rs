@@ -10,7 +10,9 @@ use sheave::cluster::{
     Protocol, Service, ServiceName, ServicePort, SliceName, TrafficPolicy,
 };
 use sheave::config::{Config, ServiceSettings};
-use sheave::plan::{AcceptedIn, Destination, NodeContext, ServicePlan, VirtualServer, service};
+use sheave::plan::{
+    AcceptedIn, Destination, Explanation, NodeContext, ServicePlan, VirtualServer, explain, service,
+};
 
 pub(crate) fn ip(text: &str) -> IpAddr {
     text.parse().unwrap()
@@ -88,6 +90,9 @@ pub(crate) struct World {
     pub(crate) config: Config,
     pub(crate) addresses: Vec<IpAddr>,
     pub(crate) node_port_addresses: Vec<IpAddr>,
+    pub(crate) accepting: HashMap<Arc<str>, Accepts>,
+    pub(crate) zone: Option<&'static str>,
+    pub(crate) excluded_from_load_balancers: bool,
 }
 
 impl World {
@@ -102,6 +107,9 @@ impl World {
             config: Config::default(),
             addresses: vec![ip("10.0.0.1"), ip("fd00::1")],
             node_port_addresses: vec![ip("10.0.0.1"), ip("fd00::1")],
+            accepting: HashMap::from_iter([("node-b".into(), Accepts::default())]),
+            zone: None,
+            excluded_from_load_balancers: false,
         }
     }
 
@@ -110,25 +118,33 @@ impl World {
     }
 
     pub(crate) fn plan(&self) -> ServicePlan {
+        let (settings, warnings) = ServiceSettings::read(&self.service, None);
+        let slices: Vec<_> = self.slices.iter().collect();
+        let mut plan = self.seen(|context| service(&self.service, &settings, &slices, context));
+        plan.warnings.extend(warnings);
+        plan
+    }
+
+    pub(crate) fn explain(&self) -> Explanation {
+        let (settings, _) = ServiceSettings::read(&self.service, None);
+        let slices: Vec<_> = self.slices.iter().collect();
+        self.seen(|context| explain(&self.service, &settings, &slices, context))
+    }
+
+    fn seen<T>(&self, see: impl FnOnce(&NodeContext<'_>) -> T) -> T {
         let mut node_addresses = BTreeSet::from([ip("10.0.0.2"), ip("10.0.0.3")]);
         node_addresses.extend(&self.addresses);
-        let accepting = HashMap::from_iter([("node-b".into(), Accepts::default())]);
-        let context = NodeContext {
+        see(&NodeContext {
             node: "node-a",
             addresses: &self.addresses,
             node_port_addresses: &self.node_port_addresses,
             node_addresses: &node_addresses,
-            accepting: &accepting,
-            zone: None,
-            excluded_from_load_balancers: false,
+            accepting: &self.accepting,
+            zone: self.zone,
+            excluded_from_load_balancers: self.excluded_from_load_balancers,
             services: &self.config.services,
             announce: &self.config.announce,
-        };
-        let (settings, warnings) = ServiceSettings::read(&self.service, None);
-        let slices: Vec<_> = self.slices.iter().collect();
-        let mut plan = service(&self.service, &settings, &slices, &context);
-        plan.warnings.extend(warnings);
-        plan
+        })
     }
 }
 

@@ -4,8 +4,11 @@
 mod build;
 mod config;
 mod conflicts;
+mod endpoints;
+mod explain;
 mod index;
 mod manifests;
 mod node;
+mod policies;
 mod printed;
 mod rules;

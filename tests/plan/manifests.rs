@@ -6,7 +6,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use sheave::cluster::manifest::{Manifests, watch};
-use sheave::cluster::{Event, ObjectKey, Problem, Severity};
+use sheave::cluster::{Event, Object, ObjectKey, Problem, Severity};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 fn service(name: &str, port: u16) -> String {
@@ -27,7 +27,7 @@ impl Seen {
     fn take(&mut self, events: Vec<Event>) {
         for event in events {
             match event {
-                Event::Apply(sheave::cluster::Object::Service(service)) => {
+                Event::Apply(Object::Service(service)) => {
                     self.services.insert(service.name.name.to_string(), service.ports[0].port);
                 }
                 Event::Delete(ObjectKey::Service(name)) => {
@@ -193,6 +193,31 @@ fn kinds_of_no_interest_may_look_like_anything() {
          ---\napiVersion: serving.knative.dev/v1\nkind: Service\nmetadata: {name: theirs}\nspec: {template: {}}\n...\n",
     );
     assert_eq!(dir.scan(), (vec![("a", 80)], vec![]));
+}
+
+#[test]
+fn what_is_left_out_means_what_the_api_says() {
+    let directory = tempfile::tempdir().unwrap();
+    let text = "apiVersion: v1\nkind: Node\nmetadata:\n  name: a\n  labels:\n    topology.kubernetes.io/zone: z\n    \
+                node.kubernetes.io/exclude-from-external-load-balancers: ''\n---\napiVersion: v1\nkind: Node\nmetadata: \
+                {name: b}\n---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {name: s, labels: \
+                {kubernetes.io/service-name: web}}\naddressType: IPv4\nendpoints:\n- addresses: [10.244.1.1]\n- \
+                addresses: [10.244.1.2]\n  conditions: {ready: false, terminating: true}\n";
+    fs::write(directory.path().join("a.yaml"), text).unwrap();
+    let (mut nodes, mut endpoints) = (Vec::new(), Vec::new());
+    for event in Manifests::new(directory.path()).scan().unwrap() {
+        match event {
+            Event::Apply(Object::Node(node)) => {
+                nodes.push((node.zone.clone(), node.excluded_from_load_balancers));
+            }
+            Event::Apply(Object::EndpointSlice(slice)) => {
+                endpoints.extend(slice.endpoints.iter().map(|e| (e.ready, e.serving, e.terminating)));
+            }
+            _ => {}
+        }
+    }
+    assert_eq!(nodes, [(Some("z".into()), true), (None, false)]);
+    assert_eq!(endpoints, [(true, true, false), (false, true, true)]);
 }
 
 /// Waits until what was told so far is as expected.

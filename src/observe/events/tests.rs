@@ -290,6 +290,7 @@ mod peers {
 mod sent {
     use super::deliver::event;
     use super::*;
+    use crate::plan::EXCLUDED_FROM_LOAD_BALANCERS;
 
     fn telling(notice: Notice) -> Telling {
         let at = SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000);
@@ -344,6 +345,14 @@ mod sent {
         assert_eq!(event.reporting_instance.unwrap().len(), 128);
         let note = event.note.unwrap();
         assert!(note.len() <= 1024 && note.ends_with(" …"), "{}", note.len());
+    }
+
+    #[test]
+    fn a_node_that_is_excluded_on_purpose_is_no_reason_to_worry() {
+        for (reason, kind) in [(EXCLUDED_FROM_LOAD_BALANCERS, Kind::Normal), ("NoASN", Kind::Warning)] {
+            let warning = Warning { object: "Node node-a".into(), reason, message: "y".into() };
+            assert_eq!(Notice::of_warning(warning).map(|notice| notice.kind), Some(kind), "{reason}");
+        }
     }
 
     #[test]

@@ -8,6 +8,7 @@ use sheave_bgp::SpeakerStatus;
 use super::exposition::{Families, Labels};
 use super::traffic::Traffic;
 use super::{bgp, traffic};
+use crate::plan::{ByFamily, WithoutLocalEndpoints};
 
 /// The agent at one moment, in numbers.
 #[derive(Debug, Default)]
@@ -34,6 +35,8 @@ pub struct Snapshot {
     pub announcements: usize,
     /// Of these, how many peers are told now.
     pub announced: usize,
+    /// Service ports with endpoints that a `Local` policy keeps this node from.
+    pub without_local_endpoints: WithoutLocalEndpoints,
     /// What users should know of their objects, by reason.
     pub warnings: BTreeMap<&'static str, usize>,
     /// What is not as planned, by kind.
@@ -118,12 +121,29 @@ impl Snapshot {
             &self.warnings,
         );
         by(families, "sheave_problems", "What is not as planned", "kind", &self.problems);
+        self.add_without_local_endpoints(families);
         self.add_kernel(families);
         traffic::add_node(families);
         self.traffic.add_to(families);
         if let Some(speaker) = &self.speaker {
             bgp::add_to(speaker, families);
         }
+    }
+
+    fn add_without_local_endpoints(&self, families: &mut Families) {
+        let WithoutLocalEndpoints { internal, external } = self.without_local_endpoints;
+        let samples: Vec<_> = [("internal", internal), ("external", external)]
+            .into_iter()
+            .flat_map(|(policy, ByFamily { ipv4, ipv6 })| {
+                [("IPv4", ipv4), ("IPv6", ipv6)]
+                    .map(|(family, count)| ([("traffic_policy", policy), ("ip_family", family)], count))
+            })
+            .collect();
+        families.gauge(
+            "kubeproxy_sync_proxy_rules_no_local_endpoints_total",
+            "Number of services with a Local traffic policy and no endpoints",
+            samples.iter().map(|(labels, count)| (&labels[..], number(*count))),
+        );
     }
 
     fn add_kernel(&self, families: &mut Families) {

@@ -10,7 +10,7 @@ use sheave_ipvs::Stats;
 use super::*;
 use crate::cluster::{Protocol, ServiceName, Watch};
 use crate::config::{Config, VirtualServerMetrics};
-use crate::plan::{Planner, VipPort};
+use crate::plan::{ByFamily, Planner, VipPort, WithoutLocalEndpoints};
 
 /// A family as read.
 #[derive(Debug, Default)]
@@ -80,7 +80,7 @@ fn check(name: &str, family: &Family) {
     assert!(!family.samples.is_empty(), "{name} has no samples");
     assert!(!family.help.ends_with('.'), "{name}: {}", family.help);
     // kube-proxy's own slip is kept.
-    let total = name.ends_with("_total");
+    let total = name.ends_with("_total") && name != "kubeproxy_sync_proxy_rules_no_local_endpoints_total";
     assert_eq!(total, family.kind == "counter", "{name}: counters, and they alone, end in _total");
     for wrong in ["_milliseconds", "_ms", "_kilobytes", "_count", "_sum", "_bucket", "_info_total"] {
         assert!(!name.ends_with(wrong), "{name}");
@@ -192,6 +192,10 @@ fn everything() -> String {
     let planner = planner(&[("web", 80, None)]);
     let snapshot = Snapshot {
         warnings: BTreeMap::from([("InvalidAnnotation", 2)]),
+        without_local_endpoints: WithoutLocalEndpoints {
+            external: ByFamily { ipv4: 0, ipv6: 2 },
+            ..WithoutLocalEndpoints::default()
+        },
         problems: BTreeMap::from([("kernel", 0)]),
         passes: vec![("IPVS", Passes { ok: 4, failed: 1 })],
         traffic: wanted(VirtualServerMetrics::All, 10).pick(&planner, [(vip(80), stats)]),
@@ -221,6 +225,8 @@ fn the_exposition_is_valid() {
         "sheave_virtual_server_connections_total{namespace=\"default\",service=\"web\",kind=\"ClusterIP\",vip=\"10.96.0.80\",port=\"80\",protocol=\"TCP\"} 5",
         "sheave_virtual_server_incoming_bytes_total{namespace=\"default\",service=\"web\",kind=\"ClusterIP\",vip=\"10.96.0.80\",port=\"80\",protocol=\"TCP\"} 4294967296",
         "sheave_warnings{reason=\"InvalidAnnotation\"} 2",
+        "kubeproxy_sync_proxy_rules_no_local_endpoints_total{traffic_policy=\"internal\",ip_family=\"IPv4\"} 0",
+        "kubeproxy_sync_proxy_rules_no_local_endpoints_total{traffic_policy=\"external\",ip_family=\"IPv6\"} 2",
     ] {
         assert!(text.lines().any(|has| has == line), "{line} in\n{text}");
     }
