@@ -16,13 +16,10 @@ use std::collections::btree_map::Entry;
 use std::fmt;
 use std::net::IpAddr;
 
-use serde::Serialize;
-
 use crate::cluster::{Endpoint, EndpointPort, EndpointSlice, Hints, ServicePort, SliceName};
 
 /// What becomes of an endpoint at a virtual server. Prints in plain words.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "camelCase", rename_all_fields = "camelCase", tag = "use")]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum EndpointUse {
     /// It is ready and gets connections.
     Ready,
@@ -83,8 +80,7 @@ impl fmt::Display for EndpointUse {
 }
 
 /// Whose hints count for the cluster set, as those of the ready endpoints tell.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "camelCase")]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Topology {
     /// Nobody's: endpoints everywhere are used.
     #[default]

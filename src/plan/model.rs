@@ -123,8 +123,8 @@ pub struct VirtualServer {
     /// The destinations of clients within the cluster (this node itself and [`NodeState::cluster_clients`]) where these
     /// get others: `externalTrafficPolicy: Local` binds only what comes from outside. In the same order.
     pub internal: Option<Vec<Destination>>,
-    /// Where there is no destination, packets are dropped, not refused: a traffic policy keeps this node from using the
-    /// endpoints that there are.
+    /// No destination takes connections, and packets are dropped, not refused: a traffic policy keeps this node from using
+    /// the endpoints that there are. Destinations that drain may be there all the same.
     pub drops: bool,
 }
 

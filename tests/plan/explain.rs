@@ -123,14 +123,6 @@ fn the_planner_explains_with_what_it_plans_with() {
     assert_eq!(planner.explain(&name("nobody")), None);
 }
 
-#[test]
-fn as_json_it_names_the_use() {
-    let json = |used: EndpointUse| serde_json::to_value(used).unwrap();
-    assert_eq!(json(EndpointUse::ForOtherZones), serde_json::json!({"use": "forOtherZones"}));
-    let other = EndpointUse::OtherTargetPort { used: 80 };
-    assert_eq!(json(other), serde_json::json!({"use": "otherTargetPort", "used": 80}));
-}
-
 proptest! {
     /// Whatever the slices list, the plan has exactly the destinations that the explanation names.
     #[test]
