@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 use sheave::cluster::{Event, Object, Skipped, TrafficPolicy};
 use sheave::config::Config;
-use sheave::plan::{AcceptedIn, EndpointUse, ExplainedServer, Planner, Topology, VipKind};
+use sheave::plan::{AcceptedIn, ExplainedServer, Planner, Topology, VipKind};
 
 use crate::build::{World, ip, mk_load_balancer_ip, mk_node, mk_slice, name};
 
