@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use serde_json::{Value, json};
-use sheave::cluster::{ACCEPTS_ANNOTATION, ObjectKey, Place, Problem, ServiceName, Severity};
-use sheave::observe::accepts::{self, ACCEPTED, Accepts};
+use sheave::cluster::{self, ACCEPTS_ANNOTATION, ObjectKey, Place, Problem, ServiceName, Severity};
+use sheave::observe::accepts::{self, Accepts};
 use sheave::observe::events::{Events, Kind, Notice};
 use sheave::plan::{NodePlan, ServicePlan, Warning};
 use sheave_apiserver::{Options, Reach, Resource, Server};
@@ -47,6 +47,8 @@ async fn eventually<T>(what: &str, mut done: impl FnMut() -> Option<T>) -> T {
 mod annotation {
     use super::*;
 
+    const BOTH: cluster::Accepts = cluster::Accepts { gue: true };
+
     fn annotation(server: &Server) -> Option<String> {
         let node = server.api().object(Resource::Nodes, None, "node-a").unwrap();
         Some(node["metadata"]["annotations"][ACCEPTS_ANNOTATION].as_str()?.to_owned())
@@ -73,13 +75,13 @@ mod annotation {
         let server = server();
         let mut accepts = Accepts::start(client(&server).await, "node-a", &Handle::current());
         accepts.saw(Some(None));
-        accepts.stands(false);
+        accepts.stands(None);
         assert_eq!(annotation(&server), None);
-        accepts.stands(true);
-        kept(&server, &accepts, Some(ACCEPTED)).await;
+        accepts.stands(Some(BOTH));
+        kept(&server, &accepts, Some(BOTH.annotation())).await;
         for other in [None, Some("none")] {
             write(&server, other);
-            kept(&server, &accepts, Some(ACCEPTED)).await;
+            kept(&server, &accepts, Some(BOTH.annotation())).await;
         }
         let node = server.api().object(Resource::Nodes, None, "node-a").unwrap();
         assert_eq!(node["metadata"]["annotations"]["other"], "x", "others' annotations are left alone");
@@ -91,7 +93,7 @@ mod annotation {
         server.api().set_reach(Reach::Refused);
         let mut accepts = Accepts::start(client(&server).await, "node-a", &Handle::current());
         accepts.saw(Some(None));
-        accepts.stands(true);
+        accepts.stands(Some(BOTH));
         tokio::time::sleep(Duration::from_millis(100)).await;
         server.api().set_forbidden("patch", "nodes", true);
         server.api().set_reach(Reach::Up);
@@ -101,14 +103,14 @@ mod annotation {
         })
         .await;
         server.api().set_forbidden("patch", "nodes", false);
-        kept(&server, &accepts, Some(ACCEPTED)).await;
+        kept(&server, &accepts, Some(BOTH.annotation())).await;
     }
 
     #[tokio::test]
     async fn cleanup_takes_it_away() {
         let server = server();
         let client = client(&server).await;
-        write(&server, Some(ACCEPTED));
+        write(&server, Some(BOTH.annotation()));
         assert_eq!(accepts::remove(&client, "node-a").await, Ok(true));
         assert_eq!(annotation(&server), None);
         assert_eq!(accepts::remove(&client, "node-a").await, Ok(false));
@@ -301,7 +303,7 @@ mod events {
             agents.iter_mut().for_each(|agent| {
                 agent.tick(
                     &["node-a", "node-b"]
-                        .map(|name| (name.into(), sheave::cluster::Accepts::default()))
+                        .map(|name| (name.into(), cluster::Accepts::default()))
                         .into_iter()
                         .collect(),
                 );

@@ -300,7 +300,9 @@ fn restore(namespace: &NetNs, saved: &str, work: &Path) -> Result<(Duration, f64
 }
 
 fn open(state: &Path) -> Result<Dataplane> {
-    Ok(Dataplane::open(&Settings { mark_mask: config().services.mark_mask, state_directory: state.into() })?)
+    let services = config().services;
+    let (mark_mask, encapsulation) = (services.mark_mask, services.encapsulation);
+    Ok(Dataplane::open(&Settings { mark_mask, encapsulation, state_directory: state.into() })?)
 }
 
 /// A namespace with an uplink, emptied if it was there.

@@ -61,6 +61,7 @@ pub enum AgentError {
 pub fn settings(config: &Config) -> Settings {
     Settings {
         mark_mask: config.services.mark_mask,
+        encapsulation: config.services.encapsulation,
         state_directory: config.observe.status.parent().map_or_else(|| PathBuf::from("."), PathBuf::from),
     }
 }

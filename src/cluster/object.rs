@@ -199,11 +199,19 @@ pub enum Encapsulation {
     Gue,
 }
 
-/// What an agent takes in for the endpoints of its node, as [`ACCEPTS_ANNOTATION`] tells: IP in IP always.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// What an agent takes in for the endpoints of its node, as [`ACCEPTS_ANNOTATION`] tells: IP in IP always. What takes in more is
+/// greater.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Accepts {
     /// Generic UDP Encapsulation too.
     pub gue: bool,
+}
+
+impl Accepts {
+    /// The value of [`ACCEPTS_ANNOTATION`] that says so.
+    pub const fn annotation(self) -> &'static str {
+        if self.gue { "ipip,gue" } else { "ipip" }
+    }
 }
 
 /// A ServiceCIDR (networking.k8s.io/v1): ranges that cluster IPs are taken from.

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::{fmt, io};
 
+use super::fou::FouError;
 use super::nft::NftError;
 use super::sysctl::SysctlError;
 use super::virtual_servers::VirtualServersError;
@@ -27,6 +28,9 @@ pub enum DataplaneError {
     /// Links, addresses, routes.
     #[error(transparent)]
     Route(#[from] RouteError),
+    /// GUE's port.
+    #[error(transparent)]
+    Fou(#[from] FouError),
     /// nftables.
     #[error(transparent)]
     Nft(#[from] NftError),

@@ -1,7 +1,7 @@
 //! Plan → kernel: virtual servers, VIP routes, guard, acceptance, sysctls.
 //!
 //! ```text
-//!                       ┌─► tunnel, uplink, sysctl    devices and settings, what replies need
+//!                       ┌─► tunnel, uplink, sysctl    devices and settings, what replies need; fou: GUE's port
 //! NodePlan, Delta ──────┼─► vip_routes ─► routing     VIPs as local routes
 //!   [Dataplane]         ├─► netfilter ──► nft         acceptance, nat, guard   (ruleset, elements, numbers)
 //!                       └─► virtual_servers           IPVS                     (reconcile)
@@ -25,9 +25,11 @@ mod changes;
 mod describe;
 mod elements;
 mod error;
+mod fou;
 mod generation;
 mod lock;
 mod netfilter;
+mod netlink;
 mod nft;
 mod numbers;
 mod preflight;
@@ -64,6 +66,7 @@ use self::tunnel::Tunnel;
 pub use self::uplink::Uplink;
 use self::vip_routes::{Devices, VipRoutes};
 use self::virtual_servers::VirtualServers;
+use crate::cluster::{Accepts, Encapsulation};
 use crate::config::MarkMask;
 use crate::observe::metrics::Passes;
 use crate::plan::{Delta, NodePlan, VipPort};
@@ -73,6 +76,8 @@ use crate::plan::{Delta, NodePlan, VipPort};
 pub struct Settings {
     /// Packet mark bits to use.
     pub mark_mask: MarkMask,
+    /// What directors wrap packets in: where that is GUE, it matters that this node takes it in.
+    pub encapsulation: Encapsulation,
     /// Where the sysctls found are kept for `cleanup`; outlives the agent, not the boot.
     pub state_directory: PathBuf,
 }
@@ -85,9 +90,12 @@ pub struct Dataplane {
     _lock: Lock,
     handle: Handle,
     mark_mask: MarkMask,
+    encapsulation: Encapsulation,
     sysctls: Sysctls,
     devices: Option<Devices>,
     uplinks: Vec<Uplink>,
+    /// Why this node does not take in GUE; `None`: it does.
+    no_gue: Option<String>,
     netfilter: Netfilter,
     routes: VipRoutes,
     servers: VirtualServers,
@@ -162,9 +170,11 @@ impl Dataplane {
             _lock: lock,
             handle,
             mark_mask: settings.mark_mask,
+            encapsulation: settings.encapsulation,
             sysctls: Sysctls::open(&settings.state_directory)?,
             devices: None,
             uplinks: Vec::new(),
+            no_gue: Some("not looked at yet".into()),
             netfilter: Netfilter::open(settings.mark_mask)?,
             routes: VipRoutes::default(),
             servers: VirtualServers::open()?,
@@ -297,10 +307,17 @@ impl Dataplane {
             && self.servers.failed.range(first..).next().is_none_or(|(failed, _)| failed.address != vip)
     }
 
-    /// Whether this node takes in what directors tunnel to its endpoints: devices and rules are there. What the kernel
-    /// refuses of one endpoint does not count.
-    pub fn accepts(&self) -> bool {
-        [Part::Devices, Part::Netfilter].iter().all(|part| !self.broken.contains_key(part))
+    /// What this node takes in of what directors tunnel to its endpoints: nothing unless devices and rules are there. What
+    /// the kernel refuses of one endpoint does not count.
+    pub fn accepts(&self) -> Option<Accepts> {
+        let stands = [Part::Devices, Part::Netfilter].iter().all(|part| !self.broken.contains_key(part));
+        stands.then_some(Accepts { gue: self.no_gue.is_none() })
+    }
+
+    /// Why GUE is not taken in, where directors send it.
+    fn missing_gue(&self) -> Option<String> {
+        let why = self.no_gue.as_ref().filter(|_| self.encapsulation == Encapsulation::Gue)?;
+        Some(format!("GUE is not taken in, other nodes go on sending IP in IP here: {why}"))
     }
 
     /// Everything that is not as planned, in words: what, and why.
@@ -314,7 +331,7 @@ impl Dataplane {
             .refused()
             .iter()
             .map(|(key, why)| format!("endpoint {} of {}: {why}", key.endpoint, key.vip));
-        broken.chain(routes).chain(servers).chain(rewrites).collect()
+        broken.chain(routes).chain(servers).chain(rewrites).chain(self.missing_gue()).collect()
     }
 
     /// The interfaces towards other nodes, as last seen.
@@ -340,7 +357,7 @@ impl Dataplane {
     /// How much is not as planned, by kind.
     pub fn problem_counts(&self) -> BTreeMap<&'static str, usize> {
         [
-            ("kernel", self.broken.len() + self.unseen.len()),
+            ("kernel", self.broken.len() + self.unseen.len() + usize::from(self.missing_gue().is_some())),
             ("route", self.routes.failed.len()),
             ("virtual_server", self.servers.failed.len()),
             ("rewrite", self.netfilter.refused().len()),
@@ -401,7 +418,8 @@ impl Dataplane {
     }
 
     fn rules(&self, plan: &NodePlan) -> Rules {
-        Rules::new(self.mark_mask, smallest_mtu(&self.uplinks), &plan.node.addresses)
+        let mtu = smallest_mtu(&self.uplinks);
+        Rules::new(self.mark_mask, mtu, &plan.node.addresses, self.no_gue.is_none())
     }
 
     fn needs_sync(&self) -> bool {
@@ -448,6 +466,14 @@ impl Dataplane {
             None
         };
         self.devices = Some(Devices { loopback: loopback.header.index, tunnel4, tunnel6 });
+        // Nothing else waits for it: a node without goes on with IP in IP.
+        self.no_gue = match fou::ensure(ipv6) {
+            Ok(made) => {
+                done.extend(made);
+                None
+            }
+            Err(error) => Some(error.to_string()),
+        };
         self.local = uplink::local_addresses(&self.handle).await?;
         self.uplinks = uplink::list(&self.handle, &plan.node.addresses).await?;
         let mut settings = Vec::new();
@@ -494,6 +520,7 @@ pub async fn cleanup(settings: &Settings, _lock: &Lock) -> Result<Vec<String>, D
             .map(|existed| if existed { vec!["table inet sheave".into()] } else { Vec::new() })
             .map_err(Into::into),
     );
+    note(fou::remove().map(|count| words(count, "GUE ports")).map_err(Into::into));
     // Before the devices, whose settings go with them.
     let restored = Sysctls::open(&settings.state_directory).and_then(Sysctls::restore);
     note(restored.map(|count| words(count, "sysctls put back")).map_err(Into::into));

@@ -5,11 +5,11 @@ use std::net::IpAddr;
 
 use sheave_ipvs::{
     Destination, DestinationEntry, ForwardingMethod, Operation, Protocol, SchedulerName, Service,
-    ServiceEntry, ServiceFlags, ServiceKey, TunnelType,
+    ServiceEntry, ServiceFlags, ServiceKey, TunnelFlags, TunnelType,
 };
 
-use super::standin;
-use crate::cluster;
+use super::{fou, standin};
+use crate::cluster::{self, Encapsulation};
 use crate::plan::{Forwarding, Scheduler, VipPort, VirtualServer};
 
 /// Marks a virtual server as ours, since IPVS has no owner: the third scheduler flag, which no scheduler reads
@@ -109,6 +109,14 @@ fn destination(planned: &crate::plan::Destination) -> Destination {
         Forwarding::Nat => (standin::of(planned.address), ForwardingMethod::Tunnel),
         Forwarding::Masquerade => (planned.address, ForwardingMethod::Masquerade),
     };
+    let tunnel = match (planned.forwarding, planned.encapsulation) {
+        // Without a checksum of its own (RFC 6935): the packet inside has one, and that of a packet which a network card has
+        // still to complete would be wrong once the rules have rewritten the outer addresses (`nft_payload_l4csum_update`).
+        (Forwarding::Tunnel, Encapsulation::Gue) => {
+            TunnelType::Gue { port: fou::PORT, flags: TunnelFlags::empty() }
+        }
+        _ => TunnelType::Ipip,
+    };
     Destination {
         address,
         port: planned.port,
@@ -116,7 +124,7 @@ fn destination(planned: &crate::plan::Destination) -> Destination {
         weight: planned.weight,
         upper_threshold: 0,
         lower_threshold: 0,
-        tunnel: TunnelType::Ipip,
+        tunnel,
     }
 }
 

@@ -63,13 +63,22 @@ fn entry(destination: Destination, connections: u32) -> DestinationEntry {
 
 /// A virtual server on 10.96.0.80:80 with tunnel destinations 10.244.0.N:8080, with weights.
 fn server(protocol: cluster::Protocol, scheduler: Scheduler, endpoints: &[(u8, u32)]) -> Wanted {
+    wrapped(protocol, scheduler, endpoints, Encapsulation::Ipip)
+}
+
+fn wrapped(
+    protocol: cluster::Protocol,
+    scheduler: Scheduler,
+    endpoints: &[(u8, u32)],
+    encapsulation: Encapsulation,
+) -> Wanted {
     let mut destinations: Vec<_> = endpoints
         .iter()
         .map(|&(last, weight)| crate::plan::Destination {
             address: IpAddr::from([10, 244, 0, last]),
             port: 8080,
             forwarding: Forwarding::Tunnel,
-            encapsulation: cluster::Encapsulation::Ipip,
+            encapsulation,
             weight,
             node: None,
         })
@@ -99,6 +108,24 @@ fn held(wanted: &Wanted) -> Kernel {
     let mut kernel = Kernel::default();
     kernel.apply(&steps(Some(wanted), None).operations);
     kernel
+}
+
+#[test]
+fn another_encapsulation_changes_destinations_where_they_are() {
+    let endpoints = &[(1, 1), (2, 0), (3, 1)];
+    let [ipip, gue] = [Encapsulation::Ipip, Encapsulation::Gue]
+        .map(|encapsulation| wrapped(cluster::Protocol::Tcp, Scheduler::Mh, endpoints, encapsulation));
+    for (from, to) in [(&ipip, &gue), (&gue, &ipip)] {
+        let mut kernel = held(from);
+        let steps = steps(Some(to), kernel.0.as_ref());
+        assert!(!steps.reorders && !steps.draining);
+        let in_place = |operation: &Operation| matches!(operation, Operation::SetDestination(..));
+        assert!(steps.operations.iter().all(in_place), "{:?}", steps.operations);
+        kernel.apply(&steps.operations);
+        assert_eq!(kernel.destinations(), to.destinations);
+    }
+    let tunnel = TunnelType::Gue { port: fou::PORT, flags: TunnelFlags::empty() };
+    assert!(gue.destinations.iter().all(|destination| destination.tunnel == tunnel));
 }
 
 #[test]

@@ -2,7 +2,7 @@
 //! element ([`super::elements`]); its rules change only with the settings below.
 //!
 //! ```text
-//! from the wire ─► vip_in ─► outer ──(protocol 4/41 for an endpoint here: mark, destination := our tunnel)──┐
+//! from the wire ─► vip_in ─► outer ──(IPIP or GUE for an endpoint here: mark, destination := our tunnel)───────┐
 //!                  notrack   │                                                                              │
 //! from this node ─► vip_out ─► loop ──(the same for own pods and stand-ins)──► lo ─► outer ──────────────────┤
 //!                                                                                                           ▼
@@ -13,8 +13,8 @@
 use std::fmt::Write as _;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use super::standin;
 use super::tunnel::{self, TUNNEL4, TUNNEL6};
+use super::{fou, standin};
 use crate::config::MarkMask;
 
 /// Name of the table; its family is `inet`.
@@ -31,6 +31,8 @@ pub struct Rules {
     pub node4: Option<Ipv4Addr>,
     /// This node's primary IPv6 address.
     pub node6: Option<Ipv6Addr>,
+    /// What comes in GUE is taken in too ([`super::fou`]).
+    pub gue: bool,
 }
 
 /// Bytes of an IPv4 header without options.
@@ -39,13 +41,16 @@ pub const IPV4_HEADER: u32 = 20;
 pub const IPV6_HEADER: u32 = 40;
 /// Bytes of a TCP header without options.
 const TCP_HEADER: u32 = 20;
+/// Bytes of a UDP header and of GUE's (draft-ietf-intarea-gue section 3.1), without optional fields.
+const GUE_HEADERS: u32 = 8 + 4;
 
 impl Rules {
     /// The rules of a node with these addresses, the primary ones first.
-    pub fn new(mask: MarkMask, mtu: u32, addresses: &[IpAddr]) -> Self {
+    pub fn new(mask: MarkMask, mtu: u32, addresses: &[IpAddr], gue: bool) -> Self {
         Self {
             mask,
             mtu,
+            gue,
             node4: addresses.iter().find_map(|address| match address {
                 IpAddr::V4(address) => Some(*address),
                 IpAddr::V6(_) => None,
@@ -125,18 +130,19 @@ impl Rules {
         );
         chain("vip_out", "filter hook output priority -301", &["jump to_vip".into()]);
 
-        let catch = |f: &FamilyNames, then: &str| {
+        let catch = |f: &FamilyNames, outer: &str, then: &str| {
             vec![
-                format!(
-                    "{} meta mark set {} daddr map @mark{} goto {then}{}",
-                    f.outer, f.ip, f.suffix, f.suffix
-                ),
+                format!("{outer} meta mark set {} daddr map @mark{} goto {then}{}", f.ip, f.suffix, f.suffix),
                 // A pod that is gone: taken in to be refused; else it would bounce until its TTL is spent.
                 format!(
-                    "{} {} daddr @pods{} meta mark set meta mark & {keep:#x} | {bit:#x} goto {then}{}",
-                    f.outer, f.ip, f.suffix, f.suffix
+                    "{outer} {} daddr @pods{} meta mark set meta mark & {keep:#x} | {bit:#x} goto {then}{}",
+                    f.ip, f.suffix, f.suffix
                 ),
             ]
+        };
+        // What other nodes may send here.
+        let taken_in = |f: &FamilyNames| -> Vec<String> {
+            std::iter::once(f.outer.to_owned()).chain(self.gue.then(|| f.gue())).collect()
         };
         for (f, _) in &families {
             chain(
@@ -150,25 +156,31 @@ impl Rules {
             chain(&format!("turn{}", f.suffix), "", &[format!("notrack {} daddr set {}", f.ip, f.local)]);
         }
         let mut outer = each(&|f| {
-            vec![
-                format!("iifname != \"lo\" {} daddr {} drop", f.ip, f.local),
-                format!("iifname != \"lo\" {} {} daddr {} drop", f.outer, f.ip, f.stand_ins),
-                // Looped by ourselves, with the mark it needs; IPv6's address lies in the range of the stand-ins.
-                format!("{} daddr {} accept", f.ip, f.local),
-            ]
+            let from_wire =
+                |outer: String| format!("iifname != \"lo\" {outer} {} daddr {} drop", f.ip, f.stand_ins);
+            let mut rules = vec![format!("iifname != \"lo\" {} daddr {} drop", f.ip, f.local)];
+            rules.extend(taken_in(f).into_iter().map(from_wire));
+            // Looped by ourselves, with the mark it needs; IPv6's address lies in the range of the stand-ins.
+            rules.push(format!("{} daddr {} accept", f.ip, f.local));
+            rules
         });
-        outer.extend(each(&|f| catch(f, "take")));
+        outer.extend(each(&|f| taken_in(f).iter().flat_map(|outer| catch(f, outer, "take")).collect()));
         chain("outer", "filter hook prerouting priority raw", &outer);
-        let mut turned = each(&|f| catch(f, "turn"));
+        // To this node itself directors send IP in IP alone.
+        let mut turned = each(&|f| catch(f, f.outer, "turn"));
         // To another node: from the address that every node knows, not from that of whichever link it leaves by
         // (IPv6 source selection heeds no route's `src` here, RFC 6724 rule 5).
         turned.extend(each(&|f| {
             let from = |node: IpAddr| format!(" {} saddr set {node}", f.ip);
-            vec![format!(
-                "{} meta mark & {bit:#x} == {bit:#x} meta mark set meta mark & {keep:#x}{}",
-                f.outer,
-                self.node(f).map(from).unwrap_or_default()
-            )]
+            let leave = |outer: String| {
+                format!(
+                    "{outer} meta mark & {bit:#x} == {bit:#x} meta mark set meta mark & {keep:#x}{}",
+                    self.node(f).map(from).unwrap_or_default()
+                )
+            };
+            // Sent whether or not this node takes it in itself. Not what a client here sends in GUE to a VIP.
+            let gue = format!("{} {} daddr != @vips{}", f.gue(), f.ip, f.suffix);
+            vec![leave(f.outer.to_owned()), leave(gue)]
         }));
         chain("loop", "route hook output priority raw", &turned);
 
@@ -273,9 +285,11 @@ impl Rules {
         }
     }
 
-    /// The largest segment whose packet still fits the uplink inside a tunnel packet of its own family.
+    /// The largest segment whose packet still fits the uplink inside a tunnel packet of its own family, whichever encapsulation
+    /// directors choose: connections outlive a change of it.
     pub fn mss(self, ip_header: u32) -> u32 {
-        self.mtu.saturating_sub(2 * ip_header + TCP_HEADER)
+        let gue = if self.gue { GUE_HEADERS } else { 0 };
+        self.mtu.saturating_sub(2 * ip_header + gue + TCP_HEADER)
     }
 }
 
@@ -284,8 +298,10 @@ struct FamilyNames {
     suffix: char,
     ip: &'static str,
     address: &'static str,
-    /// Matches an outer packet.
+    /// Matches an outer packet of IP in IP.
     outer: &'static str,
+    /// Protocol number of what a tunnel carries, and its version as an IP header begins with it.
+    inner: (u8, u8),
     icmp: &'static str,
     tunnel: &'static str,
     local: IpAddr,
@@ -298,6 +314,7 @@ const FAMILY4: FamilyNames = FamilyNames {
     address: "ipv4_addr",
     // nft's name `ipip` is protocol 94.
     outer: "ip protocol 4",
+    inner: (4, 4),
     icmp: "icmp",
     tunnel: TUNNEL4,
     local: IpAddr::V4(tunnel::LOCAL4),
@@ -309,6 +326,7 @@ const FAMILY6: FamilyNames = FamilyNames {
     ip: "ip6",
     address: "ipv6_addr",
     outer: "ip6 nexthdr 41",
+    inner: (41, 6),
     icmp: "icmpv6",
     tunnel: TUNNEL6,
     local: IpAddr::V6(tunnel::LOCAL6),
@@ -316,6 +334,15 @@ const FAMILY6: FamilyNames = FamilyNames {
 };
 
 impl FamilyNames {
+    /// Matches an outer packet of GUE exactly as IPVS makes it: its header (version 0, no control message, no optional field,
+    /// the inner protocol, no flag), then an IP header of this family. A pod may have a UDP server on that port, and what it
+    /// is sent does not begin so.
+    fn gue(&self) -> String {
+        let (protocol, version) = self.inner;
+        let header = u32::from(protocol) << 16;
+        format!("udp dport {} @th,64,32 {header:#x} @th,96,4 {version}", fou::PORT)
+    }
+
     fn sets(&self) -> String {
         let Self { suffix: n, address, .. } = self;
         format!(

@@ -1,8 +1,8 @@
 //! Keeps annotation `sheave.io/accepts` on this node's Node as long as acceptance stands here: directors tunnel to
-//! the node's endpoints then, and turn to *nat* when it is gone.
+//! the node's endpoints then, by an encapsulation that is listed, and turn to *nat* when it is gone.
 //!
 //! ```text
-//! dataplane: stands? ──► Steady ──wanted──┐
+//! dataplane: accepts ──► Steady ──wanted──┐
 //!                                         ├─► Keeper ──due──► merge patch ──► API server
 //! source: own Node ────────────seen───────┘                                      │
 //!     ▲                                                                          │
@@ -11,6 +11,7 @@
 //!
 //! It stays when the agent stops: the kernel goes on accepting. `sheave cleanup` takes it away.
 
+use std::cmp::Ordering;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -21,15 +22,12 @@ use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tracing::{debug, info, warn};
 
-use crate::cluster::ACCEPTS_ANNOTATION;
+use crate::cluster::{self, ACCEPTS_ANNOTATION};
 
-/// What is written: the encapsulations that are taken in, separated by commas.
-pub const ACCEPTED: &str = "ipip";
-
-/// How long acceptance is broken before it is told: directors need not turn to *nat* and back for what the dataplane
-/// repairs with its first attempts.
+/// How long acceptance is broken, or less is taken in, before it is told: directors need not turn to *nat* and back for what
+/// the dataplane repairs with its first attempts.
 const BROKEN_FOR: Duration = Duration::from_secs(5);
-/// How long it stands before it is told again, once it was told to be broken.
+/// How long it stands, or more is taken in, before it is told again, once something else was told.
 const STANDS_FOR: Duration = Duration::from_secs(60);
 /// How long the API server has for one answer.
 const LIMIT: Duration = Duration::from_secs(10);
@@ -47,8 +45,8 @@ pub struct Accepts {
 /// What the loop knows.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Told {
-    /// Whether it is to be there; `None` until that is known.
-    wanted: Option<bool>,
+    /// What it is to say, `None` within: it is not to be there. `None` until that is known.
+    wanted: Option<Option<cluster::Accepts>>,
     /// What is there; `None` while the Node is not known.
     seen: Option<Option<Arc<str>>>,
 }
@@ -71,9 +69,9 @@ impl Accepts {
         });
     }
 
-    /// Whether this node takes in what is tunnelled to its endpoints, as of now.
-    pub fn stands(&mut self, stands: bool) {
-        let wanted = self.steady.look(stands, Instant::now());
+    /// What this node takes in of what is tunnelled to its endpoints, as of now.
+    pub fn stands(&mut self, accepts: Option<cluster::Accepts>) {
+        let wanted = self.steady.look(accepts, Instant::now());
         self.told.send_if_modified(|told| std::mem::replace(&mut told.wanted, wanted) != wanted);
     }
 }
@@ -89,7 +87,7 @@ pub async fn remove(client: &Client, node: &str) -> Result<bool, String> {
         node.metadata.annotations.is_some_and(|annotations| annotations.contains_key(ACCEPTS_ANNOTATION))
     });
     if annotated {
-        within_limit(write(client, node, false)).await?;
+        within_limit(write(client, node, None)).await?;
     }
     Ok(annotated)
 }
@@ -118,7 +116,7 @@ async fn keep(client: Client, node: String, mut told: watch::Receiver<Told>) {
         match result {
             Ok(()) => {
                 failing = false;
-                let value = if wanted { ACCEPTED } else { "taken away" };
+                let value = wanted.map_or("taken away", cluster::Accepts::annotation);
                 info!(node, "annotation {ACCEPTS_ANNOTATION}: {value}");
             }
             Err(why) if failing => debug!("annotation {ACCEPTS_ANNOTATION} of Node {node}: {why}"),
@@ -130,9 +128,9 @@ async fn keep(client: Client, node: String, mut told: watch::Receiver<Told>) {
     }
 }
 
-async fn write(client: &Client, node: &str, wanted: bool) -> Result<(), Error> {
+async fn write(client: &Client, node: &str, wanted: Option<cluster::Accepts>) -> Result<(), Error> {
     let nodes: Api<Node> = Api::all(client.clone());
-    let annotations = serde_json::json!({ ACCEPTS_ANNOTATION: wanted.then_some(ACCEPTED) });
+    let annotations = serde_json::json!({ ACCEPTS_ANNOTATION: wanted.map(cluster::Accepts::annotation) });
     let patch = Patch::Merge(serde_json::json!({ "metadata": { "annotations": annotations } }));
     nodes.patch_metadata(node, &PatchParams::default(), &patch).await.map(drop)
 }
@@ -149,26 +147,31 @@ async fn within_limit<T>(request: impl Future<Output = Result<T, Error>>) -> Res
 /// Makes of what is so at one moment what is to be told.
 #[derive(Debug, Default)]
 struct Steady {
-    told: Option<bool>,
-    /// Since when it is otherwise than told.
-    otherwise: Option<Instant>,
+    told: Option<Option<cluster::Accepts>>,
+    /// Less or more than told, and since when.
+    otherwise: Option<(Ordering, Instant)>,
 }
 
 impl Steady {
-    fn look(&mut self, stands: bool, now: Instant) -> Option<bool> {
-        if self.told == Some(stands) {
+    fn look(&mut self, accepts: Option<cluster::Accepts>, now: Instant) -> Option<Option<cluster::Accepts>> {
+        // After a start: what an agent before told may be true or not.
+        let than_told = accepts.cmp(&self.told.flatten());
+        if self.told.is_some() && than_told == Ordering::Equal {
             self.otherwise = None;
             return self.told;
         }
-        let since = *self.otherwise.get_or_insert(now);
-        let long_enough = match (self.told, stands) {
-            // After a start: what an agent before told may be true or not.
-            (None, true) => Duration::ZERO,
-            (_, false) => BROKEN_FOR,
-            (Some(_), true) => STANDS_FOR,
+        let since = match self.otherwise {
+            Some((which, since)) if which == than_told => since,
+            _ => now,
+        };
+        self.otherwise = Some((than_told, since));
+        let long_enough = match (self.told, accepts) {
+            (None, Some(_)) => Duration::ZERO,
+            (Some(_), _) if than_told == Ordering::Greater => STANDS_FOR,
+            _ => BROKEN_FOR,
         };
         if now >= since + long_enough {
-            self.told = Some(stands);
+            self.told = Some(accepts);
             self.otherwise = None;
         }
         self.told
@@ -198,7 +201,7 @@ impl Keeper {
     }
 
     /// What is to be written, and when; `None` until something is told.
-    fn due(&self, now: Instant) -> Option<(bool, Instant)> {
+    fn due(&self, now: Instant) -> Option<(Option<cluster::Accepts>, Instant)> {
         Some((self.to_write()?, self.not_before.unwrap_or(now)))
     }
 
@@ -209,10 +212,10 @@ impl Keeper {
         self.not_before = Some(now + pause.mul_f64(0.5 + chance / 2.0));
     }
 
-    fn to_write(&self) -> Option<bool> {
+    fn to_write(&self) -> Option<Option<cluster::Accepts>> {
         let wanted = self.told.wanted?;
         let seen = self.told.seen.as_ref()?.as_deref();
-        (seen != wanted.then_some(ACCEPTED)).then_some(wanted)
+        (seen != wanted.map(cluster::Accepts::annotation)).then_some(wanted)
     }
 }
 
@@ -220,44 +223,68 @@ impl Keeper {
 mod tests {
     use super::*;
 
-    /// Looks at (second, stands), and what is told then.
-    fn steady(looks: &[(u64, bool, Option<bool>)]) {
+    type Told = Option<Option<cluster::Accepts>>;
+
+    const NOTHING: Option<cluster::Accepts> = None;
+    const IPIP: Option<cluster::Accepts> = Some(cluster::Accepts { gue: false });
+    const BOTH: Option<cluster::Accepts> = Some(cluster::Accepts { gue: true });
+
+    /// Looks at (second, what is accepted), and what is told then.
+    fn steady(looks: &[(u64, Option<cluster::Accepts>, Told)]) {
         let start = Instant::now();
         let mut steady = Steady::default();
-        for (second, stands, expected) in looks {
-            let told = steady.look(*stands, start + Duration::from_secs(*second));
+        for (second, accepts, expected) in looks {
+            let told = steady.look(*accepts, start + Duration::from_secs(*second));
             assert_eq!(told, *expected, "in second {second}");
         }
     }
 
     #[test]
     fn it_is_told_at_once_after_a_start() {
-        steady(&[(0, true, Some(true))]);
+        steady(&[(0, IPIP, Some(IPIP))]);
+        steady(&[(0, BOTH, Some(BOTH))]);
     }
 
     #[test]
     fn nothing_is_told_for_what_is_soon_repaired() {
-        steady(&[
-            (0, true, Some(true)),
-            (1, false, Some(true)),
-            (5, false, Some(true)),
-            (6, true, Some(true)),
-            (7, false, Some(true)),
-            (11, false, Some(true)),
-            (12, false, Some(false)),
-        ]);
+        for (whole, less) in [(IPIP, NOTHING), (BOTH, NOTHING), (BOTH, IPIP)] {
+            steady(&[
+                (0, whole, Some(whole)),
+                (1, less, Some(whole)),
+                (5, less, Some(whole)),
+                (6, whole, Some(whole)),
+                (7, less, Some(whole)),
+                (11, less, Some(whole)),
+                (12, less, Some(less)),
+            ]);
+        }
     }
 
     #[test]
     fn once_broken_it_must_stand_for_long() {
         steady(&[
-            (0, false, None),
-            (5, false, Some(false)),
-            (10, true, Some(false)),
-            (40, false, Some(false)),
-            (50, true, Some(false)),
-            (109, true, Some(false)),
-            (110, true, Some(true)),
+            (0, NOTHING, None),
+            (5, NOTHING, Some(NOTHING)),
+            (10, IPIP, Some(NOTHING)),
+            (40, NOTHING, Some(NOTHING)),
+            (50, IPIP, Some(NOTHING)),
+            (109, BOTH, Some(NOTHING)),
+            (110, BOTH, Some(BOTH)),
+        ]);
+    }
+
+    #[test]
+    fn what_is_taken_in_more_must_stand_for_long_and_what_less_is_soon_told() {
+        steady(&[
+            (0, IPIP, Some(IPIP)),
+            (10, BOTH, Some(IPIP)),
+            (20, NOTHING, Some(IPIP)),
+            (21, BOTH, Some(IPIP)),
+            (80, BOTH, Some(IPIP)),
+            (81, BOTH, Some(BOTH)),
+            (90, IPIP, Some(BOTH)),
+            (93, NOTHING, Some(BOTH)),
+            (95, IPIP, Some(IPIP)),
         ]);
     }
 
@@ -275,9 +302,9 @@ mod tests {
             self.start + Duration::from_secs(second)
         }
 
-        fn tell(&mut self, second: u64, wanted: Option<bool>, seen: Option<Option<&str>>) {
+        fn tell(&mut self, second: u64, wanted: Told, seen: Option<Option<&str>>) {
             let seen = seen.map(|seen| seen.map(Arc::from));
-            self.keeper.tell(Told { wanted, seen }, self.at(second));
+            self.keeper.tell(super::Told { wanted, seen }, self.at(second));
         }
 
         fn tried(&mut self, second: u64) {
@@ -285,26 +312,29 @@ mod tests {
         }
 
         /// What is due, and in which second.
-        fn due(&self, second: u64) -> Option<(bool, u64)> {
+        fn due(&self, second: u64) -> Option<(Option<cluster::Accepts>, u64)> {
             let (wanted, due) = self.keeper.due(self.at(second))?;
             Some((wanted, due.duration_since(self.start).as_secs()))
         }
     }
 
-    const IPIP: Option<Option<&str>> = Some(Some(ACCEPTED));
+    const SEEN: Option<Option<&str>> = Some(Some("ipip"));
     const ABSENT: Option<Option<&str>> = Some(None);
 
     #[test]
     fn it_is_written_where_it_is_not_as_wanted() {
         let cases = [
             ("nothing is known", None, None, None),
-            ("before the first sync", None, IPIP, None),
-            ("the Node is not known", Some(true), None, None),
-            ("accepting", Some(true), ABSENT, Some(true)),
-            ("accepting, and it is there", Some(true), IPIP, None),
-            ("accepting, and somebody wrote something else", Some(true), Some(Some("none")), Some(true)),
-            ("broken, and it is there", Some(false), IPIP, Some(false)),
-            ("broken, and it is not there", Some(false), ABSENT, None),
+            ("before the first sync", None, SEEN, None),
+            ("the Node is not known", Some(IPIP), None, None),
+            ("accepting", Some(IPIP), ABSENT, Some(IPIP)),
+            ("accepting, and it is there", Some(IPIP), SEEN, None),
+            ("accepting, and somebody wrote something else", Some(IPIP), Some(Some("none")), Some(IPIP)),
+            ("accepting more", Some(BOTH), SEEN, Some(BOTH)),
+            ("accepting more, and it is there", Some(BOTH), Some(Some("ipip,gue")), None),
+            ("accepting less", Some(IPIP), Some(Some("ipip,gue")), Some(IPIP)),
+            ("broken, and it is there", Some(NOTHING), SEEN, Some(NOTHING)),
+            ("broken, and it is not there", Some(NOTHING), ABSENT, None),
         ];
         for (case, wanted, seen, expected) in cases {
             let mut it = Kept::new();
@@ -316,7 +346,7 @@ mod tests {
     #[test]
     fn it_is_tried_again_ever_later_until_it_is_seen() {
         let mut it = Kept::new();
-        it.tell(0, Some(true), ABSENT);
+        it.tell(0, Some(IPIP), ABSENT);
         let mut second = 0;
         let mut pauses = Vec::new();
         for _ in 0..8 {
@@ -326,29 +356,29 @@ mod tests {
             second = next;
         }
         assert_eq!(pauses, [2, 4, 8, 16, 32, 60, 60, 60]);
-        it.tell(second, Some(true), IPIP);
+        it.tell(second, Some(IPIP), SEEN);
         assert_eq!(it.due(second), None);
     }
 
     #[test]
     fn a_removal_is_answered_at_once_and_a_quarrel_slowly() {
         let mut it = Kept::new();
-        it.tell(0, Some(true), ABSENT);
+        it.tell(0, Some(IPIP), ABSENT);
         it.tried(0);
-        it.tell(1, Some(true), IPIP);
-        it.tell(100, Some(true), ABSENT);
-        assert_eq!(it.due(100), Some((true, 100)));
+        it.tell(1, Some(IPIP), SEEN);
+        it.tell(100, Some(IPIP), ABSENT);
+        assert_eq!(it.due(100), Some((IPIP, 100)));
         it.tried(100);
-        it.tell(101, Some(true), IPIP);
+        it.tell(101, Some(IPIP), SEEN);
         // Told about something else meanwhile: settled all the same.
-        it.tell(110, Some(true), IPIP);
-        it.tell(120, Some(true), ABSENT);
+        it.tell(110, Some(IPIP), SEEN);
+        it.tell(120, Some(IPIP), ABSENT);
         it.tried(120);
-        it.tell(121, Some(true), IPIP);
-        it.tell(122, Some(true), ABSENT);
-        assert_eq!(it.due(122), Some((true, 124)));
-        it.tell(123, Some(true), IPIP);
-        it.tell(183, Some(true), ABSENT);
-        assert_eq!(it.due(183), Some((true, 183)));
+        it.tell(121, Some(IPIP), SEEN);
+        it.tell(122, Some(IPIP), ABSENT);
+        assert_eq!(it.due(122), Some((IPIP, 124)));
+        it.tell(123, Some(IPIP), SEEN);
+        it.tell(183, Some(IPIP), ABSENT);
+        assert_eq!(it.due(183), Some((IPIP, 183)));
     }
 }

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::process::Command;
 
 use nix::sched::{CloneFlags, unshare};
+use sheave::cluster::Encapsulation;
 use sheave::config::MarkMask;
 use sheave::dataplane::Settings;
 
@@ -40,7 +41,9 @@ pub fn in_namespace(name: &str, test: impl AsyncFnOnce(&Node) + Send) {
             }
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
             let mark_mask = MarkMask::default();
-            let node = Node { settings: Settings { mark_mask, state_directory: directory.clone() } };
+            let encapsulation = Encapsulation::Ipip;
+            let state_directory = directory.clone();
+            let node = Node { settings: Settings { mark_mask, encapsulation, state_directory } };
             runtime.block_on(test(&node));
         });
     });

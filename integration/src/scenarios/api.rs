@@ -24,7 +24,7 @@ use crate::wait::{await_some, await_until};
 const LIMIT: Duration = Duration::from_secs(30);
 
 /// What the agents write on their Nodes.
-const ACCEPTED: Option<&str> = Some("ipip");
+const ACCEPTED: Option<&str> = Some("ipip,gue");
 
 /// An address that the agents' configurations allow nobody to claim.
 const NOT_ALLOWED: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(203, 0, 113, 99));

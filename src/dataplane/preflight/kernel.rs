@@ -6,11 +6,13 @@ use std::path::Path;
 
 use sheave_ipvs::{Ipvs, ServiceEntry};
 
+use super::super::fou::FouError;
 use super::super::nft::{self, Listing, NftError};
 use super::super::reconcile;
 use super::super::ruleset::{Rules, TABLE};
 use super::super::sysctl;
 use super::Finding;
+use crate::cluster::Encapsulation;
 use crate::plan::Scheduler;
 
 /// Bit of the capability set (linux/capability.h).
@@ -125,6 +127,42 @@ pub fn nft(modules: &Modules, table: &Result<Option<Listing>, NftError>, rules: 
         }
     }
     findings
+}
+
+/// Whether the node can take in GUE, which matters where directors send it. `stands`: what [`super::super::fou::stands`] says.
+pub fn gue(modules: &Modules, stands: &Result<bool, FouError>, encapsulation: Encapsulation) -> Finding {
+    judge_gue(modules.presence("fou"), stands, encapsulation)
+}
+
+fn judge_gue(module: Presence, stands: &Result<bool, FouError>, encapsulation: Encapsulation) -> Finding {
+    let subject = "GUE";
+    let (found, remedy) = match stands {
+        Ok(true) => return Finding::ok(subject, "taken in"),
+        Ok(false) => return Finding::ok(subject, "the kernel can take it in: the agent makes its port"),
+        // No alias tells the kernel to load this module when it is used.
+        Err(FouError::Unavailable) => (
+            "the kernel has no Foo-over-UDP loaded".to_owned(),
+            match module {
+                Presence::Sealed | Presence::Missing => module.remedy("fou", "CONFIG_NET_FOU"),
+                _ => {
+                    "`modprobe fou` on the host, and for each boot `echo fou > /etc/modules-load.d/fou.conf`"
+                        .into()
+                }
+            },
+        ),
+        Err(error @ FouError::Refused { .. }) => (error.to_string(), "run as root".into()),
+        Err(error @ (FouError::Taken(_) | FouError::InUse(_))) => {
+            (error.to_string(), "remove it, or stop its owner".into())
+        }
+    };
+    match encapsulation {
+        Encapsulation::Gue => {
+            Finding::fail(subject, format!("{found}, and services.encapsulation is gue"), remedy)
+        }
+        Encapsulation::Ipip => {
+            Finding::warn(subject, format!("{found}: directors can send IP in IP alone"), remedy)
+        }
+    }
 }
 
 fn judge_version(text: &str) -> Finding {
@@ -278,6 +316,31 @@ mod tests {
             ("nftables vNext\n", Severity::Warn),
         ] {
             assert_eq!(judge_version(text).severity, severity, "{text}");
+        }
+    }
+
+    #[test]
+    fn gue_matters_where_directors_send_it() {
+        use Encapsulation::{Gue, Ipip};
+        let unavailable = || Err(FouError::Unavailable);
+        for (case, module, stands, encapsulation, severity, words) in [
+            ("taken in", Presence::Loaded, Ok(true), Gue, Severity::Ok, ""),
+            ("it could be", Presence::Loaded, Ok(false), Gue, Severity::Ok, ""),
+            ("not loaded", Presence::Loadable, unavailable(), Gue, Severity::Fail, "modprobe fou"),
+            (
+                "not loaded, not needed",
+                Presence::Loadable,
+                unavailable(),
+                Ipip,
+                Severity::Warn,
+                "modprobe fou",
+            ),
+            ("not there", Presence::Missing, unavailable(), Ipip, Severity::Warn, "CONFIG_NET_FOU"),
+            ("not known", Presence::Unknown, unavailable(), Gue, Severity::Fail, "modprobe fou"),
+        ] {
+            let finding = judge_gue(module, &stands, encapsulation);
+            assert_eq!(finding.severity, severity, "{case}");
+            assert!(finding.remedy.unwrap_or_default().contains(words), "{case}");
         }
     }
 

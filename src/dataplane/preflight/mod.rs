@@ -20,7 +20,7 @@ use serde::Serialize;
 
 use self::network::Network;
 use super::ruleset::Rules;
-use super::{Settings, nft};
+use super::{Settings, fou, nft};
 use crate::plan::{NodePlan, Scheduler};
 
 /// How much a finding matters.
@@ -91,9 +91,12 @@ pub async fn preflight(
             return findings;
         }
     };
-    let rules = Rules::new(settings.mark_mask, super::smallest_mtu(&network.uplinks), &plan.node.addresses);
+    let gue = fou::stands(network.ipv6);
+    let mtu = super::smallest_mtu(&network.uplinks);
+    let rules = Rules::new(settings.mark_mask, mtu, &plan.node.addresses, gue.is_ok());
     let table = nft::list();
     findings.extend(kernel::nft(&modules, &table, rules));
+    findings.push(kernel::gue(&modules, &gue, settings.encapsulation));
     findings.extend(network.judge(rules, matches!(table, Ok(Some(_))), plan));
 
     let evidence = owners::kube_proxy(network.has_kube_ipvs0);

@@ -337,7 +337,7 @@ mod tests {
                 .map(|(index, mtu)| Uplink { name: format!("eth{index}"), mtu: *mtu })
                 .collect();
             let mtu = super::super::super::smallest_mtu(&uplinks);
-            let findings = judge_uplinks(&uplinks, Rules::new(MarkMask::default(), mtu, &[]), ipv6);
+            let findings = judge_uplinks(&uplinks, Rules::new(MarkMask::default(), mtu, &[], false), ipv6);
             assert_eq!(severities(&findings), expected, "{case}: {findings:?}");
             assert!(findings.iter().any(|finding| finding.found.contains(words)), "{case}: {findings:?}");
         }
