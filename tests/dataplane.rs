@@ -8,8 +8,8 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-use sheave::cluster::{Encapsulation, Protocol, ServiceName};
-use sheave::dataplane::{self, Dataplane, Lock};
+use sheave::cluster::{Accepts, Encapsulation, Protocol, ServiceName};
+use sheave::dataplane::{self, Dataplane, Lock, Settings};
 use sheave::plan::{
     AcceptedIn, Delta, Destination, Forwarding, NodePlan, Rewrite, RewriteKey, RewriteSide, Scheduler,
     SchedulerFlags, VipKind, VipPort, VirtualServer,
@@ -240,6 +240,75 @@ fn tampering_is_repaired() {
                 .collect::<Vec<_>>()
         };
         assert_eq!(compare(&dump()), compare(&good));
+    });
+}
+
+/// The kernel's GUE ports.
+fn ports() -> Vec<String> {
+    let listed = ["-4 fou show", "-6 fou show"].map(|arguments| shell("ip", arguments));
+    let mut ports: Vec<String> =
+        listed.iter().flat_map(|text| text.lines()).map(|line| line.trim().into()).collect();
+    ports.sort();
+    ports.dedup();
+    ports
+}
+
+#[test]
+fn gue_is_taken_in_on_our_own_addresses_alone_and_its_ports_are_kept() {
+    in_namespace("gue", async |node| {
+        let (plan, mut now) = (plan(), Instant::now());
+        let mut dataplane = open(node, &plan, now).await;
+        assert_eq!(dataplane.accepts(), Some(Accepts { gue: true }));
+        let made = ports();
+        assert_eq!(made.len(), 2, "{made:?}");
+        for address in ["192.88.99.8", "100::8"] {
+            let has = |line: &&String| line.contains("port 6080 gue") && line.contains(address);
+            assert!(made.iter().any(|line| has(&line)), "{address}: {made:?}");
+        }
+        let clamped = |mss: u32| shell("nft", "list chain inet sheave mss").contains(&format!("set {mss}"));
+        assert!(clamped(1428) && clamped(1388));
+        shell("ip", "fou del port 6080 local 192.88.99.8");
+        now += PERIOD;
+        assert_eq!(dataplane.check(&plan, now).await, ["made the GUE port 6080 of 192.88.99.8"]);
+        assert_eq!(ports(), made);
+        drop(dataplane);
+        let mut second = Dataplane::open(&node.settings).unwrap();
+        assert_eq!(second.sync(&plan, now).await, ["took over table inet sheave"]);
+        assert_eq!(ports(), made);
+    });
+}
+
+#[test]
+fn without_gue_the_node_goes_on_with_ip_in_ip() {
+    in_namespace("no-gue", async |node| {
+        let (plan, mut now) = (plan(), Instant::now());
+        shell("ip", "fou add port 6080 gue");
+        let mut dataplane = open(node, &plan, now).await;
+        assert_eq!(dataplane.accepts(), Some(Accepts { gue: false }));
+        let rules = shell("nft", "list chain inet sheave outer");
+        assert!(!rules.contains("6080"), "{rules}");
+        assert!(shell("nft", "list chain inet sheave mss").contains("set 1440"));
+        // Where directors send GUE it is a problem.
+        drop(dataplane);
+        let settings = Settings { encapsulation: Encapsulation::Gue, ..node.settings.clone() };
+        let mut dataplane = Dataplane::open(&settings).unwrap();
+        dataplane.sync(&plan, now).await;
+        let problems = dataplane.problems();
+        assert!(matches!(&problems[..], [one] if one.contains("another owner")), "{problems:?}");
+        assert!(dataplane.is_whole() && dataplane.holds(&plan, address("10.96.0.80")));
+
+        shell("ip", "fou del port 6080");
+        let listener = std::net::UdpSocket::bind("0.0.0.0:6080").unwrap();
+        now += PERIOD;
+        dataplane.check(&plan, now).await;
+        let problems = dataplane.problems();
+        assert!(matches!(&problems[..], [one] if one.contains("a program listens")), "{problems:?}");
+        drop(listener);
+        now += PERIOD;
+        dataplane.check(&plan, now).await;
+        assert_eq!(dataplane.problems(), [""; 0]);
+        assert_eq!(dataplane.accepts(), Some(Accepts { gue: true }));
+        assert!(shell("nft", "list chain inet sheave outer").contains("6080"));
     });
 }
 

@@ -64,7 +64,7 @@ fn a_fresh_node_is_ready_and_stays_as_it_is() {
         let findings = look(node).await;
         assert_eq!(dump(), before);
         assert!(findings.iter().all(|finding| finding.severity == Severity::Ok), "{findings:#?}");
-        assert_one(&findings, Severity::Ok, "segment size", "1440 bytes over IPv4, 1400 over IPv6");
+        assert_one(&findings, Severity::Ok, "segment size", "1428 bytes over IPv4, 1388 over IPv6");
         assert_one(&findings, Severity::Ok, "sysctl net/ipv4/ip_forward", "0, will be set to 1");
         assert_one(&findings, Severity::Ok, "nftables rules", "the kernel takes them");
     });

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 
 use anyhow::{Context, Result};
 use sheave::cluster::Protocol;
-use sheave_ipvs::{Ipvs, ServiceEntry, ServiceKey};
+use sheave_ipvs::{Destination, Ipvs, ServiceEntry, ServiceKey};
 
 use crate::netns::NetNs;
 
@@ -17,16 +17,20 @@ pub fn virtual_servers(ns: &NetNs) -> Result<Vec<ServiceEntry>> {
 
 /// Endpoints of a virtual server that may get new connections; none where there is no such virtual server.
 pub fn active(servers: &[ServiceEntry], protocol: Protocol, address: SocketAddr) -> Vec<SocketAddr> {
+    let all = destinations(servers, protocol, address).into_iter();
+    all.filter(|to| to.weight > 0).map(|to| SocketAddr::new(to.address, to.port)).collect()
+}
+
+/// Destinations of a virtual server; none where there is no such virtual server.
+pub fn destinations(servers: &[ServiceEntry], protocol: Protocol, address: SocketAddr) -> Vec<Destination> {
     let protocol = match protocol {
         Protocol::Tcp => sheave_ipvs::Protocol::Tcp,
         Protocol::Udp => sheave_ipvs::Protocol::Udp,
         Protocol::Sctp => sheave_ipvs::Protocol::Sctp,
     };
     let key = ServiceKey::Address { protocol, address: address.ip(), port: address.port() };
-    let destinations = servers.iter().find(|entry| entry.service.key == key).map(|entry| &entry.destinations);
-    let active =
-        destinations.into_iter().flatten().map(|entry| &entry.destination).filter(|to| to.weight > 0);
-    active.map(|to| SocketAddr::new(to.address, to.port)).collect()
+    let found = servers.iter().find(|entry| entry.service.key == key);
+    found.into_iter().flat_map(|entry| &entry.destinations).map(|entry| entry.destination).collect()
 }
 
 /// All that an agent could change in a namespace, as text, for comparing and for showing.

@@ -71,6 +71,7 @@ pub fn dump() -> Vec<String> {
         ("ip", "-6 route show table all"),
         ("nft", "-s list ruleset"),
         ("ipvsadm", "-Sn"),
+        ("ip", "fou show"),
         ("sysctl", "-a --pattern ^net"),
     ]
     .map(|(program, arguments)| shell(program, arguments))

@@ -4,6 +4,7 @@ mod agent;
 mod api;
 mod bulk;
 mod directors;
+mod encapsulation;
 mod guard;
 mod observe;
 mod paths;
@@ -37,7 +38,7 @@ pub fn all() -> Vec<(SourceKind, Scenario)> {
         agent::SCENARIOS,
     ]
     .concat();
-    let with_api_server = api::SCENARIOS.to_vec();
+    let with_api_server = [encapsulation::SCENARIOS, api::SCENARIOS].concat();
     [(SourceKind::Manifests, with_manifests), (SourceKind::Api, with_api_server)]
         .into_iter()
         .flat_map(|(kind, scenarios)| scenarios.into_iter().map(move |scenario| (kind, scenario)))
