@@ -283,7 +283,7 @@ fn without_gue_the_node_goes_on_with_ip_in_ip() {
     in_namespace("no-gue", async |node| {
         let (plan, mut now) = (plan(), Instant::now());
         shell("ip", "fou add port 6080 gue");
-        let mut dataplane = open(node, &plan, now).await;
+        let dataplane = open(node, &plan, now).await;
         assert_eq!(dataplane.accepts(), Some(Accepts { gue: false }));
         let rules = shell("nft", "list chain inet sheave outer");
         assert!(!rules.contains("6080"), "{rules}");
