@@ -108,8 +108,10 @@ pub struct Service {
     /// Its endpoints.
     pub endpoints: Vec<Endpoint>,
     affinity: bool,
-    external_ip: Option<IpAddr>,
+    external_ips: Vec<IpAddr>,
     health_check: Option<u16>,
+    metadata: Value,
+    spec: Value,
 }
 
 impl Service {
@@ -121,8 +123,10 @@ impl Service {
             ports: Vec::new(),
             endpoints: Vec::new(),
             affinity: false,
-            external_ip: None,
+            external_ips: Vec::new(),
             health_check: None,
+            metadata: json!({}),
+            spec: json!({}),
         }
     }
 
@@ -175,7 +179,25 @@ impl Service {
 
     /// Adds one of `externalIPs`.
     pub fn external_ip(mut self, address: IpAddr) -> Self {
-        self.external_ip = Some(address);
+        self.external_ips.push(address);
+        self
+    }
+
+    /// Sets a field of its `spec`, whatever it was.
+    pub fn spec(mut self, field: &str, value: impl Into<Value>) -> Self {
+        self.spec[field] = value.into();
+        self
+    }
+
+    /// Sets a label.
+    pub fn label(mut self, key: &str, value: &str) -> Self {
+        self.metadata["labels"][key] = value.into();
+        self
+    }
+
+    /// Sets an annotation.
+    pub fn annotate(mut self, key: &str, value: &str) -> Self {
+        self.metadata["annotations"][key] = value.into();
         self
     }
 
@@ -217,13 +239,18 @@ impl Service {
             "spec": {"type": "LoadBalancer", "allocateLoadBalancerNodePorts": false, "clusterIP": ips(Self::cluster_ip)[0],
                 "clusterIPs": ips(Self::cluster_ip), "ipFamilies": ["IPv4", "IPv6"], "ipFamilyPolicy": "RequireDualStack",
                 "externalTrafficPolicy": "Cluster", "internalTrafficPolicy": "Cluster",
-                "externalIPs": Vec::from_iter(self.external_ip),
+                "externalIPs": self.external_ips,
                 "sessionAffinity": if self.affinity { "ClientIP" } else { "None" }, "ports": ports},
             "status": {"loadBalancer": {"ingress": ingress}},
         });
         if let Some(port) = self.health_check {
             service["spec"]["externalTrafficPolicy"] = "Local".into();
             service["spec"]["healthCheckNodePort"] = port.into();
+        }
+        for (part, changes) in [("metadata", &self.metadata), ("spec", &self.spec)] {
+            for (field, value) in changes.as_object().into_iter().flatten() {
+                service[part][field] = value.clone();
+            }
         }
         let slices = Family::BOTH.iter().enumerate().map(|(index, family)| {
             let endpoints: Vec<Value> = self

@@ -14,6 +14,7 @@
 pub mod addresses;
 mod bird;
 mod counters;
+mod witness;
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
@@ -28,6 +29,7 @@ use crate::process::{self, Daemon};
 use addresses::Family;
 
 pub use counters::{Counted, Direction};
+pub use witness::Witness;
 
 /// Number of leaf routers.
 pub const LEAVES: u8 = 2;

@@ -1,13 +1,14 @@
 //! What must not get through.
 
 use std::net::IpAddr;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Result, bail, ensure};
-use sheave::cluster::Protocol::{self, Tcp, Udp};
+use sheave::cluster::Protocol::{Tcp, Udp};
 use sheave_ipvs::{ServiceEntry, ServiceKey};
 
 use super::Scenario;
+use super::ask::refused;
 use crate::cluster::Service;
 use crate::fabric::Direction;
 use crate::fabric::addresses::{self, Family};
@@ -40,25 +41,6 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         run: foreign_tunnel,
     },
 ];
-
-/// How soon a refusal must come; well below the second after which a SYN is sent again.
-const AT_ONCE: Duration = Duration::from_millis(800);
-
-/// Wants a refusal, and that at once.
-fn refused(from: &NetNs, protocol: Protocol, address: IpAddr, port: u16) -> Result<()> {
-    let start = Instant::now();
-    match Request::new(protocol, address, port).send(from) {
-        Ok(answer) => {
-            bail!("{} → {protocol} {address} port {port}: answered by {}", from.name(), answer.endpoint)
-        }
-        Err(error) => {
-            let text = format!("{error:#}");
-            ensure!(text.contains("refused") || text.contains("unreachable"), "not a refusal: {text}");
-            ensure!(start.elapsed() < AT_ONCE, "refused only after {:?}: {text}", start.elapsed());
-            Ok(())
-        }
-    }
-}
 
 fn guard_daemon(lab: &mut Lab) -> Result<()> {
     let service = Service::new("guarded", 30).port(Tcp, 80, POD_PORT).endpoints([lab.fabric.pod("b1")?]);

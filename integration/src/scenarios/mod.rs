@@ -2,12 +2,14 @@
 
 mod agent;
 mod api;
+mod ask;
 mod bulk;
 mod directors;
 mod encapsulation;
 mod guard;
 mod observe;
 mod paths;
+mod source_ranges;
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -33,6 +35,7 @@ pub fn all() -> Vec<(SourceKind, Scenario)> {
         paths::SCENARIOS,
         bulk::SCENARIOS,
         guard::SCENARIOS,
+        source_ranges::SCENARIOS,
         directors::SCENARIOS,
         observe::SCENARIOS,
         agent::SCENARIOS,

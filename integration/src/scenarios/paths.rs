@@ -7,12 +7,13 @@ use anyhow::{Context, Result, ensure};
 use sheave::cluster::Protocol::{self, Sctp, Tcp, Udp};
 
 use super::Scenario;
+use super::ask::{expect, expect_seen_as};
 use crate::cluster::{Endpoint, Service};
 use crate::fabric::addresses::{self, Family};
 use crate::fabric::{Direction, Pod};
 use crate::lab::{HOST_PORT, Lab, POD_PORT};
 use crate::netns::NetNs;
-use crate::traffic::{Answer, Connections, Request};
+use crate::traffic::{Connections, Request};
 
 pub(super) const SCENARIOS: &[Scenario] = &[
     Scenario {
@@ -56,25 +57,6 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         run: node_port,
     },
 ];
-
-/// Asks, and wants an answer from this endpoint.
-fn expect(from: &NetNs, request: Request, endpoint: &str) -> Result<Answer> {
-    let answer = request.send(from)?;
-    ensure!(
-        answer.endpoint == endpoint,
-        "{}: {request:?} was answered by {}, not {endpoint}",
-        from.name(),
-        answer.endpoint
-    );
-    Ok(answer)
-}
-
-/// Asks, and wants an answer from this endpoint, who saw `peer`.
-fn expect_seen_as(from: &NetNs, request: Request, endpoint: &str, peer: IpAddr) -> Result<()> {
-    let answer = expect(from, request, endpoint)?;
-    ensure!(answer.peer == peer, "{}: {request:?}: {endpoint} saw {}, not {peer}", from.name(), answer.peer);
-    Ok(())
-}
 
 fn direct_return(lab: &mut Lab) -> Result<()> {
     let service = Service::new("direct", 10).port(Tcp, 80, POD_PORT).endpoints([lab.fabric.pod("b1")?]);
