@@ -1,5 +1,6 @@
 //! The cluster as its agents see it: Services, EndpointSlices and Nodes, as objects and as manifests.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -39,13 +40,16 @@ pub enum Condition {
     Terminating,
     /// Being deleted, and not serving any more.
     Ended,
+    /// Told to be ready while it is being deleted: the Service has `publishNotReadyAddresses`.
+    Published,
 }
 
 impl Condition {
     fn object(self) -> Value {
         let serving = matches!(self, Self::Ready | Self::Terminating);
-        let terminating = matches!(self, Self::Terminating | Self::Ended);
-        json!({"ready": self == Self::Ready, "serving": serving, "terminating": terminating})
+        let terminating = matches!(self, Self::Terminating | Self::Ended | Self::Published);
+        let ready = matches!(self, Self::Ready | Self::Published);
+        json!({"ready": ready, "serving": serving, "terminating": terminating})
     }
 }
 
@@ -55,6 +59,7 @@ pub struct Endpoint {
     addresses: [IpAddr; 2],
     node: Option<String>,
     condition: Condition,
+    hints: Value,
 }
 
 impl From<&Pod> for Endpoint {
@@ -64,6 +69,7 @@ impl From<&Pod> for Endpoint {
             addresses: Family::BOTH.map(|family| pod.address(family)),
             node: Some(format!("node-{node}")),
             condition: Condition::Ready,
+            hints: Value::Null,
         }
     }
 }
@@ -75,6 +81,7 @@ impl From<&Node> for Endpoint {
             addresses: Family::BOTH.map(|family| node.address(family)),
             node: Some(node.name.clone()),
             condition: Condition::Ready,
+            hints: Value::Null,
         }
     }
 }
@@ -87,12 +94,27 @@ impl Endpoint {
 
     /// The host outside the cluster.
     pub fn external() -> Self {
-        Self { addresses: Family::BOTH.map(addresses::external), node: None, condition: Condition::Ready }
+        Self {
+            addresses: Family::BOTH.map(addresses::external),
+            node: None,
+            condition: Condition::Ready,
+            hints: Value::Null,
+        }
     }
 
     /// The same in this condition.
     pub fn condition(self, condition: Condition) -> Self {
         Self { condition, ..self }
+    }
+
+    /// With hints for these zones and these nodes (none: without that field).
+    pub fn hints(mut self, zones: &[&str], nodes: &[&str]) -> Self {
+        for (field, names) in [("forZones", zones), ("forNodes", nodes)] {
+            if !names.is_empty() {
+                self.hints[field] = names.iter().map(|name| json!({"name": name})).collect();
+            }
+        }
+        self
     }
 }
 
@@ -112,6 +134,7 @@ pub struct Service {
     health_check: Option<u16>,
     metadata: Value,
     spec: Value,
+    ingress: Option<Vec<Value>>,
 }
 
 impl Service {
@@ -127,6 +150,7 @@ impl Service {
             health_check: None,
             metadata: json!({}),
             spec: json!({}),
+            ingress: None,
         }
     }
 
@@ -165,7 +189,7 @@ impl Service {
     pub fn usable(&self) -> usize {
         let count =
             |condition| self.endpoints.iter().filter(|endpoint| endpoint.condition == condition).count();
-        match count(Condition::Ready) {
+        match count(Condition::Ready) + count(Condition::Published) {
             0 => count(Condition::Terminating),
             ready => ready,
         }
@@ -180,6 +204,12 @@ impl Service {
     /// Adds one of `externalIPs`.
     pub fn external_ip(mut self, address: IpAddr) -> Self {
         self.external_ips.push(address);
+        self
+    }
+
+    /// Sets its `status.loadBalancer.ingress`, whatever it was.
+    pub fn ingress(mut self, ingress: Vec<Value>) -> Self {
+        self.ingress = Some(ingress);
         self
     }
 
@@ -247,6 +277,9 @@ impl Service {
             service["spec"]["externalTrafficPolicy"] = "Local".into();
             service["spec"]["healthCheckNodePort"] = port.into();
         }
+        if let Some(ingress) = &self.ingress {
+            service["status"]["loadBalancer"]["ingress"] = ingress.clone().into();
+        }
         for (part, changes) in [("metadata", &self.metadata), ("spec", &self.spec)] {
             for (field, value) in changes.as_object().into_iter().flatten() {
                 service[part][field] = value.clone();
@@ -261,6 +294,9 @@ impl Service {
                         "conditions": endpoint.condition.object()});
                     if let Some(node) = &endpoint.node {
                         value["nodeName"] = node.as_str().into();
+                    }
+                    if !endpoint.hints.is_null() {
+                        value["hints"] = endpoint.hints.clone();
                     }
                     value
                 })
@@ -293,17 +329,26 @@ pub fn node_object(node: &Node, annotations: &BTreeMap<&str, &str>) -> Value {
 #[derive(Debug)]
 pub struct Manifests {
     dir: PathBuf,
+    nodes: RefCell<Vec<Value>>,
 }
 
 impl Manifests {
     /// Makes the directory, with the Nodes in it.
     pub fn create(dir: PathBuf, nodes: &[Node]) -> Result<Self> {
         std::fs::create_dir_all(&dir).with_context(|| dir.display().to_string())?;
-        let manifests = Self { dir };
         let annotations = [(ACCEPTS_ANNOTATION, "ipip")].into();
         let nodes: Vec<Value> = nodes.iter().map(|node| node_object(node, &annotations)).collect();
-        manifests.write("nodes", &nodes)?;
+        let manifests = Self { dir, nodes: nodes.into() };
+        manifests.write("nodes", &manifests.nodes.borrow())?;
         Ok(manifests)
+    }
+
+    /// Changes a Node.
+    pub fn change_node(&self, name: &str, change: impl FnOnce(&mut Value)) -> Result<()> {
+        let mut nodes = self.nodes.borrow_mut();
+        let node = nodes.iter_mut().find(|node| node["metadata"]["name"] == name);
+        change(node.with_context(|| format!("no Node {name}"))?);
+        self.write("nodes", &nodes)
     }
 
     /// Where they are.

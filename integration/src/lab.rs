@@ -152,13 +152,8 @@ impl Lab {
     fn write_files(&self) -> Result<()> {
         let write =
             |path: &Path, text: &str| std::fs::write(path, text).with_context(|| path.display().to_string());
-        for (node, config) in CONFIGS {
-            // With an API server, annotations of the Nodes tell all about BGP.
-            let config = match self.source {
-                Source::Manifests(_) => config,
-                Source::Api(_) => config.find("services:").map_or("", |start| &config[start..]),
-            };
-            write(&self.config(node), config)?;
+        for (node, _) in CONFIGS {
+            write(&self.config(node), self.first_config(node)?)?;
             std::fs::create_dir_all(self.dir.join("run").join(node))?;
         }
         std::fs::create_dir_all(self.dir.join("bin"))?;
@@ -166,6 +161,16 @@ impl Lab {
         write(&self.on(), &ON.replace("DIR", &self.dir.display().to_string()))?;
         std::fs::set_permissions(self.on(), std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
         Ok(())
+    }
+
+    /// What the agent of a node is configured with at first.
+    fn first_config(&self, node: &str) -> Result<&'static str> {
+        let (_, config) = CONFIGS.iter().find(|(name, _)| *name == node).with_context(|| node.to_owned())?;
+        Ok(match self.source {
+            Source::Manifests(_) => config,
+            // With an API server, annotations of the Nodes tell all about BGP.
+            Source::Api(_) => config.find("services:").map_or("", |start| &config[start..]),
+        })
     }
 
     /// Starts the agent of a node.
@@ -188,6 +193,20 @@ impl Lab {
     pub fn kill_agent(&mut self, name: &str) -> Result<()> {
         self.agents.remove(name).with_context(|| format!("no agent runs on {name}"))?.kill();
         Ok(())
+    }
+
+    /// Restarts the agent of a node with more lines at the end of its configuration, which is that of `services`; without any it is
+    /// as at first.
+    pub fn restart_with(&mut self, name: &str, services: &str) -> Result<()> {
+        // One that has only just been started does not know of SIGTERM yet.
+        await_some(CONVERGENCE, &format!("the agent of {name} answers"), || {
+            self.status(name).map_err(|error| format!("{error:#}"))
+        })?;
+        self.stop_agent(name)?;
+        let path = self.config(name);
+        let text = format!("{}{services}", self.first_config(name)?);
+        std::fs::write(&path, text).with_context(|| path.display().to_string())?;
+        self.start_agent(name)
     }
 
     fn log(&self, name: &str) -> PathBuf {

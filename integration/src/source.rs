@@ -50,6 +50,14 @@ impl Source {
         }
     }
 
+    /// Changes a Node.
+    pub fn change_node(&self, node: &str, change: impl FnOnce(&mut Value)) -> Result<()> {
+        match self {
+            Self::Manifests(manifests) => manifests.change_node(node, change),
+            Self::Api(server) => server.change_node(node, change),
+        }
+    }
+
     /// Tells an agent where it is.
     pub fn tell(&self, agent: &mut Command) {
         match self {
@@ -137,12 +145,19 @@ impl ApiServer {
 
     /// Sets an annotation of a Node, or takes it away.
     pub fn annotate(&self, node: &str, key: &str, value: Option<&str>) -> Result<()> {
+        self.change_node(node, |object| {
+            let annotations = &mut object["metadata"]["annotations"];
+            match value {
+                Some(value) => annotations[key] = value.into(),
+                None => drop(annotations.as_object_mut().map(|annotations| annotations.remove(key))),
+            }
+        })
+    }
+
+    /// Changes a Node.
+    pub fn change_node(&self, node: &str, change: impl FnOnce(&mut Value)) -> Result<()> {
         let mut object = self.api().object(Resource::Nodes, None, node).with_context(|| node.to_owned())?;
-        let annotations = object["metadata"]["annotations"].as_object_mut().context("annotations")?;
-        match value {
-            Some(value) => annotations.insert(key.to_owned(), value.into()),
-            None => annotations.remove(key),
-        };
+        change(&mut object);
         self.api().apply(object).map(drop)
     }
 

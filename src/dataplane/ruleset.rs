@@ -259,13 +259,14 @@ impl Rules {
                         f.suffix,
                         self.source_nat(f)
                     ),
-                    // As director: the reply of an endpoint that is not ours would miss this node.
+                    // As director: the reply of an endpoint that is not ours would miss this node, unless it is to one
+                    // of our pods. Those keep their address, which network policies go by.
                     format!(
-                        "iifname \"{}\" ct status dnat {} daddr != @own{} {}",
-                        f.tunnel,
-                        f.ip,
-                        f.suffix,
-                        self.source_nat(f)
+                        "iifname \"{tunnel}\" ct status dnat {ip} saddr != @pods{n} {ip} daddr != @own{n} {}",
+                        self.source_nat(f),
+                        tunnel = f.tunnel,
+                        ip = f.ip,
+                        n = f.suffix
                     ),
                 ]
             }),

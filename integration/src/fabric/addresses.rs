@@ -73,6 +73,11 @@ pub fn node(family: Family, node: u8) -> IpAddr {
     pick(family, [10, 0, 0, 10 + node], [0xfd00, 0x10, 0, 0, 0, 0, 0, digits(10 + node)])
 }
 
+/// A second address that a node may be given: `10.0.0.5N`, `fd00:10::5N`.
+pub fn second(family: Family, node: u8) -> IpAddr {
+    pick(family, [10, 0, 0, 50 + node], [0xfd00, 0x10, 0, 0, 0, 0, 0, digits(50 + node)])
+}
+
 /// A pod's address: `10.244.N.1P`, `fd00:244:N::1P`.
 pub fn pod(family: Family, node: u8, pod: u8) -> IpAddr {
     pick(family, [10, 244, node, 10 + pod], [0xfd00, 0x244, node.into(), 0, 0, 0, 0, digits(10 + pod)])
@@ -119,6 +124,11 @@ pub fn external(family: Family) -> IpAddr {
 /// An external virtual IP by number: `192.0.2.N`, `2001:db8:2::N`.
 pub fn external_vip(family: Family, number: u8) -> IpAddr {
     pick(family, [192, 0, 2, number], [0x2001, 0xdb8, 2, 0, 0, 0, 0, digits(number)])
+}
+
+/// Where the external virtual IPs are.
+pub fn external_vips(family: Family) -> &'static str {
+    cluster_prefixes(family)[2]
 }
 
 /// A cluster IP by number: `10.96.0.N`, `fd00:96::N`.

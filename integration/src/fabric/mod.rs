@@ -14,6 +14,7 @@
 pub mod addresses;
 mod bird;
 mod counters;
+mod strict;
 mod witness;
 
 use std::collections::BTreeSet;

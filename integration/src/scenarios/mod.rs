@@ -1,5 +1,6 @@
 //! What must hold, each proven by real traffic.
 
+mod affinity;
 mod agent;
 mod api;
 mod ask;
@@ -7,9 +8,13 @@ mod bulk;
 mod directors;
 mod encapsulation;
 mod guard;
+mod nat;
+mod node_ports;
 mod observe;
 mod paths;
+mod policies;
 mod source_ranges;
+mod updates;
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -36,6 +41,11 @@ pub fn all() -> Vec<(SourceKind, Scenario)> {
         bulk::SCENARIOS,
         guard::SCENARIOS,
         source_ranges::SCENARIOS,
+        updates::SCENARIOS,
+        affinity::SCENARIOS,
+        policies::SCENARIOS,
+        node_ports::SCENARIOS,
+        nat::SCENARIOS,
         directors::SCENARIOS,
         observe::SCENARIOS,
         agent::SCENARIOS,

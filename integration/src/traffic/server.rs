@@ -17,7 +17,7 @@ use anyhow::{Context, Result};
 use sheave::cluster::Protocol;
 use socket2::Socket;
 
-use super::{Pattern, any, read_line, socket};
+use super::{Pattern, read_line, socket};
 use crate::netns::NetNs;
 
 /// How often a waiting server looks whether it shall end.
@@ -33,11 +33,16 @@ pub struct Server {
 impl Server {
     /// Listens on these ports of all addresses of both families; `name` is what it answers with.
     pub fn start(ns: &NetNs, name: &str, ports: &[(Protocol, u16)]) -> Result<Self> {
+        Self::start_on(ns, &[Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()], name, ports)
+    }
+
+    /// The same on these addresses alone.
+    pub fn start_on(ns: &NetNs, addresses: &[IpAddr], name: &str, ports: &[(Protocol, u16)]) -> Result<Self> {
         let stop = Arc::new(AtomicBool::new(false));
         let mut threads = Vec::new();
         for &(protocol, port) in ports {
-            for wildcard in [IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::UNSPECIFIED)] {
-                let address = any(wildcard, port);
+            for &address in addresses {
+                let address = SocketAddr::new(address, port);
                 let listener = ns
                     .enter(|| listen(protocol, address))?
                     .with_context(|| format!("{name}: listen on {protocol} {address}"))?;

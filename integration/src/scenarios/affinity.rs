@@ -1,0 +1,126 @@
+//! Session affinity: how long a client keeps its endpoint, and what ends it.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use serde_json::json;
+use sheave::cluster::Protocol::{self, Tcp, Udp};
+
+use super::Scenario;
+use crate::cluster::{Endpoint, Service};
+use crate::fabric::addresses::Family;
+use crate::lab::{Lab, POD_PORT};
+use crate::netns::NetNs;
+use crate::traffic::Request;
+use crate::wait::await_some;
+
+pub(super) const SCENARIOS: &[Scenario] = &[
+    Scenario {
+        name: "affinity-timeout",
+        proves: "a client of a cluster IP keeps its endpoint for the Service's timeout and is free to get another after it",
+        run: affinity_timeout,
+    },
+    Scenario {
+        name: "affinity-lost-endpoint",
+        proves: "a client whose endpoint goes gets another at once and keeps that, by cluster IP and load-balancer IP; others keep theirs",
+        run: affinity_lost_endpoint,
+    },
+];
+
+/// `timeoutSeconds` of the Service.
+const TIMEOUT: u32 = 3;
+
+/// Requests that must all reach the same endpoint.
+const REQUESTS: usize = 6;
+
+fn service(lab: &Lab, name: &str, number: u8) -> Result<Service> {
+    let pods = [lab.fabric.pod("b1")?, lab.fabric.pod("b2")?, lab.fabric.pod("c1")?];
+    Ok(Service::new(name, number)
+        .port(Tcp, 80, POD_PORT)
+        .port(Udp, 80, POD_PORT)
+        .endpoints(pods)
+        .affinity()
+        .spec("sessionAffinityConfig", json!({"clientIP": {"timeoutSeconds": TIMEOUT}})))
+}
+
+/// The one endpoint that answers all of [`REQUESTS`].
+fn endpoint(from: &NetNs, protocol: Protocol, address: IpAddr) -> Result<String> {
+    let request = Request::new(protocol, address, 80);
+    let first = request.send(from)?.endpoint;
+    for _ in 1..REQUESTS {
+        let next = request.send(from)?.endpoint;
+        ensure!(next == first, "{} → {protocol} {address}: {first} became {next}", from.name());
+    }
+    Ok(first)
+}
+
+fn affinity_timeout(lab: &mut Lab) -> Result<()> {
+    let service = service(lab, "sticky", 72)?;
+    lab.apply(&service)?;
+    let (node, client) = (&lab.fabric.node("node-a")?.ns, &lab.fabric.pod("a1")?.ns);
+    // A client counts as there while the kernel remembers a connection of it, for minutes after its end. Here for a second.
+    node.run("ipvsadm --set 0 1 1")?;
+    let outcome = Family::BOTH.into_iter().flat_map(|family| [(family, Tcp), (family, Udp)]).try_for_each(
+        |(family, protocol)| {
+            let address = service.cluster_ip(family);
+            let first = endpoint(client, protocol, address)?;
+            forgotten(node, address)?;
+            let next = endpoint(client, protocol, address)?;
+            // Round robin goes on where it was.
+            ensure!(next != first, "{family} {protocol}: {first} again after {TIMEOUT} s");
+            forgotten(node, address)
+        },
+    );
+    node.run("ipvsadm --set 0 120 300")?;
+    outcome?;
+    lab.remove(&service)
+}
+
+/// Waits until a director remembers nothing of an address.
+fn forgotten(node: &NetNs, address: IpAddr) -> Result<()> {
+    await_some(Duration::from_secs(20), &format!("{}: nothing is known of {address}", node.name()), || {
+        let known = node.run("ipvsadm -Lnc").map_err(|error| format!("{error:#}"))?;
+        let of_address: Vec<&str> =
+            known.lines().filter(|line| line.contains(&address.to_string())).collect();
+        if of_address.is_empty() { Ok(()) } else { Err(of_address.join("; ")) }
+    })
+}
+
+fn affinity_lost_endpoint(lab: &mut Lab) -> Result<()> {
+    let service = service(lab, "sticky-lost", 73)?;
+    lab.apply(&service)?;
+    let outside = lab.fabric.client.clone();
+    let inside = [lab.fabric.pod("a1")?.ns.clone(), lab.fabric.pod("a2")?.ns.clone()];
+    for family in Family::BOTH {
+        lab.fabric.steer(service.vip(family), Some(lab.fabric.node("node-a")?))?;
+    }
+    let targets = |family| {
+        [
+            (&outside, service.vip(family)),
+            (&inside[0], service.cluster_ip(family)),
+            (&inside[1], service.cluster_ip(family)),
+        ]
+    };
+    for (family, protocol) in Family::BOTH.into_iter().flat_map(|family| [(family, Tcp), (family, Udp)]) {
+        lab.apply(&service)?;
+        let ask =
+            |from, address| endpoint(from, protocol, address).with_context(|| format!("{family} {protocol}"));
+        let before = targets(family).map(|(from, address)| ask(from, address));
+        let before = before.into_iter().collect::<Result<Vec<_>>>()?;
+        // That of the first in the pods.
+        let lost = &before[1];
+        let gone = Endpoint::from(lab.fabric.pod(lost)?).address(family);
+        let left = service.endpoints.iter().filter(|endpoint| endpoint.address(family) != gone).cloned();
+        lab.apply(&service.clone().endpoints(left.collect::<Vec<_>>()))?;
+        for ((from, address), before) in targets(family).into_iter().zip(&before) {
+            let after = ask(from, address)?;
+            ensure!(after != *lost, "{family} {protocol}: {lost} is gone and answered");
+            ensure!(before == lost || after == *before, "{family} {protocol}: {before} became {after}");
+        }
+    }
+    for family in Family::BOTH {
+        lab.fabric.steer(service.vip(family), None)?;
+    }
+    lab.remove(&service)
+}
