@@ -254,10 +254,25 @@ fn addresses() {
             &[PLAIN, ACCEPT],
         ),
         Case(
-            "another's load-balancer class",
+            "another's load-balancer class: served, but not announced",
             |w| {
                 w.service.load_balancer_ips = vec![mk_load_balancer_ip("198.51.100.1")];
                 w.service.load_balancer_class = Some("example.com/edge".into());
+                w.annotate("sheave.io/announce", "loadBalancerIP");
+            },
+            &[
+                PLAIN,
+                to_all!("LoadBalancerIP TCP 198.51.100.1:80 Mh fallback port"),
+                ACCEPT,
+                "accept 10.244.1.10 at 8080 for TCP 198.51.100.1:80",
+            ],
+        ),
+        Case(
+            "load-balancer and external IPs of a family that the Service has not are left to others",
+            |w| {
+                w.service.load_balancer_ips = vec![mk_load_balancer_ip("2001:db8::1")];
+                w.service.external_ips = vec![ip("2001:db8::2")];
+                w.config.services.external_ips.allow = vec!["::/0".parse().unwrap()];
             },
             &[PLAIN, ACCEPT],
         ),
@@ -267,9 +282,13 @@ fn addresses() {
                 w.service.load_balancer_ips = vec![mk_load_balancer_ip("198.51.100.1")];
                 w.service.load_balancer_class = Some("sheave.io/bgp".into());
                 w.config.services.load_balancer_class = Some("sheave.io/bgp".into());
-                w.slices.clear();
+                w.slices[0].endpoints = vec![mk_endpoint("10.244.2.10@node-b")];
             },
-            &["ClusterIP TCP 10.96.0.80:80 Rr: ", "LoadBalancerIP TCP 198.51.100.1:80 Mh fallback port: "],
+            &[
+                "ClusterIP TCP 10.96.0.80:80 Rr: Tunnel 10.244.2.10:8080",
+                "LoadBalancerIP TCP 198.51.100.1:80 Mh fallback port: Tunnel 10.244.2.10:8080",
+                "announce 198.51.100.1/32 LoadBalancerIP",
+            ],
         ),
         Case(
             "a node port is always nat, but masquerade to own addresses, in the Service's families",
