@@ -256,9 +256,9 @@ pub struct WithoutLocalEndpoints {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ByFamily {
     /// Of IPv4.
-    pub ipv4: usize,
+    pub ipv4: u32,
     /// Of IPv6.
-    pub ipv6: usize,
+    pub ipv6: u32,
 }
 
 impl WithoutLocalEndpoints {
@@ -279,7 +279,7 @@ impl WithoutLocalEndpoints {
     }
 
     /// All four, in one order.
-    fn each(&mut self) -> [&mut usize; 4] {
+    fn each(&mut self) -> [&mut u32; 4] {
         let Self { internal, external } = self;
         [&mut internal.ipv4, &mut internal.ipv6, &mut external.ipv4, &mut external.ipv6]
     }

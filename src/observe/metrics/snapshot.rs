@@ -142,7 +142,7 @@ impl Snapshot {
         families.gauge(
             "kubeproxy_sync_proxy_rules_no_local_endpoints_total",
             "Number of services with a Local traffic policy and no endpoints",
-            samples.iter().map(|(labels, count)| (&labels[..], number(*count))),
+            samples.iter().map(|(labels, count)| (&labels[..], f64::from(*count))),
         );
     }
 
