@@ -195,7 +195,7 @@ pub struct Services {
     pub external_ips: ExternalIps,
     /// Packet mark bits that are ours.
     pub mark_mask: MarkMask,
-    /// `spec.loadBalancerClass` of the load-balancer Services whose IPs are ours to announce, besides those without a class.
+    /// `spec.loadBalancerClass` of the load-balancer Services that are ours, besides those without a class.
     pub load_balancer_class: Option<String>,
 }
 

@@ -14,19 +14,12 @@ impl ServicePlanner<'_> {
         let (own, general) = match kind {
             VipKind::ClusterIP => (self.settings.announce_cluster_ips, self.context.announce.cluster_ips),
             VipKind::ExternalIP => (self.settings.announce_external_ips, self.context.announce.external_ips),
-            // Those of another's class are another's to announce.
-            VipKind::LoadBalancerIP if !self.is_our_load_balancer() => return false,
             VipKind::LoadBalancerIP => {
                 (self.settings.announce_load_balancer_ips, self.context.announce.load_balancer_ips)
             }
             VipKind::NodePort => return false,
         };
         own.unwrap_or(general)
-    }
-
-    fn is_our_load_balancer(&self) -> bool {
-        let class = self.service.load_balancer_class.as_deref();
-        class.is_none() || class == self.context.services.load_balancer_class.as_deref()
     }
 
     /// A VIP is announced where this node has endpoints behind it for clients from outside.

@@ -135,9 +135,11 @@ impl ServicePlanner<'_> {
                 ));
             }
         }
-        // Of another's class too: whoever sends packets there counts on nodes that know them, as kube-proxy does.
-        let bound = self.service.load_balancer_ips.iter().filter(|ip| !ip.proxied);
-        vips.extend(bound.map(|ip| (ip.address, VipKind::LoadBalancerIP)));
+        let class = self.service.load_balancer_class.as_deref();
+        if class.is_none() || class == self.context.services.load_balancer_class.as_deref() {
+            let bound = self.service.load_balancer_ips.iter().filter(|ip| !ip.proxied);
+            vips.extend(bound.map(|ip| (ip.address, VipKind::LoadBalancerIP)));
+        }
         // No endpoint is of a family that the Service has not: what goes there is left to who translates it.
         vips.retain(|address, _| self.service.has_family_of(*address));
         vips.extend(self.service.cluster_ips.iter().map(|ip| (*ip, VipKind::ClusterIP)));

@@ -254,18 +254,12 @@ fn addresses() {
             &[PLAIN, ACCEPT],
         ),
         Case(
-            "another's load-balancer class: served, but not announced",
+            "another's load-balancer class",
             |w| {
                 w.service.load_balancer_ips = vec![mk_load_balancer_ip("198.51.100.1")];
                 w.service.load_balancer_class = Some("example.com/edge".into());
-                w.annotate("sheave.io/announce", "loadBalancerIP");
             },
-            &[
-                PLAIN,
-                to_all!("LoadBalancerIP TCP 198.51.100.1:80 Mh fallback port"),
-                ACCEPT,
-                "accept 10.244.1.10 at 8080 for TCP 198.51.100.1:80",
-            ],
+            &[PLAIN, ACCEPT],
         ),
         Case(
             "load-balancer and external IPs of a family that the Service has not are left to others",
