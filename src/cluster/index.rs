@@ -132,6 +132,12 @@ impl Index {
         self.node_addresses.keys().copied()
     }
 
+    /// Where the pods of other nodes are, as their Nodes tell.
+    pub fn remote_pod_cidrs(&self) -> impl Iterator<Item = IpNet> {
+        let others = self.nodes.iter().filter(|(name, _)| **name != self.node);
+        others.filter_map(|(_, entry)| entry.node.as_ref()).flat_map(|node| node.pod_cidrs.iter().copied())
+    }
+
     /// The ranges that cluster IPs are taken from, as far as ServiceCIDRs tell.
     pub fn service_cidrs(&self) -> impl Iterator<Item = IpNet> {
         self.service_cidrs.values().flat_map(|cidr| cidr.cidrs.iter().copied())
@@ -268,10 +274,12 @@ impl Index {
             self.forget_unused(name);
             return Changes::default();
         }
+        let pod_cidrs = |node: &Option<Arc<Node>>| node.as_ref().map(|node| node.pod_cidrs.clone());
+        let moved = pod_cidrs(&entry.node) != pod_cidrs(&node);
         let before = std::mem::replace(&mut entry.node, node);
         let old = addresses(&before);
         let own = *name == self.node;
-        let mut changes = Changes { services: HashSet::default(), node: own };
+        let mut changes = Changes { services: HashSet::default(), node: own || moved };
 
         let accepted = match accepts {
             Some(accepts) => self.accepting.insert(name.clone(), accepts),

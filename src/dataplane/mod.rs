@@ -475,7 +475,7 @@ impl Dataplane {
             Err(error) => Some(error.to_string()),
         };
         self.local = uplink::local_addresses(&self.handle).await?;
-        self.uplinks = uplink::list(&self.handle, &plan.node.addresses).await?;
+        self.uplinks = uplink::list(&self.handle, &plan.node).await?;
         let mut settings = Vec::new();
         for name in self.uplinks.iter().map(|uplink| uplink.name.as_str()).chain([tunnel::TUNNEL4]) {
             settings.extend(sysctl::interface(name, ipv6)?);

@@ -169,12 +169,13 @@ impl Rules {
         // To this node itself directors send IP in IP alone.
         let mut turned = each(&|f| catch(f, f.outer, "turn"));
         // To another node: from the address that every node knows, not from that of whichever link it leaves by
-        // (IPv6 source selection heeds no route's `src` here, RFC 6724 rule 5).
+        // (IPv6 source selection heeds no route's `src` here, RFC 6724 rule 5). Without conntrack, or a CNI that masquerades
+        // what goes to pods from elsewhere (flannel, Calico towards its tunnels) gives it an address that is no node's.
         turned.extend(each(&|f| {
             let from = |node: IpAddr| format!(" {} saddr set {node}", f.ip);
             let leave = |outer: String| {
                 format!(
-                    "{outer} meta mark & {bit:#x} == {bit:#x} meta mark set meta mark & {keep:#x}{}",
+                    "{outer} meta mark & {bit:#x} == {bit:#x} meta mark set meta mark & {keep:#x} notrack{}",
                     self.node(f).map(from).unwrap_or_default()
                 )
             };

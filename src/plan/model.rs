@@ -334,6 +334,8 @@ pub struct NodeState {
     pub addresses: Vec<IpAddr>,
     /// Pod CIDRs of this node.
     pub pod_cidrs: BTreeSet<IpNet>,
+    /// Pod CIDRs of the other nodes, as far as their Nodes tell.
+    pub remote_pod_cidrs: BTreeSet<IpNet>,
     /// Where clients within the cluster come from that this node serves: its own pods, and `services.clusterCIDRs`.
     pub cluster_clients: BTreeSet<IpNet>,
     /// Addresses of all nodes, this one included: the only permitted tunnel sources.

@@ -255,6 +255,7 @@ impl Planner {
         let state = NodeState {
             tunnel_sources: self.index.node_addresses().chain(addresses.iter().copied()).collect(),
             addresses,
+            remote_pod_cidrs: self.index.remote_pod_cidrs().collect(),
             cluster_clients: pod_cidrs.iter().chain(&self.config.services.cluster_cidrs).copied().collect(),
             pod_cidrs,
             service_cidrs: self

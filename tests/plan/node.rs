@@ -424,6 +424,27 @@ fn without_its_own_node_it_still_follows_the_others() {
     assert!(node.service_cidrs.contains(&"10.96.0.0/16".parse().unwrap()));
 }
 
+#[test]
+fn where_the_pods_of_other_nodes_are_is_followed() {
+    let mut planner = planner();
+    let with = |name: &str, cidrs: &[&str]| {
+        let pod_cidrs = cidrs.iter().map(|cidr| cidr.parse().unwrap()).collect();
+        let node = Node { pod_cidrs, ..mk_node(name, &["10.0.0.26"]) };
+        Event::Apply(Object::Node(Arc::new(node)))
+    };
+    let remote = |planner: &Planner| -> Vec<String> {
+        planner.plan().node.remote_pod_cidrs.iter().map(ToString::to_string).collect()
+    };
+    assert!(planner.handle([with("node-z", &["10.244.26.0/24", "fd00:244:1a::/64"])]).node);
+    assert_eq!(remote(&planner), ["10.244.26.0/24", "fd00:244:1a::/64"]);
+    assert!(planner.handle([with("node-z", &["10.244.27.0/24"])]).node, "the same address, another CIDR");
+    assert_eq!(remote(&planner), ["10.244.27.0/24"]);
+    planner.handle([with("node-a", &["10.244.1.0/24"])]);
+    assert_eq!(remote(&planner), ["10.244.27.0/24"], "the own ones are not among them");
+    assert!(planner.handle([Event::Delete(ObjectKey::Node("node-z".into()))]).node);
+    assert_eq!(remote(&planner), [""; 0]);
+}
+
 /// To read this many peers some hundred times would take much longer.
 #[test]
 fn what_others_do_does_not_cost_what_the_own_annotations_cost() {

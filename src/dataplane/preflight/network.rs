@@ -60,7 +60,7 @@ impl Network {
         let (connection, handle, _) =
             rtnetlink::new_connection_with_strict_check().map_err(DataplaneError::Rtnetlink)?;
         tokio::spawn(connection);
-        let uplinks = uplink::list(&handle, &plan.node.addresses).await?;
+        let uplinks = uplink::list(&handle, &plan.node).await?;
         let mut tunnels = Vec::new();
         let mut own = Vec::new();
         for tunnel in Tunnel::ALL {
