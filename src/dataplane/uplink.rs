@@ -197,7 +197,7 @@ mod tests {
         };
         let hops = RouteAttribute::MultiPath(vec![hop(4, std::slice::from_ref(&gateway)), hop(5, &[])]);
         for (case, route, to_pods, expected) in [
-            ("default", route("0.0.0.0/0", &[RouteAttribute::Oif(2), gateway.clone()]), false, &[2][..]),
+            ("default", route("0.0.0.0/0", &[RouteAttribute::Oif(2), gateway]), false, &[2][..]),
             ("no gateway", route("10.9.0.0/24", &[RouteAttribute::Oif(3)]), false, &[]),
             ("no gateway, to pods", route("10.244.2.0/24", &[RouteAttribute::Oif(3)]), true, &[3]),
             ("several paths", route("10.9.0.0/24", std::slice::from_ref(&hops)), false, &[4]),

@@ -4,6 +4,7 @@ mod affinity;
 mod agent;
 mod api;
 mod ask;
+mod beside;
 mod bulk;
 mod directors;
 mod encapsulation;
@@ -48,6 +49,7 @@ pub fn all() -> Vec<(SourceKind, Scenario)> {
         nat::SCENARIOS,
         directors::SCENARIOS,
         observe::SCENARIOS,
+        &beside::scenarios(),
         agent::SCENARIOS,
     ]
     .concat();
