@@ -95,6 +95,14 @@ pub fn objects(what: &str) -> Result<Vec<Value>, NftError> {
     array(&run(&["-j", "list", what], "")?)
 }
 
+/// Lists every table with its chains and rules, whoever owns them, without elements of sets, as objects of nft's JSON.
+///
+/// # Errors
+/// [`NftError`].
+pub fn ruleset() -> Result<Vec<Value>, NftError> {
+    array(&run(&["-j", "-t", "list", "ruleset"], "")?)
+}
+
 /// The commands that remove `gone` and add `new`, for [`transact`]. Empty where both are.
 ///
 /// Deletions come first: a map refuses a second value for a key, an interval set an overlap.

@@ -7,11 +7,13 @@
 //!   network    uplinks and MTU, names, addresses and routes that the agent needs for itself
 //!   settings   sysctls
 //!   owners     kube-proxy and others who work on the same kernel state
+//!   rules      nftables rules of others that our packets meet
 //! ```
 
 mod kernel;
 mod network;
 mod owners;
+mod rules;
 mod settings;
 
 use std::collections::BTreeSet;
@@ -108,5 +110,6 @@ pub async fn preflight(
     }
     findings.extend(owners::judge_kube_proxy(&evidence, settings.mark_mask));
     findings.extend(owners::processes());
+    findings.extend(rules::check(rules, network.ipv6));
     findings
 }

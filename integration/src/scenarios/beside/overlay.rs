@@ -12,7 +12,7 @@ use crate::fabric::addresses::{self, Family};
 use crate::fabric::{Fabric, Node};
 use crate::lab::{HOST_PORT, Lab, POD_PORT};
 use crate::netns::NetNs;
-use crate::scenarios::paths::expect;
+use crate::scenarios::paths::{expect, expect_seen_as};
 use crate::traffic::{Bulk, Request, bulk};
 use crate::wait::await_some;
 
@@ -51,9 +51,12 @@ fn overlay(lab: &mut Lab) -> Result<()> {
     outside_reaches(&lab.fabric, &pod, "b1")?;
     outside_reaches(&lab.fabric, &host, "node-b")?;
     pods_reach(&lab.fabric, &pod, "b1")?;
-    pods_reach(&lab.fabric, &host, "node-b")?;
     nodes_reach(&lab.fabric, &pod, "b1")?;
     for family in Family::BOTH {
+        // Over UDP, a program on all addresses of a node answers from the overlay's address there, Service or not.
+        let client = lab.fabric.pod("c1")?;
+        let request = Request::new(Tcp, host.cluster_ip(family), 80);
+        expect_seen_as(&client.ns, request, "node-b", client.address(family))?;
         for node in &lab.fabric.nodes {
             for protocol in [Tcp, Udp] {
                 let request = Request::new(protocol, node.address(family), 30220);

@@ -70,7 +70,7 @@ fn policies(lab: &mut Lab) -> Result<()> {
             denied(node, &lab.fabric.client, protocol, other, NODE_PORT)?;
         }
     }
-    load(&node.ns, "delete table inet policy\n")?;
+    load(&node.ns, "delete table inet netpol\n")?;
     lab.remove(&service)
 }
 
@@ -83,7 +83,7 @@ fn ingress_policy(pod: &str, allowed: &[IpAddr]) -> String {
         members.join(", ")
     };
     format!(
-        "table inet policy {{
+        "table inet netpol {{
   counter denied {{ }}
   chain forward {{
     type filter hook forward priority filter;
@@ -106,12 +106,12 @@ fn ingress_policy(pod: &str, allowed: &[IpAddr]) -> String {
 
 /// Wants no answer, and that because the policy dropped the packet.
 fn denied(node: &Node, from: &NetNs, protocol: Protocol, address: IpAddr, port: u16) -> Result<()> {
-    node.ns.run("nft reset counter inet policy denied")?;
+    node.ns.run("nft reset counter inet netpol denied")?;
     let request = Request::new(protocol, address, port).within(Duration::from_millis(700));
     if let Ok(answer) = request.send(from) {
         bail!("{} → {protocol} {address} port {port}: answered by {}", from.name(), answer.endpoint);
     }
-    let counter = node.ns.run("nft list counter inet policy denied")?;
+    let counter = node.ns.run("nft list counter inet netpol denied")?;
     ensure!(
         !counter.contains("packets 0 "),
         "{} → {protocol} {address} port {port}: no answer, but not because of the policy",

@@ -37,6 +37,8 @@ fn rp_filter(lab: &mut Lab) -> Result<()> {
     let host = Service::new("strict-host", 224)
         .all_protocols(80, HOST_PORT)
         .endpoints([lab.fabric.node("node-b")?]);
+    // An agent that has just been started may not have come to where it ends in order.
+    lab.apply(&pod)?;
     let names = lab.node_names();
     names.iter().try_for_each(|name| lab.stop_agent(name))?;
     for node in &lab.fabric.nodes {
@@ -44,7 +46,7 @@ fn rp_filter(lab: &mut Lab) -> Result<()> {
         node.pods.iter().try_for_each(|pod| set_rp_filter(&pod.ns, "1"))?;
     }
     names.iter().try_for_each(|name| lab.start_agent(name))?;
-    lab.apply(&pod)?;
+    lab.await_applied(&pod)?;
     lab.apply(&host)?;
     for (service, endpoint) in [(&pod, "b1"), (&host, "node-b")] {
         outside_reaches(&lab.fabric, service, endpoint)?;
