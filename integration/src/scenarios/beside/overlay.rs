@@ -185,6 +185,8 @@ fn masquerading(family: Family, node: u8) -> String {
     let ip = nft_family(family);
     let own = addresses::pod_cidr(family, node);
     let [_, pods, ..] = addresses::cluster_prefixes(family);
+    // flannel masquerades; here the links' addresses are routed to nowhere.
+    let source = addresses::node(family, node);
     let multicast = if family == Family::V4 { "224.0.0.0/4" } else { "ff00::/8" };
     format!(
         "add table {ip} flannel
@@ -195,7 +197,7 @@ table {ip} flannel {{
     meta mark & 0x4000 == 0x4000 return
     {ip} saddr {own} {ip} daddr {pods} return
     {ip} saddr {pods} {ip} daddr {own} return
-    {ip} saddr {pods} {ip} daddr != {multicast} masquerade
+    {ip} saddr {pods} {ip} daddr != {multicast} snat to {source}
     {ip} saddr != {pods} {ip} daddr {own} return
     {ip} saddr != {pods} {ip} daddr {pods} masquerade
   }}
