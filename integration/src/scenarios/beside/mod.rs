@@ -2,8 +2,6 @@
 //!
 //! Each scenario puts on the nodes what the other program would, drives real traffic and takes it away again.
 
-mod calico;
-mod firewall;
 mod overlay;
 mod policies;
 mod sources;
@@ -13,7 +11,7 @@ use serde_json::Value;
 use sheave::cluster::Protocol::{Sctp, Tcp, Udp};
 
 use super::Scenario;
-use super::paths::expect_seen_as;
+use super::ask::expect_seen_as;
 use crate::cluster::Service;
 use crate::fabric::addresses::{self, Family};
 use crate::fabric::{Fabric, Node};
@@ -23,8 +21,7 @@ use crate::traffic::Request;
 
 /// All of them.
 pub(super) fn scenarios() -> Vec<Scenario> {
-    [overlay::SCENARIOS, calico::SCENARIOS, policies::SCENARIOS, sources::SCENARIOS, firewall::SCENARIOS]
-        .concat()
+    [overlay::SCENARIOS, policies::SCENARIOS, sources::SCENARIOS].concat()
 }
 
 /// The families' names in nft.

@@ -12,7 +12,7 @@ use crate::fabric::addresses::{self, Family};
 use crate::fabric::{Fabric, Node};
 use crate::lab::{HOST_PORT, Lab, POD_PORT};
 use crate::netns::NetNs;
-use crate::scenarios::paths::{expect, expect_seen_as};
+use crate::scenarios::ask::{expect, expect_seen_as};
 use crate::traffic::{Bulk, Request, bulk};
 use crate::wait::await_some;
 

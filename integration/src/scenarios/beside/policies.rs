@@ -12,7 +12,7 @@ use crate::fabric::Node;
 use crate::fabric::addresses::{self, Family};
 use crate::lab::{Lab, POD_PORT};
 use crate::netns::NetNs;
-use crate::scenarios::paths::{expect, expect_seen_as};
+use crate::scenarios::ask::{expect, expect_seen_as};
 use crate::traffic::Request;
 
 pub(super) const SCENARIOS: &[Scenario] = &[Scenario {

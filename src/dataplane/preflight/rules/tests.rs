@@ -5,7 +5,7 @@ use super::*;
 use crate::config::MarkMask;
 
 fn rules() -> Rules {
-    Rules::new(MarkMask::default(), 1500, &[])
+    Rules::new(MarkMask::default(), 1500, &[], false)
 }
 
 fn chain(family: &str, table: &str, name: &str, hook: &str, policy: &str) -> Value {
