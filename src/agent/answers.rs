@@ -1,9 +1,13 @@
 //! What the agent says when it is asked.
 
+use std::time::Instant;
+
 use sheave_bgp::SpeakerStatus;
 use tracing::debug;
 
-use super::Agent;
+use super::{Agent, CHECK};
+use crate::dataplane::Asked;
+use crate::observe::explain::{self, Explanation, Target, Told};
 use crate::observe::metrics::Snapshot;
 use crate::observe::status::{self, Status};
 
@@ -50,6 +54,40 @@ impl Agent {
                 .map(|warning| format!("{}: {}: {}", warning.object, warning.reason, warning.message))
                 .collect(),
         }
+    }
+
+    /// What `sheave explain` asks for.
+    pub(super) async fn explain(&mut self, target: &Target) -> Result<Explanation, String> {
+        let mut explanation = Explanation::planned(&self.planner, target).map_err(|error| {
+            if self.ready { error.to_string() } else { format!("{error} (the agent waits for its source)") }
+        })?;
+        explanation.agent = Some(explain::Agent {
+            version: env!("CARGO_PKG_VERSION").into(),
+            ready: self.ready,
+            holding: self.held.is_some(),
+        });
+        if !self.ready {
+            // Nothing of the plan is meant to be in the kernel yet.
+            return Ok(explanation);
+        }
+        let plan = self.planner.plan();
+        explanation.told(&Told {
+            speaker: self.announcer.status(),
+            problems: self.announcer.problems(),
+            announces: &|prefix| self.announcer.announces(prefix),
+            obstacles: &|vip| self.dataplane.obstacles(vip),
+        });
+        let asked: Vec<Asked> = explanation
+            .virtual_servers
+            .iter()
+            .filter(|server| server.held_by.is_none())
+            .map(|server| {
+                let endpoints = server.endpoints.iter().map(|endpoint| endpoint.address).collect();
+                Asked { vip: server.vip(), endpoints }
+            })
+            .collect();
+        explanation.kernel = Some(self.dataplane.explain(plan, &asked, CHECK, Instant::now()).await);
+        Ok(explanation)
     }
 
     /// What a scrape asks for: nothing per endpoint.

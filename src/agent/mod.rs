@@ -163,6 +163,7 @@ impl Agent {
                     // Whoever asked may have gone: nothing is lost, and nothing need be found out.
                     match question {
                         Question::Snapshot(asker) if asker.is_closed() => {}
+                        Question::Explain(target, asker) => drop(asker.send(self.explain(&target).await)),
                         Question::Status(asker) => drop(asker.send(self.status())),
                         Question::Snapshot(asker) => drop(asker.send(self.snapshot())),
                     }

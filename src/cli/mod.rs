@@ -5,6 +5,7 @@
 mod agent;
 mod check;
 mod cleanup;
+mod explain;
 mod plan;
 mod status;
 
@@ -32,6 +33,7 @@ enum Command {
     Plan(plan::Args),
     Check(check::Args),
     Status(status::Args),
+    Explain(explain::Args),
     Cleanup(cleanup::Args),
 }
 
@@ -43,6 +45,7 @@ pub fn main() -> ExitCode {
         Command::Plan(args) => plan::run(args),
         Command::Check(args) => check::run(args),
         Command::Status(args) => status::run(args),
+        Command::Explain(args) => explain::run(args),
         Command::Cleanup(args) => cleanup::run(args),
     }
 }

@@ -12,8 +12,7 @@ use crate::cluster::Severity;
 use crate::cluster::manifest::Manifests;
 use crate::config::{Config, PeerSource};
 use crate::plan::{
-    AcceptedIn, AnnouncementKind, Forwarding, Planner, RewriteSide, Scheduler, SchedulerFlags, VipKind,
-    Warning,
+    AcceptedIn, AnnouncementKind, Forwarding, Planner, RewriteSide, Scheduler, VipKind, Warning,
 };
 
 /// Print what a node would do, from a directory of manifests
@@ -297,7 +296,7 @@ impl VirtualServer {
             address: server.vip.address,
             port: server.vip.port,
             scheduler: server.scheduler,
-            scheduler_flags: flag_names(server.scheduler, server.scheduler_flags),
+            scheduler_flags: server.scheduler_flags.names(server.scheduler),
             persistence_seconds: server.persistence,
             destinations: server
                 .destinations
@@ -335,16 +334,4 @@ impl Announcement {
             as_path_prepend: announcement.as_path_prepend,
         }
     }
-}
-
-/// `ipvsadm`'s names of the flags.
-fn flag_names(scheduler: Scheduler, flags: SchedulerFlags) -> Vec<&'static str> {
-    let (fallback, port) = match scheduler {
-        Scheduler::Sh => ("sh-fallback", "sh-port"),
-        _ => ("mh-fallback", "mh-port"),
-    };
-    [(flags.fallback, fallback), (flags.port, port)]
-        .into_iter()
-        .filter_map(|(set, name)| set.then_some(name))
-        .collect()
 }

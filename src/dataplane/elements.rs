@@ -79,6 +79,21 @@ impl Element {
         }
     }
 
+    /// What its absence comes to, in words to put behind it; empty where that is plain.
+    pub fn means(&self) -> &'static str {
+        match self {
+            Self::Vip(_) => ": packets for the VIP are tracked, and not refused where nothing listens",
+            Self::NodePort(_) => ": packets for the node port are tracked, and connections may break",
+            Self::Restricted(_) => ": everyone may reach it",
+            Self::Source(..) => ": these clients are kept out",
+            Self::Mark(..) => ": what is tunnelled to this endpoint is not taken in here",
+            Self::Endpoint(..) => ": what is tunnelled to this endpoint is refused here",
+            Self::Own(_) => ": its clients seem to be this node",
+            Self::Hairpin(_) => ": a pod that reaches itself gets no answer",
+            Self::Node(_) | Self::Taken(_) | Self::Pods(_) => "",
+        }
+    }
+
     /// Reads one member of an `elem` list of `nft -j list table`; `None` for what we could not have written.
     pub fn parse(set: &str, value: &Value) -> Option<Self> {
         let name = set.strip_suffix(['4', '6'])?;

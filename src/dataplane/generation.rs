@@ -71,6 +71,19 @@ impl Nfnetlink {
             Err(error) => Err(error),
         }
     }
+
+    /// Asks for something of a table in family `inet`; hands on the attributes of the answers.
+    ///
+    /// # Errors
+    /// As [`Self::generation`]; that there is no such thing (ENOENT) too.
+    pub(super) fn ask(
+        &mut self,
+        kind: u16,
+        attributes: &[u8],
+        mut on_answer: impl FnMut(&[u8]),
+    ) -> io::Result<()> {
+        self.0.ask(request(kind, NFPROTO_INET, attributes), |_, answer| on_answer(answer))
+    }
 }
 
 /// With `struct nfgenmsg`: family, version, resource (linux/netfilter/nfnetlink.h).

@@ -14,13 +14,14 @@ use serde_json::Value;
 use super::changes::Changes;
 use super::elements::Element;
 use super::generation::{Generation, Nfnetlink};
+use super::lookup::{self, Found};
 use super::nft::{self, Listing, NftError};
 use super::numbers::Numbers;
 use super::rewrites::Rewrites;
 use super::ruleset::{Rules, TABLE};
 use super::{vip_net, wishes};
 use crate::config::MarkMask;
-use crate::plan::{Delta, NodePlan, RewriteKey};
+use crate::plan::{Delta, NodePlan, RewriteKey, VipPort};
 
 /// Where others change their tables all the time, listing ours takes at most this part of the time.
 const SHARE: u32 = 20;
@@ -276,6 +277,54 @@ impl Netfilter {
         self.write(&changes)
     }
 
+    /// Whether the rules are in force. They are listed only where somebody made a transaction since we knew.
+    ///
+    /// # Errors
+    /// [`NftError`] when the kernel does not answer.
+    pub fn rules_now(&mut self) -> Result<RulesNow, NftError> {
+        if self.generation == Some(self.nfnetlink.generation()?) {
+            return Ok(RulesNow::AsPlanned);
+        }
+        self.listings += 1;
+        let now = nft::list_rules()?;
+        Ok(match (now, &self.rules) {
+            (None, _) => RulesNow::Absent,
+            // How nft lists them has not been seen yet.
+            (Some(_), Some((_, None))) => RulesNow::AsPlanned,
+            (Some(now), Some((_, Some(known)))) if now == *known => RulesNow::AsPlanned,
+            _ => RulesNow::Otherwise,
+        })
+    }
+
+    /// How long the table is not listed, whoever changes it.
+    pub fn pauses_for(&self, now: Instant) -> Duration {
+        self.pause.map_or(Duration::ZERO, |pause| pause.saturating_duration_since(now))
+    }
+
+    /// The elements that a packet for a virtual server meets, given the rewrites it may have; whether each should be there.
+    pub fn elements_of(
+        &self,
+        plan: &NodePlan,
+        vip: VipPort,
+        rewrites: impl Iterator<Item = RewriteKey>,
+    ) -> Vec<(Element, bool)> {
+        let mut elements: Vec<(Element, bool)> =
+            wishes::candidates(plan, &vip).map(|element| (element, self.base.contains(&element))).collect();
+        if let Some(numbers) = &self.numbers {
+            let held = rewrites.flat_map(|key| self.rewrites.elements_of(numbers, key));
+            elements.extend(held.map(|element| (element, true)));
+        }
+        elements
+    }
+
+    /// Looks for an element in the kernel.
+    ///
+    /// # Errors
+    /// [`NftError`] when it does not answer.
+    pub fn look_up(&mut self, element: &Element) -> Result<Found, NftError> {
+        Ok(lookup::look_up(&mut self.nfnetlink, element)?)
+    }
+
     fn write(&mut self, changes: &Changes) -> Result<(), NftError> {
         let text = nft::changes(&changes.gone, &changes.new);
         if text.is_empty() { Ok(()) } else { self.transact(&text) }
@@ -328,6 +377,17 @@ impl Netfilter {
             changes.set(*element, self.base.contains(element), true);
         }
     }
+}
+
+/// How our rules stand in the kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RulesNow {
+    /// In force, as far as is known.
+    AsPlanned,
+    /// Somebody changed them.
+    Otherwise,
+    /// There is no table of ours.
+    Absent,
 }
 
 /// Removes our table. Gives whether there was one.

@@ -77,6 +77,11 @@ impl Wanted {
             ordered: matches!(server.scheduler, Scheduler::Mh | Scheduler::Sh | Scheduler::Dh),
         }
     }
+
+    /// Addresses and ports of its destinations, as the kernel is given them.
+    pub fn keys(&self) -> impl Iterator<Item = (IpAddr, u16)> {
+        self.destinations.iter().map(|destination| (destination.address, destination.port))
+    }
 }
 
 /// A planned virtual server in the kernel's terms, apart from its destinations.

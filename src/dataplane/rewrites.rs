@@ -156,18 +156,22 @@ impl Rewrites {
     /// Every element that they take.
     pub fn elements(&self, numbers: &Numbers) -> BTreeSet<Element> {
         let mut elements = BTreeSet::new();
-        for (key, rewrite) in &self.held {
-            let captured = Captured { endpoint: key.endpoint, side: key.side };
-            if let Some(mark) = numbers.mark(captured) {
-                elements.insert(Element::Mark(captured.outer(), mark));
-                elements.insert(endpoint_element(mark, key, rewrite));
-            }
-        }
-        for address in self.locals.keys() {
-            elements.insert(Element::Own(*address));
-            elements.insert(Element::Hairpin(*address));
+        for key in self.held.keys() {
+            elements.extend(self.elements_of(numbers, *key));
         }
         elements
+    }
+
+    /// The elements that one of them takes.
+    pub fn elements_of(&self, numbers: &Numbers, key: RewriteKey) -> impl Iterator<Item = Element> {
+        let captured = Captured { endpoint: key.endpoint, side: key.side };
+        let held = self.held.get(&key).and_then(|rewrite| Some((rewrite, numbers.mark(captured)?)));
+        let of_endpoint = held.map(|(rewrite, mark)| {
+            [Element::Mark(captured.outer(), mark), endpoint_element(mark, &key, rewrite)]
+        });
+        let own = held.is_some_and(|(rewrite, _)| rewrite.local);
+        let of_own = own.then_some([Element::Own(key.endpoint), Element::Hairpin(key.endpoint)]);
+        of_endpoint.into_iter().flatten().chain(of_own.into_iter().flatten())
     }
 }
 

@@ -123,7 +123,7 @@ pub async fn ensure(handle: &Handle, tunnel: Tunnel) -> Result<(u32, bool), Rout
         ));
     }
     let index = link.header.index;
-    if !link.header.flags.contains(LinkFlags::Up) || mtu(&link) != Some(MTU) {
+    if !is_up(&link) || mtu(&link) != Some(MTU) {
         changed = true;
         let up = LinkUnspec::new_with_index(index).mtu(MTU).up().build();
         handle.link().set(up).execute().await.map_err(RouteError::of(name))?;
@@ -182,6 +182,11 @@ async fn has_address(handle: &Handle, index: u32, wanted: IpAddr) -> Result<bool
         }
     }
     Ok(false)
+}
+
+/// Whether a device is up.
+pub(super) fn is_up(link: &LinkMessage) -> bool {
+    link.header.flags.contains(LinkFlags::Up)
 }
 
 /// The MTU of a device.

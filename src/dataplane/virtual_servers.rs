@@ -181,6 +181,30 @@ impl VirtualServers {
         result
     }
 
+    /// What the kernel holds of a virtual server, and what would be done about it; nothing is.
+    ///
+    /// # Errors
+    /// As [`Self::sync`].
+    pub fn explain(
+        &mut self,
+        plan: &NodePlan,
+        local: &BTreeSet<IpAddr>,
+        refused: &Refused,
+        vip: &VipPort,
+    ) -> Result<Vec<Looked>, VirtualServersError> {
+        let wanted = View { plan, local, refused }.wanted(vip);
+        let listed = look_up(&mut self.ipvs, vip)?;
+        let steps = reconcile::steps(wanted.as_ref(), listed.as_ref());
+        let wanted = wanted.iter().flat_map(Wanted::keys).collect();
+        Ok(vec![Looked { internal: false, wanted, listed, steps }])
+    }
+
+    /// How many calls of [`Self::check`] it takes until all destinations have been looked at.
+    pub fn rounds(&self, plan: &NodePlan) -> u32 {
+        let rounds = plan.virtual_servers.len().div_ceil(self.step.max(EACH_TIME));
+        u32::try_from(rounds).unwrap_or(u32::MAX).max(1)
+    }
+
     /// How many have destinations that drain.
     pub fn draining(&self) -> usize {
         self.draining.len()
@@ -290,6 +314,18 @@ impl VirtualServers {
         }
         Ok((operations.len(), again.into_iter().collect()))
     }
+}
+
+/// A virtual server that was looked at.
+pub struct Looked {
+    /// It is for clients within the cluster alone.
+    pub internal: bool,
+    /// Addresses and ports of the destinations that it is to have.
+    pub wanted: BTreeSet<(IpAddr, u16)>,
+    /// As the kernel has it.
+    pub listed: Option<ServiceEntry>,
+    /// What would be done about it.
+    pub steps: Steps,
 }
 
 /// Rewrites that the rules do not hold, with the reason.

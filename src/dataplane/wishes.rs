@@ -30,6 +30,15 @@ pub fn sources(plan: &NodePlan, vip: &VipPort) -> impl Iterator<Item = Element> 
     })
 }
 
+/// Every element that one virtual server may have, apart from its rewrites; whether it has is up to [`all`].
+pub fn candidates(plan: &NodePlan, vip: &VipPort) -> impl Iterator<Item = Element> {
+    let is_node_port = plan.virtual_servers.get(vip).is_some_and(|server| server.kind == VipKind::NodePort);
+    let of_port = [Element::NodePort(*vip), Element::Restricted(*vip)];
+    let of_address = [Element::Vip(vip_net(plan, vip.address)), Element::Taken(vip.address)];
+    let of_address = of_address.into_iter().filter(move |_| !is_node_port);
+    of_port.into_iter().chain(of_address).chain(sources(plan, vip))
+}
+
 /// The elements of a plan apart from its rewrites.
 pub fn all(plan: &NodePlan, local: &BTreeSet<IpAddr>) -> BTreeSet<Element> {
     let pods = plan.node.pod_cidrs.iter().copied().chain(standin::ranges()).collect();

@@ -9,6 +9,7 @@
 
 pub mod accepts;
 pub mod events;
+pub mod explain;
 mod health;
 mod http;
 pub mod metrics;

@@ -1,16 +1,26 @@
-//! The status API: whoever connects to the Unix socket gets one JSON object, [`Status`], and the end of the stream.
+//! The status API on a Unix socket: a line with the question, `status` or `explain TARGET`; then one JSON object and the
+//! end of the stream.
+//!
+//! Whoever ends their side without a question, or asks nothing for a second, gets the [`Status`].
 
 use std::io;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{mpsc, oneshot};
 use tracing::warn;
 
+use super::explain::{Explanation, Target};
 use super::metrics::Snapshot;
+
+/// Longest question, in bytes.
+const LONGEST_QUESTION: u64 = 1024;
+/// How long a question may take to be asked.
+const ASKING: Duration = Duration::from_secs(1);
 
 /// An agent at one moment. Lists are sorted.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -153,6 +163,8 @@ pub struct Destination {
 pub enum Question {
     /// For the status socket.
     Status(oneshot::Sender<Status>),
+    /// For the status socket; why not, where there is no such target.
+    Explain(Target, oneshot::Sender<Result<Explanation, String>>),
     /// For a scrape of metrics.
     Snapshot(oneshot::Sender<Snapshot>),
 }
@@ -177,7 +189,7 @@ pub fn serve(path: &Path, questions: mpsc::Sender<Question>) -> io::Result<()> {
                 Ok((stream, _)) => drop(tokio::spawn(answer(stream, questions.clone()))),
                 Err(error) => {
                     warn!(%error, "status socket");
-                    tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+                    tokio::time::sleep(Duration::from_secs(1)).await;
                 }
             }
         }
@@ -186,24 +198,62 @@ pub fn serve(path: &Path, questions: mpsc::Sender<Question>) -> io::Result<()> {
 }
 
 async fn answer(mut stream: UnixStream, questions: mpsc::Sender<Question>) {
-    let (question, answer) = oneshot::channel();
-    if questions.send(Question::Status(question)).await.is_err() {
-        return;
-    }
-    if let Ok(status) = answer.await
-        && let Ok(text) = serde_json::to_vec(&status)
-    {
+    let text = match question(&mut stream).await.split_once(' ') {
+        Some(("explain", target)) => match target.parse::<Target>() {
+            Ok(target) => asked(&questions, |answer| Question::Explain(target, answer)).await,
+            Err(error) => json(&Err::<Explanation, _>(error.to_string())),
+        },
+        _ => asked(&questions, Question::Status).await,
+    };
+    if let Some(text) = text {
         // Whoever asked may have gone: nothing is lost.
         let _ = stream.write_all(&text).await;
     }
 }
 
-/// Asks the agent that listens on `path`.
+/// The first line that is sent, if any is.
+async fn question(stream: &mut UnixStream) -> String {
+    let mut line = String::new();
+    let mut reader = tokio::io::BufReader::new(stream.take(LONGEST_QUESTION));
+    let read = reader.read_line(&mut line);
+    // Cut off, or not text: no question that would be understood.
+    let _ = tokio::time::timeout(ASKING, read).await;
+    line.trim_end().to_owned()
+}
+
+/// The loop's answer to a question; `None` if it is ending.
+async fn asked<T: Serialize>(
+    questions: &mpsc::Sender<Question>,
+    question: impl FnOnce(oneshot::Sender<T>) -> Question,
+) -> Option<Vec<u8>> {
+    let (sender, answer) = oneshot::channel();
+    questions.send(question(sender)).await.ok()?;
+    json(&answer.await.ok()?)
+}
+
+fn json(answer: &impl Serialize) -> Option<Vec<u8>> {
+    serde_json::to_vec(answer).ok()
+}
+
+/// Asks the agent that listens on `path` for its status.
 ///
 /// # Errors
 /// When there is none, or its answer does not read.
 pub async fn ask(path: &Path) -> io::Result<Status> {
+    say(path, "status").await
+}
+
+/// Asks the agent that listens on `path` to explain a target; it may have nothing of that kind, and says so.
+///
+/// # Errors
+/// As [`ask`].
+pub async fn explain(path: &Path, target: &Target) -> io::Result<Result<Explanation, String>> {
+    say(path, &format!("explain {target}")).await
+}
+
+async fn say<T: serde::de::DeserializeOwned>(path: &Path, question: &str) -> io::Result<T> {
     let mut stream = UnixStream::connect(path).await?;
+    stream.write_all(format!("{question}\n").as_bytes()).await?;
     let mut text = Vec::new();
     stream.read_to_end(&mut text).await?;
     if text.is_empty() {

@@ -72,6 +72,20 @@ pub struct SchedulerFlags {
     pub port: bool,
 }
 
+impl SchedulerFlags {
+    /// `ipvsadm`'s names of them.
+    pub fn names(self, scheduler: Scheduler) -> Vec<&'static str> {
+        let (fallback, port) = match scheduler {
+            Scheduler::Sh => ("sh-fallback", "sh-port"),
+            _ => ("mh-fallback", "mh-port"),
+        };
+        [(self.fallback, fallback), (self.port, port)]
+            .into_iter()
+            .filter_map(|(set, name)| set.then_some(name))
+            .collect()
+    }
+}
+
 /// How a director hands a packet to an endpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(rename_all = "lowercase")]

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::explain::{Explanation, explain};
-use super::model::{Announcement, AnnouncementKind, Delta, NodePlan, NodeState, Warning};
+use super::model::{Announcement, AnnouncementKind, Delta, NodePlan, NodeState, ServicePlan, Warning};
 use super::service::{NodeContext, service};
 use crate::cluster::{ACCEPTS_ANNOTATION, Accepts, Changes, Event, Index, Node, Problem, ServiceName};
 use crate::config::{Config, INVALID_ANNOTATION, NodePortAddresses, NodeSettings, ServiceSettings};
@@ -127,6 +127,19 @@ impl Planner {
         let slices: Vec<_> = self.index.slices(service).collect();
         let settings = self.settings.get(service).cloned().unwrap_or_default();
         Some(explain(object, &settings, &slices, &self.context()))
+    }
+
+    /// What a Service asks of this node, whoever has it; `None` if there is no such Service.
+    pub fn asked_by(&self, name: &ServiceName) -> Option<ServicePlan> {
+        let object = self.index.service(name)?;
+        let slices: Vec<_> = self.index.slices(name).collect();
+        let settings = self.settings.get(name).cloned().unwrap_or_default();
+        Some(service(object, &settings, &slices, &self.context()))
+    }
+
+    /// All that the source told.
+    pub fn index(&self) -> &Index {
+        &self.index
     }
 
     /// Those of this node's addresses that node ports listen on.

@@ -1,0 +1,252 @@
+//! An explanation for people, in the order that a packet goes.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::SocketAddr;
+
+use super::{Agent, Announcement, Endpoint, Explanation, Kernel, KernelServer, VirtualServer};
+
+/// Width of the labels at the left.
+const LABEL: usize = 12;
+
+impl fmt::Display for Explanation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { target: _, node, agent, service, virtual_servers, health_check, warnings, kernel } = self;
+        let by = match agent {
+            None => "planned from manifests".to_owned(),
+            Some(Agent { version, ready: true, .. }) => format!("sheave {version}"),
+            Some(Agent { version, ready: false, holding: true }) => {
+                format!(
+                    "sheave {version}, which waits for its source and announces what was announced before"
+                )
+            }
+            Some(Agent { version, .. }) => format!("sheave {version}, which waits for its source"),
+        };
+        writeln!(f, "Service {}, seen from {node} ({by})", service.name)?;
+        if let Some(why) = &service.skipped {
+            writeln!(f, "  left alone: {why}")?;
+        }
+        let left_out = service.left_out.iter().map(|left| format!("{}: {}", left.address, left.why));
+        field(f, "not bound", left_out)?;
+        let health_check = health_check.iter().map(|check| {
+            let (port, count) = (check.port, check.local_endpoints);
+            let status = if count > 0 { 200 } else { 503 };
+            format!("port {port} answers {status}: {count} ready endpoints on this node")
+        });
+        field(f, "health check", health_check)?;
+        field(f, "warnings", warnings.iter().cloned())?;
+        for server in virtual_servers {
+            write_server(f, server)?;
+        }
+        kernel.as_ref().map_or(Ok(()), |kernel| write_kernel(f, kernel))
+    }
+}
+
+fn write_server(f: &mut fmt::Formatter<'_>, server: &VirtualServer) -> fmt::Result {
+    let VirtualServer {
+        address,
+        port,
+        protocol,
+        kind,
+        service_port,
+        held_by,
+        route,
+        source_ranges,
+        scheduler,
+        scheduler_flags,
+        persistence_seconds,
+        policy,
+        internal_differs,
+        endpoints,
+        otherwise,
+        announcement,
+    } = server;
+    let name = service_port.as_ref().map(|name| format!(" ({name})")).unwrap_or_default();
+    writeln!(f, "\n{kind} {protocol} {}{name}", SocketAddr::new(*address, *port))?;
+    if let Some(holder) = held_by {
+        return field(
+            f,
+            "conflict",
+            [format!("the older Service {holder} has it: nothing is done for this one")],
+        );
+    }
+    write_announcement(f, announcement)?;
+    let routed = match route {
+        Some(prefix) => format!("by route local {prefix}, to IPVS on this node"),
+        None => "to the node's own address, to IPVS on this node".into(),
+    };
+    field(f, "taken in", [routed])?;
+    let allowed = match source_ranges.as_deref() {
+        None => "everyone".to_owned(),
+        Some([]) => "nobody: loadBalancerSourceRanges has none of this family; all others are dropped".into(),
+        Some(ranges) => format!("{}; all others are dropped", ranges.join(", ")),
+    };
+    field(f, "allowed", [allowed])?;
+    let mut extra = scheduler_flags.clone();
+    extra.extend(persistence_seconds.map(|seconds| format!("persistent {seconds} s")));
+    let extra = if extra.is_empty() { String::new() } else { format!(" ({})", extra.join(", ")) };
+    field(f, "scheduled", [format!("{scheduler}{extra}, among {policy}")])?;
+    write_endpoints(f, server, endpoints, *internal_differs)?;
+    let takes = endpoints.iter().any(|endpoint| endpoint.external.weight.is_some_and(|weight| weight > 0));
+    let is_node_port = route.is_none();
+    let otherwise = match (takes, &**otherwise) {
+        (true, _) if is_node_port => return Ok(()),
+        (true, _) => format!("other ports of {address} are refused, ping is answered"),
+        (false, "dropped") => "dropped: the traffic policy leaves no endpoint on this node".into(),
+        (false, _) => "refused at once: no endpoint gets connections".into(),
+    };
+    field(f, "otherwise", [otherwise])
+}
+
+fn write_announcement(f: &mut fmt::Formatter<'_>, announcement: &Announcement) -> fmt::Result {
+    let Announcement {
+        prefix,
+        communities,
+        large_communities,
+        local_pref,
+        med,
+        as_path_prepend,
+        why_not,
+        peers,
+    } = announcement;
+    let attributes = [communities, large_communities]
+        .into_iter()
+        .flatten()
+        .map(|community| format!("community {community}"))
+        .chain(local_pref.map(|value| format!("LOCAL_PREF {value} (iBGP)")))
+        .chain(med.map(|value| format!("MED {value}")))
+        .chain((*as_path_prepend > 0).then(|| format!("own AS {as_path_prepend} more times")));
+    let mut lines = Vec::new();
+    if let Some(why) = why_not {
+        lines.push(format!("no: {why}"));
+    }
+    if let Some(prefix) = prefix {
+        let all: Vec<String> = std::iter::once(prefix.clone()).chain(attributes).collect();
+        if why_not.is_none() {
+            lines.push(all.join(", "));
+        }
+        let mut by_reason = BTreeMap::<Option<&str>, Vec<String>>::new();
+        for peer in peers {
+            let name = format!("{} (AS {})", peer.address, peer.asn);
+            by_reason.entry(peer.why_not.as_deref()).or_default().push(name);
+        }
+        lines.extend(by_reason.into_iter().map(|(why_not, peers)| match why_not {
+            None => format!("  to {}", peers.join(", ")),
+            Some(why) => format!("  not to {}: {why}", peers.join(", ")),
+        }));
+    }
+    field(f, "announced", lines)
+}
+
+fn write_endpoints(
+    f: &mut fmt::Formatter<'_>,
+    server: &VirtualServer,
+    endpoints: &[Endpoint],
+    internal_differs: bool,
+) -> fmt::Result {
+    let same_family = |endpoint: &&Endpoint| endpoint.address.is_ipv4() == server.address.is_ipv4();
+    let rows: Vec<_> =
+        endpoints.iter().filter(same_family).map(|endpoint| row(endpoint, internal_differs)).collect();
+    let width = |column: usize| rows.iter().map(|(cells, _)| cells[column].len()).max().unwrap_or_default();
+    let widths = [width(0), width(1), width(2), width(3)];
+    let mut lines: Vec<String> = rows
+        .iter()
+        .map(|(cells, why)| {
+            let cells: Vec<String> =
+                cells.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}")).collect();
+            format!("{}  {why}", cells.join("  "))
+        })
+        .collect();
+    let others = endpoints.len() - rows.len();
+    if rows.is_empty() {
+        lines.push(match others {
+            0 => "none: no EndpointSlice lists any".into(),
+            _ => format!("none of this address family; {others} of the other"),
+        });
+    }
+    field(f, "endpoints", lines)
+}
+
+/// Address, node, weight and forwarding; and why.
+fn row(endpoint: &Endpoint, internal_differs: bool) -> ([String; 4], String) {
+    let Endpoint { address, port, node, slice: _, external, internal, forwarding, accepted_in } = endpoint;
+    let weight = |weight: Option<u32>| {
+        weight.map_or_else(|| "not used".to_owned(), |weight| format!("weight {weight}"))
+    };
+    let mut why = vec![external.why.clone()];
+    if internal_differs && internal != external {
+        why.push(format!("within the cluster {}: {}", weight(internal.weight), internal.why));
+    }
+    why.extend(forwarding.iter().map(|forwarding| forwarding.why.clone()));
+    match accepted_in.as_deref() {
+        Some("pod") => why.push("accepted within its pod".into()),
+        Some(_) => why.push("accepted on this node".into()),
+        None => {}
+    }
+    let cells = [
+        port.map_or_else(|| address.to_string(), |port| SocketAddr::new(*address, port).to_string()),
+        node.clone().unwrap_or_else(|| "-".into()),
+        weight(external.weight),
+        forwarding.as_ref().map_or_else(
+            || "-".into(),
+            |forwarding| match &forwarding.encapsulation {
+                Some(encapsulation) => format!("{} {encapsulation}", forwarding.method),
+                None => forwarding.method.clone(),
+            },
+        ),
+    ];
+    (cells, why.join("; "))
+}
+
+fn write_kernel(f: &mut fmt::Formatter<'_>, kernel: &Kernel) -> fmt::Result {
+    let Kernel { virtual_servers, routes, elements, differences, problems } = kernel;
+    writeln!(f, "\nThe kernel now")?;
+    field(f, "IPVS", virtual_servers.iter().flat_map(server_lines))?;
+    let route = |route: &Option<String>| route.clone().unwrap_or_else(|| "none".into());
+    field(f, "routes", routes.iter().map(|one| format!("{}: {}", one.address, route(&one.route))))?;
+    let absent = |held: bool| if held { "" } else { " (not there)" };
+    let elements = elements.iter().map(|one| format!("{} {}{}", one.set, one.element, absent(one.held)));
+    field(f, "nftables", elements)?;
+    field(f, "problems", problems.iter().cloned())?;
+    if differences.is_empty() {
+        let but = if problems.is_empty() {
+            "The kernel holds just that."
+        } else {
+            "Else the kernel holds just that."
+        };
+        return writeln!(f, "\n{but}");
+    }
+    writeln!(f, "\nNot as planned:")?;
+    for difference in differences {
+        writeln!(
+            f,
+            "  {}; it is looked at and repaired within {} s",
+            difference.what, difference.repaired_within_seconds
+        )?;
+    }
+    Ok(())
+}
+
+fn server_lines(server: &KernelServer) -> impl Iterator<Item = String> {
+    let internal = if server.internal { ", for clients within the cluster" } else { "" };
+    let head = format!("{} {}{internal}", server.key, server.scheduler);
+    let destinations = server.destinations.iter().map(|one| {
+        let stands_for =
+            one.stands_for.as_ref().map(|endpoint| format!(" for {endpoint}")).unwrap_or_default();
+        let draining = if one.draining { ", draining" } else { "" };
+        format!(
+            "  {}{stands_for} {} weight {}{draining}: {} active, {} inactive connections",
+            one.destination, one.forwarding, one.weight, one.active_connections, one.inactive_connections
+        )
+    });
+    std::iter::once(head).chain(destinations)
+}
+
+/// Lines behind a label; nothing where there is none.
+fn field(f: &mut fmt::Formatter<'_>, label: &str, lines: impl IntoIterator<Item = String>) -> fmt::Result {
+    for (index, line) in lines.into_iter().enumerate() {
+        let label = if index == 0 { label } else { "" };
+        writeln!(f, "  {label:LABEL$}  {line}")?;
+    }
+    Ok(())
+}

@@ -1,0 +1,71 @@
+//! What the announcer and its sessions make of a planned announcement.
+
+use sheave_bgp::{Family, PeerStatus, SpeakerStatus};
+
+use super::planned::other_family;
+use super::{Announcement, Explanation, VirtualServer};
+
+/// What an agent knows of announcements.
+pub struct Told<'a> {
+    /// The sessions, if there are any.
+    pub speaker: Option<SpeakerStatus>,
+    /// What is not as configured.
+    pub problems: &'a [String],
+    /// Whether a prefix is announced now.
+    pub announces: &'a dyn Fn(&ipnet::IpNet) -> bool,
+    /// Why the dataplane does not forward for a VIP.
+    pub obstacles: &'a dyn Fn(std::net::IpAddr) -> Vec<String>,
+}
+
+impl Explanation {
+    /// Takes into account what peers have been told.
+    pub fn told(&mut self, told: &Told<'_>) {
+        for server in &mut self.virtual_servers {
+            server.told(told);
+        }
+    }
+}
+
+impl VirtualServer {
+    fn told(&mut self, told: &Told<'_>) {
+        let address = self.address;
+        let Announcement { prefix: Some(_), why_not: why_not @ None, peers, .. } = &mut self.announcement
+        else {
+            return;
+        };
+        let announced = (told.announces)(&address.into());
+        if !announced {
+            let mut why = (told.obstacles)(address);
+            if why.is_empty() {
+                why = told.problems.to_vec();
+            }
+            *why_not =
+                Some(if why.is_empty() { "the kernel does not hold it yet".into() } else { why.join("; ") });
+        }
+        let family = if address.is_ipv4() { Family::Ipv4Unicast } else { Family::Ipv6Unicast };
+        for peer in peers.iter_mut().filter(|peer| peer.why_not.is_none()) {
+            let status = told.speaker.iter().flat_map(|speaker| &speaker.peers);
+            peer.why_not = match status.into_iter().find(|status| status.address == peer.address) {
+                Some(status) if announced || status.session.is_none() => not_told(status, family, address),
+                Some(_) => Some("it is not announced now".into()),
+                None => Some("there is no session with it, see `sheave status`".into()),
+            };
+        }
+    }
+}
+
+/// Why a session has not told of an announced prefix.
+fn not_told(status: &PeerStatus, family: Family, address: std::net::IpAddr) -> Option<String> {
+    let Some(session) = &status.session else {
+        let error = status.last_error.as_ref().map(|error| format!(": {}", error.reason)).unwrap_or_default();
+        return Some(format!("its session is {}{error}", status.state));
+    };
+    match session.families.iter().find(|one| one.family == family) {
+        None => Some(other_family(address)),
+        Some(one) if one.next_hop.is_none() => {
+            Some("there is no next hop of this family: set nextHop of the peer, or the Node's address".into())
+        }
+        Some(one) if one.prefixes_pending > 0 => Some("it has yet to read some changes".into()),
+        Some(_) => None,
+    }
+}
