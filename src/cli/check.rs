@@ -18,7 +18,8 @@ use crate::plan::{Planner, Scheduler};
 /// Look whether this node is ready for an agent, and say what to do where it is not
 ///
 /// Looks at capabilities, IPVS and kernel modules, `nft`, sysctls, uplinks and their MTU, names and addresses that
-/// the agent needs, and other owners of Services: kube-proxy, kube-router, Cilium, virtual servers of unknown origin.
+/// the agent needs, other owners of Services (kube-proxy, kube-router, Cilium, virtual servers of unknown origin), and
+/// nftables rules of others that would drop its packets or use its mark bits (docs/cni.md).
 /// Changes nothing (the kernel may load modules when asked what it can do). Run it as the agent will run: the same
 /// user, container and network namespace.
 #[derive(Debug, clap::Args)]

@@ -45,8 +45,9 @@ fn overlay(lab: &mut Lab) -> Result<()> {
         .endpoints([lab.fabric.node("node-b")?]);
     lab.apply(&pod)?;
     lab.apply(&host)?;
+    let before = segment_size(lab.fabric.node("node-a")?)?;
     lab.fabric.nodes.iter().try_for_each(|node| join(&lab.fabric, node))?;
-    await_mss(&lab.fabric, POD_MTU)?;
+    await_segment_size(&lab.fabric, before - (1500 - POD_MTU))?;
 
     outside_reaches(&lab.fabric, &pod, "b1")?;
     outside_reaches(&lab.fabric, &host, "node-b")?;
@@ -85,19 +86,27 @@ fn overlay(lab: &mut Lab) -> Result<()> {
     lab.fabric.filter_icmp(false)?;
 
     lab.fabric.nodes.iter().try_for_each(|node| leave(&lab.fabric, node))?;
-    await_mss(&lab.fabric, 1500)?;
+    await_segment_size(&lab.fabric, before)?;
     lab.remove(&pod)?;
     lab.remove(&host)
 }
 
+/// What a node tells clients of the size of their TCP segments over IPv4.
+fn segment_size(node: &Node) -> Result<u32> {
+    let rules = node.ns.run("nft list chain inet sheave mss")?;
+    let size = rules.lines().find(|line| line.contains("ip saddr")).and_then(|line| line.rsplit(' ').next());
+    size.and_then(|size| size.parse().ok())
+        .with_context(|| format!("no segment size on {}: {rules}", node.name))
+}
+
 /// Waits until every agent has seen what its uplinks carry: an agent looks every 15 s.
-fn await_mss(fabric: &Fabric, mtu: u32) -> Result<()> {
-    let size = format!("set {}", mtu - 2 * 20 - 20);
+fn await_segment_size(fabric: &Fabric, wanted: u32) -> Result<()> {
     for node in &fabric.nodes {
-        await_some(Duration::from_secs(40), &format!("MSS on {}: {size}", node.name), || {
-            let rules =
-                node.ns.run("nft list chain inet sheave mss").map_err(|error| format!("{error:#}"))?;
-            if rules.contains(&size) { Ok(()) } else { Err(rules) }
+        await_some(Duration::from_secs(40), &format!("segments of {wanted} bytes on {}", node.name), || {
+            match segment_size(node) {
+                Ok(size) if size == wanted => Ok(()),
+                other => Err(format!("{other:?}")),
+            }
         })?;
     }
     Ok(())
