@@ -12,7 +12,7 @@ use sheave::cluster::{Accepts, Encapsulation, Protocol, ServiceName};
 use sheave::dataplane::{self, Dataplane, Lock, Settings};
 use sheave::plan::{
     AcceptedIn, Delta, Destination, Forwarding, NodePlan, Rewrite, RewriteKey, RewriteSide, Scheduler,
-    SchedulerFlags, VipKind, VipPort, VirtualServer,
+    SchedulerFlags, SourceRange, VipKind, VipPort, VirtualServer,
 };
 
 use self::namespace::{Node, address, dump, in_namespace, shell};
@@ -196,6 +196,41 @@ fn changes_touch_what_they_must_and_nothing_is_left_over() {
         assert_eq!(dataplane.sync(&plan, now).await, [""; 0], "after a Service went");
         assert!(!shell("nft", "list table inet sheave").contains("192.0.2.80"));
         assert!(!shell("ipvsadm", "-Sn").contains("192.0.2.80"));
+    });
+}
+
+#[test]
+fn source_ranges_are_held_as_they_change() {
+    in_namespace("ranges", async |node| {
+        let (mut plan, now) = (plan(), Instant::now());
+        let mut dataplane = open(node, &plan, now).await;
+        let (four, six) = (vip("192.0.2.80", Protocol::Tcp, 80), vip("2001:db8::80", Protocol::Sctp, 80));
+        let histories: [(&str, VipPort, &[&str]); 10] = [
+            ("some", four, &["10.0.0.0/8", "198.51.100.7/32"]),
+            ("one within another", four, &["10.0.0.0/8", "10.1.0.0/16", "10.1.2.3/32"]),
+            ("what was within, alone", four, &["10.1.0.0/16"]),
+            ("what it was within", four, &["10.0.0.0/8"]),
+            ("all", four, &["0.0.0.0/0"]),
+            ("both halves of all", four, &["0.0.0.0/1", "128.0.0.0/1"]),
+            ("nobody", four, &[]),
+            ("all of the other family too", six, &["::/0"]),
+            ("some of it", six, &["2001:db8::/32", "fd00::1/128"]),
+            ("of the last address", six, &["ffff:ffff:ffff:ffff::/64"]),
+        ];
+        for (name, vip, allow) in histories {
+            let allow = allow.iter().map(|net| net.parse().unwrap()).collect();
+            plan.source_ranges.insert(vip, SourceRange { vip, allow });
+            let delta = Delta { source_ranges: [vip].into(), ..Delta::default() };
+            dataplane.apply(&plan, &delta, now).await;
+            assert_eq!(dataplane.problems(), [""; 0], "{name}");
+            assert_eq!(dataplane.sync(&plan, now).await, [""; 0], "{name}");
+        }
+        plan.source_ranges.clear();
+        let delta = Delta { source_ranges: [four, six].into(), ..Delta::default() };
+        dataplane.apply(&plan, &delta, now).await;
+        assert_eq!(dataplane.sync(&plan, now).await, [""; 0], "none any more");
+        assert!(!shell("nft", "list set inet sheave sources4").contains("192.0.2.80"));
+        assert!(!shell("nft", "list set inet sheave restricted6").contains("2001:db8::80"));
     });
 }
 
