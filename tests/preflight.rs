@@ -6,8 +6,8 @@ mod namespace;
 
 use std::collections::BTreeSet;
 
-use sheave::cluster::{Protocol, ServiceName};
-use sheave::dataplane::{Dataplane, Finding, Severity, preflight};
+use sheave::cluster::{Encapsulation, Protocol, ServiceName};
+use sheave::dataplane::{Dataplane, Finding, Settings, Severity, preflight};
 use sheave::plan::{NodePlan, Scheduler, SchedulerFlags, VipKind, VipPort, VirtualServer};
 
 use self::namespace::{Node, address, dump, in_namespace, shell};
@@ -82,6 +82,21 @@ fn a_node_where_an_agent_ran_is_ready() {
         assert!(findings.iter().all(|finding| finding.severity == Severity::Ok), "{findings:#?}");
         assert_one(&findings, Severity::Ok, "table inet sheave", "adopts it");
         assert_one(&findings, Severity::Ok, "interface sheave6", "adopts it");
+    });
+}
+
+#[test]
+fn gue_matters_where_directors_send_it() {
+    in_namespace("gue", async |node| {
+        let settings = Settings { encapsulation: Encapsulation::Gue, ..node.settings.clone() };
+        let listener = std::net::UdpSocket::bind("0.0.0.0:6080").unwrap();
+        assert_one(&complaints(node).await, Severity::Warn, "GUE", "a program listens");
+        assert_one(&complaints(&Node { settings }).await, Severity::Fail, "GUE", "a program listens");
+        drop(listener);
+        shell("ip", "fou add port 6080 gue");
+        assert_one(&complaints(node).await, Severity::Warn, "GUE", "another owner");
+        shell("ip", "fou del port 6080");
+        assert_eq!(complaints(node).await, []);
     });
 }
 

@@ -9,7 +9,7 @@
 //! but what the rules turned there is taken in.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::{fmt, io};
+use std::{fmt, fs, io};
 
 use rustix::io::Errno;
 use rustix::net::netlink::GENERIC;
@@ -155,7 +155,21 @@ pub fn ensure(ipv6: bool) -> Result<Vec<String>, FouError> {
 /// # Errors
 /// [`FouError`].
 pub fn stands(ipv6: bool) -> Result<bool, FouError> {
-    missing(&Fou::open()?.list()?, ipv6).map(|missing| missing.is_empty())
+    let Some(port) = missing(&Fou::open()?.list()?, ipv6)?.first().copied() else { return Ok(true) };
+    // As proc(5) has it; where it cannot be read, making the port will tell.
+    let sockets =
+        |file: &str| fs::read_to_string(format!("/proc/thread-self/net/{file}")).unwrap_or_default();
+    if ["udp", "udp6"].into_iter().any(|file| has_listener(&sockets(file))) {
+        return Err(FouError::InUse(port));
+    }
+    Ok(false)
+}
+
+/// Whether a socket has our port on all addresses.
+fn has_listener(sockets: &str) -> bool {
+    let local = sockets.lines().skip(1).filter_map(|line| line.split_whitespace().nth(1)?.split_once(':'));
+    let all = |address: &str| address.bytes().all(|digit| digit == b'0');
+    local.into_iter().any(|(address, port)| all(address) && u16::from_str_radix(port, 16) == Ok(PORT))
 }
 
 /// Removes our ports. Gives how many there were.
@@ -245,6 +259,22 @@ mod tests {
             let narrowed = Port::parse(&[wanted.attributes(), narrow].concat()).unwrap();
             assert_ne!(narrowed, wanted);
         }
+    }
+
+    #[test]
+    fn listeners_on_all_addresses() {
+        let header = "   sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt\n";
+        let zero = "00000000";
+        for (case, local, expected) in [
+            ("ours", "085863C0:17C0".to_owned(), false),
+            ("all of IPv4", format!("{zero}:17C0"), true),
+            ("all of IPv6", format!("{}:17C0", zero.repeat(4)), true),
+            ("another port", format!("{zero}:17C1"), false),
+        ] {
+            let sockets = format!("{header}  507: {local} 00000000:0000 07 00000000:00000000 00:00000000\n");
+            assert_eq!(has_listener(&sockets), expected, "{case}");
+        }
+        assert!(!has_listener("") && !has_listener(header));
     }
 
     #[test]

@@ -62,6 +62,7 @@ pub use self::describe::describe;
 use self::error::is_absent;
 pub use self::error::{DataplaneError, RouteError};
 pub use self::explain::Asked;
+use self::fou::FouError;
 pub use self::lock::Lock;
 use self::netfilter::Netfilter;
 pub use self::preflight::{Finding, Severity, preflight};
@@ -179,7 +180,8 @@ impl Dataplane {
             sysctls: Sysctls::open(&settings.state_directory)?,
             devices: None,
             uplinks: Vec::new(),
-            no_gue: Some("not looked at yet".into()),
+            // What an agent before us made goes on, should the first look at the devices fail.
+            no_gue: (!fou::stands(true).unwrap_or(false)).then(|| "not looked at yet".into()),
             netfilter: Netfilter::open(settings.mark_mask)?,
             routes: VipRoutes::default(),
             servers: VirtualServers::open()?,
@@ -472,13 +474,15 @@ impl Dataplane {
         };
         self.devices = Some(Devices { loopback: loopback.header.index, tunnel4, tunnel6 });
         // Nothing else waits for it: a node without goes on with IP in IP.
-        self.no_gue = match fou::ensure(ipv6) {
+        match fou::ensure(ipv6) {
             Ok(made) => {
                 done.extend(made);
-                None
+                self.no_gue = None;
             }
-            Err(error) => Some(error.to_string()),
-        };
+            // What stood stands still, as far as is known.
+            Err(FouError::Refused { .. }) if self.no_gue.is_none() => {}
+            Err(error) => self.no_gue = Some(error.to_string()),
+        }
         self.local = uplink::local_addresses(&self.handle).await?;
         self.uplinks = uplink::list(&self.handle, &plan.node).await?;
         let mut settings = Vec::new();
