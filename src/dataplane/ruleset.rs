@@ -363,3 +363,32 @@ impl FamilyNames {
         )
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rules(gue: bool) -> Rules {
+        Rules::new(MarkMask::default(), 1500, &["10.0.0.11".parse().unwrap()], gue)
+    }
+
+    #[test]
+    fn segments_fit_the_largest_encapsulation_that_is_taken_in() {
+        let sizes = |gue| [IPV4_HEADER, IPV6_HEADER].map(|header| rules(gue).mss(header));
+        assert_eq!((sizes(false), sizes(true)), ([1440, 1400], [1428, 1388]));
+    }
+
+    #[test]
+    fn gue_is_told_by_its_header_and_taken_in_only_where_the_kernel_can() {
+        let matches =
+            ["udp dport 6080 @th,64,32 0x40000 @th,96,4 4", "udp dport 6080 @th,64,32 0x290000 @th,96,4 6"];
+        // To a stand-in, to an endpoint, to a pod that is gone; and on the way out.
+        for (gue, expected) in [(true, 3 + 1), (false, 1)] {
+            let text = rules(gue).transaction();
+            for outer in matches {
+                let count = text.lines().filter(|line| line.contains(outer)).count();
+                assert_eq!(count, expected, "{outer}, taken in: {gue}\n{text}");
+            }
+        }
+    }
+}

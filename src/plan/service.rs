@@ -244,6 +244,7 @@ impl ServicePlanner<'_> {
         let gue = self.context.services.encapsulation == Encapsulation::Gue
             && forwarding == Forwarding::Tunnel
             && !self.is_here(listed.endpoint)
+            && self.acceptance_of(listed.endpoint) == AcceptedIn::Node
             && accepts.is_some_and(|accepts| accepts.gue);
         Destination {
             address: *address,
@@ -277,10 +278,18 @@ impl ServicePlanner<'_> {
             || !(on_own_address || self.is_here(endpoint))
         {
             None
-        } else if self.context.node_addresses.contains(&endpoint.address) || on_own_address {
-            Some(AcceptedIn::Node)
         } else {
-            Some(self.settings.acceptance.unwrap_or(self.context.services.acceptance))
+            Some(self.acceptance_of(endpoint))
+        }
+    }
+
+    /// What takes in packets for an endpoint, on whichever node it is. A pod that does so itself takes IP in IP alone.
+    fn acceptance_of(&self, endpoint: &Endpoint) -> AcceptedIn {
+        let Endpoint { address, .. } = endpoint;
+        if self.context.node_addresses.contains(address) || self.context.addresses.contains(address) {
+            AcceptedIn::Node
+        } else {
+            self.settings.acceptance.unwrap_or(self.context.services.acceptance)
         }
     }
 

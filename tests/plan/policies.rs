@@ -225,11 +225,14 @@ fn where_packets_are_taken_in() {
 
 #[test]
 fn what_tunnel_packets_are_wrapped_in() {
-    for (name, configured, takes_gue, forwarding, expected) in [
-        ("IP in IP by default", Encapsulation::Ipip, true, "tunnel", "Tunnel 10.244.2.10:8080"),
-        ("GUE where it is taken", Encapsulation::Gue, true, "tunnel", "Tunnel 10.244.2.10:8080 in GUE"),
-        ("IP in IP where it is not yet", Encapsulation::Gue, false, "tunnel", "Tunnel 10.244.2.10:8080"),
-        ("nat is not wrapped", Encapsulation::Gue, true, "nat", "Nat 10.244.2.10:8080"),
+    let (tunnel, nat) = (("sheave.io/forwarding", "tunnel"), ("sheave.io/forwarding", "nat"));
+    let pod = ("sheave.io/acceptance", "pod");
+    for (name, configured, takes_gue, annotation, expected) in [
+        ("IP in IP by default", Encapsulation::Ipip, true, tunnel, "Tunnel 10.244.2.10:8080"),
+        ("GUE where it is taken", Encapsulation::Gue, true, tunnel, "Tunnel 10.244.2.10:8080 in GUE"),
+        ("IP in IP where it is not yet", Encapsulation::Gue, false, tunnel, "Tunnel 10.244.2.10:8080"),
+        ("IP in IP to pods that take it in", Encapsulation::Gue, true, pod, "Tunnel 10.244.2.10:8080"),
+        ("nat is not wrapped", Encapsulation::Gue, true, nat, "Nat 10.244.2.10:8080"),
     ] {
         let mut world = World::new();
         world.config.services.encapsulation = configured;
@@ -237,9 +240,9 @@ fn what_tunnel_packets_are_wrapped_in() {
         for node in ["node-a", "node-b"] {
             world.accepting.insert(node.into(), Accepts { gue: takes_gue });
         }
-        world.annotate("sheave.io/forwarding", forwarding);
+        world.annotate(annotation.0, annotation.1);
         let lines = lines(&world.plan());
-        let own = if forwarding == "nat" { "Nat" } else { "Tunnel" };
+        let own = if annotation == nat { "Nat" } else { "Tunnel" };
         let expected = format!(
             "ClusterIP TCP 10.96.0.80:80 Rr: {own} 10.244.1.10:8080, {expected}, Nat 10.244.3.10:8080"
         );
