@@ -2,6 +2,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a failure is the report of a test")]
 
+#[path = "dataplane/clients.rs"]
+mod clients;
 mod namespace;
 
 use std::collections::BTreeSet;
@@ -98,7 +100,23 @@ fn plan() -> NodePlan {
         let node_port = [("10.244.1.10", Nat), ("10.244.2.10", Nat)];
         serve(&mut plan, vip("10.0.0.11", protocol, 30080), VipKind::NodePort, &node_port);
         serve(&mut plan, vip("10.96.0.81", protocol, 81), VipKind::ClusterIP, &[]);
+        serve(&mut plan, vip("10.0.0.11", protocol, 30081), VipKind::NodePort, &[]);
+        // `externalTrafficPolicy: Local`, with an endpoint here, with none, and on a node port.
+        for (vip, kind, own, all) in [
+            (vip("192.0.2.82", protocol, 80), VipKind::ExternalIP, &four[1..2], &four[..]),
+            (vip("2001:db8::82", protocol, 80), VipKind::ExternalIP, &six[1..2], &six[..]),
+            (vip("192.0.2.83", protocol, 80), VipKind::ExternalIP, &[][..], &four[..]),
+            (vip("10.0.0.11", protocol, 30082), VipKind::NodePort, &node_port[..1], &node_port[..]),
+        ] {
+            serve(&mut plan, vip, kind, all);
+            let inside = plan.virtual_servers[&vip].destinations.clone();
+            serve(&mut plan, vip, kind, own);
+            let outside = plan.virtual_servers.get_mut(&vip).unwrap();
+            outside.drops = outside.destinations.is_empty();
+            outside.internal = Some(inside);
+        }
     }
+    plan.node.cluster_clients = ["10.244.1.0/24", "fd00:244:1::/64"].map(|net| net.parse().unwrap()).into();
     plan
 }
 
@@ -244,6 +262,10 @@ fn tampering_is_repaired() {
             ("ipvsadm", "-D -t 10.96.0.80:80"),
             ("ipvsadm", "-d -u 10.96.0.80:80 -r 10.244.2.10:8080"),
             ("ipvsadm", "-E -t 192.0.2.80:80 -s rr -b flag-3"),
+            ("ipvsadm", &format!("-D -f {}", mark_of("192.0.2.82 . tcp . 80"))),
+            ("ipvsadm", &format!("-d -f {} -r 10.244.2.10:8080", mark_of("192.0.2.83 . udp . 80"))),
+            ("nft", "flush map inet sheave internal4"),
+            ("nft", "delete element inet sheave closing4 { 0x0 . 192.0.2.83 . tcp . 80 }"),
             ("nft", "flush ruleset"),
             ("nft", "flush chain inet sheave guard"),
             ("nft", "delete element inet sheave vips4 { 192.0.2.80 }"),
@@ -344,6 +366,62 @@ fn without_gue_the_node_goes_on_with_ip_in_ip() {
         assert_eq!(dataplane.problems(), [""; 0]);
         assert_eq!(dataplane.accepts(), Some(Accepts { gue: true }));
         assert!(shell("nft", "list chain inet sheave outer").contains("6080"));
+    });
+}
+
+/// The mark by which IPVS tells clients within the cluster of a virtual server, as nft has it.
+fn mark_of(vip: &str) -> u32 {
+    let map = shell("nft", "list map inet sheave internal4");
+    let (_, after) = map.split_once(&format!("{vip} : ")).unwrap_or_else(|| panic!("no {vip} in {map}"));
+    u32::from_str_radix(after.strip_prefix("0x").unwrap().get(..8).unwrap(), 16).unwrap()
+}
+
+/// Virtual servers and destinations, without those of IPv6 marks, which may have the same numbers.
+fn servers() -> Vec<String> {
+    shell("ipvsadm", "-Sn").lines().filter(|line| !line.contains(" -6")).map(Into::into).collect()
+}
+
+#[test]
+fn clients_within_the_cluster_have_services_of_their_own() {
+    in_namespace("internal", async |node| {
+        let (mut plan, now) = (plan(), Instant::now());
+        let mut dataplane = open(node, &plan, now).await;
+        let web = vip("192.0.2.82", Protocol::Tcp, 80);
+        let mark = mark_of("192.0.2.82 . tcp . 80");
+        let lines =
+            |key: &str| servers().iter().filter(|line| line.starts_with(&format!("-a {key} "))).count();
+        assert_eq!((lines("-t 192.0.2.82:80"), lines(&format!("-f {mark}"))), (1, 4));
+        assert!(!shell("ipvsadm", "-Sn").contains("192.0.2.83"), "from outside it has no destination");
+        let hidden = mark_of("192.0.2.83 . udp . 80");
+        assert_eq!(lines(&format!("-f {hidden}")), 4);
+        assert!(shell("nft", "list set inet sheave dropped4").contains("192.0.2.83 . udp . 80"));
+        assert!(shell("nft", "list set inet sheave closed4").contains("10.0.0.11 . sctp . 30081"));
+        assert!(shell("nft", "list set inet sheave closing4").contains("192.0.2.83 . tcp . 80"));
+        assert!(dataplane.holds(&plan, web.address));
+
+        // A service of the mark that somebody else has is theirs, and one of ours without a packet to it goes.
+        shell("ipvsadm", "-A -f 77 -s rr");
+        shell("ipvsadm", "-A -f 78 -s rr -b flag-3");
+        assert_eq!(dataplane.check(&plan, now).await, ["1 IPVS operations"]);
+        let all = shell("ipvsadm", "-Sn");
+        assert!(all.contains("-f 77 ") && !all.contains("-f 78 "), "{all}");
+
+        // Once the same destinations are for all, the service stays: connections are in it.
+        let server = plan.virtual_servers.get_mut(&web).unwrap();
+        server.destinations = server.internal.take().unwrap();
+        let delta = Delta { virtual_servers: [web].into(), ..Delta::default() };
+        dataplane.apply(&plan, &delta, now).await;
+        assert_eq!((lines("-t 192.0.2.82:80"), mark_of("192.0.2.82 . tcp . 80")), (4, mark));
+        drop(dataplane);
+        let mut dataplane = open(node, &plan, now).await;
+        assert_eq!((lines(&format!("-f {mark}")), mark_of("192.0.2.82 . tcp . 80")), (4, mark));
+        // Without any it goes.
+        plan.virtual_servers.get_mut(&web).unwrap().destinations.clear();
+        dataplane.apply(&plan, &delta, now).await;
+        assert!(!servers().iter().any(|line| line.contains(&format!("-f {mark} "))));
+        assert!(!shell("nft", "list map inet sheave internal4").contains("192.0.2.82 . tcp . 80"));
+        assert_eq!(dataplane.sync(&plan, now).await, [""; 0]);
+        assert_eq!(dataplane.problems(), [""; 0]);
     });
 }
 

@@ -1,5 +1,7 @@
 //! Counters and settings that the kernel reports.
 
+use std::ops::AddAssign;
+
 /// Counters of a virtual server or destination since it was added or zeroed, and their rates.
 ///
 /// Kernels before 4.1 count connections and packets, and report rates, in 32 bits that wrap.
@@ -26,6 +28,37 @@ pub struct Stats {
     pub incoming_byte_rate: u64,
     /// Bytes per second to clients.
     pub outgoing_byte_rate: u64,
+}
+
+impl AddAssign for Stats {
+    fn add_assign(&mut self, other: Self) {
+        let Self {
+            connections,
+            incoming_packets,
+            outgoing_packets,
+            incoming_bytes,
+            outgoing_bytes,
+            connection_rate,
+            incoming_packet_rate,
+            outgoing_packet_rate,
+            incoming_byte_rate,
+            outgoing_byte_rate,
+        } = self;
+        for (sum, more) in [
+            (connections, other.connections),
+            (incoming_packets, other.incoming_packets),
+            (outgoing_packets, other.outgoing_packets),
+            (incoming_bytes, other.incoming_bytes),
+            (outgoing_bytes, other.outgoing_bytes),
+            (connection_rate, other.connection_rate),
+            (incoming_packet_rate, other.incoming_packet_rate),
+            (outgoing_packet_rate, other.outgoing_packet_rate),
+            (incoming_byte_rate, other.incoming_byte_rate),
+            (outgoing_byte_rate, other.outgoing_byte_rate),
+        ] {
+            *sum = sum.wrapping_add(more);
+        }
+    }
 }
 
 /// What IPVS tells of itself.

@@ -44,7 +44,7 @@ impl Agent {
                     announced: self.announcer.announces(&announcement.prefix),
                 })
                 .collect(),
-            virtual_servers: crate::dataplane::describe(plan, &held),
+            virtual_servers: crate::dataplane::describe(plan, &held, |key| self.dataplane.vip_of(key)),
             problems,
             warnings: self
                 .planner

@@ -153,8 +153,12 @@ fn table(status: &Status) -> String {
                 let empty = || "-".to_string();
                 [service, kind, vip, scheduler, "none: refused".into(), empty(), empty(), empty(), empty()]
             });
-            none.into_iter().chain(server.destinations.iter().map(move |destination| {
+            let of_all = server.destinations.iter().map(|destination| ("", destination));
+            let internal =
+                server.internal.iter().flatten().map(|destination| (" in the cluster", destination));
+            none.into_iter().chain(of_all.chain(internal).map(move |(clients, destination)| {
                 let [service, kind, vip, scheduler] = head.clone();
+                let vip = format!("{vip}{clients}");
                 [
                     service,
                     kind,

@@ -174,7 +174,7 @@ mod tests {
             stats: Stats::default(),
         };
         ServiceEntry {
-            service: reconcile::service(server),
+            service: reconcile::service(server, reconcile::service_key(&server.vip)),
             stats: Stats::default(),
             destinations: vec![of(standin::of(ip(11)), 1), of(ip(10), 1)],
         }
@@ -239,15 +239,15 @@ mod tests {
             ),
         ];
         let server = server();
-        let wanted = Wanted::new(&server, |_| false);
+        let wanted = Wanted::new(&server, reconcile::service_key(&server.vip), |_| false);
         let stands_for = |address| (address == standin::of(ip(11))).then_some(ip(11));
         for (case, change, expected) in cases {
             let mut entry = listed(&server);
             change(&mut entry);
-            let steps = reconcile::steps(Some(&wanted), Some(&entry));
+            let steps = reconcile::steps(Some(&wanted), Some(&entry), &BTreeSet::new());
             assert_eq!(words(&steps, Some(&entry), &stands_for), expected, "{case}");
         }
-        let steps = reconcile::steps(Some(&wanted), None);
+        let steps = reconcile::steps(Some(&wanted), None, &BTreeSet::new());
         assert_eq!(words(&steps, None, &stands_for), ["IPVS has no virtual server TCP 192.0.2.80:80"]);
     }
 

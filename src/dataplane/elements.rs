@@ -25,6 +25,17 @@ pub enum Element {
     Hairpin(IpAddr),
     /// `nodeports`: a virtual server on an address of this node.
     NodePort(VipPort),
+    /// `closed`: a node port without destinations.
+    Closed(VipPort),
+    /// `dropped`: a virtual server without destinations whose packets get no answer.
+    Dropped(VipPort),
+    /// `closing`: a virtual server (its own number for clients within the cluster, shifted as in a mark; else 0) that takes
+    /// no new connections, though established ones may go on.
+    Closing(VipPort, u32),
+    /// `clients`: where clients within the cluster are.
+    Client(IpNet),
+    /// `internal`: a virtual server → mark of what clients within the cluster send it.
+    Internal(VipPort, u32),
     /// `restricted`: a virtual server that not everyone may reach.
     Restricted(VipPort),
     /// `sources`: who may reach it.
@@ -46,6 +57,11 @@ impl Element {
             Self::Own(address) => (["own4", "own6"], address.is_ipv4()),
             Self::Hairpin(address) => (["hairpin4", "hairpin6"], address.is_ipv4()),
             Self::NodePort(vip) => (["nodeports4", "nodeports6"], vip.address.is_ipv4()),
+            Self::Closed(vip) => (["closed4", "closed6"], vip.address.is_ipv4()),
+            Self::Dropped(vip) => (["dropped4", "dropped6"], vip.address.is_ipv4()),
+            Self::Closing(vip, _) => (["closing4", "closing6"], vip.address.is_ipv4()),
+            Self::Client(net) => (["clients4", "clients6"], net.addr().is_ipv4()),
+            Self::Internal(vip, _) => (["internal4", "internal6"], vip.address.is_ipv4()),
             Self::Restricted(vip) => (["restricted4", "restricted6"], vip.address.is_ipv4()),
             Self::Source(vip, _) => (["sources4", "sources6"], vip.address.is_ipv4()),
             Self::Mark(outer, _) => (["mark4", "mark6"], outer.is_ipv4()),
@@ -60,9 +76,14 @@ impl Element {
             Self::Node(address) | Self::Taken(address) | Self::Own(address) | Self::Mark(address, _) => {
                 address.to_string()
             }
-            Self::Vip(net) | Self::Pods(net) => net_text(*net),
+            Self::Vip(net) | Self::Pods(net) | Self::Client(net) => net_text(*net),
             Self::Hairpin(address) => format!("{address} . {address}"),
-            Self::NodePort(vip) | Self::Restricted(vip) => vip_text(vip),
+            Self::NodePort(vip)
+            | Self::Closed(vip)
+            | Self::Dropped(vip)
+            | Self::Internal(vip, _)
+            | Self::Restricted(vip) => vip_text(vip),
+            Self::Closing(vip, mark) => format!("{mark} . {}", vip_text(vip)),
             Self::Source(vip, net) => format!("{} . {}", vip_text(vip), net_text(*net)),
             Self::Endpoint(mark, vip, _) => {
                 format!("{mark} . {} . {} . {}", protocol_text(vip.protocol), vip.address, vip.port)
@@ -73,7 +94,7 @@ impl Element {
     /// Key and, for a map, value in nft's syntax.
     pub fn text(&self) -> String {
         match self {
-            Self::Mark(_, mark) => format!("{} : {mark}", self.key()),
+            Self::Mark(_, mark) | Self::Internal(_, mark) => format!("{} : {mark}", self.key()),
             Self::Endpoint(_, _, to) => format!("{} : {} . {}", self.key(), to.ip(), to.port()),
             _ => self.key(),
         }
@@ -84,6 +105,12 @@ impl Element {
         match self {
             Self::Vip(_) => ": packets for the VIP are tracked, and not refused where nothing listens",
             Self::NodePort(_) => ": packets for the node port are tracked, and connections may break",
+            Self::Closed(_) => ": the node's own listener answers there, or nobody as the kernel sees fit",
+            Self::Dropped(_) => ": it is refused instead of dropped",
+            Self::Closing(..) => ": while its last endpoints terminate, new connections are refused late",
+            Self::Client(_) | Self::Internal(..) => {
+                ": clients within the cluster get the endpoints of those outside"
+            }
             Self::Restricted(_) => ": everyone may reach it",
             Self::Source(..) => ": these clients are kept out",
             Self::Mark(..) => ": what is tunnelled to this endpoint is not taken in here",
@@ -109,6 +136,17 @@ impl Element {
                 Self::Hairpin(address(one)?)
             }
             "nodeports" => Self::NodePort(vip(concat(value)?)?),
+            "closed" => Self::Closed(vip(concat(value)?)?),
+            "dropped" => Self::Dropped(vip(concat(value)?)?),
+            "closing" => {
+                let [mark, ip, protocol, port] = concat(value)?;
+                Self::Closing(vip([ip, protocol, port])?, u32::try_from(mark.as_u64()?).ok()?)
+            }
+            "clients" => Self::Client(net(value)?),
+            "internal" => {
+                let [key, mark] = pair(value)?;
+                Self::Internal(vip(concat(key)?)?, u32::try_from(mark.as_u64()?).ok()?)
+            }
             "restricted" => Self::Restricted(vip(concat(value)?)?),
             "sources" => {
                 let [ip, protocol, port, source] = concat(value)?;
@@ -222,6 +260,36 @@ mod tests {
                 "nodeports4",
                 "10.96.0.80 . tcp . 80",
                 json!({"concat": ["10.96.0.80", "tcp", 80]}),
+            ),
+            (
+                Element::Closed(web),
+                "closed4",
+                "10.96.0.80 . tcp . 80",
+                json!({"concat": ["10.96.0.80", "tcp", 80]}),
+            ),
+            (
+                Element::Dropped(dns),
+                "dropped6",
+                "fd00:96::a . udp . 53",
+                json!({"concat": ["fd00:96::a", "udp", 53]}),
+            ),
+            (
+                Element::Closing(web, 7),
+                "closing4",
+                "7 . 10.96.0.80 . tcp . 80",
+                json!({"concat": [7, "10.96.0.80", "tcp", 80]}),
+            ),
+            (
+                Element::Client("10.244.0.0/24".parse().unwrap()),
+                "clients4",
+                "10.244.0.0/24",
+                prefix("10.244.0.0", 24),
+            ),
+            (
+                Element::Internal(web, 0x2007),
+                "internal4",
+                "10.96.0.80 . tcp . 80 : 8199",
+                json!([{"concat": ["10.96.0.80", "tcp", 80]}, 8199]),
             ),
             (
                 Element::Restricted(dns),

@@ -17,6 +17,7 @@ use ipnet::IpNet;
 
 use super::lookup::Found;
 use super::netfilter::RulesNow;
+use super::virtual_servers::View;
 use super::{Dataplane, differences, route_lookup, standin, sysctl, tunnel, vip_net};
 use crate::observe::explain::{Difference, Kernel, KernelElement, KernelRoute};
 use crate::plan::{Forwarding, NodePlan, RewriteKey, RewriteSide, VipKind, VipPort};
@@ -170,7 +171,9 @@ impl Dataplane {
     fn explain_servers(&mut self, plan: &NodePlan, asked: &[Asked], report: &mut Report) {
         for Asked { vip, .. } in asked {
             let Some(server) = plan.virtual_servers.get(vip) else { continue };
-            let looked = match self.servers.explain(plan, &self.local, self.netfilter.refused(), vip) {
+            let (refused, numbers) = (self.netfilter.refused(), self.netfilter.numbers());
+            let view = View { plan, local: &self.local, refused, numbers };
+            let looked = match self.servers.explain(view, vip) {
                 Ok(looked) => looked,
                 Err(error) => {
                     report.kernel.problems.push(error.to_string());

@@ -76,9 +76,13 @@ fn bytes(element: &Element) -> (Vec<u8>, Option<Vec<u8>>) {
         Element::Node(address) | Element::Taken(address) | Element::Own(address) => {
             (address_bytes(*address), None)
         }
-        Element::Vip(net) | Element::Pods(net) => (address_bytes(net.addr()), None),
+        Element::Vip(net) | Element::Pods(net) | Element::Client(net) => (address_bytes(net.addr()), None),
         Element::Hairpin(address) => (address_bytes(*address).repeat(2), None),
-        Element::NodePort(vip) | Element::Restricted(vip) => (vip_bytes(vip), None),
+        Element::NodePort(vip) | Element::Closed(vip) | Element::Dropped(vip) | Element::Restricted(vip) => {
+            (vip_bytes(vip), None)
+        }
+        Element::Closing(vip, number) => ([number.to_ne_bytes().to_vec(), vip_bytes(vip)].concat(), None),
+        Element::Internal(vip, mark) => (vip_bytes(vip), Some(mark.to_ne_bytes().into())),
         Element::Source(vip, net) => ([vip_bytes(vip), address_bytes(net.addr())].concat(), None),
         Element::Mark(outer, mark) => (address_bytes(*outer), Some(mark.to_ne_bytes().into())),
         Element::Endpoint(mark, vip, to) => {

@@ -71,7 +71,7 @@ use self::sysctl::Sysctls;
 use self::tunnel::Tunnel;
 pub use self::uplink::Uplink;
 use self::vip_routes::{Devices, VipRoutes};
-use self::virtual_servers::VirtualServers;
+use self::virtual_servers::{View, VirtualServers, VirtualServersError};
 use crate::cluster::{Accepts, Encapsulation};
 use crate::config::MarkMask;
 use crate::observe::metrics::Passes;
@@ -211,9 +211,9 @@ impl Dataplane {
         self.note(Part::Netfilter, netfilter, &mut done);
         // Without the rules, what IPVS sends would be refused: it stays as it is. Routes lead packets there after both.
         if stand {
-            let servers = self.servers.sync(plan, &self.local, self.netfilter.refused());
-            let servers = servers.map(|count| words(count, "IPVS operations"));
-            self.note(Part::VirtualServers, servers, &mut done);
+            self.with_servers(plan, &mut done, |servers, view| {
+                servers.sync(view).map(|count| words(count, "IPVS operations"))
+            });
         }
         self.sync_routes(plan, &mut done).await;
         if self.needs_sync() {
@@ -244,8 +244,9 @@ impl Dataplane {
         self.note(Part::Netfilter, result, &mut done);
         refused.extend(self.netfilter.refused().keys().map(|key| key.vip));
         if !self.needs_sync() {
-            let result = self.servers.check(plan, &self.local, self.netfilter.refused(), refused);
-            self.note(Part::VirtualServers, result.map(|count| words(count, "IPVS operations")), &mut done);
+            self.with_servers(plan, &mut done, |servers, view| {
+                servers.check(view, refused).map(|count| words(count, "IPVS operations"))
+            });
         }
         self.sync_routes(plan, &mut done).await;
         done
@@ -262,9 +263,10 @@ impl Dataplane {
         }
         let mut done = Vec::new();
         if delta.node {
+            let local = self.local.clone();
             let result = self.sync_devices(plan).await;
             self.note(Part::Devices, result, &mut done);
-            if !self.netfilter.has(self.rules(plan)) {
+            if !self.netfilter.has(self.rules(plan)) || local != self.local {
                 self.sync(plan, now).await;
                 return;
             }
@@ -272,9 +274,9 @@ impl Dataplane {
         let result = self.netfilter.apply(plan, &self.local, delta, now).map(|()| Vec::new());
         self.note(Part::Netfilter, result, &mut done);
         if !self.needs_sync() {
-            let result =
-                self.servers.apply(plan, &self.local, self.netfilter.refused(), &delta.virtual_servers);
-            self.note(Part::VirtualServers, result.map(|_| Vec::new()), &mut done);
+            self.with_servers(plan, &mut done, |servers, view| {
+                servers.apply(view, &delta.virtual_servers).map(|_| Vec::new())
+            });
         }
         // Routes lead packets there last: before, nothing would keep them from what listens on this host.
         if delta.node {
@@ -300,8 +302,27 @@ impl Dataplane {
         let mut done = Vec::new();
         let result = self.netfilter.expire(now).map(|()| Vec::new());
         self.note(Part::Netfilter, result, &mut done);
-        let result = self.servers.drain(plan, &self.local, self.netfilter.refused()).map(|_| Vec::new());
-        self.note(Part::VirtualServers, result, &mut done);
+        self.with_servers(plan, &mut done, |servers, view| servers.drain(view).map(|_| Vec::new()));
+    }
+
+    /// Works on IPVS, then marks packets for the services that came of it: a mark without its service would send clients
+    /// within the cluster where all others go.
+    fn with_servers(
+        &mut self,
+        plan: &NodePlan,
+        done: &mut Vec<String>,
+        work: impl FnOnce(&mut VirtualServers, View<'_>) -> Result<Vec<String>, VirtualServersError>,
+    ) {
+        let (refused, numbers) = (self.netfilter.refused(), self.netfilter.numbers());
+        let worked = work(&mut self.servers, View { plan, local: &self.local, refused, numbers });
+        let stands = worked.is_ok();
+        self.note(Part::VirtualServers, worked, done);
+        if stands {
+            let marked = self.servers.marked();
+            if let Err(error) = self.netfilter.mark(plan, &self.local, &marked) {
+                self.note(Part::Netfilter, Err(error), done);
+            }
+        }
     }
 
     /// Whether this node forwards what comes for a VIP: everything it takes is in the kernel.
@@ -338,7 +359,16 @@ impl Dataplane {
             .refused()
             .iter()
             .map(|(key, why)| format!("endpoint {} of {}: {why}", key.endpoint, key.vip));
-        broken.chain(routes).chain(servers).chain(rewrites).chain(self.missing_gue()).collect()
+        let unmarked = self.netfilter.unmarked.iter();
+        let unmarked =
+            unmarked.map(|(vip, why)| format!("virtual server {vip}: clients in the cluster: {why}"));
+        broken
+            .chain(routes)
+            .chain(servers)
+            .chain(rewrites)
+            .chain(unmarked)
+            .chain(self.missing_gue())
+            .collect()
     }
 
     /// The interfaces towards other nodes, as last seen.
@@ -366,7 +396,7 @@ impl Dataplane {
         [
             ("kernel", self.broken.len() + self.unseen.len() + usize::from(self.missing_gue().is_some())),
             ("route", self.routes.failed.len()),
-            ("virtual_server", self.servers.failed.len()),
+            ("virtual_server", self.servers.failed.len() + self.netfilter.unmarked.len()),
             ("rewrite", self.netfilter.refused().len()),
         ]
         .into()
@@ -400,12 +430,18 @@ impl Dataplane {
         Ok(self.servers.list()?)
     }
 
+    /// The virtual server that a service of the kernel's belongs to, and whether it is that of clients within the cluster.
+    pub fn vip_of(&self, key: &ServiceKey) -> Option<(VipPort, bool)> {
+        let vip = virtual_servers::vip_of(self.netfilter.numbers(), key)?;
+        Some((vip, matches!(key, ServiceKey::Fwmark { .. })))
+    }
+
     /// The counters of our virtual servers: one listing, without destinations.
     ///
     /// # Errors
     /// [`DataplaneError`] when IPVS does not answer.
     pub fn traffic(&mut self) -> Result<Vec<(VipPort, sheave_ipvs::Stats)>, DataplaneError> {
-        Ok(self.servers.traffic()?)
+        Ok(self.servers.traffic(self.netfilter.numbers())?)
     }
 
     /// Addresses of our virtual servers that take new connections, whoever made them.
@@ -419,6 +455,7 @@ impl Dataplane {
         Ok(takes
             .filter_map(|entry| match entry.service.key {
                 ServiceKey::Address { address, .. } => Some(address),
+                // For clients within the cluster, to whom nothing is announced.
                 ServiceKey::Fwmark { .. } => None,
             })
             .collect())

@@ -4,7 +4,7 @@
 //! when [`Netfilter::check`] finds that somebody else made a transaction, which the ruleset's generation tells.
 //! [`Netfilter::apply`] writes just the elements that a change touches, since what is held is known.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
@@ -41,11 +41,14 @@ pub struct Netfilter {
     pub listings: u64,
     /// Rules in force, with how nft lists them as soon as that is known.
     rules: Option<(Rules, Option<Vec<Value>>)>,
-    /// `None` before the first sync.
-    numbers: Option<Numbers>,
+    numbers: Numbers,
     rewrites: Rewrites,
-    /// Elements held that need no number.
+    /// Elements held, apart from those of rewrites.
     base: BTreeSet<Element>,
+    /// Virtual servers that have no mark though they need one, with the reason: clients within the cluster get what others get.
+    pub unmarked: BTreeMap<VipPort, String>,
+    /// There was a first sync.
+    began: bool,
     /// The first sync found a table of an agent before.
     pub adopted: bool,
 }
@@ -63,9 +66,11 @@ impl Netfilter {
             pause: None,
             listings: 0,
             rules: None,
-            numbers: None,
+            numbers: Numbers::new(mask, HashMap::new(), HashMap::new()),
             rewrites: Rewrites::default(),
             base: BTreeSet::new(),
+            unmarked: BTreeMap::new(),
+            began: false,
             adopted: false,
         })
     }
@@ -106,16 +111,20 @@ impl Netfilter {
             *listed = Some(found.rules.clone());
         }
         self.generation = Some(generation);
-        let mut numbers = match self.numbers.take() {
-            Some(numbers) => numbers,
-            None => {
-                self.adopted = found.is_some();
-                self.adopt(found.as_ref().map(|found| &found.elements), now)
+        if !self.began {
+            self.began = true;
+            self.adopted = found.is_some();
+            if let Some(found) = &found {
+                self.adopt(&found.elements, now);
             }
-        };
-        self.rewrites.rebuild(&mut numbers, plan, now);
-        self.numbers = Some(numbers);
-        self.base = wishes::all(plan, local);
+        }
+        self.rewrites.rebuild(&mut self.numbers, plan, now);
+        self.unmarked.clear();
+        for vip in plan.virtual_servers.keys() {
+            self.number(plan, local, vip);
+        }
+        self.base.retain(|element| matches!(element, Element::Internal(..)));
+        self.base.append(&mut wishes::all(plan, local, &self.numbers));
         let put = self.put(found, rules);
         if put.is_err() {
             self.generation = None;
@@ -147,10 +156,11 @@ impl Netfilter {
             }
         }
         let mut changes = Changes::default();
-        if let Some(numbers) = &mut self.numbers {
-            for key in self.rewrites.refused.keys().copied().collect::<Vec<_>>() {
-                self.rewrites.follow(numbers, plan, key, now, &mut changes);
-            }
+        for key in self.rewrites.refused.keys().copied().collect::<Vec<_>>() {
+            self.rewrites.follow(&mut self.numbers, plan, key, now, &mut changes);
+        }
+        for vip in self.unmarked.keys().copied().collect::<Vec<_>>() {
+            self.follow(plan, local, &vip, &mut changes);
         }
         self.write(&changes).map(|()| Vec::new())
     }
@@ -167,7 +177,8 @@ impl Netfilter {
         let mut text = if rules_stand { String::new() } else { rules.transaction() };
         let strange: BTreeSet<&str> = listing.strange.iter().map(|(set, _)| set.as_str()).collect();
         for set in &strange {
-            let kind = if set.starts_with("mark") || set.starts_with("endpoints") { "map" } else { "set" };
+            let is_map = ["mark", "endpoints", "internal"].iter().any(|map| set.starts_with(map));
+            let kind = if is_map { "map" } else { "set" };
             text.push_str(&format!("flush {kind} inet {TABLE} {set}\n"));
         }
         // A flushed set is filled again whole.
@@ -233,10 +244,6 @@ impl Netfilter {
             let element = Element::Taken(*vip);
             changes.set(element, self.base.contains(&element), wishes::is_taken(plan, local, *vip));
         }
-        for vip in &delta.virtual_servers {
-            let element = Element::NodePort(*vip);
-            changes.set(element, self.base.contains(&element), wishes::is_node_port(plan, vip));
-        }
         for vip in &delta.source_ranges {
             let wanted: BTreeSet<Element> = wishes::sources(plan, vip).collect();
             let held: BTreeSet<Element> = std::iter::once(Element::Restricted(*vip))
@@ -255,10 +262,11 @@ impl Netfilter {
             self.base.remove(element);
         }
         self.base.extend(&changes.new);
-        if let Some(numbers) = &mut self.numbers {
-            for key in &delta.rewrites {
-                self.rewrites.follow(numbers, plan, *key, now, &mut changes);
-            }
+        for vip in &delta.virtual_servers {
+            self.follow(plan, local, vip, &mut changes);
+        }
+        for key in &delta.rewrites {
+            self.rewrites.follow(&mut self.numbers, plan, *key, now, &mut changes);
         }
         self.write(&changes)
     }
@@ -269,10 +277,8 @@ impl Netfilter {
     /// As [`Self::apply`].
     pub fn expire(&mut self, now: Instant) -> Result<(), NftError> {
         let mut changes = Changes::default();
-        if let Some(numbers) = &mut self.numbers {
-            for key in self.rewrites.due(now) {
-                self.rewrites.drop(numbers, key, &mut changes);
-            }
+        for key in self.rewrites.due(now) {
+            self.rewrites.drop(&mut self.numbers, key, &mut changes);
         }
         self.write(&changes)
     }
@@ -308,12 +314,11 @@ impl Netfilter {
         vip: VipPort,
         rewrites: impl Iterator<Item = RewriteKey>,
     ) -> Vec<(Element, bool)> {
-        let mut elements: Vec<(Element, bool)> =
-            wishes::candidates(plan, &vip).map(|element| (element, self.base.contains(&element))).collect();
-        if let Some(numbers) = &self.numbers {
-            let held = rewrites.flat_map(|key| self.rewrites.elements_of(numbers, key));
-            elements.extend(held.map(|element| (element, true)));
-        }
+        let mut elements: Vec<(Element, bool)> = wishes::candidates(plan, &vip, &self.numbers)
+            .map(|element| (element, self.base.contains(&element)))
+            .collect();
+        let held = rewrites.flat_map(|key| self.rewrites.elements_of(&self.numbers, key));
+        elements.extend(held.map(|element| (element, true)));
         elements
     }
 
@@ -342,22 +347,95 @@ impl Netfilter {
 
     /// Every element that the table should hold now.
     fn elements(&self) -> BTreeSet<Element> {
-        let numbered = self.numbers.as_ref().map(|numbers| self.rewrites.elements(numbers));
-        self.base.iter().copied().chain(numbered.into_iter().flatten()).collect()
+        let mut elements = self.rewrites.elements(&self.numbers);
+        elements.extend(&self.base);
+        elements
     }
 
-    /// Takes over numbers and rewrites of an agent before this one; the plan then says which stay.
-    fn adopt(&mut self, found: Option<&BTreeSet<Element>>, now: Instant) -> Numbers {
-        let nothing = BTreeSet::new();
-        let found = found.unwrap_or(&nothing);
-        let number_of = |element: &Element| match element {
-            Element::Mark(outer, mark) => Some((*outer, self.mask.number(*mark)?)),
-            _ => None,
-        };
-        let mut numbers = Numbers::new(self.mask, found.iter().filter_map(number_of).collect());
-        self.rewrites.adopt(&mut numbers, found, now);
-        numbers.adoption_done();
-        numbers
+    /// Takes over numbers, marks and rewrites of an agent before this one; the plan then says which stay.
+    fn adopt(&mut self, found: &BTreeSet<Element>, now: Instant) {
+        let (mut endpoints, mut vips) = (HashMap::new(), HashMap::new());
+        for element in found {
+            match *element {
+                Element::Mark(outer, mark) => {
+                    endpoints.extend(self.mask.number(mark).map(|number| (outer, number)));
+                }
+                Element::Internal(vip, mark) => {
+                    vips.extend(self.mask.number(mark).map(|number| (vip, number)));
+                }
+                _ => {}
+            }
+        }
+        self.numbers = Numbers::new(self.mask, endpoints, vips);
+        let marked = |vip: &VipPort| Some(Element::Internal(*vip, self.numbers.vip_mark(vip)?));
+        self.base = self.numbers.vips().filter_map(marked).collect();
+        self.rewrites.adopt(&mut self.numbers, found, now);
+        self.numbers.adoption_done();
+    }
+
+    /// Gives a virtual server that needs a mark its number. One that has a number keeps it until IPVS holds nothing of it.
+    fn number(&mut self, plan: &NodePlan, local: &BTreeSet<IpAddr>, vip: &VipPort) {
+        self.unmarked.remove(vip);
+        if wishes::needs_mark(plan, local, vip)
+            && let Err(error) = self.numbers.number_vip(*vip)
+        {
+            self.unmarked.insert(*vip, error.to_string());
+        }
+    }
+
+    /// Follows the plan for one virtual server, apart from its mark.
+    fn follow(&mut self, plan: &NodePlan, local: &BTreeSet<IpAddr>, vip: &VipPort, changes: &mut Changes) {
+        self.number(plan, local, vip);
+        let wanted = wishes::of_virtual_server(plan, local, vip, &self.numbers);
+        let one = [Element::NodePort(*vip), Element::Closed(*vip), Element::Dropped(*vip)];
+        let closing = self.base.range(Element::Closing(*vip, 0)..=Element::Closing(*vip, u32::MAX)).copied();
+        let held: BTreeSet<Element> =
+            one.into_iter().filter(|element| self.base.contains(element)).chain(closing).collect();
+        for element in held.difference(&wanted) {
+            self.base.remove(element);
+            changes.remove(*element);
+        }
+        for element in wanted.difference(&held) {
+            self.base.insert(*element);
+            changes.add(*element);
+        }
+    }
+
+    /// Marks what clients within the cluster send to the virtual servers for whose mark IPVS has come to hold a service, and no
+    /// more where it holds none: there the mark is free again, unless the plan wants one.
+    ///
+    /// # Errors
+    /// As [`Self::apply`].
+    pub fn mark(
+        &mut self,
+        plan: &NodePlan,
+        local: &BTreeSet<IpAddr>,
+        held: &BTreeMap<VipPort, bool>,
+    ) -> Result<(), NftError> {
+        let mut changes = Changes::default();
+        for (vip, held) in held {
+            let Some(mark) = self.numbers.vip_mark(vip) else { continue };
+            let element = Element::Internal(*vip, mark);
+            if *held {
+                if self.base.insert(element) {
+                    changes.add(element);
+                }
+                continue;
+            }
+            if self.base.remove(&element) {
+                changes.remove(element);
+            }
+            if !wishes::needs_mark(plan, local, vip) {
+                self.numbers.release_vip(vip);
+                self.follow(plan, local, vip, &mut changes);
+            }
+        }
+        self.write(&changes)
+    }
+
+    /// Numbers in use.
+    pub fn numbers(&self) -> &Numbers {
+        &self.numbers
     }
 
     /// Rewrites that could not be made, with the reason.
@@ -367,9 +445,16 @@ impl Netfilter {
 
     fn node_changes(&self, plan: &NodePlan, local: &BTreeSet<IpAddr>, changes: &mut Changes) {
         let of_node = |element: &&Element| {
-            matches!(element, Element::Node(_) | Element::Vip(_) | Element::Taken(_) | Element::Pods(_))
+            matches!(
+                element,
+                Element::Node(_)
+                    | Element::Vip(_)
+                    | Element::Taken(_)
+                    | Element::Pods(_)
+                    | Element::Client(_)
+            )
         };
-        let wanted = wishes::all(plan, local);
+        let wanted = wishes::all(plan, local, &self.numbers);
         for element in self.base.iter().filter(of_node) {
             changes.set(*element, true, wanted.contains(element));
         }

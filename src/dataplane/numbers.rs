@@ -4,13 +4,17 @@
 //! the bits of the mark that are ours; the highest of these, [`MarkMask::bit`], says that the mark is ours.
 //! An endpoint may have two numbers: one for packets of any director ([`RewriteSide::Endpoint`]), one for packets
 //! of this node that it rewrites itself ([`RewriteSide::Director`]).
+//!
+//! Virtual servers that have destinations of their own for clients within the cluster have numbers too. No endpoint and
+//! virtual server have the same: IPVS looks at the mark of every packet that this host takes in, those of tunnels over UDP
+//! included.
 
 use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
 
 use super::standin;
 use crate::config::MarkMask;
-use crate::plan::RewriteSide;
+use crate::plan::{RewriteSide, VipPort};
 
 /// Whom a number stands for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -35,7 +39,7 @@ impl Captured {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NumberError {
     /// The mask is too narrow.
-    #[error("all {0} endpoint numbers are in use: widen services.markMask")]
+    #[error("all {0} numbers of endpoints and virtual servers are in use: widen services.markMask")]
     Exhausted(u32),
     /// Two endpoints differ in the high 4 bits of their IPv4 address alone.
     #[error("{0} has the same stand-in address as {1}: give one of them another address")]
@@ -46,6 +50,9 @@ pub enum NumberError {
 #[derive(Debug)]
 pub struct Numbers {
     mask: MarkMask,
+    of_vips: HashMap<VipPort, u32>,
+    /// Family (whether IPv4) and number → virtual server.
+    vips: HashMap<(bool, u32), VipPort>,
     used: HashMap<Captured, (u32, usize)>,
     by_outer: HashMap<IpAddr, Captured>,
     free4: Free,
@@ -55,26 +62,37 @@ pub struct Numbers {
 }
 
 impl Numbers {
-    /// `adopted`: outer address → number, as found in the kernel. Numbers that another mask made, or that two
-    /// addresses have, are not taken over.
-    pub fn new(mask: MarkMask, mut adopted: HashMap<IpAddr, u32>) -> Self {
+    /// `adopted`: outer address → number, and `of_vips`: virtual server → number, as found in the kernel. Numbers that
+    /// another mask made, or that two have, are not taken over.
+    pub fn new(
+        mask: MarkMask,
+        mut adopted: HashMap<IpAddr, u32>,
+        mut of_vips: HashMap<VipPort, u32>,
+    ) -> Self {
         let mut seen = HashMap::new();
-        for (outer, number) in &adopted {
-            *seen.entry((outer.is_ipv4(), *number)).or_insert(0) += 1;
+        let of_endpoints = adopted.iter().map(|(outer, number)| (outer.is_ipv4(), *number));
+        for each in of_endpoints.chain(of_vips.iter().map(family_and_number)) {
+            *seen.entry(each).or_insert(0) += 1;
         }
-        let plausible = mask.capacity().min(u32::try_from(4 * adopted.len() + 1024).unwrap_or(u32::MAX));
-        adopted.retain(|outer, number| {
-            (1..=plausible).contains(number) && seen.get(&(outer.is_ipv4(), *number)) == Some(&1)
-        });
+        let found = adopted.len() + of_vips.len();
+        let plausible = mask.capacity().min(u32::try_from(4 * found + 1024).unwrap_or(u32::MAX));
+        let is_sound =
+            |v4: bool, number: u32| (1..=plausible).contains(&number) && seen.get(&(v4, number)) == Some(&1);
+        adopted.retain(|outer, number| is_sound(outer.is_ipv4(), *number));
+        of_vips.retain(|vip, number| is_sound(vip.address.is_ipv4(), *number));
         let free = |v4: bool| {
-            Free::new(adopted.iter().filter(|(outer, _)| outer.is_ipv4() == v4).map(|(_, number)| *number))
+            let of_endpoints = adopted.iter().map(|(outer, number)| (outer.is_ipv4(), *number));
+            let all = of_endpoints.chain(of_vips.iter().map(family_and_number));
+            Free::new(all.filter(|(family, _)| *family == v4).map(|(_, number)| number))
         };
         Self {
             mask,
+            vips: of_vips.iter().map(|(vip, number)| (family_and_number((vip, number)), *vip)).collect(),
             used: HashMap::new(),
             by_outer: HashMap::new(),
             free4: free(true),
             free6: free(false),
+            of_vips,
             adopted,
         }
     }
@@ -126,9 +144,55 @@ impl Numbers {
         self.used.get(&captured).map(|(number, _)| self.mask.mark(*number))
     }
 
+    /// Gives a virtual server a number if it has none.
+    ///
+    /// # Errors
+    /// [`NumberError::Exhausted`].
+    pub fn number_vip(&mut self, vip: VipPort) -> Result<(), NumberError> {
+        if !self.of_vips.contains_key(&vip) {
+            let capacity = self.mask.capacity();
+            let number = self.free(vip.address).take(capacity).ok_or(NumberError::Exhausted(capacity))?;
+            self.of_vips.insert(vip, number);
+            self.vips.insert((vip.address.is_ipv4(), number), vip);
+        }
+        Ok(())
+    }
+
+    /// Frees the number of a virtual server.
+    pub fn release_vip(&mut self, vip: &VipPort) {
+        if let Some(number) = self.of_vips.remove(vip) {
+            self.vips.remove(&(vip.address.is_ipv4(), number));
+            self.free(vip.address).put_back(number);
+        }
+    }
+
+    /// The mark of a virtual server that has a number.
+    pub fn vip_mark(&self, vip: &VipPort) -> Option<u32> {
+        self.of_vips.get(vip).map(|number| self.mask.mark(*number))
+    }
+
+    /// Its mark without the reserved bit.
+    pub fn vip_number_bits(&self, vip: &VipPort) -> Option<u32> {
+        self.vip_mark(vip).map(|mark| mark & !self.mask.bit())
+    }
+
+    /// The virtual server of a mark.
+    pub fn marked_vip(&self, v4: bool, mark: u32) -> Option<VipPort> {
+        self.vips.get(&(v4, self.mask.number(mark)?)).copied()
+    }
+
+    /// Virtual servers that have a number.
+    pub fn vips(&self) -> impl Iterator<Item = &VipPort> {
+        self.of_vips.keys()
+    }
+
     fn free(&mut self, of: IpAddr) -> &mut Free {
         if of.is_ipv4() { &mut self.free4 } else { &mut self.free6 }
     }
+}
+
+fn family_and_number((vip, number): (&VipPort, &u32)) -> (bool, u32) {
+    (vip.address.is_ipv4(), *number)
 }
 
 /// The free numbers of one family: the gaps, and everything from `next` on.
@@ -170,7 +234,7 @@ mod tests {
 
     #[test]
     fn an_endpoint_has_one_number_per_side_until_its_last_rewrite_goes() {
-        let mut numbers = Numbers::new(MarkMask::new(0x3fff).unwrap(), HashMap::new());
+        let mut numbers = Numbers::new(MarkMask::new(0x3fff).unwrap(), HashMap::new(), HashMap::new());
         let endpoint = captured("10.244.1.10", RewriteSide::Endpoint);
         let director = captured("10.244.1.10", RewriteSide::Director);
         for _ in 0..2 {
@@ -189,7 +253,7 @@ mod tests {
     #[test]
     fn numbers_survive_a_restart() {
         let adopted = HashMap::from([("10.0.0.2".parse().unwrap(), 7), ("10.0.0.3".parse().unwrap(), 1)]);
-        let mut numbers = Numbers::new(MarkMask::new(0x3fff).unwrap(), adopted);
+        let mut numbers = Numbers::new(MarkMask::new(0x3fff).unwrap(), adopted, HashMap::new());
         for address in ["10.0.0.9", "10.0.0.2"] {
             numbers.acquire(captured(address, RewriteSide::Endpoint)).unwrap();
         }
@@ -201,15 +265,40 @@ mod tests {
     }
 
     #[test]
+    fn virtual_servers_share_no_number_with_endpoints_of_their_family() {
+        let vip = |address: &str| VipPort {
+            address: address.parse().unwrap(),
+            port: 80,
+            protocol: crate::cluster::Protocol::Tcp,
+        };
+        let (web, dns) = (vip("192.0.2.80"), vip("2001:db8::80"));
+        let twice = vip("192.0.2.81");
+        let adopted = HashMap::from([("10.0.0.2".parse().unwrap(), 1), ("10.0.0.3".parse().unwrap(), 4)]);
+        let of_vips = HashMap::from([(web, 2), (twice, 4), (dns, 1)]);
+        let mut numbers = Numbers::new(MarkMask::new(0x3fff).unwrap(), adopted, of_vips);
+        assert_eq!((numbers.vip_mark(&web), numbers.vip_mark(&dns)), (Some(0x2002), Some(0x2001)));
+        assert_eq!(numbers.vip_mark(&twice), None, "an endpoint has it too");
+        numbers.number_vip(twice).unwrap();
+        assert_eq!(numbers.vip_mark(&twice), Some(0x2003));
+        assert_eq!(numbers.marked_vip(true, 0x2003), Some(twice));
+        assert_eq!(numbers.marked_vip(false, 0x2003), None);
+        numbers.release_vip(&web);
+        assert_eq!((numbers.vip_mark(&web), numbers.marked_vip(true, 0x2002)), (None, None));
+        let endpoint = captured("10.0.0.9", RewriteSide::Endpoint);
+        numbers.acquire(endpoint).unwrap();
+        assert_eq!(numbers.mark(endpoint), Some(0x2002));
+    }
+
+    #[test]
     fn what_cannot_be_numbered_is_refused() {
-        let mut numbers = Numbers::new(MarkMask::new(0x3).unwrap(), HashMap::new());
+        let mut numbers = Numbers::new(MarkMask::new(0x3).unwrap(), HashMap::new(), HashMap::new());
         numbers.acquire(captured("10.0.0.1", RewriteSide::Endpoint)).unwrap();
         assert_eq!(
             numbers.acquire(captured("10.0.0.2", RewriteSide::Endpoint)),
             Err(NumberError::Exhausted(1))
         );
         numbers.acquire(captured("fd00::1", RewriteSide::Endpoint)).unwrap();
-        let mut numbers = Numbers::new(MarkMask::new(0x3fff).unwrap(), HashMap::new());
+        let mut numbers = Numbers::new(MarkMask::new(0x3fff).unwrap(), HashMap::new(), HashMap::new());
         numbers.acquire(captured("10.0.0.1", RewriteSide::Director)).unwrap();
         assert!(matches!(
             numbers.acquire(captured("26.0.0.1", RewriteSide::Director)),

@@ -1,14 +1,14 @@
 //! PURE: what a virtual server should be and what the kernel lists → the IPVS operations between them.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
 
 use sheave_ipvs::{
-    Destination, DestinationEntry, ForwardingMethod, Operation, Protocol, SchedulerName, Service,
+    Destination, DestinationEntry, Family, ForwardingMethod, Operation, Protocol, SchedulerName, Service,
     ServiceEntry, ServiceFlags, ServiceKey, TunnelFlags, TunnelType,
 };
 
-use super::{fou, standin};
+use super::{fou, standin, wishes};
 use crate::cluster::{self, Encapsulation};
 use crate::plan::{Forwarding, Scheduler, VipPort, VirtualServer};
 
@@ -24,7 +24,12 @@ pub struct Wanted {
     destinations: Vec<Destination>,
     /// The scheduler's table depends on the order in which destinations were added.
     ordered: bool,
+    /// Its packets belong to no connections that could end.
+    datagrams: bool,
 }
+
+/// A destination in the kernel's terms: address and port.
+pub type DestinationKey = (IpAddr, u16);
 
 /// What to do, and what stays to be done.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -52,6 +57,11 @@ pub fn service_key(vip: &VipPort) -> ServiceKey {
     ServiceKey::Address { protocol, address: vip.address, port: vip.port }
 }
 
+/// The kernel's key of what clients within the cluster get, by their mark.
+pub fn internal_key(vip: &VipPort, mark: u32) -> ServiceKey {
+    ServiceKey::Fwmark { family: Family::of(vip.address), mark }
+}
+
 /// The plan's key of a virtual server; `None` for one that matches a firewall mark.
 pub fn vip_port(key: &ServiceKey) -> Option<VipPort> {
     let ServiceKey::Address { protocol, address, port } = *key else { return None };
@@ -64,28 +74,62 @@ pub fn vip_port(key: &ServiceKey) -> Option<VipPort> {
 }
 
 impl Wanted {
-    /// Translates a planned virtual server, without the *nat* destinations that are `refused`.
-    pub fn new(server: &VirtualServer, refused: impl Fn(IpAddr) -> bool) -> Self {
+    /// Translates a planned virtual server for the clients that `key` stands for, without the *nat* destinations that are
+    /// `refused`.
+    pub fn new(server: &VirtualServer, key: ServiceKey, refused: impl Fn(IpAddr) -> bool) -> Self {
+        let service = service(server, key);
         Self {
-            service: service(server),
-            destinations: server
-                .destinations
+            service,
+            destinations: destinations(server, &key)
                 .iter()
                 .filter(|planned| planned.forwarding != Forwarding::Nat || !refused(planned.address))
                 .map(destination)
                 .collect(),
-            ordered: matches!(server.scheduler, Scheduler::Mh | Scheduler::Sh | Scheduler::Dh),
+            ordered: ["mh", "sh", "dh"].contains(&service.scheduler.as_str()),
+            datagrams: server.vip.protocol == cluster::Protocol::Udp,
         }
     }
 
     /// Addresses and ports of its destinations, as the kernel is given them.
-    pub fn keys(&self) -> impl Iterator<Item = (IpAddr, u16)> {
+    pub fn keys(&self) -> impl Iterator<Item = DestinationKey> {
         self.destinations.iter().map(|destination| (destination.address, destination.port))
+    }
+
+    /// Those that established connections alone may use.
+    pub fn closing(&self) -> BTreeSet<DestinationKey> {
+        let closing = self.destinations.iter().filter(|destination| destination.weight == 0);
+        closing.map(|destination| (destination.address, destination.port)).collect()
     }
 }
 
-/// A planned virtual server in the kernel's terms, apart from its destinations.
-pub fn service(server: &VirtualServer) -> Service {
+/// Whom clients are sent to that `key` stands for: those within the cluster are told by a mark.
+pub fn destinations<'a>(server: &'a VirtualServer, key: &ServiceKey) -> &'a [crate::plan::Destination] {
+    match key {
+        ServiceKey::Address { .. } => &server.destinations,
+        ServiceKey::Fwmark { .. } => wishes::internal(server),
+    }
+}
+
+/// A planned virtual server in the kernel's terms, under `key`, apart from its destinations.
+pub fn service(server: &VirtualServer, key: ServiceKey) -> Service {
+    // Persistence by mark gives new connections the VIP's port at the endpoint (`ip_vs_sched_persist`), which is wrong where IPVS
+    // itself rewrites. There clients keep their endpoint by the hash of their address.
+    let rewritten = |planned: &crate::plan::Destination| {
+        planned.forwarding == Forwarding::Masquerade && planned.port != server.vip.port
+    };
+    if matches!(key, ServiceKey::Fwmark { .. })
+        && server.persistence.is_some()
+        && destinations(server, &key).iter().any(rewritten)
+    {
+        return Service {
+            key,
+            scheduler: scheduler_name(Scheduler::Mh),
+            flags: OURS | ServiceFlags::MH_FALLBACK,
+            timeout: 0,
+            netmask: key.family().bits(),
+            pe_name: None,
+        };
+    }
     let mut flags = OURS;
     // The hashing schedulers `mh` and `sh` have the same flags under two names.
     if server.scheduler_flags.fallback {
@@ -97,7 +141,6 @@ pub fn service(server: &VirtualServer) -> Service {
     if server.persistence.is_some() {
         flags = flags | ServiceFlags::PERSISTENT;
     }
-    let key = service_key(&server.vip);
     Service {
         key,
         scheduler: scheduler_name(server.scheduler),
@@ -157,11 +200,16 @@ pub fn scheduler_name(scheduler: Scheduler) -> SchedulerName {
 /// Compares `wanted` (`None`: the Service is gone) with what the kernel lists.
 ///
 /// A destination that is not wanted any more goes to weight 0 and is deleted when its connections are gone
-/// (UDP has none that could end: at once). A virtual server without wanted destinations stays as long as one
+/// (UDP has none that could end: at once). One of `closing`, wanted with weight 0 until now, is deleted at once: its endpoint
+/// has terminated, and what connections are left had better learn it. A virtual server without wanted destinations stays as long as one
 /// drains. Destinations of a hashing scheduler are brought into canonical order, so that every director has the
 /// same table; one with weight 0 is added with its weight first, which keeps the table equal to that of
 /// a director that knew it before.
-pub fn steps(wanted: Option<&Wanted>, listed: Option<&ServiceEntry>) -> Steps {
+pub fn steps(
+    wanted: Option<&Wanted>,
+    listed: Option<&ServiceEntry>,
+    closing: &BTreeSet<DestinationKey>,
+) -> Steps {
     let mut steps = Steps::default();
     match (wanted, listed) {
         (_, Some(listed)) if !listed.service.flags.contains(OURS) => steps.foreign = true,
@@ -173,7 +221,7 @@ pub fn steps(wanted: Option<&Wanted>, listed: Option<&ServiceEntry>) -> Steps {
                 steps.add(wanted, destination);
             }
         }
-        (Some(wanted), Some(listed)) => steps.change(wanted, listed),
+        (Some(wanted), Some(listed)) => steps.change(wanted, listed, closing),
         (_, None) => {}
     }
     steps
@@ -189,9 +237,9 @@ impl Steps {
         }
     }
 
-    fn change(&mut self, wanted: &Wanted, listed: &ServiceEntry) {
+    fn change(&mut self, wanted: &Wanted, listed: &ServiceEntry, closing: &BTreeSet<DestinationKey>) {
         let key = wanted.service.key;
-        let index: HashMap<(IpAddr, u16), usize> = wanted
+        let index: HashMap<DestinationKey, usize> = wanted
             .destinations
             .iter()
             .enumerate()
@@ -205,7 +253,7 @@ impl Steps {
             .map(|entry| (index.get(&(entry.destination.address, entry.destination.port)).copied(), entry))
             .collect();
         for (_, entry) in present.iter().filter(|(wanted, _)| wanted.is_none()) {
-            self.leave(key, entry);
+            self.leave(wanted, entry, closing);
         }
         if wanted.destinations.is_empty() {
             if !self.draining {
@@ -251,10 +299,11 @@ impl Steps {
     }
 
     /// A destination that nobody wants.
-    fn leave(&mut self, key: ServiceKey, entry: &DestinationEntry) {
+    fn leave(&mut self, wanted: &Wanted, entry: &DestinationEntry, closing: &BTreeSet<DestinationKey>) {
+        let key = wanted.service.key;
         let Destination { address, port, weight, .. } = entry.destination;
-        let udp = matches!(key, ServiceKey::Address { protocol: Protocol::Udp, .. });
-        if udp || weight == 0 && entry.active_connections == 0 && entry.inactive_connections == 0 {
+        let at_once = wanted.datagrams || closing.contains(&(address, port));
+        if at_once || weight == 0 && entry.active_connections == 0 && entry.inactive_connections == 0 {
             self.operations.push(Operation::DelDestination(key, address, port));
             return;
         }

@@ -7,6 +7,7 @@
 //! from this node ─► vip_out ─► loop ──(the same for own pods and stand-ins)──► lo ─► outer ──────────────────┤
 //!                                                                                                           ▼
 //!        the inner packet, on sheave4/sheave6: inner (dnat by mark) ─► clear (unknown: refuse) ─► forward ─► source_nat
+//!        to a VIP: internal_in, internal_out (from within the cluster: mark; no new connections: refuse) ─► IPVS
 //!        to a VIP, and IPVS left it: guard (refuse, answer ping).   SYN-ACK from a VIP: mss
 //! ```
 
@@ -129,6 +130,21 @@ impl Rules {
             &[format!("iifname != {{ \"{TUNNEL4}\", \"{TUNNEL6}\" }} jump to_vip")],
         );
         chain("vip_out", "filter hook output priority -301", &["jump to_vip".into()]);
+        // Replies from VIPs: this node has not tracked what they answer, and firewalls drop what is `ct state invalid`.
+        // Not where a pod's reply leaves, which has the pod's address still.
+        chain(
+            "vip_reply",
+            "filter hook prerouting priority -301",
+            &std::iter::once(format!("iifname {{ \"{TUNNEL4}\", \"{TUNNEL6}\" }} accept"))
+                .chain(each(&|f| {
+                    vec![format!(
+                        "{ip} saddr != @taken{n} {ip} saddr @vips{n} notrack",
+                        ip = f.ip,
+                        n = f.suffix
+                    )]
+                }))
+                .collect::<Vec<_>>(),
+        );
 
         let catch = |f: &FamilyNames, outer: &str, then: &str| {
             vec![
@@ -221,12 +237,59 @@ impl Rules {
                 "iifname {{ \"{TUNNEL4}\", \"{TUNNEL6}\" }} meta mark & {bit:#x} == {bit:#x} jump cleared"
             )],
         );
+        // IPVS schedules at 99 of the input hook and at -98 of output (ip_vs_core.c), and looks for a service of the packet's
+        // mark first. It must be that and nothing else, so it is set at the last moment.
+        let to_internal = |from: &dyn Fn(&FamilyNames) -> String| {
+            let mut rules = each(&|f| {
+                vec![format!(
+                    "{}meta mark set {} daddr . meta l4proto . th dport map @internal{}",
+                    from(f),
+                    f.ip,
+                    f.suffix
+                )]
+            });
+            rules.push("tcp flags & (syn | ack) == syn jump opening".into());
+            rules
+        };
+        chain(
+            "no_answer",
+            "",
+            &each(&|f| vec![format!("{} daddr . meta l4proto . th dport @dropped{} drop", f.ip, f.suffix)]),
+        );
+        // While the last destinations drain, IPVS would refuse by ICMP alone, at which IPv6 clients try again.
+        chain("turned_away", "", &["jump no_answer".into(), "reject with tcp reset".into()]);
+        let number = mask & !bit;
+        chain(
+            "opening",
+            "",
+            &each(&|f| {
+                vec![format!(
+                    "meta mark & {number:#x} . {} daddr . meta l4proto . th dport @closing{} goto turned_away",
+                    f.ip, f.suffix
+                )]
+            }),
+        );
+        let from_clients = |f: &FamilyNames| format!("{} saddr @clients{} ", f.ip, f.suffix);
+        chain("internal_in", "filter hook input priority 97", &to_internal(&from_clients));
+        chain("internal_out", "filter hook output priority -99", &to_internal(&|_| String::new()));
+
         // IPVS takes its packets at 98 and 99 of the input hook (ip_vs_core.c); 99 and below would hit real traffic.
         chain(
             "guard",
             "filter hook input priority 101",
             &each(&|f| {
                 vec![
+                    // As kube-proxy does: not what answers a connection that this node opened from such a port.
+                    format!(
+                        "{ip} daddr . meta l4proto . th dport @dropped{n} ct state != {{ established, related }} drop",
+                        ip = f.ip,
+                        n = f.suffix
+                    ),
+                    format!(
+                        "{ip} daddr . meta l4proto . th dport @closed{n} ct state != {{ established, related }} goto refuse",
+                        ip = f.ip,
+                        n = f.suffix
+                    ),
                     format!("{} daddr @taken{} accept", f.ip, f.suffix),
                     format!("{} daddr @vips{} {} type echo-request accept", f.ip, f.suffix, f.icmp),
                     format!("{} daddr @vips{} goto refuse", f.ip, f.suffix),
@@ -355,6 +418,11 @@ impl FamilyNames {
   set own{n} {{ type {address}; }}
   set hairpin{n} {{ type {address} . {address}; }}
   set nodeports{n} {{ type {address} . inet_proto . inet_service; }}
+  set closed{n} {{ type {address} . inet_proto . inet_service; }}
+  set dropped{n} {{ type {address} . inet_proto . inet_service; }}
+  set closing{n} {{ type mark . {address} . inet_proto . inet_service; }}
+  set clients{n} {{ type {address}; flags interval; }}
+  map internal{n} {{ type {address} . inet_proto . inet_service : mark; }}
   set restricted{n} {{ type {address} . inet_proto . inet_service; }}
   set sources{n} {{ type {address} . inet_proto . inet_service . {address}; flags interval; }}
   map mark{n} {{ type {address} : mark; }}

@@ -1,15 +1,20 @@
 //! Virtual servers: each reconciled with what the kernel lists for it, all operations of a change in one batch.
+//!
+//! One whose clients within the cluster get other destinations is two services in the kernel: that of its address, and
+//! that of the mark which the rules give to these clients' packets ([`super::ruleset`]). Once it has a mark it keeps both, with
+//! equal destinations if it comes to that, until there are none: so no connection loses its service.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use foldhash::HashMap;
-use sheave_ipvs::{Errno, Ipvs, Operation, Service, ServiceEntry, Stats};
+use sheave_ipvs::{Errno, Family, Ipvs, Operation, Service, ServiceEntry, ServiceKey, Stats};
 
-use super::reconcile::{self, Steps, Wanted};
-use super::sysctl;
-use crate::plan::{NodePlan, RewriteKey, RewriteSide, VipKind, VipPort, VirtualServer};
+use super::numbers::Numbers;
+use super::reconcile::{self, DestinationKey, Steps, Wanted};
+use super::{sysctl, wishes};
+use crate::plan::{NodePlan, RewriteKey, RewriteSide, VipPort, VirtualServer};
 
 /// Up to how many virtual servers have all their destinations looked at by each [`VirtualServers::check`].
 const EACH_TIME: usize = 500;
@@ -20,6 +25,10 @@ const ROUND: usize = 20;
 pub struct VirtualServers {
     ipvs: Ipvs,
     draining: BTreeSet<VipPort>,
+    /// Destinations that the plan had with weight 0 when their service was last reconciled.
+    closing: HashMap<ServiceKey, BTreeSet<DestinationKey>>,
+    /// Whether IPVS holds a service for the mark of these, as of the last look; taken by [`Self::marked`].
+    marked: BTreeMap<VipPort, bool>,
     /// Whose destinations are still to be looked at in this round.
     round: std::vec::IntoIter<VipPort>,
     /// Of how many each time.
@@ -52,6 +61,8 @@ impl VirtualServers {
         Ok(Self {
             ipvs: Ipvs::open()?,
             draining: BTreeSet::new(),
+            closing: HashMap::default(),
+            marked: BTreeMap::new(),
             round: Vec::new().into_iter(),
             step: EACH_TIME,
             failed: BTreeMap::new(),
@@ -64,27 +75,21 @@ impl VirtualServers {
     ///
     /// # Errors
     /// [`VirtualServersError`]: what the kernel holds is unknown then, and another sync is due.
-    pub fn sync(
-        &mut self,
-        plan: &NodePlan,
-        local: &BTreeSet<IpAddr>,
-        refused: &Refused,
-    ) -> Result<usize, VirtualServersError> {
-        let listed: HashMap<VipPort, ServiceEntry> = self
-            .ipvs
-            .dump()?
-            .into_iter()
-            .filter_map(|entry| Some((reconcile::vip_port(&entry.service.key)?, entry)))
-            .collect();
+    pub fn sync(&mut self, view: View<'_>) -> Result<usize, VirtualServersError> {
+        let mut listed: HashMap<ServiceKey, ServiceEntry> =
+            self.ipvs.dump()?.into_iter().map(|entry| (entry.service.key, entry)).collect();
         self.draining.clear();
         self.failed.clear();
-        let gone = listed.iter().filter(|(vip, entry)| {
-            !plan.virtual_servers.contains_key(vip) && entry.service.flags.contains(reconcile::OURS)
-        });
-        let mut vips: Vec<VipPort> =
-            plan.virtual_servers.keys().chain(gone.map(|(vip, _)| vip)).copied().collect();
-        vips.sort_unstable();
-        self.run(View { plan, local, refused }, &vips, |_, vip| Ok(listed.get(vip).cloned()))
+        let mut vips: BTreeSet<VipPort> = view.plan.virtual_servers.keys().copied().collect();
+        vips.extend(view.numbers.vips());
+        let ours = listed.values().filter(|entry| entry.service.flags.contains(reconcile::OURS));
+        let (known, strays): (Vec<_>, Vec<_>) = ours
+            .map(|entry| (entry.service.key, view.vip(&entry.service.key)))
+            .partition(|(_, vip)| vip.is_some());
+        vips.extend(known.into_iter().filter_map(|(_, vip)| vip));
+        let removed = self.remove(strays.into_iter().map(|(key, _)| key))?;
+        let vips: Vec<VipPort> = vips.into_iter().collect();
+        Ok(removed + self.run(view, &vips, |_, key| Ok(listed.remove(key)))?)
     }
 
     /// Looks at all virtual servers, and at the destinations of some: of all that are wanted in [`ROUND`] calls, of
@@ -93,47 +98,65 @@ impl VirtualServers {
     ///
     /// # Errors
     /// As [`Self::sync`].
-    pub fn check(
-        &mut self,
-        plan: &NodePlan,
-        local: &BTreeSet<IpAddr>,
-        refused: &Refused,
-        also: BTreeSet<VipPort>,
-    ) -> Result<usize, VirtualServersError> {
-        let view = View { plan, local, refused };
+    pub fn check(&mut self, view: View<'_>, also: BTreeSet<VipPort>) -> Result<usize, VirtualServersError> {
         let mut chosen = also;
         chosen.extend(self.failed.keys());
         chosen.extend(self.next_of_round(view));
-        let mut listed = HashMap::<VipPort, Service>::default();
+        let mut listed = HashMap::<ServiceKey, Service>::default();
         self.ipvs.scan_services(|service| {
-            if let Some(vip) = reconcile::vip_port(&service.key) {
-                listed.insert(vip, service);
-            }
+            listed.insert(service.key, service);
         })?;
-        let is_held = |vip: &VipPort| {
-            self.draining.contains(vip)
-                || view.server(vip).is_some_and(|server| !server.destinations.is_empty())
-        };
-        chosen.extend(
-            listed
-                .iter()
-                .filter(|(vip, service)| match view.server(vip) {
-                    Some(server) => !is_held(vip) || reconcile::service(server) != **service,
-                    None => service.flags.contains(reconcile::OURS),
-                })
-                .map(|(vip, _)| *vip),
-        );
-        chosen.extend(plan.virtual_servers.keys().filter(|vip| is_held(vip) && !listed.contains_key(vip)));
+        let mut strays = Vec::new();
+        for (key, service) in &listed {
+            let is_ours = service.flags.contains(reconcile::OURS);
+            match view.vip(key) {
+                Some(vip) => match view.server(&vip) {
+                    Some(server) if self.is_held(&vip, server, key) => {
+                        if reconcile::service(server, *key) != *service {
+                            chosen.insert(vip);
+                        }
+                    }
+                    Some(_) => drop(chosen.insert(vip)),
+                    None if is_ours => drop(chosen.insert(vip)),
+                    None => {}
+                },
+                None if is_ours => strays.push(*key),
+                None => {}
+            }
+        }
+        for vip in view.plan.virtual_servers.keys() {
+            if let Some(server) = view.server(vip)
+                && view.keys(vip).any(|key| !listed.contains_key(&key) && self.is_held(vip, server, &key))
+            {
+                chosen.insert(*vip);
+            }
+        }
+        let removed = self.remove(strays)?;
         let vips: Vec<VipPort> = chosen.into_iter().collect();
         // Listed without its destinations; where it is not, it may have been left out by the kernel's dump.
-        self.run(view, &vips, |ipvs, vip| match listed.get(vip) {
+        let count = self.run(view, &vips, |ipvs, key| match listed.get(key) {
             Some(service) => Ok(Some(ServiceEntry {
                 service: *service,
                 stats: Stats::default(),
-                destinations: ipvs.destinations(&service.key)?,
+                destinations: ipvs.destinations(key)?,
             })),
-            None => look_up(ipvs, vip),
-        })
+            None => ipvs.service(key),
+        })?;
+        Ok(removed + count)
+    }
+
+    /// Whether the kernel should hold this service of a virtual server.
+    fn is_held(&self, vip: &VipPort, server: &VirtualServer, key: &ServiceKey) -> bool {
+        self.draining.contains(vip) || !reconcile::destinations(server, key).is_empty()
+    }
+
+    /// Removes services of ours whose mark nobody has: the rules were lost, or are those of another mask.
+    fn remove(&mut self, strays: impl IntoIterator<Item = ServiceKey>) -> Result<usize, VirtualServersError> {
+        let operations: Vec<Operation> = strays.into_iter().map(Operation::DelService).collect();
+        if !operations.is_empty() {
+            self.ipvs.apply(&operations)?;
+        }
+        Ok(operations.len())
     }
 
     fn next_of_round(&mut self, view: View<'_>) -> impl Iterator<Item = VipPort> {
@@ -149,32 +172,21 @@ impl VirtualServers {
     ///
     /// # Errors
     /// As [`Self::sync`].
-    pub fn apply(
-        &mut self,
-        plan: &NodePlan,
-        local: &BTreeSet<IpAddr>,
-        refused: &Refused,
-        vips: &BTreeSet<VipPort>,
-    ) -> Result<usize, VirtualServersError> {
+    pub fn apply(&mut self, view: View<'_>, vips: &BTreeSet<VipPort>) -> Result<usize, VirtualServersError> {
         let vips: Vec<VipPort> = vips.iter().copied().collect();
-        self.run(View { plan, local, refused }, &vips, look_up)
+        self.run(view, &vips, Ipvs::service)
     }
 
     /// Looks again at those that drain. Gives how many operations that took.
     ///
     /// # Errors
     /// As [`Self::sync`].
-    pub fn drain(
-        &mut self,
-        plan: &NodePlan,
-        local: &BTreeSet<IpAddr>,
-        refused: &Refused,
-    ) -> Result<usize, VirtualServersError> {
+    pub fn drain(&mut self, view: View<'_>) -> Result<usize, VirtualServersError> {
         if self.draining.is_empty() {
             return Ok(0);
         }
         let draining = std::mem::take(&mut self.draining);
-        let result = self.apply(plan, local, refused, &draining);
+        let result = self.apply(view, &draining);
         if result.is_err() {
             self.draining.extend(draining);
         }
@@ -185,18 +197,17 @@ impl VirtualServers {
     ///
     /// # Errors
     /// As [`Self::sync`].
-    pub fn explain(
-        &mut self,
-        plan: &NodePlan,
-        local: &BTreeSet<IpAddr>,
-        refused: &Refused,
-        vip: &VipPort,
-    ) -> Result<Vec<Looked>, VirtualServersError> {
-        let wanted = View { plan, local, refused }.wanted(vip);
-        let listed = look_up(&mut self.ipvs, vip)?;
-        let steps = reconcile::steps(wanted.as_ref(), listed.as_ref());
-        let wanted = wanted.iter().flat_map(Wanted::keys).collect();
-        Ok(vec![Looked { internal: false, wanted, listed, steps }])
+    pub fn explain(&mut self, view: View<'_>, vip: &VipPort) -> Result<Vec<Looked>, VirtualServersError> {
+        view.keys(vip)
+            .map(|key| {
+                let wanted = view.wanted(vip, key);
+                let listed = self.ipvs.service(&key)?;
+                let closing = self.closing.get(&key).cloned().unwrap_or_default();
+                let steps = reconcile::steps(wanted.as_ref(), listed.as_ref(), &closing);
+                let wanted = wanted.iter().flat_map(Wanted::keys).collect();
+                Ok(Looked { internal: matches!(key, ServiceKey::Fwmark { .. }), wanted, listed, steps })
+            })
+            .collect()
     }
 
     /// How many calls of [`Self::check`] it takes until all destinations have been looked at.
@@ -210,14 +221,25 @@ impl VirtualServers {
         self.draining.len()
     }
 
-    /// The counters of ours.
+    /// Whether IPVS holds a service for their mark: of those looked at since the last call.
+    pub fn marked(&mut self) -> BTreeMap<VipPort, bool> {
+        std::mem::take(&mut self.marked)
+    }
+
+    /// The counters of ours, for all clients together.
     ///
     /// # Errors
     /// As [`Self::sync`].
-    pub fn traffic(&mut self) -> Result<Vec<(VipPort, Stats)>, VirtualServersError> {
-        let ours = |entry: &ServiceEntry| entry.service.flags.contains(reconcile::OURS);
-        let listed = self.ipvs.services()?.into_iter().filter(ours);
-        Ok(listed.filter_map(|entry| Some((reconcile::vip_port(&entry.service.key)?, entry.stats))).collect())
+    pub fn traffic(&mut self, numbers: &Numbers) -> Result<Vec<(VipPort, Stats)>, VirtualServersError> {
+        let mut sums = HashMap::<VipPort, Stats>::default();
+        for entry in self.ipvs.services()? {
+            if entry.service.flags.contains(reconcile::OURS)
+                && let Some(vip) = vip_of(numbers, &entry.service.key)
+            {
+                *sums.entry(vip).or_default() += entry.stats;
+            }
+        }
+        Ok(sums.into_iter().collect())
     }
 
     /// Everything in the kernel that is ours, with connection counts.
@@ -247,13 +269,13 @@ impl VirtualServers {
         &mut self,
         view: View<'_>,
         vips: &[VipPort],
-        listed: impl FnMut(&mut Ipvs, &VipPort) -> Result<Option<ServiceEntry>, sheave_ipvs::Error>,
+        listed: impl FnMut(&mut Ipvs, &ServiceKey) -> Result<Option<ServiceEntry>, sheave_ipvs::Error>,
     ) -> Result<usize, VirtualServersError> {
         let (count, again) = self.reconcile(view, vips, listed)?;
         if again.is_empty() {
             return Ok(count);
         }
-        let (more, _) = self.reconcile(view, &again, look_up)?;
+        let (more, _) = self.reconcile(view, &again, Ipvs::service)?;
         Ok(count + more)
     }
 
@@ -262,31 +284,42 @@ impl VirtualServers {
         &mut self,
         view: View<'_>,
         vips: &[VipPort],
-        mut listed: impl FnMut(&mut Ipvs, &VipPort) -> Result<Option<ServiceEntry>, sheave_ipvs::Error>,
+        mut listed: impl FnMut(&mut Ipvs, &ServiceKey) -> Result<Option<ServiceEntry>, sheave_ipvs::Error>,
     ) -> Result<(usize, Vec<VipPort>), VirtualServersError> {
         let mut operations = Vec::new();
         let mut reorders = false;
         let mut again = BTreeSet::new();
+        let mut closing = Vec::new();
         for vip in vips {
-            let wanted = view.wanted(vip);
-            let listed = listed(&mut self.ipvs, vip)?;
-            let Steps { operations: mut more, draining, lowered, reorders: also, foreign } =
-                reconcile::steps(wanted.as_ref(), listed.as_ref());
             self.failed.remove(vip);
             self.draining.remove(vip);
-            operations.append(&mut more);
-            reorders |= also;
-            if draining {
-                self.draining.insert(*vip);
-            }
-            if lowered {
-                again.insert(*vip);
-            }
-            if foreign && wanted.is_some() {
-                self.failed.insert(*vip, FOREIGN.into());
+            for key in view.keys(vip) {
+                let wanted = view.wanted(vip, key);
+                let listed = listed(&mut self.ipvs, &key)?;
+                let known = self.closing.get(&key);
+                let Steps { operations: mut more, draining, lowered, reorders: also, foreign } =
+                    reconcile::steps(wanted.as_ref(), listed.as_ref(), known.unwrap_or(&BTreeSet::new()));
+                closing.push((key, wanted.as_ref().map(Wanted::closing).unwrap_or_default()));
+                if matches!(key, ServiceKey::Fwmark { .. }) {
+                    let comes = matches!(more.first(), Some(Operation::AddService(_)));
+                    let goes = matches!(more.first(), Some(Operation::DelService(_)));
+                    self.marked.insert(*vip, !foreign && (comes || listed.is_some() && !goes));
+                }
+                operations.append(&mut more);
+                reorders |= also;
+                if draining {
+                    self.draining.insert(*vip);
+                }
+                if lowered {
+                    again.insert(*vip);
+                }
+                if foreign && wanted.is_some() {
+                    self.failed.insert(*vip, FOREIGN.into());
+                }
             }
         }
         if operations.is_empty() {
+            self.remember(closing);
             return Ok((0, Vec::new()));
         }
         if reorders {
@@ -299,11 +332,16 @@ impl VirtualServers {
             sysctl::write(sysctl::EXPIRE_NODEST_CONN, "1")?;
         }
         let applied = applied?;
+        self.remember(closing);
         self.messages += applied.messages as u64;
         for failure in applied.failures {
             if let Some(operation) = operations.get(failure.index)
-                && let Some(vip) = reconcile::vip_port(&operation.key())
+                && let Some(vip) = view.vip(&operation.key())
             {
+                if matches!(operation, Operation::AddService(Service { key: ServiceKey::Fwmark { .. }, .. }))
+                {
+                    self.marked.insert(vip, false);
+                }
                 let why = format!("{operation}: {} ({})", operation.explain(failure.errno), failure.errno);
                 self.failed.insert(vip, why);
                 // There already, or gone: a listing of the whole table can miss entries while somebody changes it.
@@ -313,6 +351,16 @@ impl VirtualServers {
             }
         }
         Ok((operations.len(), again.into_iter().collect()))
+    }
+
+    fn remember(&mut self, closing: Vec<(ServiceKey, BTreeSet<DestinationKey>)>) {
+        for (key, closing) in closing {
+            if closing.is_empty() {
+                self.closing.remove(&key);
+            } else {
+                self.closing.insert(key, closing);
+            }
+        }
     }
 }
 
@@ -333,34 +381,51 @@ pub type Refused = BTreeMap<RewriteKey, String>;
 
 /// What decides on a virtual server.
 #[derive(Clone, Copy)]
-struct View<'a> {
-    plan: &'a NodePlan,
-    local: &'a BTreeSet<IpAddr>,
-    refused: &'a Refused,
+pub struct View<'a> {
+    /// What is wanted.
+    pub plan: &'a NodePlan,
+    /// Addresses of this host that are not ours.
+    pub local: &'a BTreeSet<IpAddr>,
+    /// Rewrites that the rules do not hold.
+    pub refused: &'a Refused,
+    /// Marks of clients within the cluster.
+    pub numbers: &'a Numbers,
 }
 
 impl View<'_> {
-    /// What is planned, except on an address that others gave this host.
     fn server(&self, vip: &VipPort) -> Option<&VirtualServer> {
-        let server = self.plan.virtual_servers.get(vip)?;
-        (server.kind == VipKind::NodePort || !self.local.contains(&vip.address)).then_some(server)
+        wishes::server(self.plan, self.local, vip)
+    }
+
+    /// The services of a virtual server.
+    fn keys(self, vip: &VipPort) -> impl Iterator<Item = ServiceKey> + use<> {
+        let internal = self.numbers.vip_mark(vip).map(|mark| reconcile::internal_key(vip, mark));
+        std::iter::once(reconcile::service_key(vip)).chain(internal)
+    }
+
+    fn vip(self, key: &ServiceKey) -> Option<VipPort> {
+        vip_of(self.numbers, key)
     }
 
     /// What the kernel shall have: no destination that would be refused here.
-    fn wanted(self, vip: &VipPort) -> Option<Wanted> {
+    fn wanted(self, vip: &VipPort, key: ServiceKey) -> Option<Wanted> {
         let server = self.server(vip)?;
         let refused = |endpoint| {
             let key = RewriteKey { endpoint, side: RewriteSide::Director, vip: *vip };
             self.refused.contains_key(&key)
         };
-        Some(Wanted::new(server, refused))
+        Some(Wanted::new(server, key, refused))
+    }
+}
+
+/// The virtual server that a service belongs to, if it is one that could be ours.
+pub fn vip_of(numbers: &Numbers, key: &ServiceKey) -> Option<VipPort> {
+    match *key {
+        ServiceKey::Address { .. } => reconcile::vip_port(key),
+        ServiceKey::Fwmark { family, mark } => numbers.marked_vip(family == Family::V4, mark),
     }
 }
 
 /// Why a virtual server of another owner is in the way.
 const FOREIGN: &str = "the kernel has a virtual server of another owner here: stop that owner and remove it \
                        (kube-proxy: `kube-proxy --cleanup`; else `ipvsadm -D`)";
-
-fn look_up(ipvs: &mut Ipvs, vip: &VipPort) -> Result<Option<ServiceEntry>, sheave_ipvs::Error> {
-    ipvs.service(&reconcile::service_key(vip))
-}

@@ -138,6 +138,8 @@ pub struct VirtualServer {
     pub in_kernel: bool,
     /// Its destinations: those planned, then those that drain.
     pub destinations: Vec<Destination>,
+    /// Those of clients within the cluster (this node and its pods), where they have a service of their own in the kernel.
+    pub internal: Option<Vec<Destination>>,
 }
 
 /// A destination.
