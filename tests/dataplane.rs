@@ -372,7 +372,7 @@ fn without_gue_the_node_goes_on_with_ip_in_ip() {
 /// The mark by which IPVS tells clients within the cluster of a virtual server, as nft has it.
 fn mark_of(vip: &str) -> u32 {
     let map = shell("nft", "list map inet sheave internal4");
-    let (_, after) = map.split_once(&format!("{vip} : ")).unwrap_or_else(|| panic!("no {vip} in {map}"));
+    let (_, after) = map.split_once(&format!("{vip} : ")).unwrap();
     u32::from_str_radix(after.strip_prefix("0x").unwrap().get(..8).unwrap(), 16).unwrap()
 }
 

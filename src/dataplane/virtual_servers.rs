@@ -109,19 +109,18 @@ impl VirtualServers {
         let mut strays = Vec::new();
         for (key, service) in &listed {
             let is_ours = service.flags.contains(reconcile::OURS);
-            match view.vip(key) {
-                Some(vip) => match view.server(&vip) {
-                    Some(server) if self.is_held(&vip, server, key) => {
-                        if reconcile::service(server, *key) != *service {
-                            chosen.insert(vip);
-                        }
-                    }
-                    Some(_) => drop(chosen.insert(vip)),
-                    None if is_ours => drop(chosen.insert(vip)),
-                    None => {}
-                },
-                None if is_ours => strays.push(*key),
-                None => {}
+            let Some(vip) = view.vip(key) else {
+                strays.extend(is_ours.then_some(*key));
+                continue;
+            };
+            let differs = match view.server(&vip) {
+                Some(server) => {
+                    !self.is_held(&vip, server, key) || reconcile::service(server, *key) != *service
+                }
+                None => is_ours,
+            };
+            if differs {
+                chosen.insert(vip);
             }
         }
         for vip in view.plan.virtual_servers.keys() {
