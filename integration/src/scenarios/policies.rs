@@ -21,7 +21,7 @@ pub(super) const SCENARIOS: &[Scenario] = &[
     Scenario {
         name: "policy-external-local",
         proves: "with externalTrafficPolicy Local only nodes with an endpoint announce; from outside each uses its own alone, which sees the client, \
-                 and a node without one drops; clients within the cluster get all endpoints by every address",
+                 and a node without one drops; pods and nodes get all endpoints by every address of their node",
         run: external_local,
     },
     Scenario {
@@ -188,7 +188,6 @@ fn external_local(lab: &mut Lab) -> Result<()> {
                     (service.vip(family), 80),
                     (service.cluster_ip(family), 80),
                     (external_ip(family), 80),
-                    (lab.fabric.nodes[0].address(family), NODE_PORT),
                     (node.address(family), NODE_PORT),
                 ] {
                     Way { from, address, port }.leads_to(&["b1", "b2", "c1"])?;
