@@ -2,9 +2,13 @@
 //!
 //! Each scenario puts on the nodes what the other program would, drives real traffic and takes it away again.
 
+mod calico;
+mod firewall;
 mod overlay;
 mod policies;
 mod sources;
+
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
@@ -18,10 +22,12 @@ use crate::fabric::{Fabric, Node};
 use crate::lab::Lab;
 use crate::netns::NetNs;
 use crate::traffic::Request;
+use crate::wait::await_some;
 
 /// All of them.
 pub(super) fn scenarios() -> Vec<Scenario> {
-    [overlay::SCENARIOS, policies::SCENARIOS, sources::SCENARIOS].concat()
+    [overlay::SCENARIOS, calico::SCENARIOS, policies::SCENARIOS, sources::SCENARIOS, firewall::SCENARIOS]
+        .concat()
 }
 
 /// The families' names in nft.
@@ -50,6 +56,27 @@ fn with_rules(
     body(lab)?;
     let gone: String = tables.iter().map(|table| format!("delete table {table}\n")).collect();
     lab.fabric.nodes.iter().try_for_each(|node| load(&node.ns, &gone))
+}
+
+/// What a node tells clients of the size of their TCP segments over IPv4.
+fn segment_size(node: &Node) -> Result<u32> {
+    let rules = node.ns.run("nft list chain inet sheave mss")?;
+    let size = rules.lines().find(|line| line.contains("ip saddr")).and_then(|line| line.rsplit(' ').next());
+    size.and_then(|size| size.parse().ok())
+        .with_context(|| format!("no segment size on {}: {rules}", node.name))
+}
+
+/// Waits until every agent has seen what its uplinks carry: an agent looks every 15 s.
+fn await_segment_size(fabric: &Fabric, wanted: u32) -> Result<()> {
+    for node in &fabric.nodes {
+        await_some(Duration::from_secs(40), &format!("segments of {wanted} bytes on {}", node.name), || {
+            match segment_size(node) {
+                Ok(size) if size == wanted => Ok(()),
+                other => Err(format!("{other:?}")),
+            }
+        })?;
+    }
+    Ok(())
 }
 
 /// The client outside reaches `endpoint` through every director, over every protocol, and is seen as itself.

@@ -1,12 +1,13 @@
 //! An overlay network between the nodes, as flannel makes it: the fabric knows no pods.
 
 use std::fmt::Write as _;
-use std::time::Duration;
 
 use anyhow::{Context, Result};
 use sheave::cluster::Protocol::{Tcp, Udp};
 
-use super::{Scenario, load, nft_family, nodes_reach, outside_reaches, pods_reach};
+use super::{
+    Scenario, await_segment_size, load, nft_family, nodes_reach, outside_reaches, pods_reach, segment_size,
+};
 use crate::cluster::Service;
 use crate::fabric::addresses::{self, Family};
 use crate::fabric::{Fabric, Node};
@@ -14,7 +15,6 @@ use crate::lab::{HOST_PORT, Lab, POD_PORT};
 use crate::netns::NetNs;
 use crate::scenarios::ask::{expect, expect_seen_as};
 use crate::traffic::{Bulk, Request, bulk};
-use crate::wait::await_some;
 
 pub(super) const SCENARIOS: &[Scenario] = &[Scenario {
     name: "beside-overlay",
@@ -89,27 +89,6 @@ fn overlay(lab: &mut Lab) -> Result<()> {
     await_segment_size(&lab.fabric, before)?;
     lab.remove(&pod)?;
     lab.remove(&host)
-}
-
-/// What a node tells clients of the size of their TCP segments over IPv4.
-fn segment_size(node: &Node) -> Result<u32> {
-    let rules = node.ns.run("nft list chain inet sheave mss")?;
-    let size = rules.lines().find(|line| line.contains("ip saddr")).and_then(|line| line.rsplit(' ').next());
-    size.and_then(|size| size.parse().ok())
-        .with_context(|| format!("no segment size on {}: {rules}", node.name))
-}
-
-/// Waits until every agent has seen what its uplinks carry: an agent looks every 15 s.
-fn await_segment_size(fabric: &Fabric, wanted: u32) -> Result<()> {
-    for node in &fabric.nodes {
-        await_some(Duration::from_secs(40), &format!("segments of {wanted} bytes on {}", node.name), || {
-            match segment_size(node) {
-                Ok(size) if size == wanted => Ok(()),
-                other => Err(format!("{other:?}")),
-            }
-        })?;
-    }
-    Ok(())
 }
 
 fn mac(node: u8) -> String {
