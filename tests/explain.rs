@@ -95,8 +95,7 @@ fn what_is_not_there_is_told_with_what_is_near() {
         ),
         (
             "192.0.2.9:53",
-            "192.0.2.9:53: no Service has the address 192.0.2.9 on this node; there is 10.96.0.6:53/udp \
-             (shop/near), 192.0.2.6:53/udp (shop/near)",
+            "192.0.2.9:53: no Service has the address 192.0.2.9 on this node; there is 10.96.0.6:53/udp (shop/near)",
         ),
         ("10.0.0.12:30080", "10.0.0.12:30080: 10.0.0.12 is another node's address: ask the agent there"),
         (

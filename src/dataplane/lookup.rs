@@ -125,6 +125,8 @@ fn port_bytes(port: u16) -> Vec<u8> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::nft;
+    use super::super::ruleset::Rules;
     use super::*;
 
     #[test]
@@ -150,5 +152,56 @@ mod tests {
         for cut in 0..answer.len() {
             assert_eq!(value_of(&answer[..cut]), None, "{cut} bytes");
         }
+    }
+
+    /// In a network namespace of its own; says so where that takes more rights than there are.
+    #[test]
+    fn the_kernel_finds_what_a_packet_would() {
+        let test = || {
+            if nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).is_err() {
+                return println!("skipped: no network namespace");
+            }
+            let mask = crate::config::MarkMask::default();
+            nft::transact(&Rules::new(mask, 1500, &[], false).transaction()).unwrap();
+            let vip = |address: &str| VipPort {
+                address: address.parse().unwrap(),
+                port: 80,
+                protocol: Protocol::Tcp,
+            };
+            let mut nfnetlink = Nfnetlink::open().unwrap();
+            for (address, endpoint, net) in [
+                ("10.96.0.80", "10.244.1.10", "10.96.0.0/16"),
+                ("fd00:96::80", "fd00:244::a", "fd00:96::/64"),
+            ] {
+                let vip = vip(address);
+                let endpoint: IpAddr = endpoint.parse().unwrap();
+                let net: ipnet::IpNet = net.parse().unwrap();
+                let elements = [
+                    Element::Node(endpoint),
+                    Element::Vip(net),
+                    Element::Own(endpoint),
+                    Element::Hairpin(endpoint),
+                    Element::NodePort(vip),
+                    Element::Restricted(vip),
+                    Element::Source(vip, net),
+                    Element::Mark(endpoint, 0x2001),
+                    Element::Endpoint(0x2001, vip, std::net::SocketAddr::new(endpoint, 8080)),
+                ];
+                for element in &elements {
+                    assert_eq!(look_up(&mut nfnetlink, element).unwrap(), Found::Absent, "{element:?}");
+                }
+                nft::transact(&nft::changes([], &elements)).unwrap();
+                for element in &elements {
+                    assert_eq!(look_up(&mut nfnetlink, element).unwrap(), Found::Held, "{element:?}");
+                }
+                for other in [
+                    Element::Mark(endpoint, 0x2002),
+                    Element::Endpoint(0x2001, vip, std::net::SocketAddr::new(endpoint, 8081)),
+                ] {
+                    assert_eq!(look_up(&mut nfnetlink, &other).unwrap(), Found::Otherwise, "{other:?}");
+                }
+            }
+        };
+        std::thread::scope(|scope| scope.spawn(test).join().unwrap());
     }
 }

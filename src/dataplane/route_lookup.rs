@@ -81,5 +81,58 @@ fn matched(message: &RouteMessage, address: IpAddr) -> Matched {
 /// No route at all (ENETUNREACH), or one that says so (EHOSTUNREACH, EACCES, EINVAL of a blackhole).
 fn is_unreachable(error: &rtnetlink::Error) -> bool {
     let rtnetlink::Error::NetlinkError(message) = error else { return false };
-    matches!(message.raw_code(), -101 | -113 | -13)
+    matches!(message.raw_code(), -101 | -113 | -13 | -22)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// In a network namespace of its own; says so where that takes more rights than there are.
+    #[test]
+    fn the_route_is_the_one_that_a_packet_matches() {
+        let test = || {
+            if nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).is_err() {
+                return println!("skipped: no network namespace");
+            }
+            let ip = |arguments: &str| {
+                let done = std::process::Command::new("ip").args(arguments.split(' ')).status();
+                assert!(done.unwrap().success(), "ip {arguments}");
+            };
+            for line in [
+                "link set lo up",
+                "link add up0 type veth peer name up1",
+                "addr add 10.0.0.11/24 dev up0",
+                "addr add fd00:10::11/64 dev up0 nodad",
+                "link set up0 up",
+                "link set up1 up",
+                "route add local 192.0.2.80/32 dev lo proto 83",
+                "-6 route add local fd00:96::/112 dev lo proto 83",
+                "route add blackhole 192.0.2.82/32",
+            ] {
+                ip(line);
+            }
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async {
+                let (connection, handle, _) = rtnetlink::new_connection_with_strict_check().unwrap();
+                tokio::spawn(connection);
+                let text = async |address: &str| {
+                    let matched = look_up(&handle, address.parse().unwrap()).await.unwrap();
+                    matched.map(|route| (route.text, route.local, route.ours))
+                };
+                let route = |text: &str, local, ours| Some((text.to_owned(), local, ours));
+                assert_eq!(text("192.0.2.80").await, route("local 192.0.2.80/32", true, true));
+                assert_eq!(text("fd00:96::80").await, route("local fd00:96::/112", true, true));
+                assert_eq!(text("10.0.0.11").await, route("local 10.0.0.11/32", true, false));
+                assert_eq!(text("192.0.2.81").await, None);
+                assert_eq!(text("2001:db8::1").await, None);
+                assert_eq!(text("192.0.2.82").await, None);
+                ip("route add default via 10.0.0.1");
+                ip("-6 route add default via fd00:10::1");
+                assert_eq!(text("192.0.2.81").await, route("0.0.0.0/0 via 10.0.0.1", false, false));
+                assert_eq!(text("2001:db8::1").await, route("::/0 via fd00:10::1", false, false));
+            });
+        };
+        std::thread::scope(|scope| scope.spawn(test).join().unwrap());
+    }
 }

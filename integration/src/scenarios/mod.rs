@@ -8,6 +8,7 @@ mod beside;
 mod bulk;
 mod directors;
 mod encapsulation;
+mod explain;
 mod guard;
 mod nat;
 mod node_ports;
@@ -49,6 +50,7 @@ pub fn all() -> Vec<(SourceKind, Scenario)> {
         nat::SCENARIOS,
         directors::SCENARIOS,
         observe::SCENARIOS,
+        explain::SCENARIOS,
         &beside::scenarios(),
         agent::SCENARIOS,
     ]

@@ -112,10 +112,16 @@ impl View<'_> {
                 },
             );
         }
+        let class = self.service.load_balancer_class.as_deref();
         for ip in &self.service.load_balancer_ips {
             leave(
                 ip.address,
-                if ip.proxied {
+                if class.is_some() && class != services.load_balancer_class.as_deref() {
+                    format!(
+                        "load-balancer IP: loadBalancerClass {} is not services.loadBalancerClass",
+                        class.unwrap_or_default()
+                    )
+                } else if ip.proxied {
                     "load-balancer IP: ipMode Proxy, so that its packets arrive at a node's own address"
                         .into()
                 } else if of_node(&ip.address) {
@@ -335,14 +341,6 @@ impl View<'_> {
                 announce.load_balancer_ips,
             ),
         };
-        let class = self.service.load_balancer_class.as_deref();
-        let ours = self.planner.config().services.load_balancer_class.as_deref();
-        if kind == VipKind::LoadBalancerIP && class.is_some() && class != ours {
-            return format!(
-                "its loadBalancerClass {} is not services.loadBalancerClass",
-                class.unwrap_or_default()
-            );
-        }
         if own == Some(false) {
             return "its annotations say so".into();
         }

@@ -250,3 +250,67 @@ fn field(f: &mut fmt::Formatter<'_>, label: &str, lines: impl IntoIterator<Item 
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Difference, KernelDestination, KernelElement, KernelRoute};
+    use super::*;
+
+    struct Text<'a>(&'a Kernel);
+
+    impl fmt::Display for Text<'_> {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            write_kernel(f, self.0)
+        }
+    }
+
+    #[test]
+    fn the_kernel_and_what_is_not_as_planned() {
+        let destination = |destination: &str, stands_for: Option<&str>, draining| KernelDestination {
+            destination: destination.into(),
+            stands_for: stands_for.map(str::to_owned),
+            forwarding: "tunnel".into(),
+            weight: u32::from(!draining),
+            draining,
+            active_connections: 3,
+            inactive_connections: 1,
+        };
+        let mut kernel = Kernel {
+            virtual_servers: vec![KernelServer {
+                key: "TCP 192.0.2.80:80".into(),
+                internal: false,
+                scheduler: "mh (mh-fallback, mh-port)".into(),
+                destinations: vec![
+                    destination("10.244.2.11:8080", None, false),
+                    destination("10.244.2.12:8080", None, true),
+                    destination("251.0.113.10:8080", Some("203.0.113.10:8080"), false),
+                ],
+            }],
+            routes: vec![KernelRoute {
+                address: [192, 0, 2, 80].into(),
+                route: Some("local 192.0.2.80/32".into()),
+            }],
+            elements: vec![
+                KernelElement { set: "mark4".into(), element: "251.0.113.10 : 8193".into(), held: false },
+                KernelElement { set: "vips4".into(), element: "192.0.2.80".into(), held: true },
+            ],
+            differences: Vec::new(),
+            problems: Vec::new(),
+        };
+        let held = "
+The kernel now
+  IPVS          TCP 192.0.2.80:80 mh (mh-fallback, mh-port)
+                  10.244.2.11:8080 tunnel weight 1: 3 active, 1 inactive connections
+                  10.244.2.12:8080 tunnel weight 0, draining: 3 active, 1 inactive connections
+                  251.0.113.10:8080 for 203.0.113.10:8080 tunnel weight 1: 3 active, 1 inactive connections
+  routes        192.0.2.80: local 192.0.2.80/32
+  nftables      mark4 251.0.113.10 : 8193 (not there)
+                vips4 192.0.2.80
+";
+        assert_eq!(Text(&kernel).to_string(), format!("{held}\nThe kernel holds just that.\n"));
+        let what = "nftables' mark4 has no element 251.0.113.10 : 8193";
+        kernel.differences.push(Difference { what: what.into(), repaired_within_seconds: 15 });
+        let told = format!("{held}\nNot as planned:\n  {what}; it is looked at and repaired within 15 s\n");
+        assert_eq!(Text(&kernel).to_string(), told);
+    }
+}
