@@ -266,7 +266,7 @@ mod tests {
 
     #[test]
     fn the_kernel_and_what_is_not_as_planned() {
-        let destination = |destination: &str, stands_for: Option<&str>, draining| KernelDestination {
+        let destination = |destination: &str, stands_for: Option<&str>, draining: bool| KernelDestination {
             destination: destination.into(),
             stands_for: stands_for.map(str::to_owned),
             forwarding: "tunnel".into(),
