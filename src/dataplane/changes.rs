@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use super::elements::Element;
 
 /// Elements on their way out and in.
-#[derive(Default)]
+#[derive(Debug, Default)]
 pub struct Changes {
     /// To be deleted.
     pub gone: BTreeSet<Element>,

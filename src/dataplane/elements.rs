@@ -1,6 +1,6 @@
 //! The elements of our nftables sets and maps: typed, as nft text, and read back from nft's JSON.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use ipnet::IpNet;
 use serde_json::Value;
@@ -42,6 +42,9 @@ pub enum Element {
     Source(VipPort, IpNet),
     /// `mark`: destination of the outer packet → mark.
     Mark(IpAddr, u32),
+    /// `direct`: an endpoint and a VIP whose outer packets pass to the pod, which takes them in itself; an endpoint with
+    /// itself: but not packets from it.
+    Direct(IpAddr, IpAddr),
     /// `endpoints`: mark and destination of the inner packet → endpoint.
     Endpoint(u32, VipPort, SocketAddr),
 }
@@ -65,6 +68,7 @@ impl Element {
             Self::Restricted(vip) => (["restricted4", "restricted6"], vip.address.is_ipv4()),
             Self::Source(vip, _) => (["sources4", "sources6"], vip.address.is_ipv4()),
             Self::Mark(outer, _) => (["mark4", "mark6"], outer.is_ipv4()),
+            Self::Direct(endpoint, _) => (["direct4", "direct6"], endpoint.is_ipv4()),
             Self::Endpoint(_, vip, _) => (["endpoints4", "endpoints6"], vip.address.is_ipv4()),
         };
         names[usize::from(!v4)]
@@ -78,6 +82,7 @@ impl Element {
             }
             Self::Vip(net) | Self::Pods(net) | Self::Client(net) => net_text(*net),
             Self::Hairpin(address) => format!("{address} . {address}"),
+            Self::Direct(endpoint, vip) => format!("{endpoint} . {}", raw_text(*vip)),
             Self::NodePort(vip)
             | Self::Closed(vip)
             | Self::Dropped(vip)
@@ -156,6 +161,11 @@ impl Element {
                 let [outer, mark] = pair(value)?;
                 Self::Mark(address(outer)?, u32::try_from(mark.as_u64()?).ok()?)
             }
+            "direct" => {
+                let [endpoint, vip] = concat(value)?;
+                let endpoint = address(endpoint)?;
+                Self::Direct(endpoint, raw_address(vip, endpoint)?)
+            }
             "endpoints" => {
                 let [key, to] = pair(value)?;
                 let [mark, protocol, ip, port] = concat(key)?;
@@ -175,12 +185,32 @@ fn vip_text(vip: &VipPort) -> String {
     format!("{} . {} . {}", vip.address, protocol_text(vip.protocol), vip.port)
 }
 
+/// An address as nft has it where a set is of raw payload: a number.
+fn raw_text(address: IpAddr) -> String {
+    match address {
+        IpAddr::V4(address) => format!("{:#010x}", address.to_bits()),
+        IpAddr::V6(address) => format!("{:#034x}", address.to_bits()),
+    }
+}
+
+/// Reads it, of the family of `like`: JSON has a number where it fits, else hexadecimal text.
+fn raw_address(value: &Value, like: IpAddr) -> Option<IpAddr> {
+    let number = match value {
+        Value::String(text) => u128::from_str_radix(text.strip_prefix("0x")?, 16).ok()?,
+        other => other.as_u64()?.into(),
+    };
+    Some(match like {
+        IpAddr::V4(_) => Ipv4Addr::from_bits(u32::try_from(number).ok()?).into(),
+        IpAddr::V6(_) => Ipv6Addr::from_bits(number).into(),
+    })
+}
+
 /// A prefix; a host prefix without its length, since nft lists it so.
 fn net_text(net: IpNet) -> String {
     if net.prefix_len() == net.max_prefix_len() { net.addr().to_string() } else { net.to_string() }
 }
 
-fn protocol_text(protocol: Protocol) -> &'static str {
+pub(super) fn protocol_text(protocol: Protocol) -> &'static str {
     match protocol {
         Protocol::Tcp => "tcp",
         Protocol::Udp => "udp",
@@ -188,7 +218,7 @@ fn protocol_text(protocol: Protocol) -> &'static str {
     }
 }
 
-fn address(value: &Value) -> Option<IpAddr> {
+pub(super) fn address(value: &Value) -> Option<IpAddr> {
     value.as_str()?.parse().ok()
 }
 
@@ -202,11 +232,11 @@ fn net(value: &Value) -> Option<IpNet> {
     }
 }
 
-fn number(value: &Value) -> Option<u16> {
+pub(super) fn number(value: &Value) -> Option<u16> {
     u16::try_from(value.as_u64()?).ok()
 }
 
-fn vip([ip, protocol, port]: [&Value; 3]) -> Option<VipPort> {
+pub(super) fn vip([ip, protocol, port]: [&Value; 3]) -> Option<VipPort> {
     let protocol = match protocol.as_str()? {
         "tcp" => Protocol::Tcp,
         "udp" => Protocol::Udp,
@@ -216,11 +246,11 @@ fn vip([ip, protocol, port]: [&Value; 3]) -> Option<VipPort> {
     Some(VipPort { address: address(ip)?, protocol, port: number(port)? })
 }
 
-fn concat<const N: usize>(value: &Value) -> Option<[&Value; N]> {
+pub(super) fn concat<const N: usize>(value: &Value) -> Option<[&Value; N]> {
     members(value.get("concat")?)
 }
 
-fn pair(value: &Value) -> Option<[&Value; 2]> {
+pub(super) fn pair(value: &Value) -> Option<[&Value; 2]> {
     members(value)
 }
 
@@ -308,6 +338,18 @@ mod tests {
                 "mark4",
                 "10.244.0.1 : 8193",
                 json!(["10.244.0.1", 8193]),
+            ),
+            (
+                Element::Direct("10.244.0.1".parse().unwrap(), "192.0.2.80".parse().unwrap()),
+                "direct4",
+                "10.244.0.1 . 0xc0000250",
+                json!({"concat": ["10.244.0.1", 3_221_226_064_u32]}),
+            ),
+            (
+                Element::Direct("fd00::5".parse().unwrap(), "2001:db8:2::80".parse().unwrap()),
+                "direct6",
+                "fd00::5 . 0x20010db8000200000000000000000080",
+                json!({"concat": ["fd00::5", "0x20010db8000200000000000000000080"]}),
             ),
             (
                 Element::Endpoint(0x2001, dns, "[fd00::5]:5353".parse().unwrap()),

@@ -5,6 +5,7 @@ use std::{fmt, io};
 
 use super::fou::FouError;
 use super::nft::NftError;
+use super::pods::PodError;
 use super::sysctl::SysctlError;
 use super::virtual_servers::VirtualServersError;
 
@@ -37,6 +38,9 @@ pub enum DataplaneError {
     /// Settings.
     #[error(transparent)]
     Sysctl(#[from] SysctlError),
+    /// Network namespaces of pods.
+    #[error(transparent)]
+    Pods(#[from] PodError),
     /// IPVS.
     #[error(transparent)]
     VirtualServers(#[from] VirtualServersError),

@@ -3,6 +3,7 @@
 //! ```text
 //!                       ┌─► tunnel, uplink, sysctl    devices and settings, what replies need; fou: GUE's port
 //! NodePlan, Delta ──────┼─► vip_routes ─► routing     VIPs as local routes
+//!                       ├─► pods                      acceptance in the network namespaces of pods
 //!   [Dataplane]         ├─► netfilter ──► nft         acceptance, nat, guard   (ruleset, elements, numbers)
 //!                       └─► virtual_servers           IPVS                     (reconcile)
 //! ```
@@ -24,6 +25,7 @@
 mod changes;
 mod describe;
 mod differences;
+mod direct;
 mod elements;
 mod error;
 mod explain;
@@ -35,6 +37,7 @@ mod netfilter;
 mod netlink;
 mod nft;
 mod numbers;
+mod pods;
 mod preflight;
 mod reconcile;
 mod rewrites;
@@ -65,6 +68,7 @@ pub use self::explain::Asked;
 use self::fou::FouError;
 pub use self::lock::Lock;
 use self::netfilter::Netfilter;
+use self::pods::{Pods, Surroundings};
 pub use self::preflight::{Finding, Severity, preflight};
 use self::ruleset::Rules;
 use self::sysctl::Sysctls;
@@ -103,6 +107,7 @@ pub struct Dataplane {
     /// Why this node does not take in GUE; `None`: it does.
     no_gue: Option<String>,
     netfilter: Netfilter,
+    pods: Pods,
     routes: VipRoutes,
     servers: VirtualServers,
     /// Addresses of this host that are not ours: a VIP that is among them stays theirs.
@@ -183,6 +188,7 @@ impl Dataplane {
             // What an agent before us made goes on, should the first look at the devices fail.
             no_gue: (!fou::stands(true).unwrap_or(false)).then(|| "not looked at yet".into()),
             netfilter: Netfilter::open(settings.mark_mask)?,
+            pods: Pods::open(&settings.state_directory)?,
             routes: VipRoutes::default(),
             servers: VirtualServers::open()?,
             local: BTreeSet::new(),
@@ -205,6 +211,9 @@ impl Dataplane {
         let mut done = Vec::new();
         let result = self.sync_devices(plan).await;
         self.note(Part::Devices, result, &mut done);
+        let (pods, node) = self.pods();
+        done.extend(pods.sync(plan, node, now).await);
+        self.pass();
         let rules = self.rules(plan);
         let netfilter = self.netfilter.sync(plan, &self.local, rules, now);
         let stand = netfilter.is_ok();
@@ -239,6 +248,9 @@ impl Dataplane {
             done.extend(self.sync(plan, now).await);
             return done;
         }
+        let (pods, node) = self.pods();
+        done.extend(pods.check(node).await);
+        self.pass();
         let mut refused: BTreeSet<VipPort> = self.netfilter.refused().keys().map(|key| key.vip).collect();
         let result = self.netfilter.check(plan, &self.local, before.1, now);
         self.note(Part::Netfilter, result, &mut done);
@@ -271,6 +283,10 @@ impl Dataplane {
                 return;
             }
         }
+        // Before any rule lets a packet pass there.
+        let (pods, node) = self.pods();
+        pods.apply(plan, &delta.rewrites, node, now).await;
+        self.pass();
         let result = self.netfilter.apply(plan, &self.local, delta, now).map(|()| Vec::new());
         self.note(Part::Netfilter, result, &mut done);
         if !self.needs_sync() {
@@ -300,8 +316,14 @@ impl Dataplane {
             return;
         }
         let mut done = Vec::new();
+        self.pods.expire(now);
+        self.pass();
         let result = self.netfilter.expire(now).map(|()| Vec::new());
         self.note(Part::Netfilter, result, &mut done);
+        if !self.needs_sync() {
+            let (pods, node) = self.pods();
+            pods.settle(node).await;
+        }
         self.with_servers(plan, &mut done, |servers, view| servers.drain(view).map(|_| Vec::new()));
     }
 
@@ -367,6 +389,7 @@ impl Dataplane {
             .chain(servers)
             .chain(rewrites)
             .chain(unmarked)
+            .chain(self.pods.problems())
             .chain(self.missing_gue())
             .collect()
     }
@@ -398,6 +421,7 @@ impl Dataplane {
             ("route", self.routes.failed.len()),
             ("virtual_server", self.servers.failed.len() + self.netfilter.unmarked.len()),
             ("rewrite", self.netfilter.refused().len()),
+            ("pod", self.pods.failed()),
         ]
         .into()
     }
@@ -461,6 +485,18 @@ impl Dataplane {
             .collect())
     }
 
+    fn pods(&mut self) -> (&mut Pods, Surroundings<'_>) {
+        let node = Surroundings { handle: &self.handle, sysctls: &mut self.sysctls, local: &self.local };
+        (&mut self.pods, node)
+    }
+
+    /// Has the rules let pass to pods what these are ready for.
+    fn pass(&mut self) {
+        for (pair, passes) in self.pods.changes() {
+            self.netfilter.direct.set(pair, passes);
+        }
+    }
+
     fn rules(&self, plan: &NodePlan) -> Rules {
         let mtu = smallest_mtu(&self.uplinks);
         Rules::new(self.mark_mask, mtu, &plan.node.addresses, self.no_gue.is_none())
@@ -499,11 +535,11 @@ impl Dataplane {
         let loopback = tunnel::find(&self.handle, "lo")
             .await?
             .ok_or_else(|| RouteError::new("lo".into(), "there is no loopback device"))?;
-        let (tunnel4, made) = tunnel::ensure(&self.handle, Tunnel::V4).await?;
+        let (tunnel4, made) = tunnel::ensure(&self.handle, Tunnel::V4, Tunnel::V4.local()).await?;
         done.extend(made.then(|| format!("made or repaired {}", tunnel::TUNNEL4)));
         // A host may have IPv6 turned off; where the Node has none, nothing needs it.
         let tunnel6 = if ipv6 {
-            let (index, made) = tunnel::ensure(&self.handle, Tunnel::V6).await?;
+            let (index, made) = tunnel::ensure(&self.handle, Tunnel::V6, Tunnel::V6.local()).await?;
             done.extend(made.then(|| format!("made or repaired {}", tunnel::TUNNEL6)));
             Some(index)
         } else {
@@ -567,11 +603,13 @@ pub async fn cleanup(settings: &Settings, _lock: &Lock) -> Result<Vec<String>, D
             .map_err(Into::into),
     );
     note(fou::remove().map(|count| words(count, "GUE ports")).map_err(Into::into));
+    let cleared = pods::cleanup(&settings.state_directory).await;
+    note(cleared.map(|count| words(count, "tunnels in pods")).map_err(Into::into));
     // Before the devices, whose settings go with them.
     let restored = Sysctls::open(&settings.state_directory).and_then(Sysctls::restore);
     note(restored.map(|count| words(count, "sysctls put back")).map_err(Into::into));
     for tunnel in Tunnel::ALL {
-        let removed = tunnel::remove(&handle, tunnel).await;
+        let removed = tunnel::remove(&handle, tunnel, tunnel.local()).await;
         note(
             removed
                 .map(|existed| if existed { vec![tunnel.name().into()] } else { Vec::new() })

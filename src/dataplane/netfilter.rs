@@ -12,6 +12,7 @@ use ipnet::IpNet;
 use serde_json::Value;
 
 use super::changes::Changes;
+use super::direct::Direct;
 use super::elements::Element;
 use super::generation::{Generation, Nfnetlink};
 use super::lookup::{self, Found};
@@ -43,6 +44,8 @@ pub struct Netfilter {
     rules: Option<(Rules, Option<Vec<Value>>)>,
     numbers: Numbers,
     rewrites: Rewrites,
+    /// What passes to pods, written with whatever is written next.
+    pub direct: Direct,
     /// Elements held, apart from those of rewrites.
     base: BTreeSet<Element>,
     /// Virtual servers that have no mark though they need one, with the reason: clients within the cluster get what others get.
@@ -68,6 +71,7 @@ impl Netfilter {
             rules: None,
             numbers: Numbers::new(mask, HashMap::new(), HashMap::new()),
             rewrites: Rewrites::default(),
+            direct: Direct::default(),
             base: BTreeSet::new(),
             unmarked: BTreeMap::new(),
             began: false,
@@ -162,7 +166,7 @@ impl Netfilter {
         for vip in self.unmarked.keys().copied().collect::<Vec<_>>() {
             self.follow(plan, local, &vip, &mut changes);
         }
-        self.write(&changes).map(|()| Vec::new())
+        self.write(changes).map(|()| Vec::new())
     }
 
     /// Makes the table, found so, what is believed.
@@ -268,7 +272,7 @@ impl Netfilter {
         for key in &delta.rewrites {
             self.rewrites.follow(&mut self.numbers, plan, *key, now, &mut changes);
         }
-        self.write(&changes)
+        self.write(changes)
     }
 
     /// Removes the rewrites whose time is up.
@@ -280,7 +284,7 @@ impl Netfilter {
         for key in self.rewrites.due(now) {
             self.rewrites.drop(&mut self.numbers, key, &mut changes);
         }
-        self.write(&changes)
+        self.write(changes)
     }
 
     /// Whether the rules are in force. They are listed only where somebody made a transaction since we knew.
@@ -330,7 +334,8 @@ impl Netfilter {
         Ok(lookup::look_up(&mut self.nfnetlink, element)?)
     }
 
-    fn write(&mut self, changes: &Changes) -> Result<(), NftError> {
+    fn write(&mut self, mut changes: Changes) -> Result<(), NftError> {
+        self.direct.write(&mut changes);
         let text = nft::changes(&changes.gone, &changes.new);
         if text.is_empty() { Ok(()) } else { self.transact(&text) }
     }
@@ -346,9 +351,10 @@ impl Netfilter {
     }
 
     /// Every element that the table should hold now.
-    fn elements(&self) -> BTreeSet<Element> {
+    fn elements(&mut self) -> BTreeSet<Element> {
         let mut elements = self.rewrites.elements(&self.numbers);
         elements.extend(&self.base);
+        elements.extend(self.direct.all());
         elements
     }
 
@@ -430,7 +436,7 @@ impl Netfilter {
                 self.follow(plan, local, vip, &mut changes);
             }
         }
-        self.write(&changes)
+        self.write(changes)
     }
 
     /// Numbers in use.

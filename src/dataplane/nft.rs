@@ -55,12 +55,23 @@ pub fn list_rules() -> Result<Option<Vec<Value>>, NftError> {
 }
 
 fn list_table(options: &[&str]) -> Result<Option<Listing>, NftError> {
-    let output = match run(&[options, &["list", "table", "inet", TABLE]].concat(), "") {
-        Ok(output) => output,
-        Err(NftError::Refused(message)) if message.contains("No such file or directory") => return Ok(None),
-        Err(error) => return Err(error),
-    };
-    parse(&output).map(Some)
+    objects_of(TABLE, options).map(|objects| objects.map(parse))
+}
+
+/// The objects of a table of family `inet`, as in nft's JSON; `None` where there is none.
+///
+/// # Errors
+/// [`NftError`].
+pub fn table(name: &str) -> Result<Option<Vec<Value>>, NftError> {
+    objects_of(name, &["-j"])
+}
+
+fn objects_of(table: &str, options: &[&str]) -> Result<Option<Vec<Value>>, NftError> {
+    match run(&[options, &["list", "table", "inet", table]].concat(), "") {
+        Ok(output) => array(&output).map(Some),
+        Err(NftError::Refused(message)) if message.contains("No such file or directory") => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 /// Runs one transaction.
@@ -130,9 +141,9 @@ fn sorted<'a>(
     sets
 }
 
-fn parse(output: &str) -> Result<Listing, NftError> {
+fn parse(objects: Vec<Value>) -> Listing {
     let mut listing = Listing::default();
-    for object in array(output)? {
+    for object in objects {
         if let Some(set) = object.get("set").or_else(|| object.get("map")) {
             let name = set.get("name").and_then(Value::as_str).unwrap_or_default();
             for element in set.get("elem").and_then(Value::as_array).into_iter().flatten() {
@@ -151,7 +162,7 @@ fn parse(output: &str) -> Result<Listing, NftError> {
             listing.rules.push(object);
         }
     }
-    Ok(listing)
+    listing
 }
 
 /// The objects of a listing.

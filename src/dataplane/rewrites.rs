@@ -100,14 +100,13 @@ impl Rewrites {
     /// Holds a rewrite, whether or not it was there.
     pub fn hold(&mut self, numbers: &mut Numbers, key: RewriteKey, rewrite: Rewrite, changes: &mut Changes) {
         self.lingering.remove(&key);
+        // This node stands behind a pod that is to accept itself: it takes what `direct` does not let pass.
+        let rewrite = Rewrite { accepted_in: AcceptedIn::Node, ..rewrite };
         if self.held.get(&key) == Some(&rewrite) {
             return;
         }
         self.drop(numbers, key, changes);
         self.refused.remove(&key);
-        if rewrite.accepted_in == AcceptedIn::Pod {
-            return;
-        }
         let captured = Captured { endpoint: key.endpoint, side: key.side };
         let known = numbers.mark(captured).is_some();
         if let Err(error) = numbers.acquire(captured) {

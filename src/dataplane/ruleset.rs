@@ -146,6 +146,17 @@ impl Rules {
                 .collect::<Vec<_>>(),
         );
 
+        // For an endpoint that takes in this VIP's packets itself; not from itself, since it would answer itself.
+        let direct = |f: &FamilyNames, then: &str| {
+            format!(
+                "{outer} {ip} daddr . {source} != @direct{n} {ip} daddr . {destination} @direct{n} goto {then}{n}",
+                outer = f.outer,
+                ip = f.ip,
+                source = f.inner_source,
+                destination = f.inner_destination,
+                n = f.suffix
+            )
+        };
         let catch = |f: &FamilyNames, outer: &str, then: &str| {
             vec![
                 format!("{outer} meta mark set {} daddr map @mark{} goto {then}{}", f.ip, f.suffix, f.suffix),
@@ -169,6 +180,21 @@ impl Rules {
                     format!("notrack {} daddr set {}", f.ip, f.local),
                 ],
             );
+            // A pod that is gone costs one hop more: its packets must not go round between this node and its router.
+            chain(
+                &format!("pass{}", f.suffix),
+                "",
+                &[
+                    format!("{} saddr != @nodes{} drop", f.ip, f.suffix),
+                    format!("notrack {} set 2 accept", f.hops),
+                ],
+            );
+            let source = self.node(f).map(|node| format!(" {} saddr set {node}", f.ip)).unwrap_or_default();
+            chain(
+                &format!("send{}", f.suffix),
+                "",
+                &[format!("notrack meta mark set meta mark & {keep:#x} {} set 1{source} accept", f.hops)],
+            );
             chain(&format!("turn{}", f.suffix), "", &[format!("notrack {} daddr set {}", f.ip, f.local)]);
         }
         let mut outer = each(&|f| {
@@ -180,10 +206,12 @@ impl Rules {
             rules.push(format!("{} daddr {} accept", f.ip, f.local));
             rules
         });
+        outer.extend(each(&|f| vec![direct(f, "pass")]));
         outer.extend(each(&|f| taken_in(f).iter().flat_map(|outer| catch(f, outer, "take")).collect()));
         chain("outer", "filter hook prerouting priority raw", &outer);
+        let mut turned = each(&|f| vec![direct(f, "send")]);
         // To this node itself directors send IP in IP alone.
-        let mut turned = each(&|f| catch(f, f.outer, "turn"));
+        turned.extend(each(&|f| catch(f, f.outer, "turn")));
         // To another node: from the address that every node knows, not from that of whichever link it leaves by
         // (IPv6 source selection heeds no route's `src` here, RFC 6724 rule 5). Without conntrack, or a CNI that masquerades
         // what goes to pods from elsewhere (flannel, Calico towards its tunnels) gives it an address that is no node's.
@@ -367,6 +395,10 @@ struct FamilyNames {
     outer: &'static str,
     /// Protocol number of what a tunnel carries, and its version as an IP header begins with it.
     inner: (u8, u8),
+    /// The inner packet's addresses in it.
+    inner_source: &'static str,
+    inner_destination: &'static str,
+    hops: &'static str,
     icmp: &'static str,
     tunnel: &'static str,
     local: IpAddr,
@@ -380,6 +412,9 @@ const FAMILY4: FamilyNames = FamilyNames {
     // nft's name `ipip` is protocol 94.
     outer: "ip protocol 4",
     inner: (4, 4),
+    inner_source: "@th,96,32",
+    inner_destination: "@th,128,32",
+    hops: "ip ttl",
     icmp: "icmp",
     tunnel: TUNNEL4,
     local: IpAddr::V4(tunnel::LOCAL4),
@@ -392,6 +427,9 @@ const FAMILY6: FamilyNames = FamilyNames {
     address: "ipv6_addr",
     outer: "ip6 nexthdr 41",
     inner: (41, 6),
+    inner_source: "@th,64,128",
+    inner_destination: "@th,192,128",
+    hops: "ip6 hoplimit",
     icmp: "icmpv6",
     tunnel: TUNNEL6,
     local: IpAddr::V6(tunnel::LOCAL6),
@@ -409,7 +447,7 @@ impl FamilyNames {
     }
 
     fn sets(&self) -> String {
-        let Self { suffix: n, address, .. } = self;
+        let Self { suffix: n, address, ip, inner_destination, .. } = self;
         format!(
             "  set nodes{n} {{ type {address}; }}
   set vips{n} {{ type {address}; flags interval; }}
@@ -425,6 +463,7 @@ impl FamilyNames {
   map internal{n} {{ type {address} . inet_proto . inet_service : mark; }}
   set restricted{n} {{ type {address} . inet_proto . inet_service; }}
   set sources{n} {{ type {address} . inet_proto . inet_service . {address}; flags interval; }}
+  set direct{n} {{ typeof {ip} daddr . {inner_destination}; }}
   map mark{n} {{ type {address} : mark; }}
   map endpoints{n} {{ type mark . inet_proto . {address} . inet_service : {address} . inet_service; }}
 "

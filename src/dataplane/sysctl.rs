@@ -87,6 +87,15 @@ pub fn interface(name: &str, ipv6: bool) -> Result<Vec<Sysctl>, SysctlError> {
     Ok(settings.into_iter().map(|(path, value)| Sysctl { path, value }).collect())
 }
 
+/// Whether sources of IPv4 packets that arrive on an interface are checked against the routing table, strictly or loosely.
+///
+/// # Errors
+/// [`SysctlError`] when a value cannot be read.
+pub fn checks_sources(name: &str) -> Result<bool, SysctlError> {
+    let value = |of: &str| read(&format!("net/ipv4/conf/{of}/rp_filter"));
+    Ok(value("all")? != "0" || value(name)? != "0")
+}
+
 /// Writes settings, and remembers what was there before the first write.
 #[derive(Debug)]
 pub struct Sysctls {
@@ -166,6 +175,38 @@ impl Sysctls {
             _ => {}
         }
         failed.map_or(Ok(restored), Err)
+    }
+
+    /// Puts back what was found at an interface, except where someone has changed it since; forgets it, and interfaces that
+    /// are gone.
+    ///
+    /// # Errors
+    /// [`SysctlError`] naming the setting.
+    pub fn release(&mut self, interface: &str) -> Result<(), SysctlError> {
+        let prefixes = ["ipv4", "ipv6"].map(|family| format!("net/{family}/conf/"));
+        let of_interface = |path: &str| {
+            let rest = prefixes.iter().find_map(|prefix| path.strip_prefix(prefix.as_str()))?;
+            rest.rsplit_once('/').map(|(name, _)| name.to_owned())
+        };
+        let mut put_back = Vec::new();
+        let before = self.changes.len();
+        self.changes.retain(|path, change| {
+            let Some(name) = of_interface(path) else { return true };
+            match read(path) {
+                Err(error) if error.error.kind() == io::ErrorKind::NotFound => false,
+                Ok(now) if name == interface => {
+                    if now == change.written {
+                        put_back.push((path.clone(), change.found.clone()));
+                    }
+                    false
+                }
+                _ => true,
+            }
+        });
+        for (path, found) in put_back {
+            write(&path, &found)?;
+        }
+        if self.changes.len() == before { Ok(()) } else { self.save() }
     }
 
     fn save(&self) -> Result<(), SysctlError> {

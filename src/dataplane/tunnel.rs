@@ -52,18 +52,19 @@ impl Tunnel {
         }
     }
 
-    fn local(self) -> IpAddr {
+    /// The private address of the device: on a node also the one that it takes outer packets for.
+    pub fn local(self) -> IpAddr {
         match self {
             Self::V4 => LOCAL4.into(),
             Self::V6 => LOCAL6.into(),
         }
     }
 
-    fn message(self) -> LinkMessage {
-        match self {
-            Self::V4 => LinkIpIp::new(TUNNEL4).local(LOCAL4).mtu(MTU).up().build(),
-            Self::V6 => LinkIp6Tnl::new(TUNNEL6)
-                .local(LOCAL6)
+    fn message(self, local: IpAddr) -> LinkMessage {
+        match local {
+            IpAddr::V4(local) => LinkIpIp::new(self.name()).local(local).mtu(MTU).up().build(),
+            IpAddr::V6(local) => LinkIp6Tnl::new(self.name())
+                .local(local)
                 .mode(IpProtocol::Ipv6)
                 .set_flag(Ip6TunnelFlags::IgnEncapLimit, true)
                 .set_flag(Ip6TunnelFlags::AllowLocalRemote, true)
@@ -73,16 +74,16 @@ impl Tunnel {
         }
     }
 
-    /// Whether a device of this name is what we would have made.
-    pub fn is_ours(self, link: &LinkMessage) -> bool {
-        let (mut kind, mut local) = (None, None);
+    /// Whether a device of this name is what we would have made to take outer packets for `local`.
+    pub fn is_ours(self, link: &LinkMessage, local: IpAddr) -> bool {
+        let (mut kind, mut found) = (None, None);
         for attribute in &link.attributes {
             let LinkAttribute::LinkInfo(infos) = attribute else { continue };
             for info in infos {
                 match info {
-                    LinkInfo::Kind(found) => kind = Some(found.clone()),
+                    LinkInfo::Kind(is) => kind = Some(is.clone()),
                     LinkInfo::Data(InfoData::IpTunnel(data)) => {
-                        local = data.iter().find_map(|info| match info {
+                        found = data.iter().find_map(|info| match info {
                             InfoIpTunnel::Local(address) => Some(*address),
                             _ => None,
                         });
@@ -95,28 +96,29 @@ impl Tunnel {
             Self::V4 => InfoKind::IpIp,
             Self::V6 => InfoKind::Ip6Tnl,
         };
-        kind == Some(expected) && local == Some(self.local())
+        kind == Some(expected) && found == Some(local)
     }
 }
 
-/// Makes sure that the device exists, has its address and is up. Gives its index, and whether it was not so.
+/// Makes sure that the device exists, takes outer packets for `local`, has its address and is up. Gives its index, and
+/// whether it was not so.
 ///
 /// # Errors
 /// [`RouteError`]: among others when a device of this name is not ours, which is left alone.
-pub async fn ensure(handle: &Handle, tunnel: Tunnel) -> Result<(u32, bool), RouteError> {
+pub async fn ensure(handle: &Handle, tunnel: Tunnel, local: IpAddr) -> Result<(u32, bool), RouteError> {
     let name = tunnel.name();
     let mut changed = false;
     let link = match find(handle, name).await? {
         Some(link) => link,
         None => {
             changed = true;
-            handle.link().add(tunnel.message()).execute().await.map_err(RouteError::of(name))?;
+            handle.link().add(tunnel.message(local)).execute().await.map_err(RouteError::of(name))?;
             find(handle, name)
                 .await?
                 .ok_or_else(|| RouteError::new(name.into(), "vanished when just made"))?
         }
     };
-    if !tunnel.is_ours(&link) {
+    if !tunnel.is_ours(&link, local) {
         return Err(RouteError::new(
             name.into(),
             "the interface exists and is not Sheave's: remove it or rename it",
@@ -153,8 +155,8 @@ pub async fn ensure(handle: &Handle, tunnel: Tunnel) -> Result<(u32, bool), Rout
 ///
 /// # Errors
 /// [`RouteError`] naming the device.
-pub async fn remove(handle: &Handle, tunnel: Tunnel) -> Result<bool, RouteError> {
-    let Some(link) = find(handle, tunnel.name()).await?.filter(|link| tunnel.is_ours(link)) else {
+pub async fn remove(handle: &Handle, tunnel: Tunnel, local: IpAddr) -> Result<bool, RouteError> {
+    let Some(link) = find(handle, tunnel.name()).await?.filter(|link| tunnel.is_ours(link, local)) else {
         return Ok(false);
     };
     handle.link().del(link.header.index).execute().await.map_err(RouteError::of(tunnel.name()))?;

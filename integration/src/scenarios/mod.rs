@@ -14,6 +14,7 @@ mod nat;
 mod node_ports;
 mod observe;
 mod paths;
+mod pods;
 mod policies;
 mod source_ranges;
 mod updates;
@@ -51,6 +52,7 @@ pub fn all() -> Vec<(SourceKind, Scenario)> {
         directors::SCENARIOS,
         observe::SCENARIOS,
         explain::SCENARIOS,
+        pods::SCENARIOS,
         &beside::scenarios(),
         agent::SCENARIOS,
     ]

@@ -39,17 +39,30 @@ pub struct Request {
     source_port: u16,
     limit: Duration,
     size: usize,
+    question: &'static str,
 }
 
 impl Request {
     /// To this address and port.
     pub fn new(protocol: Protocol, address: IpAddr, port: u16) -> Self {
-        Self { protocol, to: (address, port).into(), source_port: 0, limit: LIMIT, size: 0 }
+        Self {
+            protocol,
+            to: (address, port).into(),
+            source_port: 0,
+            limit: LIMIT,
+            size: 0,
+            question: "who\n",
+        }
     }
 
     /// From this port of the client.
     pub fn from_port(self, source_port: u16) -> Self {
         Self { source_port, ..self }
+    }
+
+    /// Asks for the endpoint's own end of the connection: the answer has it as its peer.
+    pub fn own_end(self) -> Self {
+        Self { question: "own\n", ..self }
     }
 
     /// Gives up after this time.
@@ -78,7 +91,7 @@ impl Request {
             stream.write_all(&self.datagram())?;
             read_datagram(&stream, self.size)?
         } else {
-            stream.write_all(b"who\n")?;
+            stream.write_all(self.question.as_bytes())?;
             read_line(&mut stream)?
         };
         Answer::parse(&line, start.elapsed())

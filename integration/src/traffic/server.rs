@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! who        → NAME PEER            NAME is the endpoint's, PEER the client's address as the endpoint saw it
+//! own        → NAME ADDRESS         ADDRESS is its own end of the connection as the endpoint saw it (not over UDP)
 //! put N      … N bytes → NAME ok    or `NAME byte I differs`
 //! get N      → N bytes
 //! ```
@@ -102,6 +103,10 @@ fn serve(stream: &mut Socket, name: &str, peer: SocketAddr, stop: &AtomicBool) -
     loop {
         let line = read_line(&mut patient)?;
         let answer = match line.split_once(' ') {
+            None if line == "own" => {
+                let own = patient.stream.local_addr()?.as_socket();
+                format!("{name} {}\n", own.ok_or(io::ErrorKind::AddrNotAvailable)?.ip())
+            }
             None => format!("{name} {}\n", peer.ip()),
             Some(("put", count)) => {
                 format!("{name} {}\n", take(&mut patient, count.parse().map_err(io::Error::other)?)?)

@@ -46,6 +46,12 @@ pub fn capability() -> Finding {
     }
 }
 
+/// Whether this process has a capability in force, by its bit; without /proc nobody can tell.
+pub fn holds(capability: u32) -> bool {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    effective_capabilities(&status).is_some_and(|held| held >> capability & 1 == 1)
+}
+
 /// `CapEff` of `/proc/PID/status` (proc(5)).
 fn effective_capabilities(status: &str) -> Option<u64> {
     let value = status.lines().find_map(|line| line.strip_prefix("CapEff:"))?;

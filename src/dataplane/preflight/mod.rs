@@ -6,6 +6,7 @@
 //!   kernel     capability, IPVS, modules, nft
 //!   network    uplinks and MTU, names, addresses and routes that the agent needs for itself
 //!   settings   sysctls
+//!   pods       whether they could accept themselves
 //!   owners     kube-proxy and others who work on the same kernel state
 //!   rules      nftables rules of others that our packets meet
 //! ```
@@ -13,6 +14,7 @@
 mod kernel;
 mod network;
 mod owners;
+mod pods;
 mod rules;
 mod settings;
 
@@ -108,6 +110,7 @@ pub async fn preflight(
     if servers.is_some() {
         findings.push(owners::virtual_servers(&foreign, plan));
     }
+    findings.push(pods::check(plan));
     findings.extend(owners::judge_kube_proxy(&evidence, settings.mark_mask));
     findings.extend(owners::processes());
     findings.extend(rules::check(rules, network.ipv6));

@@ -66,7 +66,7 @@ impl Network {
         for tunnel in Tunnel::ALL {
             let occupied = match tunnel::find(&handle, tunnel.name()).await? {
                 None => Occupied::Free,
-                Some(link) if tunnel.is_ours(&link) => {
+                Some(link) if tunnel.is_ours(&link, tunnel.local()) => {
                     own.push(link.header.index);
                     Occupied::ByUs
                 }
