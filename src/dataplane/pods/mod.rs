@@ -133,8 +133,9 @@ impl Pods {
     ) {
         let touched = touched.iter().map(|key| (key, plan.rewrites.get(key)));
         let touched = self.pairs.update(touched, now);
-        let (wanted, lingering) = touched.into_iter().partition(|endpoint| self.pairs.wants(*endpoint));
-        for endpoint in <BTreeSet<IpAddr>>::from(lingering) {
+        let (wanted, lingering): (BTreeSet<_>, BTreeSet<_>) =
+            touched.into_iter().partition(|endpoint| self.pairs.wants(*endpoint));
+        for endpoint in lingering {
             self.pass(endpoint);
         }
         self.prepare(wanted, node).await;
@@ -267,7 +268,7 @@ impl Pods {
                 && result.is_ok()
                 && let Err(error) = self.reply_paths.close(node.sysctls, endpoint)
             {
-                result = Err(error.into());
+                result = Err(error);
             }
             self.finish(endpoint, inside, result, &mut done);
         }

@@ -133,6 +133,9 @@ fn update(pairs: &mut Pairs, steps: &[Step], now: Instant) -> BTreeSet<IpAddr> {
     pairs.update(steps.iter().map(|(key, rewrite)| (key, rewrite.as_ref())), now)
 }
 
+/// A name; what was planned before, what comes; which VIPs pass then, and how many ports are held.
+type Case<'a> = (&'a str, &'a [Step], &'a [Step], &'a [&'a str], usize);
+
 fn passes(pairs: &Pairs) -> Vec<String> {
     pairs.passing(ip(POD)).iter().map(|Pair { vip, .. }| vip.to_string()).collect()
 }
@@ -142,7 +145,7 @@ fn what_passes_and_what_stands_behind_it() {
     use AcceptedIn::{Node, Pod};
     let (web, dns) = (vip(VIP, Tcp, 80), vip(VIP, Udp, 53));
     let start = Instant::now();
-    let cases: [(&str, &[Step], &[Step], &[&str], usize); 7] = [
+    let cases: [Case<'_>; 7] = [
         ("by the node: nothing to do", &[], &[(web, Some((80, Node)))], &[], 0),
         ("by the pod", &[], &[(web, Some((80, Pod)))], &[VIP], 1),
         (
