@@ -129,7 +129,6 @@ pub struct Service {
     pub ports: Vec<Port>,
     /// Its endpoints.
     pub endpoints: Vec<Endpoint>,
-    annotations: BTreeMap<String, String>,
     affinity: bool,
     external_ips: Vec<IpAddr>,
     health_check: Option<u16>,
@@ -146,7 +145,6 @@ impl Service {
             number,
             ports: Vec::new(),
             endpoints: Vec::new(),
-            annotations: BTreeMap::new(),
             affinity: false,
             external_ips: Vec::new(),
             health_check: None,
@@ -195,12 +193,6 @@ impl Service {
             0 => count(Condition::Terminating),
             ready => ready,
         }
-    }
-
-    /// Sets an annotation.
-    pub fn annotate(mut self, key: &str, value: &str) -> Self {
-        self.annotations.insert(key.into(), value.into());
-        self
     }
 
     /// Sets `sessionAffinity: ClientIP`.
@@ -273,7 +265,7 @@ impl Service {
         let ingress = ips(Self::vip).map(|ip| json!({"ip": ip, "ipMode": "VIP"}));
         let mut service = json!({
             "apiVersion": "v1", "kind": "Service",
-            "metadata": {"name": self.name, "namespace": NAMESPACE, "annotations": self.annotations, "creationTimestamp": "2026-01-01T00:00:00Z", "uid": self.name},
+            "metadata": {"name": self.name, "namespace": NAMESPACE, "creationTimestamp": "2026-01-01T00:00:00Z", "uid": self.name},
             "spec": {"type": "LoadBalancer", "allocateLoadBalancerNodePorts": false, "clusterIP": ips(Self::cluster_ip)[0],
                 "clusterIPs": ips(Self::cluster_ip), "ipFamilies": ["IPv4", "IPv6"], "ipFamilyPolicy": "RequireDualStack",
                 "externalTrafficPolicy": "Cluster", "internalTrafficPolicy": "Cluster",

@@ -97,9 +97,8 @@ impl Finder {
 
     /// Enters the new ones among `candidates`, or all, and forgets what is gone.
     async fn look(&mut self, candidates: &BTreeMap<Id, PathBuf>, all: bool) {
-        self.known.retain(|id, known| {
-            candidates.contains_key(id) || Id::of(&known.path).is_ok_and(|found| found == *id)
-        });
+        // Another one may have got the identity of one that is gone: it has another name then.
+        self.known.retain(|id, known| Id::of(&known.path).is_ok_and(|found| found == *id));
         let mut wanted = Vec::new();
         for (id, path) in candidates {
             if !all && self.known.contains_key(id) {
