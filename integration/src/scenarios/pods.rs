@@ -85,6 +85,22 @@ fn await_as_before(ns: &NetNs, before: &[String]) -> Result<()> {
     })
 }
 
+/// Waits until packets pass to a pod that takes them in itself, or do not any more.
+fn await_passing(lab: &Lab, node: &str, addresses: [IpAddr; 2], wanted: bool) -> Result<()> {
+    let ns = &lab.fabric.node(node)?.ns;
+    await_some(LIMIT, &format!("packets to pass to {addresses:?}: {wanted}"), || {
+        for address in addresses {
+            let set = if address.is_ipv4() { "direct4" } else { "direct6" };
+            let listed = ns.run(&format!("nft list set inet sheave {set}"));
+            let listed = listed.map_err(|error| format!("{error:#}"))?;
+            if listed.contains(&format!("{address} .")) != wanted {
+                return Err(listed);
+            }
+        }
+        Ok(())
+    })
+}
+
 fn pod_acceptance(lab: &mut Lab) -> Result<()> {
     let b1 = lab.fabric.pod("b1")?.clone();
     let before = [look(&b1.ns), look(&lab.fabric.node("node-b")?.ns)];
@@ -170,6 +186,7 @@ fn pod_acceptance_changes(lab: &mut Lab) -> Result<()> {
             let both =
                 by_pod.clone().endpoints([Endpoint::from(&b1), Endpoint::from(&c1).condition(condition)]);
             lab.apply(&both)?;
+            await_passing(lab, "node-c", Family::BOTH.map(|family| c1.address(family)), true)?;
             for load in &loads {
                 load.await_answers(20)?;
             }
@@ -294,13 +311,9 @@ fn pod_acceptance_vanishes(lab: &mut Lab) -> Result<()> {
         let request = Request::new(Tcp, used.vip(family), POD_PORT).own_end();
         ask(&lab.fabric.client, request, Passing::NAME, used.vip(family))?;
     }
-    let address = passing.pod.address(Family::V4);
+    let gone = Family::BOTH.map(|family| passing.pod.address(family));
     passing.delete()?;
-    let node = lab.fabric.node("node-b")?.ns.clone();
-    await_some(LIMIT, "no packet to pass to a pod that is gone", || {
-        let table = node.run("nft list set inet sheave direct4").map_err(|error| format!("{error:#}"))?;
-        if table.contains(&address.to_string()) { Err(table) } else { Ok(()) }
-    })?;
+    await_passing(lab, "node-b", gone, false)?;
     for load in &loads {
         load.await_answers(30)?;
     }

@@ -51,7 +51,7 @@ use super::sysctl::Sysctls;
 use crate::plan::{NodePlan, RewriteKey};
 
 /// How long the work in one namespace may take.
-const LIMIT: Duration = Duration::from_secs(3);
+const LIMIT: Duration = Duration::from_secs(10);
 
 /// How many namespaces each periodic look verifies, one after the other in turn.
 const VERIFIED: usize = 8;
