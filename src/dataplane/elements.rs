@@ -120,6 +120,7 @@ impl Element {
             Self::Source(..) => ": these clients are kept out",
             Self::Mark(..) => ": what is tunnelled to this endpoint is not taken in here",
             Self::Endpoint(..) => ": what is tunnelled to this endpoint is refused here",
+            Self::Direct(..) => ": this node takes in what its pod is to take in itself",
             Self::Own(_) => ": its clients seem to be this node",
             Self::Hairpin(_) => ": a pod that reaches itself gets no answer",
             Self::Node(_) | Self::Taken(_) | Self::Pods(_) => "",

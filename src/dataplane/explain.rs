@@ -86,7 +86,7 @@ impl Dataplane {
         for tunnel in tunnel::Tunnel::ALL.into_iter().filter(|one| ipv6 || *one == tunnel::Tunnel::V4) {
             let name = tunnel.name();
             match tunnel::find(&self.handle, name).await {
-                Ok(Some(link)) if !tunnel.is_ours(&link) => {
+                Ok(Some(link)) if !tunnel.is_ours(&link, tunnel.local()) => {
                     report.differs(format!("the device {name} is not Sheave's"));
                 }
                 Ok(Some(link)) if !tunnel::is_up(&link) => {

@@ -78,6 +78,7 @@ fn bytes(element: &Element) -> (Vec<u8>, Option<Vec<u8>>) {
         }
         Element::Vip(net) | Element::Pods(net) | Element::Client(net) => (address_bytes(net.addr()), None),
         Element::Hairpin(address) => (address_bytes(*address).repeat(2), None),
+        Element::Direct(endpoint, vip) => ([address_bytes(*endpoint), address_bytes(*vip)].concat(), None),
         Element::NodePort(vip) | Element::Closed(vip) | Element::Dropped(vip) | Element::Restricted(vip) => {
             (vip_bytes(vip), None)
         }
