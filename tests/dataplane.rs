@@ -525,6 +525,28 @@ fn cleanup_leaves_the_namespace_as_it_was_and_others_alone() {
 }
 
 #[test]
+fn arp_is_strict_where_the_config_says_so() {
+    in_namespace("arp", async |node| {
+        let arp = || {
+            ["arp_ignore", "arp_announce"].map(|key| {
+                let value = std::fs::read_to_string(format!("/proc/sys/net/ipv4/conf/all/{key}")).unwrap();
+                value.trim().to_owned()
+            })
+        };
+        let found = arp();
+        for (strict_arp, expected) in [(false, &found), (true, &["1".to_owned(), "2".to_owned()])] {
+            let settings = Settings { strict_arp, ..node.settings.clone() };
+            let mut dataplane = Dataplane::open(&settings).unwrap();
+            dataplane.sync(&plan(), Instant::now()).await;
+            assert_eq!(arp(), *expected, "strictARP: {strict_arp}");
+        }
+        let lock = Lock::take(&node.settings.state_directory).unwrap();
+        dataplane::cleanup(&node.settings, &lock).await.unwrap();
+        assert_eq!(arp(), found);
+    });
+}
+
+#[test]
 fn a_vip_that_is_an_address_of_this_host_stays_the_hosts() {
     in_namespace("taken", async |node| {
         shell("ip", "link add dns0 type dummy");

@@ -195,6 +195,9 @@ pub struct Services {
     pub external_ips: ExternalIps,
     /// Packet mark bits that are ours.
     pub mark_mask: MarkMask,
+    /// This node answers no ARP request for a VIP.
+    #[serde(rename = "strictARP")]
+    pub strict_arp: bool,
     /// `spec.loadBalancerClass` of the load-balancer Services that are ours, besides those without a class.
     pub load_balancer_class: Option<String>,
 }
@@ -211,6 +214,7 @@ impl Default for Services {
             scheduler: Schedulers::default(),
             external_ips: ExternalIps::default(),
             mark_mask: MarkMask::default(),
+            strict_arp: false,
             load_balancer_class: None,
         }
     }

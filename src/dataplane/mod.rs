@@ -88,6 +88,8 @@ pub struct Settings {
     pub mark_mask: MarkMask,
     /// What directors wrap packets in: where that is GUE, it matters that this node takes it in.
     pub encapsulation: Encapsulation,
+    /// This node answers no ARP request for a VIP.
+    pub strict_arp: bool,
     /// Where the sysctls found are kept for `cleanup`; outlives the agent, not the boot.
     pub state_directory: PathBuf,
 }
@@ -101,6 +103,7 @@ pub struct Dataplane {
     handle: Handle,
     mark_mask: MarkMask,
     encapsulation: Encapsulation,
+    strict_arp: bool,
     sysctls: Sysctls,
     devices: Option<Devices>,
     uplinks: Vec<Uplink>,
@@ -182,6 +185,7 @@ impl Dataplane {
             handle,
             mark_mask: settings.mark_mask,
             encapsulation: settings.encapsulation,
+            strict_arp: settings.strict_arp,
             sysctls: Sysctls::open(&settings.state_directory)?,
             devices: None,
             uplinks: Vec::new(),
@@ -564,6 +568,9 @@ impl Dataplane {
         }
         // After those of interfaces: forwarding makes an interface forget its router, unless told not to.
         settings.extend(sysctl::namespace(ipv6));
+        if self.strict_arp {
+            settings.extend(sysctl::strict_arp());
+        }
         let written = self.sysctls.ensure(&settings)?;
         done.extend(written.into_iter().map(|sysctl| format!("set {} = {}", sysctl.path, sysctl.value)));
         Ok(done)

@@ -56,6 +56,13 @@ pub fn namespace(ipv6: bool) -> Vec<Sysctl> {
     settings.into_iter().map(|(path, value)| Sysctl { path: path.into(), value }).collect()
 }
 
+/// What keeps this node from answering ARP requests for VIPs, and from asking with one as its address: `services.strictARP`
+/// (as kube-proxy's `--ipvs-strict-arp`).
+pub fn strict_arp() -> [Sysctl; 2] {
+    [("arp_ignore", "1"), ("arp_announce", "2")]
+        .map(|(key, value)| Sysctl { path: format!("net/ipv4/conf/all/{key}"), value })
+}
+
 /// Whether connections of a removed destination are ended at once (1), or left to find it again (0).
 pub const EXPIRE_NODEST_CONN: &str = "net/ipv4/vs/expire_nodest_conn";
 

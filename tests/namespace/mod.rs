@@ -43,7 +43,8 @@ pub fn in_namespace(name: &str, test: impl AsyncFnOnce(&Node) + Send) {
             let mark_mask = MarkMask::default();
             let encapsulation = Encapsulation::Ipip;
             let state_directory = directory.clone();
-            let node = Node { settings: Settings { mark_mask, encapsulation, state_directory } };
+            let strict_arp = false;
+            let node = Node { settings: Settings { mark_mask, encapsulation, strict_arp, state_directory } };
             runtime.block_on(test(&node));
         });
     });
