@@ -49,7 +49,17 @@ enum Task {
         /// Print them and what they prove, and run none.
         #[arg(long)]
         list: bool,
+        /// Only every second one: the first, third, … (`odd`) or the others (`even`).
+        #[arg(long, value_enum)]
+        half: Option<Half>,
     },
+}
+
+/// Which scenarios of all: two halves run beside each other, in network namespaces of their own.
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Half {
+    Odd,
+    Even,
 }
 
 /// Files of the running lab; in memory, and each run's own.
@@ -65,10 +75,16 @@ fn main() -> ExitCode {
         Task::BenchCase(case) => done(bench::run_case(&case)),
         Task::Apiserver { account, lists } => done(apiserver::run(&account, &lists)),
         Task::Shell => done(shell::run(&sheave_binary(), &work_dir())),
-        Task::Scenarios { scenario, list } => {
+        Task::Scenarios { scenario, list, half } => {
             let prefix = scenario.unwrap_or_default();
-            let chosen: Vec<(SourceKind, Scenario)> =
-                scenarios::all().into_iter().filter(|(_, s)| s.name.starts_with(&prefix)).collect();
+            let is_chosen =
+                |number: usize| half.is_none_or(|half| number.is_multiple_of(2) == (half == Half::Odd));
+            let chosen: Vec<(SourceKind, Scenario)> = scenarios::all()
+                .into_iter()
+                .filter(|(_, s)| s.name.starts_with(&prefix))
+                .enumerate()
+                .filter_map(|(number, scenario)| is_chosen(number).then_some(scenario))
+                .collect();
             if list {
                 chosen.iter().for_each(|(_, s)| println!("{}: {}", s.name, s.proves));
                 return ExitCode::SUCCESS;
