@@ -175,6 +175,7 @@ impl Agent {
                     self.tick().await;
                 }
             }
+            self.observer.forgot(&self.dataplane.forgotten());
             self.observer.end(&self.planner, self.ready, self.dataplane.is_whole());
         }
         self.announcer.stop().await;

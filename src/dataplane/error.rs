@@ -26,6 +26,9 @@ pub enum DataplaneError {
     /// Another agent has this node.
     #[error("{}: an agent runs on this node: stop it first", .0.display())]
     AgentRuns(PathBuf),
+    /// No thread for conntrack.
+    #[error("thread for conntrack: {0}")]
+    Conntrack(io::Error),
     /// Links, addresses, routes.
     #[error(transparent)]
     Route(#[from] RouteError),

@@ -5,6 +5,7 @@
 //! NodePlan, Delta ──────┼─► vip_routes ─► routing     VIPs as local routes
 //!                       ├─► pods                      acceptance in the network namespaces of pods
 //!   [Dataplane]         ├─► netfilter ──► nft         acceptance, nat, guard   (ruleset, elements, numbers)
+//!                       │     └─► conntrack           what went is forgotten, on a thread of its own
 //!                       └─► virtual_servers           IPVS                     (reconcile)
 //! ```
 //!
@@ -23,6 +24,7 @@
 //! this node can forward it.
 
 mod changes;
+mod conntrack;
 mod describe;
 mod differences;
 mod direct;
@@ -61,6 +63,7 @@ use ipnet::IpNet;
 use rtnetlink::Handle;
 use sheave_ipvs::ServiceKey;
 
+use self::conntrack::Conntrack;
 pub use self::describe::describe;
 use self::error::is_absent;
 pub use self::error::{DataplaneError, RouteError};
@@ -78,7 +81,7 @@ use self::vip_routes::{Devices, VipRoutes};
 use self::virtual_servers::{View, VirtualServers, VirtualServersError};
 use crate::cluster::{Accepts, Encapsulation};
 use crate::config::MarkMask;
-use crate::observe::metrics::Passes;
+use crate::observe::metrics::{ConntrackPass, Passes};
 use crate::plan::{Delta, NodePlan, VipPort};
 
 /// What the dataplane needs to know apart from the plan.
@@ -111,6 +114,7 @@ pub struct Dataplane {
     no_gue: Option<String>,
     netfilter: Netfilter,
     pods: Pods,
+    conntrack: Conntrack,
     routes: VipRoutes,
     servers: VirtualServers,
     /// Addresses of this host that are not ours: a VIP that is among them stays theirs.
@@ -193,6 +197,7 @@ impl Dataplane {
             no_gue: (!fou::stands(true).unwrap_or(false)).then(|| "not looked at yet".into()),
             netfilter: Netfilter::open(settings.mark_mask)?,
             pods: Pods::open(&settings.state_directory)?,
+            conntrack: Conntrack::start().map_err(DataplaneError::Conntrack)?,
             routes: VipRoutes::default(),
             servers: VirtualServers::open()?,
             local: BTreeSet::new(),
@@ -235,6 +240,7 @@ impl Dataplane {
             self.pending.clear();
             self.retry = Retry::default();
         }
+        self.forget();
         done
     }
 
@@ -265,6 +271,8 @@ impl Dataplane {
             });
         }
         self.sync_routes(plan, &mut done).await;
+        self.forget();
+        self.conntrack.check();
         done
     }
 
@@ -309,6 +317,7 @@ impl Dataplane {
             self.pending.extend(addresses(delta));
             self.sync(plan, now).await;
         }
+        self.forget();
     }
 
     /// Ends what was only waiting: destinations whose connections are gone, rewrites whose time is up.
@@ -329,6 +338,7 @@ impl Dataplane {
             pods.settle(node).await;
         }
         self.with_servers(plan, &mut done, |servers, view| servers.drain(view).map(|_| Vec::new()));
+        self.forget();
     }
 
     /// Works on IPVS, then marks packets for the services that came of it: a mark without its service would send clients
@@ -395,6 +405,7 @@ impl Dataplane {
             .chain(unmarked)
             .chain(self.pods.problems())
             .chain(self.missing_gue())
+            .chain(self.conntrack.problem())
             .collect()
     }
 
@@ -426,13 +437,20 @@ impl Dataplane {
             ("virtual_server", self.servers.failed.len() + self.netfilter.unmarked.len()),
             ("rewrite", self.netfilter.refused().len()),
             ("pod", self.pods.failed()),
+            ("conntrack", usize::from(self.conntrack.problem().is_some())),
         ]
         .into()
     }
 
     /// How often each part was looked at or changed.
     pub fn passes(&self) -> Vec<(&'static str, Passes)> {
-        self.passes.iter().map(|(part, passes)| (part.name(), *passes)).collect()
+        let parts = self.passes.iter().map(|(part, passes)| (part.name(), *passes));
+        parts.chain([("conntrack", self.conntrack.passes())]).collect()
+    }
+
+    /// What conntrack has forgotten since the last call.
+    pub fn forgotten(&self) -> Vec<ConntrackPass> {
+        self.conntrack.news()
     }
 
     /// Netlink messages sent to IPVS since the start.
@@ -504,6 +522,17 @@ impl Dataplane {
     fn rules(&self, plan: &NodePlan) -> Rules {
         let mtu = smallest_mtu(&self.uplinks);
         Rules::new(self.mark_mask, mtu, &plan.node.addresses, self.no_gue.is_none())
+    }
+
+    /// Has conntrack forget what the table does not hold any more. After IPVS has followed, so that what its own
+    /// connections still send makes no entry anew.
+    fn forget(&mut self) {
+        if !self.broken.contains_key(&Part::Netfilter) {
+            let stale = self.netfilter.take_stale();
+            if !stale.is_empty() {
+                self.conntrack.forget(stale);
+            }
+        }
     }
 
     fn needs_sync(&self) -> bool {

@@ -12,6 +12,7 @@ use ipnet::IpNet;
 use serde_json::Value;
 
 use super::changes::Changes;
+use super::conntrack::Stale;
 use super::direct::Direct;
 use super::elements::Element;
 use super::generation::{Generation, Nfnetlink};
@@ -119,7 +120,7 @@ impl Netfilter {
             self.began = true;
             self.adopted = found.is_some();
             if let Some(found) = &found {
-                self.adopt(&found.elements, now);
+                self.adopt(&found.elements);
             }
         }
         self.rewrites.rebuild(&mut self.numbers, plan, now);
@@ -359,7 +360,7 @@ impl Netfilter {
     }
 
     /// Takes over numbers, marks and rewrites of an agent before this one; the plan then says which stay.
-    fn adopt(&mut self, found: &BTreeSet<Element>, now: Instant) {
+    fn adopt(&mut self, found: &BTreeSet<Element>) {
         let (mut endpoints, mut vips) = (HashMap::new(), HashMap::new());
         for element in found {
             match *element {
@@ -375,7 +376,7 @@ impl Netfilter {
         self.numbers = Numbers::new(self.mask, endpoints, vips);
         let marked = |vip: &VipPort| Some(Element::Internal(*vip, self.numbers.vip_mark(vip)?));
         self.base = self.numbers.vips().filter_map(marked).collect();
-        self.rewrites.adopt(&mut self.numbers, found, now);
+        self.rewrites.adopt(&mut self.numbers, found);
         self.numbers.adoption_done();
     }
 
@@ -442,6 +443,11 @@ impl Netfilter {
     /// Numbers in use.
     pub fn numbers(&self) -> &Numbers {
         &self.numbers
+    }
+
+    /// What conntrack is to forget now that the table is written.
+    pub fn take_stale(&mut self) -> Vec<Stale> {
+        self.rewrites.take_stale()
     }
 
     /// Rewrites that could not be made, with the reason.

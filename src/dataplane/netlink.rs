@@ -29,6 +29,7 @@ const FAMILY_HDRLEN: usize = 4;
 const NLA_HDRLEN: usize = 4;
 /// Flags in the kind of an attribute (`NLA_F_NESTED`, `NLA_F_NET_BYTEORDER`).
 const NLA_TYPE_MASK: u16 = 0x3fff;
+const NLA_F_NESTED: u16 = 0x8000;
 
 /// A dump instead of one object (`NLM_F_DUMP`).
 pub const DUMP: u16 = 0x300;
@@ -92,6 +93,45 @@ impl Socket {
             }
         }
     }
+
+    /// Asks several things at once that have no answer but whether they were done; gives that of each.
+    ///
+    /// # Errors
+    /// What the system says of the socket, or an answer that is cut short.
+    pub fn ask_all(&mut self, requests: &[Request<'_>]) -> io::Result<Vec<io::Result<()>>> {
+        if requests.is_empty() {
+            return Ok(Vec::new());
+        }
+        let first = self.sequence.wrapping_add(1);
+        let mut bytes = Vec::new();
+        for request in requests {
+            self.sequence = self.sequence.wrapping_add(1);
+            bytes.extend(request.encode(self.sequence));
+        }
+        net::send(&self.socket, &bytes, SendFlags::empty())?;
+        let mut outcomes = Vec::with_capacity(requests.len());
+        let mut datagram = vec![0; DATAGRAM];
+        while outcomes.len() < requests.len() {
+            let (length, _) = match net::recv(&self.socket, &mut datagram[..], RecvFlags::empty()) {
+                Err(Errno::INTR) => continue,
+                received => received?,
+            };
+            let mut rest = &datagram[..length];
+            while !rest.is_empty() {
+                let (message, more) = parse(rest).ok_or_else(cut_short)?;
+                rest = more;
+                // Each in its turn; an older number: the answer to a question that was given up on.
+                if message.kind == NLMSG_ERROR && message.sequence.wrapping_sub(first) == index(&outcomes) {
+                    outcomes.push(outcome(message.body));
+                }
+            }
+        }
+        Ok(outcomes)
+    }
+}
+
+fn index<T>(before: &[T]) -> u32 {
+    u32::try_from(before.len()).unwrap_or(u32::MAX)
 }
 
 impl Request<'_> {
@@ -116,6 +156,16 @@ pub fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
     bytes.extend(value);
     bytes.resize(bytes.len().next_multiple_of(4), 0);
     bytes
+}
+
+/// One that is made of attributes.
+pub fn nested(kind: u16, attributes: &[u8]) -> Vec<u8> {
+    attribute(kind | NLA_F_NESTED, attributes)
+}
+
+/// The value of the first attribute of a kind.
+pub fn find(bytes: &[u8], kind: u16) -> Option<&[u8]> {
+    attributes(bytes).find(|(found, _)| *found == kind).map(|(_, value)| value)
 }
 
 /// A name as the kernel's attributes have it.

@@ -8,14 +8,27 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use super::changes::Changes;
+use super::conntrack::Stale;
 use super::elements::Element;
 use super::numbers::{Captured, Numbers};
 use super::standin;
+use crate::cluster::Protocol;
 use crate::plan::{AcceptedIn, NodePlan, Rewrite, RewriteKey, RewriteSide};
 
 /// How long a rewrite outlives its wish: other directors hear of a removed endpoint a little later, and what
 /// they send meanwhile should still arrive.
 const LINGER: Duration = Duration::from_secs(5);
+/// The same where directors let connections end by themselves: conntrack finds these by the endpoint's number (chain `zone`
+/// in [`super::ruleset`]). After a day they are cut.
+const DRAIN: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// How long one outlives its wish whose endpoint may live on.
+fn linger(key: &RewriteKey, plan: &NodePlan) -> Duration {
+    match key.vip.protocol {
+        Protocol::Tcp | Protocol::Sctp if plan.virtual_servers.contains_key(&key.vip) => DRAIN,
+        _ => LINGER,
+    }
+}
 
 /// What the table holds of them.
 #[derive(Debug, Default)]
@@ -24,13 +37,16 @@ pub struct Rewrites {
     /// Own endpoints, with how many rewrites each has.
     locals: HashMap<IpAddr, usize>,
     lingering: BTreeMap<RewriteKey, Instant>,
+    /// Conntrack entries that what was dropped has left.
+    stale: Vec<Stale>,
     /// Rewrites that could not be made, with the reason.
     pub refused: BTreeMap<RewriteKey, String>,
 }
 
 impl Rewrites {
-    /// Takes over what an agent before this one left; the plan then says what stays. `numbers` has adopted its own part.
-    pub fn adopt(&mut self, numbers: &mut Numbers, elements: &BTreeSet<Element>, now: Instant) {
+    /// Takes over what an agent before this one left; [`Self::rebuild`] then says what stays. `numbers` has adopted its
+    /// own part.
+    pub fn adopt(&mut self, numbers: &mut Numbers, elements: &BTreeSet<Element>) {
         let outer_of: HashMap<(u32, bool), IpAddr> = elements
             .iter()
             .filter_map(|element| match element {
@@ -54,17 +70,17 @@ impl Rewrites {
                 target_port: to.port(),
                 accepted_in: AcceptedIn::Node,
                 local: locals.contains(&to.ip()),
+                terminating: false,
             };
             self.hold(numbers, key, rewrite, &mut Changes::default());
-            self.lingering.insert(key, now + LINGER);
         }
     }
 
     /// Makes these what the plan says, whatever they were.
     pub fn rebuild(&mut self, numbers: &mut Numbers, plan: &NodePlan, now: Instant) {
-        let unwanted = self.held.keys().filter(|key| !plan.rewrites.contains_key(key));
-        for key in unwanted.copied().collect::<Vec<_>>() {
-            self.lingering.entry(key).or_insert(now + LINGER);
+        for (key, rewrite) in self.held.iter().filter(|(key, _)| !plan.rewrites.contains_key(key)) {
+            let until = if rewrite.terminating { now } else { now + linger(key, plan) };
+            self.lingering.entry(*key).or_insert(until);
         }
         let mut ignored = Changes::default();
         for key in self.due(now) {
@@ -76,7 +92,7 @@ impl Rewrites {
         }
     }
 
-    /// Follows the plan for one rewrite; one that is not wanted any more lingers.
+    /// Follows the plan for one rewrite; one that is not wanted any more lingers, unless its endpoint is gone.
     pub fn follow(
         &mut self,
         numbers: &mut Numbers,
@@ -85,10 +101,11 @@ impl Rewrites {
         now: Instant,
         changes: &mut Changes,
     ) {
-        match plan.rewrites.get(&key) {
-            Some(rewrite) => self.hold(numbers, key, *rewrite, changes),
-            None if self.held.contains_key(&key) => drop(self.lingering.insert(key, now + LINGER)),
-            None => drop(self.refused.remove(&key)),
+        match (plan.rewrites.get(&key), self.held.get(&key)) {
+            (Some(rewrite), _) => self.hold(numbers, key, *rewrite, changes),
+            (None, Some(held)) if held.terminating => self.drop(numbers, key, changes),
+            (None, Some(_)) => drop(self.lingering.insert(key, now + linger(&key, plan))),
+            (None, None) => drop(self.refused.remove(&key)),
         }
     }
 
@@ -102,7 +119,10 @@ impl Rewrites {
         self.lingering.remove(&key);
         // This node stands behind a pod that is to accept itself: it takes what `direct` does not let pass.
         let rewrite = Rewrite { accepted_in: AcceptedIn::Node, ..rewrite };
-        if self.held.get(&key) == Some(&rewrite) {
+        if let Some(held) = self.held.get_mut(&key)
+            && *held == (Rewrite { terminating: held.terminating, ..rewrite })
+        {
+            held.terminating = rewrite.terminating;
             return;
         }
         self.drop(numbers, key, changes);
@@ -133,6 +153,11 @@ impl Rewrites {
     pub fn drop(&mut self, numbers: &mut Numbers, key: RewriteKey, changes: &mut Changes) {
         self.lingering.remove(&key);
         let Some(rewrite) = self.held.remove(&key) else { return };
+        // Established connections of an endpoint that lives on go on.
+        if rewrite.terminating || key.vip.protocol == Protocol::Udp {
+            let from = SocketAddr::new(key.endpoint, rewrite.target_port);
+            self.stale.push(Stale { vip: key.vip, from });
+        }
         let captured = Captured { endpoint: key.endpoint, side: key.side };
         let Some(mark) = numbers.mark(captured) else { return };
         changes.remove(endpoint_element(mark, &key, &rewrite));
@@ -150,6 +175,11 @@ impl Rewrites {
                 changes.remove(Element::Hairpin(key.endpoint));
             }
         }
+    }
+
+    /// What conntrack is to forget, since the last call.
+    pub fn take_stale(&mut self) -> Vec<Stale> {
+        std::mem::take(&mut self.stale)
     }
 
     /// Every element that they take.

@@ -10,7 +10,7 @@ use tokio::sync::mpsc;
 
 use super::health::{Health, HealthSite, timestamp};
 use super::http::Server;
-use super::metrics::{Metrics, MetricsSite, Wanted, seconds};
+use super::metrics::{ConntrackPass, Metrics, MetricsSite, Wanted, seconds};
 use super::node_ports::HealthCheckNodePorts;
 use super::status::{self, Question};
 use crate::cluster::{Event, Node, Object, ObjectKey, WatchState};
@@ -166,6 +166,15 @@ impl Observer {
         self.metrics.sync.observe(took.as_secs_f64());
         if holds {
             self.metrics.last_sync.set(seconds(SystemTime::now()));
+        }
+    }
+
+    /// Conntrack has forgotten endpoints that went.
+    pub fn forgot(&self, passes: &[ConntrackPass]) {
+        for ConntrackPass { ipv4, took, deleted } in passes {
+            let family = [if *ipv4 { "IPv4" } else { "IPv6" }];
+            self.metrics.conntrack_sync.with_label_values(&family).observe(took.as_secs_f64());
+            self.metrics.conntrack_deleted.with_label_values(&family).inc_by(*deleted);
         }
     }
 

@@ -82,12 +82,18 @@ impl Claim {
             .map(move |destination| {
                 let key = RewriteKey { endpoint: destination.address, side: RewriteSide::Director, vip };
                 let local = destination.node.as_deref() == Some(node);
-                (key, Rewrite { target_port: destination.port, accepted_in: AcceptedIn::Node, local })
+                let rewrite = Rewrite {
+                    target_port: destination.port,
+                    accepted_in: AcceptedIn::Node,
+                    local,
+                    terminating: destination.weight == 0,
+                };
+                (key, rewrite)
             });
         let as_endpoint = self.acceptance.iter().map(move |acceptance| {
             let key = RewriteKey { endpoint: acceptance.endpoint, side: RewriteSide::Endpoint, vip };
-            let Acceptance { target_port, accepted_in, .. } = *acceptance;
-            (key, Rewrite { target_port, accepted_in, local: true })
+            let Acceptance { target_port, accepted_in, terminating, .. } = *acceptance;
+            (key, Rewrite { target_port, accepted_in, local: true, terminating })
         });
         as_director.chain(as_endpoint)
     }

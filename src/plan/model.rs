@@ -170,6 +170,8 @@ pub struct Acceptance {
     pub target_port: u16,
     /// Where.
     pub accepted_in: AcceptedIn,
+    /// The endpoint is being deleted: once no slice lists it, it is gone.
+    pub terminating: bool,
 }
 
 /// On whose behalf a tunnelled packet is rewritten on this node.
@@ -201,6 +203,8 @@ pub struct Rewrite {
     pub accepted_in: AcceptedIn,
     /// The endpoint is this node's own, so that its reply passes this node anyhow and its source may stay.
     pub local: bool,
+    /// The endpoint is being deleted: once the rewrite leaves the plan, it is gone, and not merely out of the Service.
+    pub terminating: bool,
 }
 
 /// Why a prefix is announced.

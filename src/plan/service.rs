@@ -265,6 +265,7 @@ impl ServicePlanner<'_> {
                 vip: listener.vip,
                 target_port: listed.port,
                 accepted_in: self.accepted_in(listed.endpoint, listener.kind)?,
+                terminating: listed.endpoint.terminating,
             })
         })
     }

@@ -6,6 +6,7 @@ use std::path::Path;
 
 use sheave_ipvs::{Ipvs, ServiceEntry};
 
+use super::super::conntrack;
 use super::super::fou::FouError;
 use super::super::nft::{self, Listing, NftError};
 use super::super::reconcile;
@@ -19,9 +20,10 @@ use crate::plan::Scheduler;
 const CAP_NET_ADMIN: u32 = 12;
 
 /// What the ruleset needs besides the core of nf_tables, with the option that builds it.
-const NFT_MODULES: [(&str, &str); 6] = [
+const NFT_MODULES: [(&str, &str); 7] = [
     ("nf_tables", "CONFIG_NF_TABLES"),
     ("nft_ct", "CONFIG_NFT_CT"),
+    ("nft_hash", "CONFIG_NFT_HASH"),
     ("nft_chain_nat", "CONFIG_NFT_NAT"),
     ("nft_nat", "CONFIG_NFT_NAT"),
     ("nft_masq", "CONFIG_NFT_MASQ"),
@@ -168,6 +170,19 @@ fn judge_gue(module: Presence, stands: &Result<bool, FouError>, encapsulation: E
         Encapsulation::Ipip => {
             Finding::warn(subject, format!("{found}: directors can send IP in IP alone"), remedy)
         }
+    }
+}
+
+/// Whether entries of endpoints that went can be deleted. The agent works without, but connections to these hang.
+pub fn conntrack(modules: &Modules) -> Finding {
+    let (module, subject) = ("nf_conntrack_netlink", "conntrack over netlink");
+    match conntrack::probe() {
+        Ok(()) => Finding::ok(subject, "answers"),
+        Err(error) => Finding::warn(
+            subject,
+            format!("{error}: connections to endpoints that are gone will hang instead of being reset"),
+            modules.presence(module).remedy(module, "CONFIG_NF_CT_NETLINK"),
+        ),
     }
 }
 

@@ -101,6 +101,7 @@ pub async fn preflight(
     let table = nft::list();
     findings.extend(kernel::nft(&modules, &table, rules));
     findings.push(kernel::gue(&modules, &gue, settings.encapsulation));
+    findings.push(kernel::conntrack(&modules));
     findings.extend(network.judge(rules, matches!(table, Ok(Some(_))), plan));
 
     let evidence = owners::kube_proxy(network.has_kube_ipvs0);

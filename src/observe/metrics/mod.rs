@@ -23,8 +23,8 @@ use bytes::Bytes;
 use hyper::StatusCode;
 use prometheus::core::Collector;
 use prometheus::{
-    Counter, Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry,
-    TEXT_FORMAT, TextEncoder, exponential_buckets, linear_buckets,
+    Counter, Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts,
+    Registry, TEXT_FORMAT, TextEncoder, exponential_buckets, linear_buckets,
 };
 use tokio::sync::{OnceCell, mpsc, oneshot};
 
@@ -33,7 +33,7 @@ use super::http::{Page, Site, Use};
 use super::status::Question;
 use crate::cluster::WatchState;
 use exposition::Families;
-pub use snapshot::{Passes, Snapshot};
+pub use snapshot::{ConntrackPass, Passes, Snapshot};
 pub use traffic::{Traffic, Wanted};
 
 /// How long the loop may take to answer a scrape: less than Prometheus waits by default.
@@ -69,6 +69,10 @@ pub struct Metrics {
     pub healthz: IntCounterVec,
     /// `kubeproxy_proxy_livez_total`, by `code`.
     pub livez: IntCounterVec,
+    /// `kubeproxy_conntrack_reconciler_sync_duration_seconds`, by `ip_family`.
+    pub conntrack_sync: HistogramVec,
+    /// `kubeproxy_conntrack_reconciler_deleted_entries_total`, by `ip_family`.
+    pub conntrack_deleted: IntCounterVec,
 
     /// `sheave_events_total`, by `resource`.
     pub events: IntCounterVec,
@@ -90,7 +94,7 @@ impl Default for Metrics {
     /// All of them at zero.
     fn default() -> Self {
         let maker = Maker(Registry::new());
-        let codes = ["200", "503"];
+        let (codes, families) = (["200", "503"], ["IPv4", "IPv6"]);
         Self {
             sync: maker
                 .latency("kubeproxy_sync_proxy_rules_duration_seconds", "SyncProxyRules latency in seconds"),
@@ -142,6 +146,18 @@ impl Default for Metrics {
                 "Cumulative proxy livez HTTP status",
                 "code",
                 &codes,
+            ),
+            conntrack_sync: maker.latencies(
+                "kubeproxy_conntrack_reconciler_sync_duration_seconds",
+                "ReconcileConntrackFlowsLatency latency in seconds",
+                "ip_family",
+                &families,
+            ),
+            conntrack_deleted: maker.counters(
+                "kubeproxy_conntrack_reconciler_deleted_entries_total",
+                "Cumulative conntrack flows deleted by conntrack reconciler",
+                "ip_family",
+                &families,
             ),
             events: maker.counters(
                 "sheave_events_total",
@@ -271,8 +287,23 @@ impl Maker {
 
     /// With kube-proxy's buckets for syncs: 1 ms to 16 s.
     fn latency(&self, name: &str, help: &str) -> Histogram {
-        self.histogram(name, help, exponential_buckets(0.001, 2.0, 15).unwrap_or_default())
+        self.histogram(name, help, latency_buckets())
     }
+
+    /// The same with a label, whose known values are there from the start.
+    fn latencies(&self, name: &str, help: &str, label: &str, known: &[&str]) -> HistogramVec {
+        let options = HistogramOpts::new(name, help).buckets(latency_buckets());
+        let histograms = self.register(HistogramVec::new(options, &[label]));
+        for value in known {
+            histograms.with_label_values(&[value]);
+        }
+        histograms
+    }
+}
+
+/// kube-proxy's for syncs.
+fn latency_buckets() -> Vec<f64> {
+    exponential_buckets(0.001, 2.0, 15).unwrap_or_default()
 }
 
 /// kube-proxy's: 0.25 s, 0.5 s, each second up to 59 s, every 5 s up to 115 s, every 30 s up to 5 min.

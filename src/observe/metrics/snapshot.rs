@@ -62,6 +62,17 @@ pub struct Passes {
     pub failed: u64,
 }
 
+/// Conntrack entries of one family were looked through, and those of endpoints that went deleted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ConntrackPass {
+    /// Which family.
+    pub ipv4: bool,
+    /// How long that took.
+    pub took: Duration,
+    /// How many were deleted.
+    pub deleted: u64,
+}
+
 impl Snapshot {
     /// Adds its families.
     pub fn add_to(&self, families: &mut Families) {

@@ -89,22 +89,22 @@ fn check(name: &str, family: &Family) {
         assert!(family.samples.values().all(|value| *value >= 0.0), "{name}");
     }
     if family.kind == "histogram" {
-        let mut last = 0.0;
-        let mut buckets: Vec<(f64, f64)> = family
-            .samples
-            .iter()
-            .filter_map(|(series, value)| {
-                let (_, bound) = series.split_once("le=\"")?;
-                Some((bound.trim_end_matches("\"}").replace("+Inf", "inf").parse().unwrap(), *value))
-            })
-            .collect();
-        buckets.sort_by(|a, b| a.0.total_cmp(&b.0));
-        for (_, value) in &buckets {
-            assert!(*value >= last, "{name} is not cumulative");
-            last = *value;
+        // By the labels besides `le`, which comes last.
+        let mut of = BTreeMap::<String, Vec<(f64, f64)>>::new();
+        for (series, value) in &family.samples {
+            let Some((labels, bound)) = series.split_once("le=\"") else { continue };
+            let labels = labels.strip_prefix(&format!("{name}_bucket{{")).unwrap().trim_end_matches(',');
+            let bound = bound.trim_end_matches("\"}").replace("+Inf", "inf").parse().unwrap();
+            of.entry(labels.into()).or_default().push((bound, *value));
         }
-        assert!(buckets.last().unwrap().0.is_infinite(), "{name} has no +Inf");
-        assert_eq!(buckets.last().unwrap().1, family.samples[&format!("{name}_count")], "{name}");
+        for (labels, buckets) in &mut of {
+            buckets.sort_by(|a, b| a.0.total_cmp(&b.0));
+            assert!(buckets.is_sorted_by_key(|(_, value)| *value), "{name} is not cumulative");
+            let labels = if labels.is_empty() { String::new() } else { format!("{{{labels}}}") };
+            let (bound, count) = buckets.last().unwrap();
+            assert!(bound.is_infinite(), "{name} has no +Inf");
+            assert_eq!(*count, family.samples[&format!("{name}_count{labels}")], "{name}");
+        }
     }
 }
 
