@@ -17,6 +17,7 @@ mod paths;
 mod pods;
 mod policies;
 mod source_ranges;
+mod termination;
 mod updates;
 
 use std::path::Path;
@@ -50,6 +51,7 @@ pub fn all() -> Vec<(SourceKind, Scenario)> {
         node_ports::SCENARIOS,
         nat::SCENARIOS,
         directors::SCENARIOS,
+        termination::SCENARIOS,
         observe::SCENARIOS,
         explain::SCENARIOS,
         pods::SCENARIOS,

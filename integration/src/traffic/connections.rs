@@ -4,7 +4,7 @@ use std::io::{self, Write};
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use sheave::cluster::Protocol;
 use socket2::Socket;
 
@@ -45,6 +45,41 @@ impl Connections {
             *counts.entry(endpoint(answer)).or_default() += 1;
         }
         counts
+    }
+
+    /// Takes out those that go to an endpoint.
+    pub fn split(&mut self, name: &str) -> Self {
+        let (theirs, rest) = self.sockets.drain(..).partition(|(_, answer)| endpoint(answer) == name);
+        self.sockets = rest;
+        Self { to: self.to, sockets: theirs }
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.sockets.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.sockets.is_empty()
+    }
+
+    /// Puts a question through each, and wants each to be reset within `limit`.
+    pub fn await_resets(&mut self, limit: Duration) -> Result<()> {
+        let end = Instant::now() + limit;
+        for (socket, expected) in &mut self.sockets {
+            let reset = socket.write_all(b"who\n").and_then(|()| {
+                let left = end.saturating_duration_since(Instant::now()).max(Duration::from_millis(10));
+                socket.set_read_timeout(Some(left))?;
+                read_line(socket)
+            });
+            match reset {
+                Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {}
+                Err(error) => bail!("a connection to {}: {error}, not a reset", endpoint(expected)),
+                Ok(answer) => bail!("a connection to {} was answered: {answer}", endpoint(expected)),
+            }
+        }
+        Ok(())
     }
 
     /// Puts a question through each; an error tells how many are lost, reset or answered by somebody else.

@@ -46,9 +46,13 @@ impl Load {
         port: u16,
         workers: usize,
     ) -> Result<Self> {
+        Self::of(from, Request::new(protocol, address, port).within(LIMIT), workers)
+    }
+
+    /// The same with this request: one with a source port is one worker's.
+    pub fn of(from: &NetNs, request: Request, workers: usize) -> Result<Self> {
         let stop = Arc::new(AtomicBool::new(false));
         let answered = Arc::new(AtomicU64::new(0));
-        let request = Request::new(protocol, address, port).within(LIMIT);
         let workers = (0..workers)
             .map(|_| {
                 let (stop, answered) = (Arc::clone(&stop), Arc::clone(&answered));

@@ -18,7 +18,7 @@ pub use bulk::{Bulk, bulk};
 pub use connections::Connections;
 pub use http::{Page, get};
 pub use load::{Load, LoadReport};
-pub use request::{Answer, Request, flows};
+pub use request::{Answer, Ending, Request, flows};
 pub use server::Server;
 
 /// How long a client waits for an answer unless told otherwise; long enough for one retransmitted SYN.

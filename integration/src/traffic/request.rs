@@ -1,6 +1,6 @@
 //! One question, one answer.
 
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
@@ -31,6 +31,17 @@ impl Answer {
     }
 }
 
+/// Which side ends a connection: from its source port the next can follow at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// The client's FIN; its port is taken for a minute (TCP's TIME-WAIT).
+    Client,
+    /// The client's reset.
+    Reset,
+    /// The endpoint's FIN.
+    Endpoint,
+}
+
 /// A question to a virtual server.
 #[derive(Clone, Copy, Debug)]
 pub struct Request {
@@ -40,6 +51,7 @@ pub struct Request {
     limit: Duration,
     size: usize,
     question: &'static str,
+    ending: Ending,
 }
 
 impl Request {
@@ -52,6 +64,7 @@ impl Request {
             limit: LIMIT,
             size: 0,
             question: "who\n",
+            ending: Ending::Client,
         }
     }
 
@@ -75,6 +88,11 @@ impl Request {
         Self { size, ..self }
     }
 
+    /// Has its connection ended so (TCP).
+    pub fn ending(self, ending: Ending) -> Self {
+        Self { ending, ..self }
+    }
+
     /// Asks from a namespace.
     pub fn send(&self, from: &NetNs) -> Result<Answer> {
         from.enter(|| self.ask())?.with_context(|| format!("{} → {} {}", from.name(), self.protocol, self.to))
@@ -94,7 +112,18 @@ impl Request {
             stream.write_all(self.question.as_bytes())?;
             read_line(&mut stream)?
         };
-        Answer::parse(&line, start.elapsed())
+        let answer = Answer::parse(&line, start.elapsed())?;
+        match self.ending {
+            Ending::Client => {}
+            Ending::Reset => stream.set_linger(Some(Duration::ZERO))?,
+            Ending::Endpoint => {
+                stream.write_all(b"bye\n")?;
+                if stream.read(&mut [0])? != 0 {
+                    return Err(io::Error::other("something came after the answer"));
+                }
+            }
+        }
+        Ok(answer)
     }
 
     /// A connected socket (for UDP: with its peer set).

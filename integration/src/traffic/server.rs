@@ -1,6 +1,7 @@
 //! The server of every endpoint. Line by line over TCP and SCTP, datagram by datagram over UDP:
 //!
 //! ```text
+//! bye        the server ends the connection
 //! who        → NAME PEER            NAME is the endpoint's, PEER the client's address as the endpoint saw it
 //! own        → NAME ADDRESS         ADDRESS is its own end of the connection as the endpoint saw it (not over UDP)
 //! put N      … N bytes → NAME ok    or `NAME byte I differs`
@@ -103,6 +104,7 @@ fn serve(stream: &mut Socket, name: &str, peer: SocketAddr, stop: &AtomicBool) -
     loop {
         let line = read_line(&mut patient)?;
         let answer = match line.split_once(' ') {
+            None if line == "bye" => return Ok(()),
             None if line == "own" => {
                 let own = patient.stream.local_addr()?.as_socket();
                 format!("{name} {}\n", own.ok_or(io::ErrorKind::AddrNotAvailable)?.ip())
