@@ -207,3 +207,7 @@ impl Rewrites {
 fn endpoint_element(mark: u32, key: &RewriteKey, rewrite: &Rewrite) -> Element {
     Element::Endpoint(mark, key.vip, SocketAddr::new(key.endpoint, rewrite.target_port))
 }
+
+#[cfg(test)]
+#[path = "rewrites_tests.rs"]
+mod tests;

@@ -1,0 +1,106 @@
+//! What becomes of a rewrite that leaves the plan, and of what conntrack knows of it.
+
+use super::*;
+use crate::cluster::{Protocol, ServiceName};
+use crate::config::MarkMask;
+use crate::plan::{Scheduler, SchedulerFlags, VipKind, VipPort, VirtualServer};
+
+fn key(protocol: Protocol) -> RewriteKey {
+    let vip = VipPort { address: "10.96.0.80".parse().unwrap(), port: 80, protocol };
+    RewriteKey { endpoint: "10.244.1.5".parse().unwrap(), side: RewriteSide::Endpoint, vip }
+}
+
+fn rewrite(terminating: bool) -> Rewrite {
+    Rewrite { target_port: 8080, accepted_in: AcceptedIn::Node, local: true, terminating }
+}
+
+fn plan(vip: VipPort, served: bool) -> NodePlan {
+    let mut plan = NodePlan::default();
+    if served {
+        let server = VirtualServer {
+            vip,
+            service: ServiceName { namespace: "default".into(), name: "web".into() },
+            service_port: None,
+            kind: VipKind::ClusterIP,
+            scheduler: Scheduler::Mh,
+            scheduler_flags: SchedulerFlags::default(),
+            persistence: None,
+            destinations: Vec::new(),
+            internal: None,
+            drops: false,
+        };
+        plan.virtual_servers.insert(vip, server);
+    }
+    plan
+}
+
+fn numbers() -> Numbers {
+    Numbers::new(MarkMask::new(0x7fff).unwrap(), HashMap::new())
+}
+
+#[test]
+fn what_leaves_the_plan_lingers_unless_it_is_gone() {
+    const SECOND: Duration = Duration::from_secs(1);
+    for (case, protocol, terminating, served, held_for, forgotten) in [
+        ("TCP, gone", Protocol::Tcp, true, true, None, true),
+        ("SCTP, gone", Protocol::Sctp, true, true, None, true),
+        ("UDP, gone", Protocol::Udp, true, true, None, true),
+        ("TCP, out of the Service", Protocol::Tcp, false, true, Some(DRAIN), false),
+        ("SCTP, out of the Service", Protocol::Sctp, false, true, Some(DRAIN), false),
+        ("UDP, out of the Service", Protocol::Udp, false, true, Some(LINGER), true),
+        ("TCP, the Service is gone", Protocol::Tcp, false, false, Some(LINGER), false),
+    ] {
+        let (mut rewrites, mut numbers, now) = (Rewrites::default(), numbers(), Instant::now());
+        let key = key(protocol);
+        let plan = plan(key.vip, served);
+        rewrites.hold(&mut numbers, key, rewrite(terminating), &mut Changes::default());
+        let mut changes = Changes::default();
+        rewrites.follow(&mut numbers, &plan, key, now, &mut changes);
+        if let Some(held_for) = held_for {
+            assert!(changes.gone.is_empty() && rewrites.take_stale().is_empty(), "{case}");
+            assert_eq!(rewrites.due(now + held_for - SECOND), [], "{case}");
+            assert_eq!(rewrites.due(now + held_for), [key], "{case}");
+            rewrites.drop(&mut numbers, key, &mut changes);
+        }
+        assert!(rewrites.elements(&numbers).is_empty() && !changes.gone.is_empty(), "{case}");
+        let stale = Stale { vip: key.vip, from: "10.244.1.5:8080".parse().unwrap() };
+        assert_eq!(rewrites.take_stale(), if forgotten { vec![stale] } else { vec![] }, "{case}");
+        assert_eq!(rewrites.take_stale(), [], "{case}: told once");
+    }
+}
+
+#[test]
+fn that_an_endpoint_terminates_or_does_not_changes_nothing_in_the_table() {
+    let (mut rewrites, mut numbers) = (Rewrites::default(), numbers());
+    let key = key(Protocol::Udp);
+    rewrites.hold(&mut numbers, key, rewrite(false), &mut Changes::default());
+    for terminating in [true, false] {
+        let mut changes = Changes::default();
+        rewrites.hold(&mut numbers, key, rewrite(terminating), &mut changes);
+        assert!(changes.gone.is_empty() && changes.new.is_empty(), "{terminating}");
+        assert_eq!(rewrites.held[&key].terminating, terminating);
+    }
+    assert_eq!(rewrites.take_stale(), []);
+}
+
+#[test]
+fn after_a_restart_what_nobody_wants_is_found_and_forgotten() {
+    let (mut before, mut numbers, now) = (Rewrites::default(), numbers(), Instant::now());
+    let wanted = RewriteKey { endpoint: "10.244.1.6".parse().unwrap(), ..key(Protocol::Udp) };
+    let unwanted = key(Protocol::Udp);
+    for key in [wanted, unwanted] {
+        before.hold(&mut numbers, key, rewrite(false), &mut Changes::default());
+    }
+    let found = before.elements(&numbers);
+
+    let mut plan = plan(wanted.vip, true);
+    plan.rewrites.insert(wanted, rewrite(true));
+    let mut after = Rewrites::default();
+    after.adopt(&mut numbers, &found);
+    after.rebuild(&mut numbers, &plan, now);
+    assert_eq!(after.elements(&numbers), found, "both are held, the one lingers");
+    assert!(after.held[&wanted].terminating, "what the plan knows counts");
+    assert_eq!(after.due(now + LINGER), [unwanted]);
+    after.rebuild(&mut numbers, &plan, now + LINGER);
+    assert_eq!(after.take_stale().len(), 1);
+}
