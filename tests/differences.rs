@@ -58,7 +58,8 @@ fn plan() -> (NodePlan, Vec<Asked>) {
             node: None,
         });
         destinations.sort();
-        let rewrite = |local| Rewrite { target_port: 8080, accepted_in: AcceptedIn::Node, local };
+        let rewrite =
+            |local| Rewrite { target_port: 8080, accepted_in: AcceptedIn::Node, local, terminating: false };
         plan.rewrites.extend(HashMap::from([
             (RewriteKey { endpoint: address(own), side: RewriteSide::Endpoint, vip }, rewrite(true)),
             (RewriteKey { endpoint: address(outside), side: RewriteSide::Director, vip }, rewrite(false)),
