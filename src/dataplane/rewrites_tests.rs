@@ -35,7 +35,7 @@ fn plan(vip: VipPort, served: bool) -> NodePlan {
 }
 
 fn numbers() -> Numbers {
-    Numbers::new(MarkMask::new(0x7fff).unwrap(), HashMap::new())
+    Numbers::new(MarkMask::new(0x7fff).unwrap(), HashMap::new(), HashMap::new())
 }
 
 #[test]

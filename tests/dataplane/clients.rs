@@ -196,7 +196,12 @@ fn plan() -> (NodePlan, Vec<VipPort>) {
                 if forwarding == Forwarding::Nat { RewriteSide::Director } else { RewriteSide::Endpoint };
             for endpoint in [near, far] {
                 let key = RewriteKey { endpoint: address(endpoint), side, vip };
-                let rewrite = Rewrite { target_port: PORT, accepted_in: AcceptedIn::Node, local: true };
+                let rewrite = Rewrite {
+                    target_port: PORT,
+                    accepted_in: AcceptedIn::Node,
+                    local: true,
+                    terminating: false,
+                };
                 plan.rewrites.insert(key, rewrite);
             }
             if kind != VipKind::NodePort {
