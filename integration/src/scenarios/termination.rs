@@ -50,8 +50,7 @@ struct Ended<'a>(&'a Pod);
 
 impl<'a> Ended<'a> {
     fn new(pod: &'a Pod) -> Result<Self> {
-        let rules =
-            "table inet ended {\n chain packets {\n type filter hook input priority 0;\n policy drop;\n }\n}\n";
+        let rules = "table inet ended {\n chain packets {\n type filter hook input priority 0;\n policy drop;\n }\n}\n";
         pod.ns.run_with_input("nft -f -", rules)?;
         Ok(Self(pod))
     }

@@ -8,6 +8,7 @@ use anyhow::{Context, Result, bail, ensure};
 use sheave::cluster::Protocol;
 use socket2::Socket;
 
+use super::request::read_datagram;
 use super::{Request, read_line};
 use crate::netns::NetNs;
 
@@ -17,6 +18,7 @@ const STALL: Duration = Duration::from_secs(8);
 /// A set of established connections (or UDP flows) to one virtual server.
 #[derive(Debug)]
 pub struct Connections {
+    protocol: Protocol,
     to: SocketAddr,
     sockets: Vec<(Socket, String)>,
 }
@@ -28,14 +30,15 @@ impl Connections {
         let open = || -> io::Result<(Socket, String)> {
             let mut socket = request.connect()?;
             socket.set_read_timeout(Some(STALL))?;
-            let answer = ask(&mut socket)?;
+            socket.write_all(b"who\n")?;
+            let answer = hear(protocol, &mut socket)?;
             Ok((socket, answer))
         };
         let sockets =
             from.enter(|| (0..count).map(|_| open()).collect::<io::Result<Vec<_>>>())?.with_context(
                 || format!("{} → {count} connections to {protocol} {address}:{port}", from.name()),
             )?;
-        Ok(Self { to: (address, port).into(), sockets })
+        Ok(Self { protocol, to: (address, port).into(), sockets })
     }
 
     /// How many of them go to each endpoint's name.
@@ -51,7 +54,7 @@ impl Connections {
     pub fn split(&mut self, name: &str) -> Self {
         let (theirs, rest) = self.sockets.drain(..).partition(|(_, answer)| endpoint(answer) == name);
         self.sockets = rest;
-        Self { to: self.to, sockets: theirs }
+        Self { protocol: self.protocol, to: self.to, sockets: theirs }
     }
 
     /// How many there are.
@@ -90,8 +93,9 @@ impl Connections {
         let mut lost = Vec::new();
         for ((socket, expected), asked) in self.sockets.iter_mut().zip(asked) {
             let left = end.saturating_duration_since(Instant::now()).max(Duration::from_millis(10));
-            let answer =
-                asked.and_then(|()| socket.set_read_timeout(Some(left))).and_then(|()| read_line(socket));
+            let answer = asked
+                .and_then(|()| socket.set_read_timeout(Some(left)))
+                .and_then(|()| hear(self.protocol, socket));
             match answer {
                 Ok(answer) if answer == *expected => {}
                 Ok(answer) => lost.push(format!("{expected:?} became {answer:?}")),
@@ -110,9 +114,9 @@ impl Connections {
     }
 }
 
-fn ask(socket: &mut Socket) -> io::Result<String> {
-    socket.write_all(b"who\n")?;
-    read_line(socket)
+/// An answer: a line, or a datagram that begins with one.
+fn hear(protocol: Protocol, socket: &mut Socket) -> io::Result<String> {
+    if protocol == Protocol::Udp { read_datagram(socket, 0) } else { read_line(socket) }
 }
 
 fn endpoint(answer: &str) -> &str {

@@ -151,7 +151,7 @@ impl Request {
     }
 }
 
-fn read_datagram(socket: &Socket, at_least: usize) -> io::Result<String> {
+pub(super) fn read_datagram(socket: &Socket, at_least: usize) -> io::Result<String> {
     let socket: std::net::UdpSocket = socket.try_clone()?.into();
     let mut buffer = vec![0; 65_536];
     let length = socket.recv(&mut buffer)?;
