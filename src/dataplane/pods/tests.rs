@@ -127,7 +127,15 @@ fn update(pairs: &mut Pairs, steps: &[Step], now: Instant) -> BTreeSet<IpAddr> {
         .iter()
         .map(|(vip, to)| {
             let key = RewriteKey { endpoint: ip(POD), side: RewriteSide::Endpoint, vip: *vip };
-            (key, to.map(|(target_port, accepted_in)| Rewrite { target_port, accepted_in, local: true }))
+            (
+                key,
+                to.map(|(target_port, accepted_in)| Rewrite {
+                    target_port,
+                    accepted_in,
+                    local: true,
+                    terminating: false,
+                }),
+            )
         })
         .collect();
     pairs.update(steps.iter().map(|(key, rewrite)| (key, rewrite.as_ref())), now)
@@ -216,7 +224,8 @@ fn what_is_back_in_time_lingers_no_more() {
 fn a_director_s_rewrites_are_none_of_a_pod_s() {
     let mut pairs = Pairs::default();
     let key = RewriteKey { endpoint: ip(POD), side: RewriteSide::Director, vip: vip(VIP, Tcp, 80) };
-    let rewrite = Rewrite { target_port: 80, accepted_in: AcceptedIn::Node, local: false };
+    let rewrite =
+        Rewrite { target_port: 80, accepted_in: AcceptedIn::Node, local: false, terminating: false };
     assert!(pairs.update([(&key, Some(&rewrite))], Instant::now()).is_empty());
     assert_eq!(pairs.keys().count(), 0);
 }
