@@ -1,4 +1,4 @@
-//! Endpoints that end: those that say so before, those that do not, and clients that keep their port all along.
+//! Endpoints that terminate, and those that are gone.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -13,15 +13,10 @@ use crate::fabric::Pod;
 use crate::fabric::addresses::Family;
 use crate::kernel;
 use crate::lab::{Lab, POD_PORT};
-use crate::traffic::{Connections, Ending, Load, Request};
+use crate::traffic::{Connections, Request};
 use crate::wait::await_some;
 
 pub(super) const SCENARIOS: &[Scenario] = &[
-    Scenario {
-        name: "udp-stale",
-        proves: "a client that asks over UDP from one port again and again loses at most one question when its endpoint goes, whether the next one is on the same node or on another, by tunnel and by nat",
-        run: udp_stale,
-    },
     Scenario {
         name: "termination",
         proves: "an endpoint that terminates keeps its connections and gets no new ones, even if agents restart meanwhile; once it is gone its TCP connections are reset within 2 s",
@@ -32,18 +27,7 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         proves: "where all endpoints terminate, those that still serve are used, until one is ready",
         run: terminating_fallback,
     },
-    Scenario {
-        name: "port-reuse",
-        proves: "a client that reuses its port at once, over and over, never waits for a second SYN, whichever side ended the connection before, while endpoints come, drain and go",
-        run: port_reuse,
-    },
 ];
-
-/// Where clients of one port come from.
-const SOURCE_PORT: u16 = 33_000;
-
-/// How long an answer may take before a question counts as lost.
-const LOST: Duration = Duration::from_millis(800);
 
 /// A pod as its processes' end leaves it: it takes packets and answers none.
 struct Ended<'a>(&'a Pod);
@@ -60,54 +44,6 @@ impl Drop for Ended<'_> {
     fn drop(&mut self) {
         let _ = self.0.ns.run("nft delete table inet ended");
     }
-}
-
-fn udp_stale(lab: &mut Lab) -> Result<()> {
-    let service = Service::new("stale", 60).port(Udp, 53, POD_PORT).node_port(30_053);
-    let [first, beside, elsewhere] = ["b1", "b2", "a1"].map(|name| lab.fabric.pod(name).cloned());
-    let (first, beside, elsewhere) = (first?, beside?, elsewhere?);
-    for family in Family::BOTH {
-        for (director, next) in [("node-c", &beside), ("node-c", &elsewhere), ("node-b", &beside)] {
-            let vip = service.vip(family);
-            let node = lab.fabric.node(director)?;
-            lab.fabric.steer(vip, Some(node))?;
-            let targets = [(vip, 53), (node.address(family), 30_053)];
-            udp_moves(lab, &service, &first, next, targets)
-                .with_context(|| format!("{family}, from {} to {} by {director}", first.name, next.name))?;
-            lab.fabric.steer(vip, None)?;
-        }
-    }
-    lab.remove(&service)
-}
-
-/// Questions to a VIP and to a node port go to `first`, then to `next`.
-fn udp_moves(
-    lab: &mut Lab,
-    service: &Service,
-    first: &Pod,
-    next: &Pod,
-    targets: [(IpAddr, u16); 2],
-) -> Result<()> {
-    let request = |(address, port)| Request::new(Udp, address, port).from_port(SOURCE_PORT).within(LOST);
-    lab.apply(&service.clone().endpoints([first]))?;
-    let loads = targets
-        .iter()
-        .map(|target| Load::of(&lab.fabric.client, request(*target), 1))
-        .collect::<Result<Vec<_>>>()?;
-    loads.iter().try_for_each(|load| load.await_answers(20))?;
-    // The flow stays with the first: of both, neither is any client's new choice.
-    lab.apply(&service.clone().endpoints([first, next]))?;
-    lab.apply(&service.clone().endpoints([next]))?;
-    let ended = Ended::new(first)?;
-    loads.iter().try_for_each(|load| load.await_answers(40))?;
-    for (load, target) in loads.into_iter().zip(targets) {
-        let report = load.stop()?;
-        ensure!(report.failures.len() <= 1, "{target:?}: lost {:?}", report.failures);
-        let answer = request(target).send(&lab.fabric.client)?;
-        ensure!(answer.endpoint == next.name, "{target:?}: {} still answers", answer.endpoint);
-    }
-    drop(ended);
-    Ok(())
 }
 
 /// Destinations that wait with weight 0.
@@ -203,45 +139,6 @@ fn terminating_fallback(lab: &mut Lab) -> Result<()> {
                 }
             }
         }
-    }
-    lab.remove(&service)
-}
-
-fn port_reuse(lab: &mut Lab) -> Result<()> {
-    let service = Service::new("reuse", 63).port(Tcp, 80, POD_PORT);
-    let pods: Vec<Pod> =
-        ["b1", "b2", "c1"].iter().map(|name| lab.fabric.pod(name).cloned()).collect::<Result<_>>()?;
-    let all = |condition| {
-        let first = Endpoint::from(&pods[0]).condition(condition);
-        service.clone().endpoints(std::iter::once(first).chain(pods[1..].iter().map(Endpoint::from)))
-    };
-    for family in Family::BOTH {
-        let vip = service.vip(family);
-        lab.apply(&all(Condition::Ready))?;
-        lab.fabric.steer(vip, Some(lab.fabric.node("node-a")?))?;
-        for ending in [Ending::Reset, Ending::Endpoint] {
-            let loads = (0..4)
-                .map(|number| {
-                    let request = Request::new(Tcp, vip, 80).from_port(SOURCE_PORT + number).ending(ending);
-                    Load::of(&lab.fabric.client, request, 1)
-                })
-                .collect::<Result<Vec<_>>>()?;
-            let go_on = || loads.iter().try_for_each(|load| load.await_answers(25));
-            go_on()?;
-            lab.apply(&all(Condition::Terminating))?;
-            go_on()?;
-            lab.apply(&service.clone().endpoints(&pods[1..]))?;
-            go_on()?;
-            lab.apply(&all(Condition::Ready))?;
-            go_on()?;
-            for load in loads {
-                let report = load.stop()?;
-                report.ensure_none_failed().with_context(|| format!("{family}, {ending:?}"))?;
-                let slowest = report.slowest;
-                ensure!(slowest < Duration::from_secs(1), "{family}, {ending:?}: an answer took {slowest:?}");
-            }
-        }
-        lab.fabric.steer(vip, None)?;
     }
     lab.remove(&service)
 }
