@@ -302,7 +302,12 @@ fn restore(namespace: &NetNs, saved: &str, work: &Path) -> Result<(Duration, f64
 fn open(state: &Path) -> Result<Dataplane> {
     let services = config().services;
     let (mark_mask, encapsulation) = (services.mark_mask, services.encapsulation);
-    Ok(Dataplane::open(&Settings { mark_mask, encapsulation, strict_arp: false, state_directory: state.into() })?)
+    Ok(Dataplane::open(&Settings {
+        mark_mask,
+        encapsulation,
+        strict_arp: false,
+        state_directory: state.into(),
+    })?)
 }
 
 /// A namespace with an uplink, emptied if it was there.
