@@ -110,7 +110,8 @@ fn health_check_node_port(lab: &mut Lab) -> Result<()> {
     for (endpoints, counts) in
         [(vec![a1.clone(), a2.clone(), b1.clone()], [2, 1, 0]), (vec![b1.clone()], [0, 1, 0])]
     {
-        lab.apply(&service.clone().endpoints(&endpoints))?;
+        // Its traffic policy is Local: what each kernel holds differs from node to node.
+        lab.source.apply(&service.clone().endpoints(&endpoints))?;
         for (node, count) in lab.fabric.nodes.iter().zip(counts) {
             let status = if count > 0 { 200 } else { 503 };
             for family in Family::BOTH {
