@@ -75,6 +75,15 @@ fn look(ns: &NetNs) -> Vec<String> {
     lines
 }
 
+/// What can be seen of a pod's namespace once nothing of Sheave's is in it any more: what a Service before left goes after it.
+fn untouched(ns: &NetNs) -> Result<Vec<String>> {
+    await_some(LIMIT, &format!("{} without anything of Sheave's", ns.name()), || {
+        let lines = look(ns);
+        let ours = lines.iter().find(|line| line.contains("sheave")).cloned();
+        ours.map_or(Ok(lines), Err)
+    })
+}
+
 fn await_as_before(ns: &NetNs, before: &[String]) -> Result<()> {
     await_some(LIMIT, &format!("{} to be as before", ns.name()), || {
         let now = look(ns);
@@ -103,7 +112,7 @@ fn await_passing(lab: &Lab, node: &str, addresses: [IpAddr; 2], wanted: bool) ->
 
 fn pod_acceptance(lab: &mut Lab) -> Result<()> {
     let b1 = lab.fabric.pod("b1")?.clone();
-    let before = [look(&b1.ns), look(&lab.fabric.node("node-b")?.ns)];
+    let before = [untouched(&b1.ns)?, look(&lab.fabric.node("node-b")?.ns)];
     let equal = Service::new("pod-equal", 60)
         .all_protocols(POD_PORT, POD_PORT)
         .endpoints([&b1])
@@ -155,7 +164,7 @@ fn pod_acceptance(lab: &mut Lab) -> Result<()> {
 
 fn pod_acceptance_changes(lab: &mut Lab) -> Result<()> {
     let (b1, c1) = (lab.fabric.pod("b1")?.clone(), lab.fabric.pod("c1")?.clone());
-    let before = [look(&b1.ns), look(&c1.ns)];
+    let before = [untouched(&b1.ns)?, untouched(&c1.ns)?];
     let by_node = Service::new("pod-changes", 62)
         .port(Tcp, POD_PORT, POD_PORT)
         .port(Udp, 53, POD_PORT)
@@ -344,7 +353,7 @@ fn pod_acceptance_vanishes(lab: &mut Lab) -> Result<()> {
 
 fn pod_acceptance_cleanup(lab: &mut Lab) -> Result<()> {
     let b1 = lab.fabric.pod("b1")?.clone();
-    let before = look(&b1.ns);
+    let before = untouched(&b1.ns)?;
     let service = Service::new("pod-cleanup", 66)
         .port(Tcp, POD_PORT, POD_PORT)
         .port(Udp, 53, POD_PORT)
