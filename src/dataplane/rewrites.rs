@@ -15,19 +15,15 @@ use super::standin;
 use crate::cluster::Protocol;
 use crate::plan::{AcceptedIn, NodePlan, Rewrite, RewriteKey, RewriteSide};
 
-/// How long a rewrite outlives its wish: other directors hear of a removed endpoint a little later, and what
-/// they send meanwhile should still arrive.
+/// How long a rewrite outlives its wish whose endpoint may live on: other directors hear of a removed endpoint a little
+/// later, and what they send meanwhile should still arrive. Established connections need it no more: conntrack has them.
 const LINGER: Duration = Duration::from_secs(5);
-/// The same where directors let connections end by themselves: conntrack finds these by the endpoint's number (chain `zone`
-/// in [`super::ruleset`]). After a day they are cut.
-const DRAIN: Duration = Duration::from_secs(24 * 60 * 60);
+/// The same of UDP: as long as it is there a late director's packet makes a conntrack entry anew, which keeps a client of
+/// an unchanging port at this endpoint.
+const LINGER_UDP: Duration = Duration::from_secs(1);
 
-/// How long one outlives its wish whose endpoint may live on.
-fn linger(key: &RewriteKey, plan: &NodePlan) -> Duration {
-    match key.vip.protocol {
-        Protocol::Tcp | Protocol::Sctp if plan.virtual_servers.contains_key(&key.vip) => DRAIN,
-        _ => LINGER,
-    }
+fn linger(key: &RewriteKey) -> Duration {
+    if key.vip.protocol == Protocol::Udp { LINGER_UDP } else { LINGER }
 }
 
 /// What the table holds of them.
@@ -79,7 +75,7 @@ impl Rewrites {
     /// Makes these what the plan says, whatever they were.
     pub fn rebuild(&mut self, numbers: &mut Numbers, plan: &NodePlan, now: Instant) {
         for (key, rewrite) in self.held.iter().filter(|(key, _)| !plan.rewrites.contains_key(key)) {
-            let until = if rewrite.terminating { now } else { now + linger(key, plan) };
+            let until = if rewrite.terminating { now } else { now + linger(key) };
             self.lingering.entry(*key).or_insert(until);
         }
         let mut ignored = Changes::default();
@@ -104,7 +100,11 @@ impl Rewrites {
         match (plan.rewrites.get(&key), self.held.get(&key)) {
             (Some(rewrite), _) => self.hold(numbers, key, *rewrite, changes),
             (None, Some(held)) if held.terminating => self.drop(numbers, key, changes),
-            (None, Some(_)) => drop(self.lingering.insert(key, now + linger(&key, plan))),
+            (None, Some(held)) => {
+                let stale = held.stale(&key);
+                self.stale.extend(stale);
+                self.lingering.insert(key, now + linger(&key));
+            }
             (None, None) => drop(self.refused.remove(&key)),
         }
     }
@@ -153,11 +153,7 @@ impl Rewrites {
     pub fn drop(&mut self, numbers: &mut Numbers, key: RewriteKey, changes: &mut Changes) {
         self.lingering.remove(&key);
         let Some(rewrite) = self.held.remove(&key) else { return };
-        // Established connections of an endpoint that lives on go on.
-        if rewrite.terminating || key.vip.protocol == Protocol::Udp {
-            let from = SocketAddr::new(key.endpoint, rewrite.target_port);
-            self.stale.push(Stale { vip: key.vip, from });
-        }
+        self.stale.extend(rewrite.stale(&key));
         let captured = Captured { endpoint: key.endpoint, side: key.side };
         let Some(mark) = numbers.mark(captured) else { return };
         changes.remove(endpoint_element(mark, &key, &rewrite));
@@ -201,6 +197,15 @@ impl Rewrites {
         let own = held.is_some_and(|(rewrite, _)| rewrite.local);
         let of_own = own.then_some([Element::Own(key.endpoint), Element::Hairpin(key.endpoint)]);
         of_endpoint.into_iter().flatten().chain(of_own.into_iter().flatten())
+    }
+}
+
+impl Rewrite {
+    /// What conntrack is to forget with it: established connections of an endpoint that lives on go on.
+    fn stale(&self, key: &RewriteKey) -> Option<Stale> {
+        let forgotten = self.terminating || key.vip.protocol == Protocol::Udp;
+        let from = SocketAddr::new(key.endpoint, self.target_port);
+        forgotten.then_some(Stale { vip: key.vip, from })
     }
 }
 

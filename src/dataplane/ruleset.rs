@@ -6,7 +6,7 @@
 //!                  notrack   │                                                                              │
 //! from this node ─► vip_out ─► loop ──(the same for own pods and stand-ins)──► lo ─► outer ──────────────────┤
 //!                                                                                                           ▼
-//!        the inner packet, on sheave4/sheave6: zone (an endpoint's own) ─► inner (dnat by mark) ─► clear (unknown: refuse) ─► forward ─► source_nat
+//!        the inner packet, on sheave4/sheave6: inner (dnat by mark) ─► clear (unknown: refuse) ─► forward ─► source_nat
 //!        to a VIP: internal_in, internal_out (from within the cluster: mark; no new connections: refuse) ─► IPVS
 //!        to a VIP, and IPVS left it: guard (refuse, answer ping).   SYN-ACK from a VIP: mss
 //! ```
@@ -20,9 +20,6 @@ use crate::config::MarkMask;
 
 /// Name of the table; its family is `inet`.
 pub const TABLE: &str = "sheave";
-
-/// Any number will do.
-const ZONE_SEED: u32 = 0x5ea7e;
 
 /// What the rules (not the elements) depend on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -232,16 +229,6 @@ impl Rules {
         }));
         chain("loop", "route hook output priority raw", &turned);
 
-        // An entry is asked before any rule. So that a client that keeps its port and is sent to another endpoint of this
-        // node does not get the former one's, each endpoint has entries of its own: a zone in the direction of requests.
-        // The seed stays what it is, or connections would be forgotten.
-        chain(
-            "zone",
-            "filter hook prerouting priority raw",
-            &[format!(
-                "iifname {{ \"{TUNNEL4}\", \"{TUNNEL6}\" }} ct original zone set jhash meta mark & {mask:#x} mod 65535 seed {ZONE_SEED:#x} offset 1"
-            )],
-        );
         chain(
             "inner",
             "nat hook prerouting priority dstnat",

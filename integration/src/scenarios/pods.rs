@@ -259,13 +259,14 @@ impl Passing {
         process::run(ip(&["netns", "add", name]), "")?;
         let ns = NetNs::open(name)?;
         let pod = Pod { name: name.into(), node: node.number, number: 9, ns };
-        process::run(
-            ip(&[
+        // The kernel takes a namespace that was deleted apart later, and with it the other end of its device.
+        await_some(LIMIT, "a device for the pod", || {
+            let add = [
                 "link", "add", name, "netns", &node.name, "type", "veth", "peer", "name", "eth0", "netns",
                 name,
-            ]),
-            "",
-        )?;
+            ];
+            process::run(ip(&add), "").map_err(|error| format!("{error:#}"))
+        })?;
         let [v4, v6] = Family::BOTH.map(|family| pod.address(family));
         let [from4, from6] = Family::BOTH.map(|family| node.address(family));
         node.ns.ip(&format!(

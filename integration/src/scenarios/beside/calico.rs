@@ -52,10 +52,15 @@ fn calico(lab: &mut Lab) -> Result<()> {
     beside(lab, &[], |lab| {
         for (service, endpoint) in [(&pod, "b1"), (&host, "node-b")] {
             outside_reaches(&lab.fabric, service, endpoint)?;
-            pods_reach(&lab.fabric, service, endpoint)?;
             nodes_reach(&lab.fabric, service, endpoint)?;
         }
+        pods_reach(&lab.fabric, &pod, "b1")?;
         for family in Family::BOTH {
+            // A program on all addresses of a node answers UDP to a pod from the overlay's (docs/cni.md).
+            for client in ["a2", "b2", "c2"] {
+                let request = Request::new(Tcp, host.vip(family), 80);
+                expect(&lab.fabric.pod(client)?.ns, request, "node-b")?;
+            }
             // A pod reaches itself, and a NodePort of any node.
             expect(&lab.fabric.pod("b1")?.ns, Request::new(Tcp, pod.cluster_ip(family), 80), "b1")?;
             for node in &lab.fabric.nodes {
