@@ -47,8 +47,12 @@ pub async fn local_addresses(handle: &Handle) -> Result<BTreeSet<IpAddr>, RouteE
             })
         }));
     }
+    // No VIP is link-local, and each pod's device has such an address: they come and go with the pods.
+    let link_local = |address: &IpAddr| matches!(address, IpAddr::V6(v6) if v6.is_unicast_link_local());
     addresses.retain(|address| {
-        *address != IpAddr::from(tunnel::LOCAL4) && *address != IpAddr::from(tunnel::LOCAL6)
+        *address != IpAddr::from(tunnel::LOCAL4)
+            && *address != IpAddr::from(tunnel::LOCAL6)
+            && !link_local(address)
     });
     Ok(addresses)
 }

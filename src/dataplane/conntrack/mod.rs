@@ -109,9 +109,15 @@ fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
     state.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// Up to how many rewrites are kept in mind whose entries could not be forgotten; entries time out by themselves.
+const LEFT: usize = 10_000;
+
 fn work(orders: &Receiver<Vec<Stale>>, state: &Mutex<State>) {
+    // What could not be forgotten: with the next order, or the next look.
+    let mut left = BTreeSet::new();
     while let Ok(first) = orders.recv() {
-        let stale: BTreeSet<Stale> = std::iter::once(first).chain(orders.try_iter()).flatten().collect();
+        let mut stale: BTreeSet<Stale> = std::mem::take(&mut left);
+        stale.extend(std::iter::once(first).chain(orders.try_iter()).flatten());
         let result = forget(&stale, state);
         let mut state = lock(state);
         match result {
@@ -122,6 +128,10 @@ fn work(orders: &Receiver<Vec<Stale>>, state: &Mutex<State>) {
             Err(error) => {
                 state.passes.failed += u64::from(!stale.is_empty());
                 state.problem = Some(words(&error, stale.len()));
+                left = stale;
+                while left.len() > LEFT {
+                    left.pop_first();
+                }
             }
         }
     }
@@ -154,7 +164,7 @@ fn words(error: &io::Error, ways: usize) -> String {
     let left = if ways == 0 {
         String::new()
     } else {
-        format!("; entries of {ways} rewrites that went stay until they time out")
+        format!("; entries of {ways} rewrites that went stay; it is tried again")
     };
     // What nfnetlink says to a subsystem that is not there (`nfnetlink_rcv_msg`).
     let remedy = if error.raw_os_error() == Some(rustix::io::Errno::INVAL.raw_os_error()) {

@@ -54,18 +54,23 @@ impl Journal {
         if endpoints == self.endpoints {
             return Ok(());
         }
+        self.write(&endpoints).map_err(|error| unusable(&self.file, &error))?;
+        // Only now: what is not in the file is written the next time.
         self.endpoints = endpoints;
-        let failed = |error: io::Error| unusable(&self.file, &error);
-        if self.endpoints.is_empty() {
+        Ok(())
+    }
+
+    fn write(&self, endpoints: &BTreeSet<IpAddr>) -> io::Result<()> {
+        if endpoints.is_empty() {
             return match fs::remove_file(&self.file) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed(error)),
+                Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
                 _ => Ok(()),
             };
         }
-        let text = serde_json::to_vec(&self.endpoints).map_err(|error| failed(error.into()))?;
+        let text = serde_json::to_vec(endpoints)?;
         // Renamed into place: a crash must not leave half a file.
         let draft = self.file.with_extension("tmp");
-        fs::write(&draft, text).and_then(|()| fs::rename(&draft, &self.file)).map_err(failed)
+        fs::write(&draft, text).and_then(|()| fs::rename(&draft, &self.file))
     }
 }
 
