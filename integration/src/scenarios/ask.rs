@@ -72,7 +72,7 @@ pub(super) fn silence(asked: &[(&NetNs, Request)]) -> Result<()> {
 
 /// Whether a question failed because nothing came back. A node's own kernel tells whoever sends a datagram that it was dropped;
 /// SCTP's `connect` says when its time is up that it is still at it.
-fn is_silence(error: &anyhow::Error) -> bool {
+pub(super) fn is_silence(error: &anyhow::Error) -> bool {
     use io::ErrorKind::{PermissionDenied, TimedOut, WouldBlock};
     error.downcast_ref::<io::Error>().is_some_and(|error| {
         matches!(error.kind(), PermissionDenied | TimedOut | WouldBlock)

@@ -1,7 +1,7 @@
 //! Endpoints that terminate, and those that are gone.
 
 use std::collections::BTreeSet;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -119,6 +119,26 @@ fn termination(lab: &mut Lab) -> Result<()> {
     lab.remove(&service)
 }
 
+/// Waits until every director gives new connections to that endpoint alone: as many as before tells nothing.
+fn await_chosen(lab: &Lab, (protocol, vip): (Protocol, IpAddr), endpoint: IpAddr) -> Result<()> {
+    for node in &lab.fabric.nodes {
+        await_some(
+            Duration::from_secs(30),
+            &format!("{}: {endpoint} alone behind {protocol} {vip}", node.name),
+            || {
+                let servers = kernel::virtual_servers(&node.ns).map_err(|error| format!("{error:#}"))?;
+                let active = kernel::active(&servers, protocol, SocketAddr::new(vip, 80));
+                if active == [SocketAddr::new(endpoint, POD_PORT)] {
+                    Ok(())
+                } else {
+                    Err(format!("{active:?}"))
+                }
+            },
+        )?;
+    }
+    Ok(())
+}
+
 fn terminating_fallback(lab: &mut Lab) -> Result<()> {
     let service = Service::new("fallback", 62).all_protocols(80, POD_PORT);
     let endpoint = |name: &str, condition| -> Result<Endpoint> {
@@ -133,6 +153,11 @@ fn terminating_fallback(lab: &mut Lab) -> Result<()> {
         lab.apply(&service.clone().endpoints(endpoints))?;
         for family in Family::BOTH {
             for protocol in [Tcp, Udp, Sctp] {
+                await_chosen(
+                    lab,
+                    (protocol, service.vip(family)),
+                    lab.fabric.pod(expected)?.address(family),
+                )?;
                 for _ in 0..5 {
                     let answer = Request::new(protocol, service.vip(family), 80).send(&lab.fabric.client)?;
                     ensure!(answer.endpoint == expected, "{family} {protocol}: {} answered", answer.endpoint);

@@ -67,7 +67,6 @@ fn calico(lab: &mut Lab) -> Result<()> {
                 for protocol in [Tcp, Udp] {
                     let request = Request::new(protocol, node.address(family), 30227);
                     expect(&lab.fabric.client, request, "b1")?;
-                    expect(&lab.fabric.pod("c2")?.ns, request, "b1")?;
                 }
             }
             for client in [&lab.fabric.client, &lab.fabric.pod("c1")?.ns] {
