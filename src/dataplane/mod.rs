@@ -16,7 +16,7 @@
 //!
 //! | part | each time | more |
 //! |---|---|---|
-//! | nftables | the ruleset's generation | a listing where others made a transaction, at most a twentieth of the time |
+//! | nftables | the ruleset's generation | a listing where others made a transaction, at most a tenth of the time |
 //! | devices, sysctls, routes | all of ours | |
 //! | IPVS | one dump of virtual servers | destinations of 500 of them, or of a twentieth: where there are 1,000 the round takes 30 s, with 10,000 5 minutes |
 //!

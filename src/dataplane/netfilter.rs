@@ -26,7 +26,7 @@ use crate::config::MarkMask;
 use crate::plan::{Delta, NodePlan, RewriteKey, VipPort};
 
 /// Where others change their tables all the time, listing ours takes at most this part of the time.
-const SHARE: u32 = 20;
+const SHARE: u32 = 10;
 /// But it is not put off longer than this.
 const LONGEST_PAUSE: Duration = Duration::from_secs(300);
 
@@ -150,7 +150,8 @@ impl Netfilter {
         now: Instant,
     ) -> Result<Vec<String>, NftError> {
         let is_ours = self.generation == Some(self.nfnetlink.generation()?);
-        if !is_ours && self.pause.is_none_or(|pause| pause <= now) {
+        // Whether the table is there at all costs nothing to ask.
+        if !is_ours && (self.pause.is_none_or(|pause| pause <= now) || !self.exists()?) {
             return self.sync(plan, local, rules, now);
         }
         if is_ours && let Some((rules, None)) = self.rules {
