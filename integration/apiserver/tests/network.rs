@@ -127,6 +127,8 @@ async fn nothing_moves_while_it_is_silent() {
     let server = Server::start(Options::default()).unwrap();
     let (_sender, mut body) = watching(&server).await;
     server.api().set_reach(Reach::Silent);
+    // Connections are told on the server's thread, which nobody here can wait for.
+    tokio::time::sleep(Duration::from_millis(200)).await;
     server.api().delete(Resource::Nodes, None, "a");
     assert!(timeout(Duration::from_millis(100), body.frame()).await.is_err());
     server.api().set_reach(Reach::Up);
