@@ -38,6 +38,9 @@ pub fn dump(ns: &NetNs) -> String {
     let mut text = String::new();
     for command in [
         "ipvsadm -Sn",
+        "ipvsadm -Lcn",
+        "conntrack -L",
+        "conntrack -L -f ipv6",
         "nft -s list ruleset",
         "ip -br link",
         "ip -br addr",

@@ -9,7 +9,7 @@
 //! virtual server have the same: IPVS looks at the mark of every packet that this host takes in, those of tunnels over UDP
 //! included.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::net::IpAddr;
 
 use super::standin;
@@ -195,12 +195,15 @@ fn family_and_number((vip, number): (&VipPort, &u32)) -> (bool, u32) {
     (vip.address.is_ipv4(), *number)
 }
 
-/// The free numbers of one family: the gaps, and everything from `next` on.
+/// The free numbers of one family: the gaps, the longest free first, and everything from `next` on.
 #[derive(Debug)]
 struct Free {
-    gaps: BTreeSet<u32>,
+    gaps: VecDeque<u32>,
     next: u32,
 }
+
+/// So many others are freed before a number is used again: what conntrack has of its last endpoint is forgotten by then.
+const REST: usize = 256;
 
 impl Free {
     fn new(reserved: impl Iterator<Item = u32>) -> Self {
@@ -210,17 +213,15 @@ impl Free {
     }
 
     fn take(&mut self, capacity: u32) -> Option<u32> {
-        if let Some(gap) = self.gaps.pop_first() {
-            return Some(gap);
-        }
-        (self.next <= capacity).then(|| {
+        if self.gaps.len() <= REST && self.next <= capacity {
             self.next += 1;
-            self.next - 1
-        })
+            return Some(self.next - 1);
+        }
+        self.gaps.pop_front()
     }
 
     fn put_back(&mut self, number: u32) {
-        self.gaps.insert(number);
+        self.gaps.push_back(number);
     }
 }
 
@@ -246,8 +247,9 @@ mod tests {
         assert_eq!(numbers.mark(endpoint), Some(0x2001));
         numbers.release(endpoint);
         assert_eq!(numbers.mark(endpoint), None);
-        numbers.acquire(captured("10.244.1.11", RewriteSide::Endpoint)).unwrap();
-        assert_eq!(numbers.mark(captured("10.244.1.11", RewriteSide::Endpoint)), Some(0x2001));
+        let next = captured("10.244.1.11", RewriteSide::Endpoint);
+        numbers.acquire(next).unwrap();
+        assert_eq!(numbers.mark(next), Some(0x2003), "what was just freed rests");
     }
 
     #[test]
@@ -260,8 +262,8 @@ mod tests {
         numbers.adoption_done();
         numbers.acquire(captured("10.0.0.4", RewriteSide::Endpoint)).unwrap();
         let mark = |address| numbers.mark(captured(address, RewriteSide::Endpoint));
-        assert_eq!((mark("10.0.0.2"), mark("10.0.0.9")), (Some(0x2007), Some(0x2002)));
-        assert_eq!(mark("10.0.0.4"), Some(0x2001), "the number nobody asked for is free again");
+        assert_eq!((mark("10.0.0.2"), mark("10.0.0.9")), (Some(0x2007), Some(0x2008)));
+        assert_eq!(mark("10.0.0.4"), Some(0x2009));
     }
 
     #[test]
@@ -286,7 +288,22 @@ mod tests {
         assert_eq!((numbers.vip_mark(&web), numbers.marked_vip(true, 0x2002)), (None, None));
         let endpoint = captured("10.0.0.9", RewriteSide::Endpoint);
         numbers.acquire(endpoint).unwrap();
-        assert_eq!(numbers.mark(endpoint), Some(0x2002));
+        assert_eq!(numbers.mark(endpoint), Some(0x2004));
+    }
+
+    #[test]
+    fn a_freed_number_rests_unless_there_is_no_other() {
+        for (mask, rests) in [(0x7, false), (0xfff, true)] {
+            let mask = MarkMask::new(mask).unwrap();
+            let mut numbers = Numbers::new(mask, HashMap::new(), HashMap::new());
+            let of = |number: u32| captured(&format!("10.0.0.{number}"), RewriteSide::Endpoint);
+            for number in 1..=3 {
+                numbers.acquire(of(number)).unwrap();
+            }
+            numbers.release(of(2));
+            numbers.acquire(of(4)).unwrap();
+            assert_eq!(numbers.mark(of(4)), Some(mask.mark(if rests { 4 } else { 2 })));
+        }
     }
 
     #[test]

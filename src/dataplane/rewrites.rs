@@ -18,13 +18,6 @@ use crate::plan::{AcceptedIn, NodePlan, Rewrite, RewriteKey, RewriteSide};
 /// How long a rewrite outlives its wish whose endpoint may live on: other directors hear of a removed endpoint a little
 /// later, and what they send meanwhile should still arrive. Established connections need it no more: conntrack has them.
 const LINGER: Duration = Duration::from_secs(5);
-/// The same of UDP: as long as it is there a late director's packet makes a conntrack entry anew, which keeps a client of
-/// an unchanging port at this endpoint.
-const LINGER_UDP: Duration = Duration::from_secs(1);
-
-fn linger(key: &RewriteKey) -> Duration {
-    if key.vip.protocol == Protocol::Udp { LINGER_UDP } else { LINGER }
-}
 
 /// What the table holds of them.
 #[derive(Debug, Default)]
@@ -75,7 +68,7 @@ impl Rewrites {
     /// Makes these what the plan says, whatever they were.
     pub fn rebuild(&mut self, numbers: &mut Numbers, plan: &NodePlan, now: Instant) {
         for (key, rewrite) in self.held.iter().filter(|(key, _)| !plan.rewrites.contains_key(key)) {
-            let until = if rewrite.terminating { now } else { now + linger(key) };
+            let until = if rewrite.terminating { now } else { now + LINGER };
             self.lingering.entry(*key).or_insert(until);
         }
         let mut ignored = Changes::default();
@@ -100,11 +93,7 @@ impl Rewrites {
         match (plan.rewrites.get(&key), self.held.get(&key)) {
             (Some(rewrite), _) => self.hold(numbers, key, *rewrite, changes),
             (None, Some(held)) if held.terminating => self.drop(numbers, key, changes),
-            (None, Some(held)) => {
-                let stale = held.stale(&key);
-                self.stale.extend(stale);
-                self.lingering.insert(key, now + linger(&key));
-            }
+            (None, Some(_)) => drop(self.lingering.insert(key, now + LINGER)),
             (None, None) => drop(self.refused.remove(&key)),
         }
     }
@@ -125,14 +114,15 @@ impl Rewrites {
             held.terminating = rewrite.terminating;
             return;
         }
-        self.drop(numbers, key, changes);
         self.refused.remove(&key);
         let captured = Captured { endpoint: key.endpoint, side: key.side };
         let known = numbers.mark(captured).is_some();
+        // Before what it replaces lets go of the number: the mark of what is on its way stays the same.
         if let Err(error) = numbers.acquire(captured) {
             self.refused.insert(key, error.to_string());
             return;
         }
+        self.drop(numbers, key, changes);
         let Some(mark) = numbers.mark(captured) else { return };
         self.held.insert(key, rewrite);
         if !known {

@@ -47,7 +47,7 @@ fn what_leaves_the_plan_lingers_unless_it_is_gone() {
         ("UDP, gone", Protocol::Udp, true, true, None, true),
         ("TCP, out of the Service", Protocol::Tcp, false, true, Some(LINGER), false),
         ("SCTP, out of the Service", Protocol::Sctp, false, true, Some(LINGER), false),
-        ("UDP, out of the Service", Protocol::Udp, false, true, Some(LINGER_UDP), true),
+        ("UDP, out of the Service", Protocol::Udp, false, true, Some(LINGER), true),
         ("TCP, the Service is gone", Protocol::Tcp, false, false, Some(LINGER), false),
     ] {
         let (mut rewrites, mut numbers, now) = (Rewrites::default(), numbers(), Instant::now());
@@ -58,7 +58,7 @@ fn what_leaves_the_plan_lingers_unless_it_is_gone() {
         rewrites.follow(&mut numbers, &plan, key, now, &mut changes);
         if let Some(held_for) = held_for {
             assert!(changes.gone.is_empty(), "{case}");
-            assert_eq!(rewrites.take_stale().len(), usize::from(forgotten), "{case}: at once");
+            assert_eq!(rewrites.take_stale(), [], "{case}: late directors still use it");
             assert_eq!(rewrites.due(now + held_for - MOMENT), [], "{case}");
             assert_eq!(rewrites.due(now + held_for), [key], "{case}");
             rewrites.drop(&mut numbers, key, &mut changes);
@@ -85,6 +85,23 @@ fn that_an_endpoint_terminates_or_does_not_changes_nothing_in_the_table() {
 }
 
 #[test]
+fn another_target_port_leaves_the_number_as_it_is() {
+    let (mut rewrites, mut numbers) = (Rewrites::default(), numbers());
+    let (key, captured) =
+        (key(Protocol::Tcp), Captured { endpoint: key(Protocol::Tcp).endpoint, side: RewriteSide::Endpoint });
+    rewrites.hold(&mut numbers, key, rewrite(false), &mut Changes::default());
+    let (before, mut changes) = (numbers.mark(captured), Changes::default());
+    rewrites.hold(&mut numbers, key, Rewrite { target_port: 8081, ..rewrite(false) }, &mut changes);
+    assert!(before.is_some());
+    assert_eq!(numbers.mark(captured), before);
+    let of_rewrite = |element: &Element| matches!(element, Element::Endpoint(..));
+    assert!(changes.gone.iter().chain(&changes.new).all(of_rewrite), "{changes:?}");
+    assert_eq!((changes.gone.len(), changes.new.len()), (1, 1));
+    rewrites.drop(&mut numbers, key, &mut changes);
+    assert_eq!(numbers.mark(captured), None, "counted once");
+}
+
+#[test]
 fn after_a_restart_what_nobody_wants_is_found_and_forgotten() {
     let (mut before, mut numbers, now) = (Rewrites::default(), numbers(), Instant::now());
     let wanted = RewriteKey { endpoint: "10.244.1.6".parse().unwrap(), ..key(Protocol::Udp) };
@@ -101,7 +118,7 @@ fn after_a_restart_what_nobody_wants_is_found_and_forgotten() {
     after.rebuild(&mut numbers, &plan, now);
     assert_eq!(after.elements(&numbers), found, "both are held, the one lingers");
     assert!(after.held[&wanted].terminating, "what the plan knows counts");
-    assert_eq!(after.due(now + LINGER_UDP), [unwanted]);
-    after.rebuild(&mut numbers, &plan, now + LINGER_UDP);
+    assert_eq!(after.due(now + LINGER), [unwanted]);
+    after.rebuild(&mut numbers, &plan, now + LINGER);
     assert_eq!(after.take_stale().len(), 1);
 }

@@ -6,7 +6,7 @@
 //!                  notrack   │                                                                              │
 //! from this node ─► vip_out ─► loop ──(the same for own pods and stand-ins)──► lo ─► outer ──────────────────┤
 //!                                                                                                           ▼
-//!        the inner packet, on sheave4/sheave6: inner (dnat by mark) ─► clear (unknown: refuse) ─► forward ─► source_nat
+//!        the inner packet, on sheave4/sheave6: zone (UDP) ─► inner (dnat by mark) ─► clear (unknown: refuse) ─► forward ─► source_nat
 //!        to a VIP: internal_in, internal_out (from within the cluster: mark; no new connections: refuse) ─► IPVS
 //!        to a VIP, and IPVS left it: guard (refuse, answer ping).   SYN-ACK from a VIP: mss
 //! ```
@@ -44,6 +44,9 @@ pub const IPV6_HEADER: u32 = 40;
 const TCP_HEADER: u32 = 20;
 /// Bytes of a UDP header and of GUE's (draft-ietf-intarea-gue section 3.1), without optional fields.
 const GUE_HEADERS: u32 = 8 + 4;
+
+/// Any number will do, as long as it stays: with another one, an agent's rules would not know a flow that was there before.
+const ZONE_SEED: u32 = 0x5ea7e;
 
 impl Rules {
     /// The rules of a node with these addresses, the primary ones first.
@@ -144,6 +147,22 @@ impl Rules {
                     )]
                 }))
                 .collect::<Vec<_>>(),
+        );
+
+        // A UDP client goes on from one port when its endpoint goes. Without these its packets, meant for another endpoint by
+        // now, would meet what conntrack knows of them, and go where the last one was. Replies need no zone.
+        chain(
+            "zone",
+            "filter hook prerouting priority -301",
+            &each(&|f| {
+                let zone = |datagrams: &str| {
+                    format!(
+                        "iifname \"{}\" {datagrams} ct original zone set jhash meta mark & {mask:#x} mod 65535 seed {ZONE_SEED:#x} offset 1",
+                        f.tunnel
+                    )
+                };
+                vec![zone("meta l4proto udp"), zone(f.icmp_error_of_udp)]
+            }),
         );
 
         // For an endpoint that takes in this VIP's packets itself; not from itself, since it would answer itself.
@@ -400,6 +419,8 @@ struct FamilyNames {
     inner_destination: &'static str,
     hops: &'static str,
     icmp: &'static str,
+    /// Matches an ICMP error about a UDP packet without options or extension headers.
+    icmp_error_of_udp: &'static str,
     tunnel: &'static str,
     local: IpAddr,
     stand_ins: ipnet::IpNet,
@@ -416,6 +437,7 @@ const FAMILY4: FamilyNames = FamilyNames {
     inner_destination: "@th,128,32",
     hops: "ip ttl",
     icmp: "icmp",
+    icmp_error_of_udp: "icmp type { destination-unreachable, time-exceeded, parameter-problem } @th,136,8 17",
     tunnel: TUNNEL4,
     local: IpAddr::V4(tunnel::LOCAL4),
     stand_ins: ipnet::IpNet::V4(standin::RANGE4),
@@ -431,6 +453,7 @@ const FAMILY6: FamilyNames = FamilyNames {
     inner_destination: "@th,192,128",
     hops: "ip6 hoplimit",
     icmp: "icmpv6",
+    icmp_error_of_udp: "icmpv6 type { destination-unreachable, packet-too-big, time-exceeded, parameter-problem } @th,112,8 17",
     tunnel: TUNNEL6,
     local: IpAddr::V6(tunnel::LOCAL6),
     stand_ins: ipnet::IpNet::V6(standin::RANGE6),

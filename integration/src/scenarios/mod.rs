@@ -10,6 +10,7 @@ mod directors;
 mod encapsulation;
 mod explain;
 mod guard;
+mod kept_ports;
 mod nat;
 mod node_ports;
 mod observe;
@@ -52,6 +53,7 @@ pub fn all() -> Vec<(SourceKind, Scenario)> {
         nat::SCENARIOS,
         directors::SCENARIOS,
         termination::SCENARIOS,
+        kept_ports::SCENARIOS,
         observe::SCENARIOS,
         explain::SCENARIOS,
         pods::SCENARIOS,

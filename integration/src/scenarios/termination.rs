@@ -30,10 +30,10 @@ pub(super) const SCENARIOS: &[Scenario] = &[
 ];
 
 /// A pod as its processes' end leaves it: it takes packets and answers none.
-struct Ended<'a>(&'a Pod);
+pub(super) struct Ended<'a>(&'a Pod);
 
 impl<'a> Ended<'a> {
-    fn new(pod: &'a Pod) -> Result<Self> {
+    pub(super) fn new(pod: &'a Pod) -> Result<Self> {
         let rules = "table inet ended {\n chain packets {\n type filter hook input priority 0;\n policy drop;\n }\n}\n";
         pod.ns.run_with_input("nft -f -", rules)?;
         Ok(Self(pod))

@@ -130,6 +130,9 @@ fn work(request: &Request, stop: &AtomicBool, answered: &AtomicU64) -> LoadRepor
             }
             Err(error) => report.failures.push((at, error.to_string())),
         }
+        if !request.pause.is_zero() {
+            std::thread::sleep(request.pause);
+        }
     }
     report
 }

@@ -11,6 +11,9 @@ use socket2::Socket;
 use super::{LIMIT, any, read_line, socket};
 use crate::netns::NetNs;
 
+/// How long a client's own kernel may take to give a source port free.
+const OWN_PORT: Duration = Duration::from_millis(500);
+
 /// What an endpoint said.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Answer {
@@ -52,6 +55,7 @@ pub struct Request {
     size: usize,
     question: &'static str,
     ending: Ending,
+    pub(super) pause: Duration,
 }
 
 impl Request {
@@ -65,6 +69,7 @@ impl Request {
             size: 0,
             question: "who\n",
             ending: Ending::Client,
+            pause: Duration::ZERO,
         }
     }
 
@@ -91,6 +96,11 @@ impl Request {
     /// Has its connection ended so (TCP).
     pub fn ending(self, ending: Ending) -> Self {
         Self { ending, ..self }
+    }
+
+    /// Under load, waits so long before the next.
+    pub fn pause(self, pause: Duration) -> Self {
+        Self { pause, ..self }
     }
 
     /// Asks from a namespace.
@@ -128,6 +138,23 @@ impl Request {
 
     /// A connected socket (for UDP: with its peer set).
     pub(super) fn connect(&self) -> io::Result<Socket> {
+        let end = Instant::now() + OWN_PORT;
+        loop {
+            match self.connect_once() {
+                // The kernel here has not done with the last connection from that port.
+                Err(error)
+                    if self.source_port != 0
+                        && error.kind() == io::ErrorKind::AddrNotAvailable
+                        && Instant::now() < end =>
+                {
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+                other => return other,
+            }
+        }
+    }
+
+    fn connect_once(&self) -> io::Result<Socket> {
         let socket = socket(self.protocol, self.to)?;
         if self.source_port != 0 {
             socket.set_reuse_address(true)?;

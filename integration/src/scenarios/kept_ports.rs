@@ -1,0 +1,170 @@
+//! Clients that keep their source port: what the kernel remembers of their last connection must not stand in the way of the next.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use sheave::cluster::Protocol::{self, Tcp, Udp};
+
+use super::Scenario;
+use super::termination::Ended;
+use crate::cluster::{Condition, Endpoint, Service};
+use crate::fabric::Pod;
+use crate::fabric::addresses::Family;
+use crate::lab::{Lab, POD_PORT};
+use crate::netns::NetNs;
+use crate::traffic::{Ending, Load, LoadReport, Request};
+
+pub(super) const SCENARIOS: &[Scenario] = &[
+    Scenario {
+        name: "dns-client",
+        proves: "a client that asks over UDP from one source port without a pause, through a tunnel, by nat or from a pod, loses at most one \
+                 query when its endpoint goes, terminated or not, whether the next one is on the same node or another, and when it comes back",
+        run: dns_client,
+    },
+    Scenario {
+        name: "port-reuse",
+        proves: "a client that opens its next connection from the same port within moments of the last one's end never waits for it and is never \
+                 refused, while endpoints drain, go and come (kubernetes/kubernetes#70747, #93297)",
+        run: port_reuse,
+    },
+];
+
+/// Below the second after which a SYN is sent again.
+const AT_ONCE: Duration = Duration::from_millis(900);
+
+/// How long the client waits for an answer before it asks again, as a resolver does (mostly longer: resolv.conf(5), `timeout`).
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// Where a client asks: by a tunnel, by *nat*, and from a pod.
+struct Asked {
+    name: String,
+    from: NetNs,
+    address: IpAddr,
+    port: u16,
+}
+
+/// In each family: the load-balancer IP by a director without endpoints, its node port, and the cluster IP from its pod.
+fn asked(lab: &Lab, service: &Service, node_port: u16) -> Result<Vec<Asked>> {
+    let director = lab.fabric.node("node-a")?;
+    let mut asked = Vec::new();
+    for family in Family::BOTH {
+        let vip = service.vip(family);
+        lab.fabric.steer(vip, Some(director))?;
+        for (by, from, address, port) in [
+            ("tunnel", &lab.fabric.client, vip, 80),
+            ("node port", &lab.fabric.client, director.address(family), node_port),
+            ("pod", &lab.fabric.pod("a1")?.ns, service.cluster_ip(family), 80),
+        ] {
+            asked.push(Asked { name: format!("{family}, {by}"), from: from.clone(), address, port });
+        }
+    }
+    Ok(asked)
+}
+
+/// One worker for each; source ports are counted from `first`.
+fn ask(
+    asked: &[Asked],
+    protocol: Protocol,
+    first: u16,
+    as_one_likes: impl Fn(Request) -> Request,
+) -> Result<Vec<Load>> {
+    let ports = first..;
+    ports
+        .zip(asked)
+        .map(|(source_port, Asked { from, address, port, .. })| {
+            Load::of(from, as_one_likes(Request::new(protocol, *address, *port).from_port(source_port)), 1)
+        })
+        .collect()
+}
+
+fn await_answers(loads: &[Load], asked: &[Asked], count: u64, when: &str) -> Result<()> {
+    let mut each = loads.iter().zip(asked.iter().cycle());
+    each.try_for_each(|(load, asked)| {
+        load.await_answers(count).with_context(|| format!("{when}: {}", asked.name))
+    })
+}
+
+fn dns_client(lab: &mut Lab) -> Result<()> {
+    const NODE_PORT: u16 = 30240;
+    let service = Service::new("dns", 63).port(Udp, 80, POD_PORT).node_port(NODE_PORT);
+    let (b1, b2, c1) =
+        (lab.fabric.pod("b1")?.clone(), lab.fabric.pod("b2")?.clone(), lab.fabric.pod("c1")?.clone());
+    let nexts = [(&b2, "the same node"), (&c1, "another node")];
+    let cases = nexts.into_iter().flat_map(|next| [(next, true), (next, false)]);
+    for (((next, where_next), told), first_port) in cases.zip((21_000..).step_by(10)) {
+        let told_words = if told { "terminated" } else { "not told to terminate" };
+        let case = format!("next on {where_next}, {told_words}");
+        lab.apply(&service.clone().endpoints([&b1]))?;
+        let asked = asked(lab, &service, NODE_PORT)?;
+        let loads = ask(&asked, Udp, first_port, |request| request.within(PATIENCE))?;
+        await_answers(&loads, &asked, 20, &case)?;
+        if told {
+            let ending = Endpoint::from(&b1).condition(Condition::Terminating);
+            lab.source.apply(&service.clone().endpoints([ending, next.into()]))?;
+            await_answers(&loads, &asked, 20, &case)?;
+        }
+        // Its processes end, and at once its slice says so.
+        let ended = Ended::new(&b1)?;
+        lab.source.apply(&service.clone().endpoints([next]))?;
+        await_answers(&loads, &asked, 200, &format!("{case}, gone"))?;
+        at_most_one_lost(loads, &asked, next).with_context(|| format!("{case}, gone"))?;
+        drop(ended);
+        let loads = ask(&asked, Udp, first_port, |request| request.within(PATIENCE))?;
+        await_answers(&loads, &asked, 20, &case)?;
+        lab.source.apply(&service.clone().endpoints([&b1, next]))?;
+        await_answers(&loads, &asked, 200, &format!("{case}, back"))?;
+        at_most_one_lost(loads, &asked, next).with_context(|| format!("{case}, back"))?;
+    }
+    release(lab, &service)
+}
+
+/// While destinations are put in order, the kernel drops what comes for one of them: a datagram can meet that.
+fn at_most_one_lost(loads: Vec<Load>, asked: &[Asked], by_now_at: &Pod) -> Result<()> {
+    for (load, Asked { name, .. }) in loads.into_iter().zip(asked) {
+        let LoadReport { answered, endpoints, failures, .. } = load.stop()?;
+        ensure!(failures.len() <= 1, "{name}: {} lost of {answered}: {failures:?}", failures.len());
+        ensure!(endpoints.contains_key(&by_now_at.name), "{name}: never at {}", by_now_at.name);
+    }
+    Ok(())
+}
+
+fn port_reuse(lab: &mut Lab) -> Result<()> {
+    const NODE_PORT: u16 = 30241;
+    let service = Service::new("port-reuse", 64).port(Tcp, 80, POD_PORT).node_port(NODE_PORT);
+    let (b1, b2, c1) =
+        (lab.fabric.pod("b1")?.clone(), lab.fabric.pod("b2")?.clone(), lab.fabric.pod("c1")?.clone());
+    let all = service.clone().endpoints([&b1, &b2, &c1]);
+    lab.apply(&all)?;
+    let asked = asked(lab, &service, NODE_PORT)?;
+    // Time for the last packet to be ahead of the next connection's, which another CPU may send.
+    let by = |ending| move |request: Request| request.ending(ending).pause(Duration::from_millis(10));
+    let mut loads = ask(&asked, Tcp, 22_000, by(Ending::Endpoint))?;
+    loads.extend(ask(&asked, Tcp, 22_100, by(Ending::Reset))?);
+    let go_on = |what: &str| await_answers(&loads, &asked, 30, what);
+    go_on("all are ready")?;
+    for (ending, name) in [(&b1, "b1"), (&c1, "c1"), (&b2, "b2")] {
+        let others = || [&b1, &b2, &c1].into_iter().filter(|pod| pod.name != ending.name);
+        let terminating = Endpoint::from(ending).condition(Condition::Terminating);
+        let draining = service.clone().endpoints(others().map(Endpoint::from).chain([terminating]));
+        lab.apply(&draining)?;
+        go_on(&format!("{name} terminates"))?;
+        lab.apply(&service.clone().endpoints(others()))?;
+        go_on(&format!("{name} is gone"))?;
+        lab.apply(&all)?;
+        go_on(&format!("{name} is back"))?;
+    }
+    for (load, Asked { name, .. }) in loads.into_iter().zip(asked.iter().cycle()) {
+        let report = load.stop()?;
+        report.ensure_none_failed().with_context(|| name.clone())?;
+        ensure!(report.slowest < AT_ONCE, "{name}: a connection took {:?}", report.slowest);
+    }
+    release(lab, &service)
+}
+
+fn release(lab: &mut Lab, service: &Service) -> Result<()> {
+    for family in Family::BOTH {
+        lab.fabric.steer(service.vip(family), None)?;
+    }
+    lab.remove(service)
+}
