@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use sheave::cluster::Protocol::{Tcp, Udp};
+use sheave::cluster::Protocol::{Sctp, Tcp, Udp};
 
 use super::{
     Scenario, await_segment_size, nft_family, nodes_reach, outside_reaches, pods_reach, segment_size,
@@ -21,7 +21,7 @@ use crate::traffic::{Bulk, Request, bulk};
 pub(super) const SCENARIOS: &[Scenario] = &[
     Scenario {
         name: "beside-calico",
-        proves: "beside rules like Calico's (marks 0xffff0000, per-workload chains by connection state, protocol 4 from its hosts to local addresses only, an IPIP overlay) and marks 0xc000 of an earlier kube-proxy, clients everywhere reach pods and nodes",
+        proves: "beside rules like Calico's (marks 0xffff0000, per-workload chains by connection state, protocol 4 from its hosts to local addresses only, an IPIP overlay) and marks 0xc000 of an earlier kube-proxy, clients everywhere reach pods and nodes, by any node's NodePort too",
         run: calico,
     },
     Scenario {
@@ -55,20 +55,14 @@ fn calico(lab: &mut Lab) -> Result<()> {
             nodes_reach(&lab.fabric, service, endpoint)?;
         }
         pods_reach(&lab.fabric, &pod, "b1")?;
+        node_ports(&lab.fabric, 30227, "b1")?;
         for family in Family::BOTH {
             // A program on all addresses of a node answers UDP to a pod from the overlay's (docs/cni.md).
             for client in ["a2", "b2", "c2"] {
                 let request = Request::new(Tcp, host.vip(family), 80);
                 expect(&lab.fabric.pod(client)?.ns, request, "node-b")?;
             }
-            // A pod reaches itself, and a NodePort of any node.
             expect(&lab.fabric.pod("b1")?.ns, Request::new(Tcp, pod.cluster_ip(family), 80), "b1")?;
-            for node in &lab.fabric.nodes {
-                for protocol in [Tcp, Udp] {
-                    let request = Request::new(protocol, node.address(family), 30227);
-                    expect(&lab.fabric.client, request, "b1")?;
-                }
-            }
             for client in [&lab.fabric.client, &lab.fabric.pod("c1")?.ns] {
                 for direction in [Bulk::Upload, Bulk::Download] {
                     bulk(client, pod.vip(family), 80, direction, 5_000_000)?;
@@ -79,6 +73,29 @@ fn calico(lab: &mut Lab) -> Result<()> {
     })?;
     lab.remove(&pod)?;
     lab.remove(&host)
+}
+
+/// The client outside and pods of all nodes reach an endpoint by every node's address. It sees whoever rewrote the source
+/// last: the director, unless it is the endpoint's own node; before it the CNI, for a pod that asks another node.
+fn node_ports(fabric: &Fabric, port: u16, endpoint: &str) -> Result<()> {
+    let home = fabric.pod(endpoint)?.node;
+    for (family, director) in Family::BOTH.into_iter().flat_map(|f| fabric.nodes.iter().map(move |n| (f, n)))
+    {
+        let request = |protocol| Request::new(protocol, director.address(family), port);
+        for protocol in [Tcp, Udp, Sctp] {
+            expect(&fabric.client, request(protocol), endpoint)?;
+            for node in &fabric.nodes {
+                let pod = &node.pods[1];
+                let peer = match director.number {
+                    number if number == node.number => pod.address(family),
+                    number if number == home => node.address(family),
+                    _ => director.address(family),
+                };
+                expect_seen_as(&pod.ns, request(protocol), endpoint, peer)?;
+            }
+        }
+    }
+    Ok(())
 }
 
 fn client_policy(lab: &mut Lab) -> Result<()> {
@@ -182,6 +199,8 @@ fn overlay(fabric: &Fabric, node: &Node, on: bool) -> Result<()> {
 fn felix(family: Family, node: &Node, hosts: &str, policies: &[Ingress<'_>]) -> String {
     let ip = nft_family(family);
     let [_, pool, ..] = addresses::cluster_prefixes(family);
+    // `natOutgoingAddress`: plain masquerading takes the address of the link, and those are routed to nowhere here.
+    let outgoing = node.address(family);
     let list = node.pods.iter().map(|pod| format!("\"{}\"", pod.name)).collect::<Vec<_>>().join(", ");
     let workloads = format!("{{ {list} }}");
     // The nft way to say so of protocol 4: `ipip` is another number. Felix knows no such rule for IPv6.
@@ -280,7 +299,7 @@ table {ip} calico {{
   }}
   chain nat-POSTROUTING {{
     type nat hook postrouting priority srcnat;
-    {ip} saddr {pool} {ip} daddr != {pool} masquerade
+    {ip} saddr {pool} {ip} daddr != {pool} snat to {outgoing}
     {tunnel_source}
   }}
 }}
