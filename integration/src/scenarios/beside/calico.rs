@@ -199,7 +199,8 @@ fn overlay(fabric: &Fabric, node: &Node, on: bool) -> Result<()> {
 fn felix(family: Family, node: &Node, hosts: &str, policies: &[Ingress<'_>]) -> String {
     let ip = nft_family(family);
     let [_, pool, ..] = addresses::cluster_prefixes(family);
-    // `natOutgoingAddress`: plain masquerading takes the address of the link, and those are routed to nowhere here.
+    // As with `natOutgoingAddress` (Calico's own is for IPv4): masquerading takes the address of the link, and those are
+    // routed to nowhere here.
     let outgoing = node.address(family);
     let list = node.pods.iter().map(|pod| format!("\"{}\"", pod.name)).collect::<Vec<_>>().join(", ");
     let workloads = format!("{{ {list} }}");
