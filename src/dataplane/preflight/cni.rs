@@ -67,6 +67,11 @@ impl Cni<'_> {
     /// Who lets pods send from their own address alone, so that none can answer as a virtual IP. `uplinks` are no pods'.
     pub fn source_checks(&self, uplinks: &[&str]) -> Vec<String> {
         let mut checks = rules::source_checks_of_some(self.listing, uplinks);
+        if checks.is_empty() {
+            // Written by iptables, the check itself (`-m rpfilter`) is opaque; Felix has this chain before it.
+            let chains = rules::chains(self.listing).filter(|(_, name)| *name == "cali-rpf-skip");
+            checks.extend(chains.map(|(of, name)| format!("chain {name} in {of}")));
+        }
         // Open vSwitch, programmed by these, drops what no rule shows.
         checks.extend(self.interfaces(|name| ["antrea-gw0", "ovn-k8s-mp0"].contains(&name)));
         checks.extend(self.interfaces(|name| name == "cilium_host"));
@@ -79,7 +84,7 @@ mod tests {
     use super::super::Severity;
     use super::*;
 
-    /// What `nft -j -t list ruleset` prints of rules that Felix and Cilium wrote by way of iptables.
+    /// What `nft -j -t list ruleset` prints of rules such as Felix and Cilium write.
     const LISTING: &str = include_str!("cni/listing.json");
 
     fn listing() -> Vec<Value> {
@@ -119,9 +124,18 @@ mod tests {
     #[test]
     fn who_lets_pods_send_from_their_own_address_alone() {
         let (rules, none) = (listing(), Vec::new());
+        let mut opaque = listing();
+        let rules_of =
+            opaque.iter_mut().filter_map(|object| object.pointer_mut("/rule/expr")?.as_array_mut());
+        for expression in rules_of.flatten() {
+            if !expression["match"]["left"]["fib"].is_null() {
+                *expression = serde_json::json!({"xt": null});
+            }
+        }
         for (case, devices, listing, expected) in [
             ("nobody", &["cni0"][..], &none, &[][..]),
             ("Calico", &["cali0123"], &rules, &["chain cali-PREROUTING in table ip raw"]),
+            ("Calico by iptables", &["cali0123"], &opaque, &["chain cali-rpf-skip in table ip raw"]),
             ("Cilium", &["cilium_host", "cilium_net"], &none, &["interface cilium_host"]),
             ("Antrea", &["antrea-gw0"], &none, &["interface antrea-gw0"]),
             ("OVN-Kubernetes", &["ovn-k8s-mp0"], &none, &["interface ovn-k8s-mp0"]),

@@ -8,14 +8,15 @@ use anyhow::{Result, ensure};
 use sheave::cluster::Protocol::{Sctp, Tcp, Udp};
 
 use super::{
-    Scenario, await_segment_size, nft_family, nodes_reach, outside_reaches, pods_reach, segment_size,
-    with_rules,
+    Scenario, await_segment_size, complains, content, nft_family, nodes_reach, outside_reaches, pods_reach,
+    segment_size, with_rules,
 };
 use crate::cluster::Service;
 use crate::fabric::addresses::{self, Family};
 use crate::fabric::{Fabric, Node};
 use crate::lab::{HOST_PORT, Lab, POD_PORT};
-use crate::scenarios::ask::{expect, expect_seen_as};
+use crate::scenarios::ask::{expect, expect_seen_as, silence};
+use crate::scenarios::pods::await_passing;
 use crate::traffic::{Bulk, Request, bulk};
 
 pub(super) const SCENARIOS: &[Scenario] = &[
@@ -28,6 +29,11 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         name: "beside-calico-client-policy",
         proves: "a pod under an ingress policy of such a CNI gets its answers from a Service that is forwarded by nat, and of one in a tunnel only where the policy admits virtual IPs as sources",
         run: client_policy,
+    },
+    Scenario {
+        name: "beside-calico-pod-acceptance",
+        proves: "where such a CNI lets pods send from their own address alone, a pod that accepts itself answers nobody, `sheave check` refuses that with the remedy, and with acceptance by the node everything works",
+        run: pod_acceptance,
     },
 ];
 
@@ -141,6 +147,30 @@ fn client_policy(lab: &mut Lab) -> Result<()> {
     })?;
     lab.remove(&tunnelled)?;
     lab.remove(&rewritten)
+}
+
+fn pod_acceptance(lab: &mut Lab) -> Result<()> {
+    const ACCEPTANCE: &str = "sheave.io/acceptance";
+    let b1 = lab.fabric.pod("b1")?.clone();
+    let service = Service::new("spoofed", 231).all_protocols(80, POD_PORT).endpoints([&b1]);
+    lab.apply(&service)?;
+    beside(lab, &[], |lab| {
+        lab.apply(&service.clone().annotate(ACCEPTANCE, "pod"))?;
+        await_passing(lab, "node-b", Family::BOTH.map(|family| b1.address(family)), true)?;
+        let client = &lab.fabric.client;
+        for family in Family::BOTH {
+            let request = |protocol| (client, Request::new(protocol, service.vip(family), 80));
+            silence(&[request(Tcp), request(Udp)])?;
+        }
+        complains(lab, "node-b", "fail", "raw-PREROUTING")?;
+        complains(lab, "node-b", "fail", "acceptance in pods")?;
+
+        lab.apply(&service)?;
+        await_passing(lab, "node-b", Family::BOTH.map(|family| b1.address(family)), false)?;
+        content(lab, "node-b")?;
+        outside_reaches(&lab.fabric, &service, "b1")
+    })?;
+    lab.remove(&service)
 }
 
 /// Does `body` with such a CNI on every node.
