@@ -1,7 +1,7 @@
 //! CNIs beside which the agent cannot work, or not all of it (docs/cni.md), by what they leave to be seen on the node.
 //!
-//! Their programs at tc and XDP are not looked for: to list them takes rights that the agent has not, and none of these
-//! CNIs is without its interfaces.
+//! Their programs at tc and XDP are not looked for: to list them takes rights that the agent has not, and these CNIs show by
+//! their interfaces too.
 
 use std::collections::BTreeSet;
 
@@ -39,12 +39,12 @@ fn judge(seen: &Cni<'_>, cilium_agent: bool) -> Vec<Finding> {
         (
             "Cilium",
             cilium,
-            "another CNI, or Cilium with its kube-proxy replacement and no Sheave on this node: they do not go together, whatever kubeProxyReplacement says (docs/cni.md). If it is gone, `cilium-dbg post-uninstall-cleanup` or a reboot removes the rest",
+            "use another CNI, or Cilium with its kube-proxy replacement and no Sheave on this node: they do not go together, whatever kubeProxyReplacement says (docs/cni.md). If it is gone, `cilium-dbg post-uninstall-cleanup` or a reboot removes the rest",
         ),
         (
             "Calico eBPF",
             calico,
-            "Calico's iptables or nftables dataplane (`bpfEnabled: false` in its FelixConfiguration; docs/cni.md). If that is so already, remove the interfaces",
+            "use Calico's iptables or nftables dataplane (`bpfEnabled: false` in its FelixConfiguration; docs/cni.md). If that is so already, remove the interfaces",
         ),
     ]
     .into_iter()

@@ -87,7 +87,8 @@ pub struct Wants {
     pub bgp_port: Option<u16>,
 }
 
-/// Looks at this node: whether an agent with these `settings` and `wants` could make it what `plan` says. Needs a tokio runtime with I/O, in the network namespace to be looked at.
+/// Looks at this node: whether an agent with these `settings` and `wants` could make it what `plan` says. Needs a tokio
+/// runtime with I/O, in the network namespace to be looked at.
 pub async fn preflight(settings: &Settings, wants: &Wants, plan: &NodePlan) -> Vec<Finding> {
     let mut findings = vec![kernel::version(), kernel::capability()];
     let modules = kernel::Modules::read();
