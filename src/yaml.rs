@@ -58,7 +58,8 @@ fn read_with<'de, S: DeserializeSeed<'de>>(
         })
     })
     .map_err(|error| {
-        let field = if field == "?" { String::new() } else { field };
+        // Where it is no field that is wrong, the path may end in one that has no name.
+        let field = field.strip_suffix('?').map_or(&*field, |known| known.trim_end_matches('.')).to_owned();
         let line = error.location().map(|location| location.line()).or_else(|| line_of(text, &field));
         Error { line, field, message: message(&error) }
     })
@@ -180,6 +181,7 @@ mod tests {
             ("peers: []\npears: []\n", 2, "pears", "unknown field `pears`, expected one of peers"),
             ("peers:\n- port: 1\n", 2, "peers[0]", "missing field `address`"),
             ("peers: []\npeers: []\n", 2, "", "duplicate mapping key: peers"),
+            ("peers:\n- port: 1\n  port: 2\n", 3, "peers[0]", "duplicate mapping key: port"),
             ("{\"peers\":\n[{\"address\": 1}]}", 2, "peers[0].address", "invalid IP address syntax"),
         ] {
             let error = read(text, PhantomData::<Peers>).unwrap_err();

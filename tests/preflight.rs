@@ -7,8 +7,8 @@ mod namespace;
 use std::collections::BTreeSet;
 
 use sheave::cluster::{Encapsulation, Protocol, ServiceName};
-use sheave::dataplane::{Dataplane, Finding, Settings, Severity, preflight};
-use sheave::plan::{NodePlan, Scheduler, SchedulerFlags, VipKind, VipPort, VirtualServer};
+use sheave::dataplane::{Dataplane, Finding, Settings, Severity, Wants, preflight};
+use sheave::plan::{AcceptedIn, NodePlan, Scheduler, SchedulerFlags, VipKind, VipPort, VirtualServer};
 
 use self::namespace::{Node, address, dump, in_namespace, shell};
 
@@ -34,9 +34,17 @@ fn plan() -> NodePlan {
     plan
 }
 
-async fn look(node: &Node) -> Vec<Finding> {
+fn wants() -> Wants {
     let schedulers = BTreeSet::from([Scheduler::Mh, Scheduler::Rr]);
-    let findings = preflight(&node.settings, &schedulers, &plan()).await;
+    Wants { schedulers, acceptance: AcceptedIn::Node, bgp_port: Some(179) }
+}
+
+async fn look(node: &Node) -> Vec<Finding> {
+    look_for(node, &wants()).await
+}
+
+async fn look_for(node: &Node, wants: &Wants) -> Vec<Finding> {
+    let findings = preflight(&node.settings, wants, &plan()).await;
     let judged = |finding: &&Finding| finding.severity != Severity::Ok && finding.remedy.is_none();
     assert!(!findings.iter().any(|finding| judged(&finding)), "all have a remedy: {findings:#?}");
     findings
@@ -176,6 +184,34 @@ fn what_is_in_the_way_is_found_and_the_agent_meets_it_too() {
                 "iptables mode",
             ),
             (
+                &["ip link add cilium_host type veth peer name cilium_net"],
+                &["ip link del cilium_host"],
+                Fail,
+                "Cilium",
+                "interface cilium_host, interface cilium_net",
+            ),
+            (
+                &["nft add table ip nat", "nft add chain ip nat CILIUM_POST_nat"],
+                &["nft delete table ip nat"],
+                Fail,
+                "Cilium",
+                "chain CILIUM_POST_nat in table ip nat",
+            ),
+            (
+                &["ip link add bpfin.cali type veth peer name bpfout.cali"],
+                &["ip link del bpfin.cali"],
+                Fail,
+                "Calico eBPF",
+                "interface bpfin.cali",
+            ),
+            (
+                &["ip addr add 10.96.0.80/32 dev lo"],
+                &["ip addr del 10.96.0.80/32 dev lo"],
+                Warn,
+                "virtual IPs",
+                "10.96.0.80 (lo)",
+            ),
+            (
                 &["ip route add blackhole 240.0.0.0/4"],
                 &["ip route del blackhole 240.0.0.0/4"],
                 Fail,
@@ -214,6 +250,43 @@ fn what_is_in_the_way_is_found_and_the_agent_meets_it_too() {
             assert_eq!(complaints.len(), 1, "{set:?}: {complaints:#?}");
             unset.iter().for_each(|line| command(line));
         }
+        assert_eq!(complaints(node).await, []);
+    });
+}
+
+#[test]
+fn what_some_of_a_config_cannot_have() {
+    use Severity::{Fail, Ok as Fine};
+    in_namespace("wants", async |node| {
+        let pods = Wants { acceptance: AcceptedIn::Pod, ..wants() };
+        let spoofs = "pods send from their own address alone";
+        for line in [
+            "nft add table ip raw",
+            "nft add chain ip raw PREROUTING { type filter hook prerouting priority raw; }",
+            "nft add rule ip raw PREROUTING iifname cali* meta mark set meta mark | 0x40000",
+            "nft add rule ip raw PREROUTING meta mark & 0x40000 == 0x40000 fib saddr . mark . iif oif missing drop",
+        ] {
+            command(line);
+        }
+        assert_one(&look_for(node, &pods).await, Fail, "acceptance in pods", spoofs);
+        assert_one(&look(node).await, Fine, "acceptance in pods", spoofs);
+        command("nft delete table ip raw");
+        command("ip link add antrea-gw0 type dummy");
+        assert_one(&look_for(node, &pods).await, Fail, "acceptance in pods", "interface antrea-gw0");
+        command("ip link del antrea-gw0");
+        assert!(look_for(node, &pods).await.iter().all(|finding| finding.severity != Fail));
+
+        let bird = std::net::TcpListener::bind("10.0.0.11:179").unwrap();
+        assert_one(&look(node).await, Fail, "BGP port 179", "preflight");
+        assert_eq!(
+            look_for(node, &Wants { bgp_port: None, ..wants() })
+                .await
+                .iter()
+                .filter(|finding| finding.severity == Fail)
+                .count(),
+            0
+        );
+        drop(bird);
         assert_eq!(complaints(node).await, []);
     });
 }

@@ -224,8 +224,8 @@ impl Agent {
 
     /// Starts, unless the source lacks too much: nothing is touched then, and what an agent before left goes on.
     ///
-    /// Without this node's own Node nothing can be done right. With a broken file in the source, its Services may be
-    /// among those in the kernel: there is [`PATIENCE`] to mend it, since peers do not wait for ever either.
+    /// Without this node's own Node nothing can be done right. With something wrong in a file of the source, its Services
+    /// may be among those in the kernel: there is [`PATIENCE`] to mend it, since peers do not wait for ever either.
     async fn start_if_whole(&mut self) {
         if !self.planner.is_synced() {
             return self.hold_if_due().await;
@@ -234,7 +234,7 @@ impl Agent {
         let why = if !self.planner.knows_own_node() {
             Some("the source has no Node of this name: is --node right, are the manifests there?")
         } else if self.opened.elapsed() < PATIENCE && broken() && self.dataplane.finds_earlier_state() {
-            Some("a file of the source is broken, and its Services may be in the kernel: mend it")
+            Some("something in a file of the source is wrong, and its Services may be in the kernel: mend it")
         } else {
             None
         };

@@ -1,6 +1,5 @@
 //! `sheave check`: whether this node is ready for an agent.
 
-use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -12,13 +11,14 @@ use crate::agent;
 use crate::cluster::Severity as ProblemSeverity;
 use crate::cluster::manifest::Manifests;
 use crate::config::Config;
-use crate::dataplane::{self, Finding, Severity};
-use crate::plan::{Planner, Scheduler};
+use crate::dataplane::{self, Finding, Severity, Wants};
+use crate::plan::Planner;
 
 /// Look whether this node is ready for an agent, and say what to do where it is not
 ///
-/// Looks at capabilities, IPVS and kernel modules, `nft`, sysctls, uplinks and their MTU, names and addresses that
-/// the agent needs, other owners of Services (kube-proxy, kube-router, Cilium, virtual servers of unknown origin), and
+/// Looks at capabilities, the kernel, IPVS and modules, `nft`, sysctls, uplinks and their MTU, names, addresses and the
+/// BGP port that the agent needs, other owners of Services (kube-proxy, kube-router, virtual servers of unknown origin),
+/// CNIs that Sheave does not work beside (Cilium, Calico's eBPF) or that keep pods from accepting themselves, and
 /// nftables rules of others that would drop its packets or use its mark bits (docs/cni.md).
 /// Changes nothing (the kernel may load modules when asked what it can do). Run it as the agent will run: the same
 /// user, container and network namespace.
@@ -82,8 +82,8 @@ pub(super) fn run(args: Args) -> ExitCode {
         Ok(runtime) => runtime,
         Err(error) => return failed(&format!("runtime: {error}")),
     };
-    let schedulers = schedulers(&planner);
-    let looked = dataplane::preflight(&settings, &schedulers, planner.plan());
+    let wants = wants(&planner);
+    let looked = dataplane::preflight(&settings, &wants, planner.plan());
     findings.extend(runtime.block_on(looked));
 
     let report = Report { node: planner.node(), findings };
@@ -151,11 +151,15 @@ fn read_manifests(directory: &Path, planner: &mut Planner, findings: &mut Vec<Fi
     findings.extend(warnings.map(|warning| Finding::warn(warning.object, warning.reason, warning.message)));
 }
 
-/// Those that the config and the planned Services ask for.
-fn schedulers(planner: &Planner) -> BTreeSet<Scheduler> {
-    let config = &planner.config().services.scheduler;
+/// What the config and the planned Services ask for.
+fn wants(planner: &Planner) -> Wants {
+    let Config { router, services, .. } = planner.config();
     let planned = planner.plan().virtual_servers.values().map(|server| server.scheduler);
-    planned.chain([config.external, config.internal]).collect()
+    Wants {
+        schedulers: planned.chain([services.scheduler.external, services.scheduler.internal]).collect(),
+        acceptance: services.acceptance,
+        bgp_port: router.asn.map(|_| router.listen.port).filter(|port| *port != 0),
+    }
 }
 
 fn table(report: &Report) -> String {

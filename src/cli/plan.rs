@@ -33,8 +33,9 @@ Examples:
   What a change comes to, before you apply it:
     diff <(sheave plan --manifests now --node node-a) <(sheave plan --manifests then --node node-a)
 
-Exit codes: 0 done; 1 a manifest or the config is wrong (named on stderr with file, line and field; what is right
-of the manifests is still printed); 2 usage.")]
+Exit codes: 0 done; 1 the config, or something in a manifest, is wrong; 2 usage. What is wrong is named on stderr with
+file, line and field. In a manifest it costs the object that it is in (of a document that is no YAML: all that are in
+it); the plan of everything else is printed.")]
 pub(super) struct Args {
     /// Directory of .yaml, .yml and .json files with Services, EndpointSlices, Nodes and ServiceCIDRs (other kinds
     /// are ignored)

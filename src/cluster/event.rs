@@ -95,8 +95,8 @@ pub enum Severity {
 }
 
 impl Problem {
-    /// Whether any number of unknown objects may be missing because of it: a file that is broken hides all it holds until
-    /// someone mends it, while an API server's object is a problem of itself alone, for as long as its owner likes.
+    /// Whether objects may be missing because of it that someone will mend: what is wrong in a file hides what it is meant to
+    /// say until then, while an API server's object is a problem of itself alone, for as long as its owner likes.
     pub fn may_hide_objects(&self) -> bool {
         self.severity == Severity::Error && matches!(self.place, Place::File { .. })
     }
@@ -166,7 +166,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_broken_files_may_hide_objects() {
+    fn only_what_is_wrong_in_files_may_hide_objects() {
         let file = || Place::File { path: "web.yaml".into(), line: None };
         let object = || Place::Object(ObjectKey::Node("a".into()));
         for (place, severity, hides) in [

@@ -30,6 +30,9 @@ const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
 const EXCLUDE_LABEL: &str = "node.kubernetes.io/exclude-from-external-load-balancers";
 const TO_BE_DELETED_TAINT: &str = "ToBeDeletedByClusterAutoscaler";
 
+/// Where nothing is said, `kubectl apply` would put the object there.
+pub(super) const DEFAULT_NAMESPACE: &str = "default";
+
 /// `metadata` of any object.
 #[derive(serde::Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -48,9 +51,8 @@ struct Metadata {
 }
 
 impl Metadata {
-    /// Where nothing is said, `kubectl apply` would put the object into `default`.
     fn namespace(&self) -> Arc<str> {
-        self.namespace.clone().unwrap_or_else(|| Arc::from("default"))
+        self.namespace.clone().unwrap_or_else(|| Arc::from(DEFAULT_NAMESPACE))
     }
 }
 

@@ -72,7 +72,7 @@ use self::fou::FouError;
 pub use self::lock::Lock;
 use self::netfilter::Netfilter;
 use self::pods::{Pods, Surroundings};
-pub use self::preflight::{Finding, Severity, preflight};
+pub use self::preflight::{Finding, Severity, Wants, preflight};
 use self::ruleset::Rules;
 use self::sysctl::Sysctls;
 use self::tunnel::Tunnel;

@@ -98,14 +98,6 @@ pub fn version() -> Result<String, NftError> {
     run(&["--version"], "")
 }
 
-/// Lists all `tables` or `chains`, whoever owns them, as objects of nft's JSON.
-///
-/// # Errors
-/// [`NftError`].
-pub fn objects(what: &str) -> Result<Vec<Value>, NftError> {
-    array(&run(&["-j", "list", what], "")?)
-}
-
 /// Lists every table with its chains and rules, whoever owns them, without elements of sets, as objects of nft's JSON.
 ///
 /// # Errors

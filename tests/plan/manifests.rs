@@ -89,20 +89,156 @@ fn the_first_scan_ends_with_synced() {
 }
 
 #[test]
-fn a_broken_file_keeps_what_it_said_before() {
+fn what_is_wrong_costs_itself_alone() {
+    const PORT: &str = "spec.ports[0].port: 0 is not a port: expected 1 to 65535";
+    const PORTS: &str = "spec.ports is missing: a Service has at least one port, unless it is headless";
+    const CUT: &str = "it may be cut short here";
+    const ELSE: &str = "what else the file said before stays in force";
+    let list = |services: &[(&str, u16)]| {
+        let item = |(name, port): &(&str, u16)| {
+            format!(
+                "- kind: Service\n  apiVersion: v1\n  metadata: {{name: {name}}}\n  spec:\n    clusterIP: 10.96.0.1\n    ports:\n    \
+                 - port: {port}\n"
+            )
+        };
+        format!("apiVersion: v1\nkind: List\nitems:\n{}", services.iter().map(item).collect::<String>())
+    };
+    let documents = |services: &[(&str, u16)]| {
+        services.iter().map(|(name, port)| service(name, *port) + "---\n").collect::<String>()
+    };
+    // Cut short in the middle of a Service.
+    let cut = |text: &str| text[..text.len() - 12].to_owned();
+    let good = [("a", 80), ("b", 81), ("c", 82)];
+    let before = documents(&good);
+    for (case, before, now, services, problems) in [
+        (
+            "one of a list",
+            &before,
+            list(&[("a", 90), ("b", 0), ("c", 92)]),
+            vec![("a", 90), ("b", 81), ("c", 92)],
+            vec![format!("x.yaml:17: items[1].{PORT}; Service default/b stays as it was")],
+        ),
+        (
+            "one of several documents",
+            &before,
+            documents(&[("a", 90), ("b", 0), ("c", 92)]),
+            vec![("a", 90), ("b", 81), ("c", 92)],
+            vec![format!("x.yaml:15: {PORT}; Service default/b stays as it was")],
+        ),
+        (
+            "one that is new",
+            &before,
+            list(&[("a", 80), ("b", 81), ("d", 0), ("c", 82)]),
+            good.to_vec(),
+            vec![format!("x.yaml:24: items[2].{PORT}; Service default/d is not used")],
+        ),
+        (
+            "another is gone meanwhile",
+            &before,
+            list(&[("a", 0), ("b", 91)]),
+            vec![("a", 80), ("b", 91)],
+            vec![format!("x.yaml:10: items[0].{PORT}; Service default/a stays as it was")],
+        ),
+        (
+            "each is named",
+            &String::new(),
+            list(&[("a", 0), ("b", 81), ("c", 0)]) + "---\n" + &list(&[("d", 0), ("e", 84)]),
+            vec![("b", 81), ("e", 84)],
+            vec![
+                format!("x.yaml:10: items[0].{PORT}; Service default/a is not used"),
+                format!("x.yaml:24: items[2].{PORT}; Service default/c is not used"),
+                format!("x.yaml:35: items[0].{PORT}; Service default/d is not used"),
+            ],
+        ),
+        (
+            "wrong and right in one file",
+            &before,
+            documents(&[("a", 0), ("a", 90)]),
+            vec![("a", 90)],
+            vec![format!("x.yaml:7: {PORT}; Service default/a is in the file once more, and right")],
+        ),
+        (
+            "no YAML: a key that is there twice",
+            &before,
+            list(&[("a", 90), ("b", 91)]) + "  spec: {}\n---\n" + &service("c", 92),
+            vec![("a", 80), ("b", 81), ("c", 92)],
+            vec![format!("x.yaml:18: items[1]: duplicate mapping key: spec; {ELSE}")],
+        ),
+        (
+            "one without a name might be any",
+            &before,
+            list(&[("a", 90)]) + "- kind: Service\n  apiVersion: v1\n  spec: {}\n",
+            vec![("a", 90), ("b", 81), ("c", 82)],
+            vec![format!("x.yaml:13: items[1]: missing field `metadata`; {ELSE}")],
+        ),
+        (
+            "half of a document",
+            &before,
+            documents(&[("a", 90)]) + "kind: [",
+            vec![("a", 90), ("b", 81), ("c", 82)],
+            vec![format!("x.yaml:9: kind: unclosed bracket '['; {ELSE}")],
+        ),
+        (
+            "half of a list, which may look like YAML",
+            &before,
+            cut(&list(&[("a", 90), ("b", 91), ("c", 92)])),
+            vec![("a", 90), ("b", 91), ("c", 82)],
+            vec![format!("x.yaml:18: items[2]: {PORTS}; Service default/c stays as it was")],
+        ),
+        (
+            "what comes after the half is not gone",
+            &before,
+            cut(&list(&[("a", 90)])),
+            good.to_vec(),
+            vec![format!("x.yaml:4: items[0]: {PORTS}; Service default/a stays as it was; {ELSE}: {CUT}")],
+        ),
+        (
+            "emptied",
+            &before,
+            String::new(),
+            good.to_vec(),
+            vec![format!("x.yaml: is empty; delete the file to remove what it said; {ELSE}")],
+        ),
+        (
+            "another kind, as far as one can tell",
+            &before,
+            "apiVersion: v1\nkind: Serv".into(),
+            vec![],
+            vec![],
+        ),
+    ] {
+        let mut dir = Scanned::new();
+        if !before.is_empty() {
+            dir.write("x.yaml", before);
+            assert_eq!(dir.scan(), (good.to_vec(), vec![]), "{case}");
+        }
+        dir.write("x.yaml", &now);
+        assert_eq!(dir.scan(), (services.clone(), problems.clone()), "{case}");
+        assert!(dir.seen.problems.iter().all(|problem| problem.severity == Severity::Error), "{case}");
+        assert_eq!(dir.scan(), (services, problems), "{case}, once more");
+        dir.write("x.yaml", &documents(&[("b", 81)]));
+        assert_eq!(dir.scan(), (vec![("b", 81)], vec![]), "{case}, mended");
+    }
+}
+
+#[test]
+fn a_list_with_too_much_that_is_wrong_is_left_alone() {
+    let mut text = "apiVersion: v1\nkind: ServiceList\nitems:\n".to_owned();
+    for number in 0..33 {
+        text.push_str(&format!("- {{metadata: {{name: a{number}}}, spec: {{ports: [{{port: 0}}]}}}}\n"));
+    }
+    let good = "- {metadata: {name: b}, spec: {clusterIP: 10.96.0.1, ports: [{port: 80}]}}\n";
     let mut dir = Scanned::new();
-    dir.write("web.yaml", &service("web", 80));
-    assert_eq!(dir.scan(), (vec![("web", 80)], vec![]));
-    let broken = "web.yaml:7: spec.ports[0].port: 0 is not a port: expected 1 to 65535; what the file said before \
-                  stays in force";
-    dir.write("web.yaml", &service("web", 0));
-    assert_eq!(dir.scan(), (vec![("web", 80)], vec![broken.into()]));
-    dir.write("web.yaml", "apiVersion: v1\nkind: Serv");
-    assert_eq!(dir.scan(), (vec![], vec![]), "another kind, as far as one can tell");
-    dir.write("web.yaml", &format!("{}---\nkind: [", service("web", 81)));
-    assert_eq!(dir.scan().0, vec![]);
-    dir.write("web.yaml", &service("web", 81));
-    assert_eq!(dir.scan(), (vec![("web", 81)], vec![]));
+    dir.write("x.yaml", &(text.clone() + good));
+    let (services, problems) = dir.scan();
+    assert_eq!((services.len(), problems.len()), (0, 34));
+    let last = "x.yaml:1: items: more than 32 objects are wrong: nothing of this document is used";
+    assert_eq!(problems.last().map(String::as_str), Some(last));
+    let few: String = text.lines().take(3 + 32).map(|line| format!("{line}\n")).collect();
+    dir.write("x.yaml", &(few + good));
+    assert_eq!(dir.scan().0, [("b", 80)]);
+    dir.write("x.yaml", &text);
+    assert_eq!(dir.scan().0, [("b", 80)], "stays as it was");
 }
 
 #[test]
@@ -146,35 +282,36 @@ fn problems_have_line_and_field() {
         ("---\n# c\n---\napiVersion: v1\nkind: Service\nspec: {}\n", "x.yaml:6: missing field `metadata`"),
         (
             "apiVersion: v1\nkind: Service\nmetadata: {name: a}\nspec:\n  clusterIP: 10.96.0.300\n",
-            "x.yaml:5: spec.clusterIP: `10.96.0.300` is not an IP address",
+            "x.yaml:5: spec.clusterIP: `10.96.0.300` is not an IP address; Service default/a is not used",
         ),
         (
             "apiVersion: v1\nkind: Service\nmetadata: {name: a}\nspec:\n  loadBalancerSourceRanges:\n  - 10.0.0.0/33\n",
-            "x.yaml:6: spec.loadBalancerSourceRanges[0]: `10.0.0.0/33` is not a CIDR such as 10.0.0.0/8",
+            "x.yaml:6: spec.loadBalancerSourceRanges[0]: `10.0.0.0/33` is not a CIDR such as 10.0.0.0/8; Service default/a is not used",
         ),
         (
             "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {name: a}\naddressType: IPv4\nendpoints:\n\
              - addresses: [10.0.0.1]\n- addresses: [10.0.0.256]\n",
-            "x.yaml:7: endpoints[1].addresses[0]: `10.0.0.256` is not an IP address",
+            "x.yaml:7: endpoints[1].addresses[0]: `10.0.0.256` is not an IP address; EndpointSlice default/a is not used",
         ),
         (
             "apiVersion: v1\nkind: ServiceList\nitems:\n- metadata: {name: a}\n  spec:\n    clusterIP: 10.96.0.1\n    ports:\n",
-            "x.yaml:4: items[0]: spec.ports is missing: a Service has at least one port, unless it is headless",
+            "x.yaml:4: items[0]: spec.ports is missing: a Service has at least one port, unless it is headless; \
+             Service default/a is not used",
         ),
         (
             "apiVersion: v1\nkind: Service\nmetadata: {name: a, creationTimestamp: yesterday}\nspec: {}\n",
             "x.yaml:3: metadata.creationTimestamp: `yesterday` is not a UTC time (RFC 3339) such as \
-             2026-01-31T12:00:00Z",
+             2026-01-31T12:00:00Z; Service default/a is not used",
         ),
         (
             "apiVersion: v1\nkind: Node\nmetadata: {name: a}\nstatus:\n  addresses:\n  - {type: Hostname, address: '42'}\n\
              \x20 - {type: InternalIP, address: 192.0.2}\n",
-            "x.yaml:7: status.addresses[1]: `192.0.2` is not an IP address",
+            "x.yaml:7: status.addresses[1]: `192.0.2` is not an IP address; Node a is not used",
         ),
         (
             "apiVersion: v1\nkind: Service\nmetadata: {name: a}\nspec:\n  type: Loadbalancer\n",
             "x.yaml:5: spec.type: unknown variant `Loadbalancer`, expected one of ClusterIP, NodePort, \
-             LoadBalancer, ExternalName",
+             LoadBalancer, ExternalName; Service default/a is not used",
         ),
     ] {
         let mut dir = Scanned::new();

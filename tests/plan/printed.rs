@@ -92,17 +92,18 @@ fn peers_of_annotations_are_told_apart_and_passwords_are_not_told() {
 }
 
 #[test]
-fn broken_manifests_fail_and_the_rest_is_printed() {
+fn what_is_wrong_in_manifests_is_named_and_all_else_is_printed() {
     let output = sheave(&["plan", "--manifests", "broken", "--node", "node-a", "-o", "json"]);
     assert_eq!(output.status.code(), Some(1));
     assert_eq!(
         String::from_utf8_lossy(&output.stderr),
-        "error: broken/2-wrong.yaml:17: items[0].spec.ports[1].port: expected a number of 0 to 65535\n"
+        "error: broken/2-wrong.yaml:17: items[0].spec.ports[1].port: expected a number of 0 to 65535; \
+         Service default/wrong is not used\n"
     );
     let plan: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
     let services: Vec<_> =
         plan["virtualServers"].as_array().unwrap().iter().map(|server| &server["service"]).collect();
-    assert_eq!(services, ["default/right"], "a file counts as a whole");
+    assert_eq!(services, ["default/after", "default/before", "default/right"]);
 }
 
 #[test]

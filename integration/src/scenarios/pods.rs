@@ -95,7 +95,7 @@ fn await_as_before(ns: &NetNs, before: &[String]) -> Result<()> {
 }
 
 /// Waits until packets pass to a pod that takes them in itself, or do not any more.
-fn await_passing(lab: &Lab, node: &str, addresses: [IpAddr; 2], wanted: bool) -> Result<()> {
+pub(super) fn await_passing(lab: &Lab, node: &str, addresses: [IpAddr; 2], wanted: bool) -> Result<()> {
     let ns = &lab.fabric.node(node)?.ns;
     await_some(LIMIT, &format!("packets to pass to {addresses:?}: {wanted}"), || {
         for address in addresses {

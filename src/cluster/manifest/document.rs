@@ -1,16 +1,46 @@
 //! The text of one manifest file: documents, lists, objects.
+//!
+//! Each document is read twice: first what its objects call themselves, then what they say. One that says something wrong is
+//! named, and the document read again without it.
 
 use std::fmt;
 use std::marker::PhantomData;
+use std::mem;
 use std::sync::Arc;
 
 use serde::de::{
     Deserialize, DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor,
 };
 
-use crate::cluster::Object;
-use crate::cluster::wire::{WireEndpointSlice, WireNode, WireService, WireServiceCidr};
+use crate::cluster::wire::{DEFAULT_NAMESPACE, WireEndpointSlice, WireNode, WireService, WireServiceCidr};
+use crate::cluster::{Object, ObjectKey, ServiceName, SliceName};
 use crate::yaml;
+
+/// So many wrong objects of one document are left out one by one: each costs another reading of it.
+const MOST: usize = 32;
+
+/// What a file says, kinds of no interest left out.
+#[derive(Debug, Default)]
+pub(super) struct Reading {
+    pub(super) objects: Vec<Object>,
+    pub(super) wrong: Vec<Wrong>,
+    /// The last of `wrong` is an object at the end of the file, as where a writer was stopped half-way.
+    pub(super) cut_short: bool,
+}
+
+/// What of a file cannot be used.
+#[derive(Debug)]
+pub(super) struct Wrong {
+    /// Whom it costs; `None` where that cannot be told: any number of objects.
+    pub(super) object: Option<ObjectKey>,
+    pub(super) error: yaml::Error,
+}
+
+impl From<yaml::Error> for Wrong {
+    fn from(error: yaml::Error) -> Self {
+        Self { object: None, error }
+    }
+}
 
 /// What an object calls itself; read first, since its kind tells how to read the rest. Whatever has another form
 /// than expected belongs to a kind of no interest.
@@ -18,20 +48,35 @@ use crate::yaml;
 struct Header {
     api_version: Option<String>,
     kind: Option<String>,
+    metadata: Option<Box<Header>>,
+    /// Of `metadata`.
+    namespace: Option<String>,
+    /// Of `metadata`.
+    name: Option<String>,
     /// Of a list.
     items: Option<Vec<Header>>,
 }
 
 /// How an object is read.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 enum Shape {
+    Object {
+        kind: Kind,
+        /// `None` where it does not say.
+        key: Option<ObjectKey>,
+    },
+    List(Vec<Shape>),
+    /// Of no interest.
+    Other,
+}
+
+/// The kinds that matter.
+#[derive(Clone, Copy, Debug)]
+enum Kind {
     Service,
     EndpointSlice,
     Node,
     ServiceCidr,
-    List(Vec<Shape>),
-    /// Of no interest.
-    Other,
 }
 
 impl<'de> Deserialize<'de> for Header {
@@ -72,6 +117,13 @@ impl<'de> Visitor<'de> for Outline {
             match &*key {
                 "apiVersion" => header.api_version = map.next_value::<Value>()?.text(),
                 "kind" => header.kind = map.next_value::<Value>()?.text(),
+                "namespace" => header.namespace = map.next_value::<Value>()?.text(),
+                "name" => header.name = map.next_value::<Value>()?.text(),
+                "metadata" => {
+                    if let Value::Map(metadata) = map.next_value()? {
+                        header.metadata = Some(Box::new(metadata));
+                    }
+                }
                 "items" => {
                     if let Value::List(items) = map.next_value()? {
                         header.items = Some(items);
@@ -128,49 +180,113 @@ impl Value {
 impl Header {
     /// Items of a typed list (`ServiceList`) need not repeat their kind.
     fn shape(self) -> Shape {
-        let known = |api_version: &str, kind: &str| match (api_version, kind) {
-            ("v1", "Service") => Shape::Service,
-            ("discovery.k8s.io/v1", "EndpointSlice") => Shape::EndpointSlice,
-            ("v1", "Node") => Shape::Node,
-            ("networking.k8s.io/v1", "ServiceCIDR") => Shape::ServiceCidr,
-            _ => Shape::Other,
-        };
         let api_version = self.api_version.unwrap_or_default();
         let kind = self.kind.unwrap_or_default();
         match (self.items, kind.strip_suffix("List")) {
-            (Some(items), Some(of)) => Shape::List(
-                items
-                    .into_iter()
-                    .map(|item| if item.kind.is_some() { item.shape() } else { known(&api_version, of) })
-                    .collect(),
-            ),
-            _ => known(&api_version, &kind),
+            (Some(items), Some(of)) => {
+                let item = |mut item: Self| {
+                    if item.kind.is_none() {
+                        item.api_version = Some(api_version.clone());
+                        item.kind = Some(of.to_owned());
+                    }
+                    item.shape()
+                };
+                Shape::List(items.into_iter().map(item).collect())
+            }
+            _ => Kind::of(&api_version, &kind).map_or(Shape::Other, |kind| Shape::Object {
+                kind,
+                key: self.metadata.and_then(|metadata| kind.key(*metadata)),
+            }),
         }
     }
 }
 
-/// Reads all objects of a file, other kinds left out.
-///
-/// # Errors
-/// At the first thing that is wrong, with its place in the file.
-pub(super) fn objects(text: &str) -> Result<Vec<Object>, yaml::Error> {
-    let mut objects = Vec::new();
-    for (lines_before, document) in documents(text) {
-        let in_file = |mut error: yaml::Error| {
-            error.line = error.line.map(|line| line + lines_before);
-            error
-        };
-        let header = yaml::read(document, PhantomData::<Header>).map_err(in_file)?;
-        if header.kind.is_none() {
-            let message = "missing: every document needs apiVersion and kind".into();
-            return Err(in_file(yaml::Error { line: Some(1), field: "kind".into(), message }));
-        }
-        let shape = header.shape();
-        if !matches!(shape, Shape::Other) {
-            yaml::read(document, Read { shape: &shape, into: &mut objects }).map_err(in_file)?;
+impl Kind {
+    fn of(api_version: &str, kind: &str) -> Option<Self> {
+        match (api_version, kind) {
+            ("v1", "Service") => Some(Self::Service),
+            ("discovery.k8s.io/v1", "EndpointSlice") => Some(Self::EndpointSlice),
+            ("v1", "Node") => Some(Self::Node),
+            ("networking.k8s.io/v1", "ServiceCIDR") => Some(Self::ServiceCidr),
+            _ => None,
         }
     }
-    Ok(objects)
+
+    fn key(self, metadata: Header) -> Option<ObjectKey> {
+        let name = metadata.name?.into();
+        let namespace = metadata.namespace.map_or_else(|| DEFAULT_NAMESPACE.into(), Into::into);
+        Some(match self {
+            Self::Service => ObjectKey::Service(ServiceName { namespace, name }),
+            Self::EndpointSlice => ObjectKey::EndpointSlice(SliceName { namespace, name }),
+            Self::Node => ObjectKey::Node(name),
+            Self::ServiceCidr => ObjectKey::ServiceCidr(name),
+        })
+    }
+}
+
+impl Shape {
+    /// The object in which a field is, by the path to it; and whether it is the last.
+    fn object_at(&mut self, field: &str) -> Option<(&mut Self, bool)> {
+        match self {
+            Self::Object { .. } => Some((self, true)),
+            Self::List(items) => {
+                let (index, rest) = field.strip_prefix("items[")?.split_once(']')?;
+                let index: usize = index.parse().ok()?;
+                let ends_here = index + 1 == items.len();
+                let (object, last) =
+                    items.get_mut(index)?.object_at(rest.strip_prefix('.').unwrap_or(rest))?;
+                Some((object, last && ends_here))
+            }
+            Self::Other => None,
+        }
+    }
+}
+
+/// Reads a file.
+pub(super) fn read(text: &str) -> Reading {
+    let mut reading = Reading::default();
+    for (lines_before, document) in documents(text) {
+        let wrong_before = reading.wrong.len();
+        reading.add(document);
+        for Wrong { error, .. } in reading.wrong.iter_mut().skip(wrong_before) {
+            error.line = error.line.map(|line| line + lines_before);
+        }
+    }
+    reading
+}
+
+impl Reading {
+    fn add(&mut self, document: &str) {
+        self.cut_short = false;
+        let header = match yaml::read(document, PhantomData::<Header>) {
+            Ok(header) => header,
+            Err(error) => return self.wrong.push(error.into()),
+        };
+        if header.kind.is_none() {
+            let message = "missing: every document needs apiVersion and kind".into();
+            return self.wrong.push(yaml::Error { line: Some(1), field: "kind".into(), message }.into());
+        }
+        let mut shape = header.shape();
+        let before = self.objects.len();
+        for _ in 0..=MOST {
+            if matches!(shape, Shape::Other) {
+                return;
+            }
+            let Err(error) = yaml::read(document, Read { shape: &shape, into: &mut self.objects }) else {
+                return;
+            };
+            self.objects.truncate(before);
+            let Some((object, last)) = shape.object_at(&error.field) else {
+                return self.wrong.push(error.into());
+            };
+            // From now on of no interest.
+            let Shape::Object { key, .. } = mem::replace(object, Shape::Other) else { return };
+            self.cut_short |= last && key.is_some();
+            self.wrong.push(Wrong { object: key, error });
+        }
+        let message = format!("more than {MOST} objects are wrong: nothing of this document is used");
+        self.wrong.push(yaml::Error { line: Some(1), field: "items".into(), message }.into());
+    }
 }
 
 /// Splits a file at its `---` lines, and tells how many lines are before each document. A line that starts with
@@ -210,18 +326,19 @@ impl<'de> DeserializeSeed<'de> for Read<'_> {
     type Value = ();
 
     fn deserialize<D: Deserializer<'de>>(self, d: D) -> Result<(), D::Error> {
-        self.into.push(match self.shape {
-            Shape::Service => {
+        let kind = match self.shape {
+            Shape::Object { kind, .. } => kind,
+            Shape::List(items) => return d.deserialize_map(List { items, into: self.into }),
+            Shape::Other => return IgnoredAny::deserialize(d).map(|_| ()),
+        };
+        self.into.push(match kind {
+            Kind::Service => {
                 let service = WireService::deserialize(d)?.try_into().map_err(D::Error::custom)?;
                 Object::Service(Arc::new(service))
             }
-            Shape::EndpointSlice => {
-                Object::EndpointSlice(Arc::new(WireEndpointSlice::deserialize(d)?.into()))
-            }
-            Shape::Node => Object::Node(Arc::new(WireNode::deserialize(d)?.into())),
-            Shape::ServiceCidr => Object::ServiceCidr(Arc::new(WireServiceCidr::deserialize(d)?.into())),
-            Shape::List(items) => return d.deserialize_map(List { items, into: self.into }),
-            Shape::Other => return IgnoredAny::deserialize(d).map(|_| ()),
+            Kind::EndpointSlice => Object::EndpointSlice(Arc::new(WireEndpointSlice::deserialize(d)?.into())),
+            Kind::Node => Object::Node(Arc::new(WireNode::deserialize(d)?.into())),
+            Kind::ServiceCidr => Object::ServiceCidr(Arc::new(WireServiceCidr::deserialize(d)?.into())),
         });
         Ok(())
     }

@@ -5,8 +5,9 @@
 //!    └── watch (inotify): when anything changes, scan again
 //! ```
 //!
-//! A file is taken as a whole or not at all: while it is half-written or broken, what it said last stays in force.
-//! If two files have the same object, the first in the order of names has it.
+//! An object that cannot be read costs itself alone: what a file said of it last stays in force. Where it cannot be told which
+//! objects are meant (an empty file, a document that is no YAML, a file that may be cut short), so does all that the file said last
+//! and does not say now. If two files have the same object, the first in the order of names has it.
 
 mod document;
 mod watch;
@@ -16,8 +17,10 @@ use std::ffi::OsString;
 use std::fs;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
+use std::mem;
 use std::path::{Path, PathBuf};
 
+use self::document::{Reading, Wrong};
 use super::{Event, Object, ObjectKey, Place, Problem, Severity};
 use crate::yaml;
 
@@ -38,10 +41,10 @@ pub struct Manifests {
 struct File {
     /// Of the text that was read last; `None` if reading failed.
     hash: Option<u64>,
-    /// Of the last text that was right.
+    /// What it says, and what it said before of those that cannot be read now.
     objects: Vec<Object>,
-    /// What is wrong with the text that was read last.
-    problem: Option<yaml::Error>,
+    /// What is wrong with the text that was read last, and what follows.
+    problems: Vec<yaml::Error>,
 }
 
 impl Manifests {
@@ -98,10 +101,8 @@ impl Manifests {
                 message,
                 severity,
             };
-            if let Some(yaml::Error { line, field, message }) = &file.problem {
-                let kept =
-                    if file.objects.is_empty() { "" } else { "; what the file said before stays in force" };
-                problems.push(problem(*line, field, format!("{message}{kept}"), Severity::Error));
+            for yaml::Error { line, field, message } in &file.problems {
+                problems.push(problem(*line, field, message.clone(), Severity::Error));
             }
             for object in &file.objects {
                 let key = object.key();
@@ -152,13 +153,15 @@ fn is_manifest(path: &Path) -> bool {
 
 impl File {
     fn read(&mut self, path: &Path) {
+        let unreadable = |message: String| {
+            let error = yaml::Error { line: None, field: String::new(), message };
+            Reading { wrong: vec![error.into()], ..Reading::default() }
+        };
         let text = match fs::read_to_string(path) {
             Ok(text) => text,
             Err(error) => {
                 self.hash = None;
-                self.problem =
-                    Some(yaml::Error { line: None, field: String::new(), message: error.to_string() });
-                return;
+                return self.take(unreadable(error.to_string()));
             }
         };
         let mut hasher = DefaultHasher::new();
@@ -169,18 +172,40 @@ impl File {
         }
         self.hash = hash;
         // What a writer leaves who truncates first, or whose disk is full.
-        let read = if text.trim().is_empty() {
-            let message = "is empty; delete the file to remove what it said".into();
-            Err(yaml::Error { line: None, field: String::new(), message })
+        self.take(if text.trim().is_empty() {
+            unreadable("is empty; delete the file to remove what it said".into())
         } else {
-            document::objects(&text)
+            document::read(&text)
+        });
+    }
+
+    fn take(&mut self, Reading { objects, wrong, cut_short }: Reading) {
+        let before = mem::replace(&mut self.objects, objects);
+        let said: HashSet<ObjectKey> = self.objects.iter().map(Object::key).collect();
+        let named: HashSet<&ObjectKey> = wrong.iter().filter_map(|wrong| wrong.object.as_ref()).collect();
+        let any = cut_short || wrong.iter().any(|wrong| wrong.object.is_none());
+        let stays = |key: &ObjectKey| !said.contains(key) && (any || named.contains(key));
+        let kept: HashMap<ObjectKey, Object> =
+            before.into_iter().map(|object| (object.key(), object)).filter(|(key, _)| stays(key)).collect();
+        let then = |object: Option<ObjectKey>| match object {
+            None if kept.is_empty() => String::new(),
+            None => "; what else the file said before stays in force".into(),
+            Some(key) if said.contains(&key) => format!("; {key} is in the file once more, and right"),
+            Some(key) if kept.contains_key(&key) => format!("; {key} stays as it was"),
+            Some(key) => format!("; {key} is not used"),
         };
-        match read {
-            Ok(objects) => {
-                self.objects = objects;
-                self.problem = None;
-            }
-            Err(error) => self.problem = Some(error),
+        let others_stay = kept.keys().any(|key| !named.contains(key));
+        self.problems = wrong
+            .into_iter()
+            .map(|Wrong { object, mut error }| {
+                error.message.push_str(&then(object));
+                error
+            })
+            .collect();
+        if let Some(last) = self.problems.last_mut().filter(|_| cut_short && others_stay) {
+            last.message
+                .push_str("; what else the file said before stays in force: it may be cut short here");
         }
+        self.objects.extend(kept.into_values());
     }
 }

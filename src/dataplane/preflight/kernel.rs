@@ -32,6 +32,26 @@ const NFT_MODULES: [(&str, &str); 6] = [
 /// The oldest `nft` whose JSON and sets are what the agent reads and writes.
 const NFT_VERSION: (u32, u32) = (1, 0);
 
+/// The oldest kernel that was tried.
+const KERNEL: (u32, u32) = (6, 1);
+
+/// Whether the kernel is one that was tried.
+pub fn version() -> Finding {
+    judge_kernel(&rustix::system::uname().release().to_string_lossy())
+}
+
+fn judge_kernel(release: &str) -> Finding {
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(str::parse::<u32>);
+    match (numbers.next(), numbers.next()) {
+        (Some(Ok(major)), Some(Ok(minor))) if (major, minor) >= KERNEL => Finding::ok("kernel", release),
+        _ => Finding::warn(
+            "kernel",
+            format!("{release}: older ones than 6.1 were not tried"),
+            "run Linux 6.1 or later",
+        ),
+    }
+}
+
 /// Whether this process may change the network.
 pub fn capability() -> Finding {
     let subject = "capability CAP_NET_ADMIN";
@@ -322,6 +342,20 @@ mod tests {
             ("not a number", "CapEff:\tmany\n", None),
         ] {
             assert_eq!(effective_capabilities(status), expected, "{case}");
+        }
+    }
+
+    #[test]
+    fn kernel_versions() {
+        for (release, severity) in [
+            ("6.1.0-44-amd64", Severity::Ok),
+            ("6.18.2", Severity::Ok),
+            ("7.0-rc1", Severity::Ok),
+            ("6.0.19", Severity::Warn),
+            ("5.15.0-119-generic", Severity::Warn),
+            ("unknown", Severity::Warn),
+        ] {
+            assert_eq!(judge_kernel(release).severity, severity, "{release}");
         }
     }
 

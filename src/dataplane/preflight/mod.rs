@@ -8,13 +8,17 @@
 //!   settings   sysctls
 //!   pods       whether they could accept themselves
 //!   owners     kube-proxy and others who work on the same kernel state
+//!   cni        CNIs that go round netfilter, or keep pods from answering as a virtual IP
+//!   ports      who listens on the BGP port
 //!   rules      nftables rules of others that our packets meet
 //! ```
 
+mod cni;
 mod kernel;
 mod network;
 mod owners;
 mod pods;
+mod ports;
 mod rules;
 mod settings;
 
@@ -22,10 +26,11 @@ use std::collections::BTreeSet;
 
 use serde::Serialize;
 
+use self::cni::Cni;
 use self::network::Network;
 use super::ruleset::Rules;
 use super::{Settings, fou, nft};
-use crate::plan::{NodePlan, Scheduler};
+use crate::plan::{AcceptedIn, NodePlan, Scheduler};
 
 /// How much a finding matters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -71,18 +76,25 @@ impl Finding {
     }
 }
 
-/// Looks at this node: whether an agent with these `settings` could make it what `plan` says, with these
-/// `schedulers`. Needs a tokio runtime with I/O, in the network namespace to be looked at.
-pub async fn preflight(
-    settings: &Settings,
-    schedulers: &BTreeSet<Scheduler>,
-    plan: &NodePlan,
-) -> Vec<Finding> {
-    let mut findings = vec![kernel::capability()];
+/// What else the agent's config asks of the node.
+#[derive(Clone, Debug)]
+pub struct Wants {
+    /// Schedulers of virtual servers.
+    pub schedulers: BTreeSet<Scheduler>,
+    /// Of Services that do not say.
+    pub acceptance: AcceptedIn,
+    /// Where the agent listens for BGP; `None`: nowhere.
+    pub bgp_port: Option<u16>,
+}
+
+/// Looks at this node: whether an agent with these `settings` and `wants` could make it what `plan` says. Needs a tokio
+/// runtime with I/O, in the network namespace to be looked at.
+pub async fn preflight(settings: &Settings, wants: &Wants, plan: &NodePlan) -> Vec<Finding> {
+    let mut findings = vec![kernel::version(), kernel::capability()];
     let modules = kernel::Modules::read();
     let (ipvs, servers) = kernel::ipvs(&modules);
     findings.push(ipvs);
-    findings.extend(kernel::modules(&modules, schedulers));
+    findings.extend(kernel::modules(&modules, &wants.schedulers));
 
     let network = match Network::read(plan).await {
         Ok(network) => network,
@@ -104,16 +116,24 @@ pub async fn preflight(
     findings.push(kernel::conntrack(&modules));
     findings.extend(network.judge(rules, matches!(table, Ok(Some(_))), plan));
 
-    let evidence = owners::kube_proxy(network.has_kube_ipvs0);
+    // Where nft cannot list, its own check says so.
+    let listing = nft::ruleset().unwrap_or_default();
+    let cni = Cni { devices: &network.devices, listing: &listing };
+    let has_kube_ipvs0 = network.devices.contains("kube-ipvs0");
+    let evidence = owners::kube_proxy(has_kube_ipvs0, &listing);
     let foreign = servers.as_deref().map(owners::foreign).unwrap_or_default();
-    let shares_ipvs = network.has_kube_ipvs0 || !foreign.is_empty();
+    let shares_ipvs = has_kube_ipvs0 || !foreign.is_empty();
     findings.extend(settings::check(&network.uplinks, network.ipv6, servers.is_some(), shares_ipvs));
     if servers.is_some() {
         findings.push(owners::virtual_servers(&foreign, plan));
     }
-    findings.push(pods::check(plan));
+    let uplinks: Vec<&str> = network.uplinks.iter().map(|uplink| uplink.name.as_str()).collect();
+    findings.push(pods::check(plan, wants.acceptance, &cni.source_checks(&uplinks)));
+    findings.extend(ports::bgp(wants.bgp_port));
     findings.extend(owners::judge_kube_proxy(&evidence, settings.mark_mask));
     findings.extend(owners::processes());
-    findings.extend(rules::check(rules, network.ipv6));
+    findings.extend(cni::check(&cni));
+    findings.extend(owners::legacy_iptables());
+    findings.extend(rules::check(&listing, rules, network.ipv6));
     findings
 }

@@ -1,6 +1,6 @@
 //! Interfaces, addresses and routes: the uplinks and their MTU, and whether what the agent needs for itself is free.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use futures_util::TryStreamExt as _;
@@ -15,6 +15,7 @@ use super::super::tunnel::{self, LOCAL4, Tunnel};
 use super::super::uplink::{self, Uplink};
 use super::super::{routing, standin};
 use super::Finding;
+use super::owners::first_few;
 use crate::plan::NodePlan;
 
 /// The smallest MTU that IPv6 allows (RFC 8200 section 5): what must fit inside a tunnel packet.
@@ -26,8 +27,8 @@ pub struct Network {
     pub uplinks: Vec<Uplink>,
     /// Whether the node speaks IPv6: its Node says so, or, where that is not known, an uplink has an address.
     pub ipv6: bool,
-    /// kube-proxy's interface in its ipvs mode.
-    pub has_kube_ipvs0: bool,
+    /// All interfaces, by their names.
+    pub devices: BTreeSet<String>,
     addresses: Vec<Held>,
     /// Of others, with a prefix that the agent needs for itself.
     routes: Vec<Held>,
@@ -85,8 +86,8 @@ impl Network {
         };
         Ok(Self {
             ipv6,
-            has_kube_ipvs0: devices.values().any(|name| name == "kube-ipvs0"),
             routes: routes(&handle, &devices).await?,
+            devices: devices.into_values().collect(),
             marked_routes: routing::list(&handle).await?.len(),
             uplinks,
             addresses,
@@ -102,6 +103,7 @@ impl Network {
         findings.extend(self.tunnels.iter().map(|(tunnel, occupied)| judge_tunnel(*tunnel, *occupied)));
         findings.push(judge_reserved("addresses", &self.addresses));
         findings.push(judge_reserved("routes", &self.routes));
+        findings.extend(judge_vips(plan, &self.addresses));
         let agent_was_here =
             has_table || self.tunnels.iter().any(|(_, occupied)| *occupied == Occupied::ByUs);
         findings.extend(judge_marked_routes(self.marked_routes, agent_was_here));
@@ -292,9 +294,25 @@ fn judge_reserved(what: &str, held: &[Held]) -> Finding {
     }
     Finding::fail(
         subject,
-        super::owners::first_few(&taken),
+        first_few(&taken),
         "the agent needs these ranges inside this node: move what is there elsewhere",
     )
+}
+
+/// A virtual IP that is an address of this host stays the host's: whoever has it answers here, NodeLocal DNSCache for one.
+fn judge_vips(plan: &NodePlan, held: &[Held]) -> Option<Finding> {
+    let taken: Vec<String> = held
+        .iter()
+        .filter(|held| plan.vips.contains_key(&held.prefix.addr()))
+        .map(|Held { prefix, device }| format!("{} ({device})", prefix.addr()))
+        .collect();
+    (!taken.is_empty()).then(|| {
+        Finding::warn(
+            "virtual IPs",
+            format!("addresses of this host: {}; it serves them itself, Sheave does not", first_few(&taken)),
+            "if that is not meant, remove the address; a virtual IP needs none",
+        )
+    })
 }
 
 /// Routes with our protocol number where nothing else of ours is.
@@ -377,6 +395,18 @@ mod tests {
         ] {
             let findings = judge_node_addresses(&addresses(node), &addresses(held));
             assert_eq!(severities(&findings), expected, "{case}");
+        }
+    }
+
+    #[test]
+    fn virtual_ips_of_the_host() {
+        let mut plan = NodePlan::default();
+        plan.vips.insert("10.96.0.10".parse().unwrap(), 1);
+        for (held, expected) in [("10.0.0.1", None), ("10.96.0.10", Some("10.96.0.10 (nodelocaldns)"))] {
+            let held = Held { prefix: held.parse::<IpAddr>().unwrap().into(), device: "nodelocaldns".into() };
+            let finding = judge_vips(&plan, &[held]);
+            assert_eq!(finding.is_some(), expected.is_some());
+            assert!(finding.is_none_or(|finding| finding.found.contains(expected.unwrap())));
         }
     }
 

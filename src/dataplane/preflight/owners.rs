@@ -1,13 +1,14 @@
 //! Others who work on the same kernel state.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
 use serde_json::Value;
 use sheave_ipvs::{ServiceEntry, ServiceKey};
 
-use super::super::{nft, reconcile};
-use super::Finding;
+use super::super::reconcile;
+use super::{Finding, rules};
 use crate::config::MarkMask;
 use crate::plan::NodePlan;
 
@@ -60,39 +61,31 @@ pub fn virtual_servers(foreign: &[ServiceKey], plan: &NodePlan) -> Finding {
     )
 }
 
-/// What shows that kube-proxy works here, or did.
-pub fn kube_proxy(has_kube_ipvs0: bool) -> Vec<String> {
+/// What shows that kube-proxy works here, or did. `listing`: nft's JSON of all rules.
+pub fn kube_proxy(has_kube_ipvs0: bool, listing: &[Value]) -> Vec<String> {
     let mut evidence = Vec::new();
     if has_kube_ipvs0 {
         evidence.push("interface kube-ipvs0 (ipvs mode)".into());
     }
-    // Where nft cannot list, its own check says so.
-    let listing = |what| nft::objects(what).unwrap_or_default();
-    evidence.extend(in_nftables(&listing("tables"), &listing("chains")));
+    evidence.extend(in_nftables(listing));
     if is_running("kube-proxy") {
         evidence.push("a running process".into());
     }
     evidence
 }
 
-/// kube-proxy's tables (nftables mode) and chains (iptables mode over nftables), from `nft -j`.
-fn in_nftables(tables: &[Value], chains: &[Value]) -> Vec<String> {
-    fn field<'a>(object: &'a Value, name: &str) -> &'a str {
-        object.get(name).and_then(Value::as_str).unwrap_or_default()
-    }
-    let tables = tables.iter().filter_map(|object| object.get("table")).filter_map(|table| {
-        let family = field(table, "family");
-        (["ip", "ip6"].contains(&family) && field(table, "name") == "kube-proxy")
+/// kube-proxy's tables (nftables mode) and chains (iptables mode over nftables).
+fn in_nftables(listing: &[Value]) -> Vec<String> {
+    let tables = listing.iter().filter_map(|object| object.get("table")).filter_map(|table| {
+        let field = |name| table.get(name).and_then(Value::as_str).unwrap_or_default();
+        let family = field("family");
+        (["ip", "ip6"].contains(&family) && field("name") == "kube-proxy")
             .then(|| format!("table {family} kube-proxy (nftables mode)"))
     });
-    let chains = chains.iter().filter_map(|object| object.get("chain")).filter_map(|chain| {
-        let family = field(chain, "family");
-        (["ip", "ip6"].contains(&family)
-            && field(chain, "table") == "nat"
-            && field(chain, "name") == "KUBE-SERVICES")
-            .then(|| format!("chain KUBE-SERVICES in table {family} nat (iptables mode)"))
+    let chains = rules::chains(listing).filter(|(of, name)| {
+        *name == "KUBE-SERVICES" && ["table ip nat", "table ip6 nat"].contains(&of.as_str())
     });
-    tables.chain(chains).collect()
+    tables.chain(chains.map(|(of, name)| format!("chain {name} in {of} (iptables mode)"))).collect()
 }
 
 /// Two programs that implement Services on one node is one too many, whatever the mode.
@@ -116,33 +109,40 @@ pub fn judge_kube_proxy(evidence: &[String], mask: MarkMask) -> Vec<Finding> {
     findings
 }
 
-/// Programs that may implement Services, or may not, as they are configured; and iptables where nft does not see it.
-pub fn processes() -> Vec<Finding> {
-    let mut findings = Vec::new();
-    for (process, remedy) in [
-        (
+/// Programs that may implement Services, or may not, as they are configured.
+pub fn processes() -> Option<Finding> {
+    is_running("kube-router").then(|| {
+        Finding::warn(
             "kube-router",
+            "running: it can implement Services too",
             "run it with --run-service-proxy=false and without advertising Service IPs, or stop it",
-        ),
-        ("cilium-agent", "run it with kubeProxyReplacement=false, or stop it"),
-    ] {
-        if is_running(process) {
-            findings.push(Finding::warn(process, "running: it can implement Services too", remedy));
-        }
+        )
+    })
+}
+
+/// iptables where nft does not see it.
+pub fn legacy_iptables() -> Option<Finding> {
+    let tables = ["ip_tables_names", "ip6_tables_names"]
+        .map(|file| fs::read_to_string(format!("/proc/thread-self/net/{file}")).unwrap_or_default());
+    judge_legacy(&tables.concat())
+}
+
+/// `tables`: the names of those in use, one a line.
+fn judge_legacy(tables: &str) -> Option<Finding> {
+    let tables: BTreeSet<&str> = tables.lines().filter(|table| !table.is_empty()).collect();
+    if tables.is_empty() {
+        return None;
     }
-    let legacy = fs::read_to_string("/proc/thread-self/net/ip_tables_names").unwrap_or_default();
-    if legacy.lines().any(|table| table == "nat") {
-        findings.push(Finding::warn(
-            "iptables",
-            "the legacy nat table is in use, which nft does not show",
-            "look for kube-proxy's rules: `iptables-legacy-save -t nat | grep KUBE-SERVICES`",
-        ));
-    }
-    findings
+    let tables = tables.into_iter().collect::<Vec<_>>().join(", ");
+    Some(Finding::warn(
+        "iptables",
+        format!("legacy tables are in use ({tables}), which nft does not show: their rules are not judged"),
+        "look for kube-proxy's rules (`iptables-legacy-save -t nat | grep KUBE-SERVICES`) and for what drops Sheave's packets (docs/cni.md), or move them to iptables-nft",
+    ))
 }
 
 /// Whether a process of that name runs in our network namespace, as far as we may see.
-fn is_running(name: &str) -> bool {
+pub fn is_running(name: &str) -> bool {
     let namespace = |process: &Path| fs::read_link(process.join("ns/net")).ok();
     let own = namespace(Path::new("/proc/thread-self"));
     let here = |process: &Path| {
@@ -224,7 +224,18 @@ mod tests {
             ("iptables mode", vec![table("ip", "nat")], vec![chain("ip", "nat", "KUBE-SERVICES")], 1),
             ("another table's chain", vec![], vec![chain("ip", "filter", "KUBE-SERVICES")], 0),
         ] {
-            assert_eq!(in_nftables(&tables, &chains).len(), expected, "{case}");
+            assert_eq!(in_nftables(&[tables, chains].concat()).len(), expected, "{case}");
+        }
+    }
+
+    #[test]
+    fn legacy_tables() {
+        for (tables, expected) in
+            [("", None), ("nat\n", Some("(nat)")), ("raw\nfilter\nnat\nfilter\n", Some("(filter, nat, raw)"))]
+        {
+            let finding = judge_legacy(tables);
+            assert_eq!(finding.is_some(), expected.is_some(), "{tables:?}");
+            assert!(finding.is_none_or(|finding| finding.found.contains(expected.unwrap())), "{tables:?}");
         }
     }
 

@@ -9,7 +9,6 @@ use std::collections::BTreeSet;
 
 use serde_json::Value;
 
-use super::super::nft;
 use super::super::ruleset::{Rules, TABLE};
 use super::Finding;
 
@@ -29,29 +28,41 @@ struct Rule<'a> {
     object: &'a Value,
 }
 
-/// Looks for rules that are in our way. `ipv6`: the Node has it.
-pub fn check(rules: Rules, ipv6: bool) -> Vec<Finding> {
-    // Where nft cannot list, its own check says so.
-    judge(&nft::ruleset().unwrap_or_default(), rules, ipv6)
+/// The chains that there are: their table, and their name.
+pub fn chains(objects: &[Value]) -> impl Iterator<Item = (String, &str)> {
+    objects.iter().filter_map(|object| object.get("chain")).map(|chain| {
+        let Name { family, table, chain } = name(chain, "name");
+        (format!("table {family} {table}"), chain)
+    })
 }
 
-fn judge(objects: &[Value], rules: Rules, ipv6: bool) -> Vec<Finding> {
+/// Chains that drop some packets if they come another way than their answer would go: those of pods, unless the rule
+/// is about an interface of `not`.
+pub fn source_checks_of_some(objects: &[Value], not: &[&str]) -> Vec<String> {
+    let mut found: Vec<String> = rules_of_others(objects)
+        .iter()
+        .filter(|rule| {
+            let check = SourceCheck::of(rule);
+            check.drops
+                && check.checks
+                && check.of_some
+                && !check.interfaces.iter().any(|name| not.contains(name))
+        })
+        .map(|rule| subject(rule.of))
+        .collect();
+    found.dedup();
+    found
+}
+
+/// Looks for rules that are in our way, in nft's JSON of all rules. `ipv6`: the Node has it.
+pub fn check(objects: &[Value], rules: Rules, ipv6: bool) -> Vec<Finding> {
     let chains: Vec<(Name<'_>, &Value)> = objects
         .iter()
         .filter_map(|object| object.get("chain"))
         .map(|chain| (name(chain, "name"), chain))
         .filter(|(name, _)| !is_ours(*name))
         .collect();
-    let others: Vec<Rule<'_>> = objects
-        .iter()
-        .filter_map(|object| object.get("rule"))
-        .map(|rule| Rule {
-            of: name(rule, "chain"),
-            expressions: rule.get("expr").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default(),
-            object: rule,
-        })
-        .filter(|rule| !is_ours(rule.of))
-        .collect();
+    let others = rules_of_others(objects);
     let prepared: BTreeSet<(&str, &str)> = others
         .iter()
         .filter(|rule| names_us(rule, rules.mask.bit()))
@@ -76,6 +87,19 @@ fn judge(objects: &[Value], rules: Rules, ipv6: bool) -> Vec<Finding> {
         findings.push(Finding::ok("rules of others", "none that drops by default or uses our mark bits"));
     }
     findings
+}
+
+fn rules_of_others(objects: &[Value]) -> Vec<Rule<'_>> {
+    objects
+        .iter()
+        .filter_map(|object| object.get("rule"))
+        .map(|rule| Rule {
+            of: name(rule, "chain"),
+            expressions: rule.get("expr").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default(),
+            object: rule,
+        })
+        .filter(|rule| !is_ours(rule.of))
+        .collect()
 }
 
 fn field<'a>(object: &'a Value, name: &str) -> &'a str {
@@ -133,25 +157,48 @@ fn judge_default(name: Name<'_>, chain: &Value, rules: &[Rule<'_>], bit: u32) ->
     Some(Finding::warn(subject(name), format!("hook {hook}: drops or rejects what no rule accepts"), remedy))
 }
 
+/// What a rule has to do with the way that packets come.
+#[derive(Default)]
+struct SourceCheck<'a> {
+    drops: bool,
+    /// It looks whether their answer would go the way they come.
+    checks: bool,
+    /// It is about some packets: those of a CNI's own interfaces, say.
+    of_some: bool,
+    /// The interfaces that it names.
+    interfaces: Vec<&'a str>,
+    v6_alone: bool,
+}
+
+impl<'a> SourceCheck<'a> {
+    fn of(rule: &Rule<'a>) -> Self {
+        let drops = rule.expressions.iter().any(|expression| expression.get("drop").is_some());
+        let mut check = Self { drops, v6_alone: rule.of.family == "ip6", ..Self::default() };
+        for matched in rule.expressions.iter().filter_map(|expression| expression.get("match")) {
+            let left = &matched["left"];
+            if let Some(fib) = left.get("fib") {
+                let flags = fib["flags"].to_string();
+                check.checks |= flags.contains("saddr") && ["oif", "oifname"].contains(&field(fib, "result"));
+            } else if left["meta"]["key"] == "nfproto" {
+                check.v6_alone |= matched["right"] == "ipv6";
+            } else {
+                check.of_some = true;
+                if ["iif", "iifname"].iter().any(|key| left["meta"]["key"] == *key) {
+                    let right = &matched["right"];
+                    let set = right["set"].as_array().into_iter().flatten();
+                    check.interfaces.extend(set.chain([right]).filter_map(Value::as_str));
+                }
+            }
+        }
+        check
+    }
+}
+
 /// A rule that drops packets which come another way than their answer would go: those that our tunnel devices hand
 /// out, and direct replies from a VIP, which is an address of this host.
 fn judge_source_check(rule: &Rule<'_>, ipv6: bool) -> Option<Finding> {
-    let drops = rule.expressions.iter().any(|expression| expression.get("drop").is_some());
-    let mut checks = false;
-    let mut v6_alone = rule.of.family == "ip6";
-    for matched in rule.expressions.iter().filter_map(|expression| expression.get("match")) {
-        let left = &matched["left"];
-        if let Some(fib) = left.get("fib") {
-            let flags = fib["flags"].to_string();
-            checks |= flags.contains("saddr") && ["oif", "oifname"].contains(&field(fib, "result"));
-        } else if left["meta"]["key"] == "nfproto" {
-            v6_alone |= matched["right"] == "ipv6";
-        } else {
-            // Only some packets: those of a CNI's own interfaces, say.
-            return None;
-        }
-    }
-    if !drops || !checks || (v6_alone && !ipv6) {
+    let SourceCheck { drops, checks, of_some, v6_alone, .. } = SourceCheck::of(rule);
+    if !drops || !checks || of_some || (v6_alone && !ipv6) {
         return None;
     }
     let which = if v6_alone { "IPv6 packets" } else { "packets" };

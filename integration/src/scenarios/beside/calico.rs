@@ -5,29 +5,35 @@ use std::fmt::Write as _;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use sheave::cluster::Protocol::{Tcp, Udp};
+use sheave::cluster::Protocol::{Sctp, Tcp, Udp};
 
 use super::{
-    Scenario, await_segment_size, nft_family, nodes_reach, outside_reaches, pods_reach, segment_size,
-    with_rules,
+    Scenario, await_segment_size, complains, content, nft_family, nodes_reach, outside_reaches, pods_reach,
+    segment_size, with_rules,
 };
 use crate::cluster::Service;
 use crate::fabric::addresses::{self, Family};
 use crate::fabric::{Fabric, Node};
 use crate::lab::{HOST_PORT, Lab, POD_PORT};
-use crate::scenarios::ask::{expect, expect_seen_as};
+use crate::scenarios::ask::{expect, expect_seen_as, silence};
+use crate::scenarios::pods::await_passing;
 use crate::traffic::{Bulk, Request, bulk};
 
 pub(super) const SCENARIOS: &[Scenario] = &[
     Scenario {
         name: "beside-calico",
-        proves: "beside rules like Calico's (marks 0xffff0000, per-workload chains by connection state, protocol 4 from its hosts to local addresses only, an IPIP overlay) and marks 0xc000 of an earlier kube-proxy, clients everywhere reach pods and nodes",
+        proves: "beside rules like Calico's (marks 0xffff0000, per-workload chains by connection state, protocol 4 from its hosts to local addresses only, an IPIP overlay) and marks 0xc000 of an earlier kube-proxy, clients everywhere reach pods and nodes, by any node's NodePort too",
         run: calico,
     },
     Scenario {
         name: "beside-calico-client-policy",
         proves: "a pod under an ingress policy of such a CNI gets its answers from a Service that is forwarded by nat, and of one in a tunnel only where the policy admits virtual IPs as sources",
         run: client_policy,
+    },
+    Scenario {
+        name: "beside-calico-pod-acceptance",
+        proves: "where such a CNI lets pods send from their own address alone, a pod that accepts itself answers nobody, `sheave check` refuses that with the remedy, and with acceptance by the node everything works",
+        run: pod_acceptance,
     },
 ];
 
@@ -55,20 +61,14 @@ fn calico(lab: &mut Lab) -> Result<()> {
             nodes_reach(&lab.fabric, service, endpoint)?;
         }
         pods_reach(&lab.fabric, &pod, "b1")?;
+        node_ports(&lab.fabric, 30227, "b1")?;
         for family in Family::BOTH {
             // A program on all addresses of a node answers UDP to a pod from the overlay's (docs/cni.md).
             for client in ["a2", "b2", "c2"] {
                 let request = Request::new(Tcp, host.vip(family), 80);
                 expect(&lab.fabric.pod(client)?.ns, request, "node-b")?;
             }
-            // A pod reaches itself, and a NodePort of any node.
             expect(&lab.fabric.pod("b1")?.ns, Request::new(Tcp, pod.cluster_ip(family), 80), "b1")?;
-            for node in &lab.fabric.nodes {
-                for protocol in [Tcp, Udp] {
-                    let request = Request::new(protocol, node.address(family), 30227);
-                    expect(&lab.fabric.client, request, "b1")?;
-                }
-            }
             for client in [&lab.fabric.client, &lab.fabric.pod("c1")?.ns] {
                 for direction in [Bulk::Upload, Bulk::Download] {
                     bulk(client, pod.vip(family), 80, direction, 5_000_000)?;
@@ -79,6 +79,29 @@ fn calico(lab: &mut Lab) -> Result<()> {
     })?;
     lab.remove(&pod)?;
     lab.remove(&host)
+}
+
+/// The client outside and pods of all nodes reach an endpoint by every node's address. It sees whoever rewrote the source
+/// last: the director, unless it is the endpoint's own node; before it the CNI, for a pod that asks another node.
+fn node_ports(fabric: &Fabric, port: u16, endpoint: &str) -> Result<()> {
+    let home = fabric.pod(endpoint)?.node;
+    for (family, director) in Family::BOTH.into_iter().flat_map(|f| fabric.nodes.iter().map(move |n| (f, n)))
+    {
+        let request = |protocol| Request::new(protocol, director.address(family), port);
+        for protocol in [Tcp, Udp, Sctp] {
+            expect(&fabric.client, request(protocol), endpoint)?;
+            for node in &fabric.nodes {
+                let pod = &node.pods[1];
+                let peer = match director.number {
+                    number if number == node.number => pod.address(family),
+                    number if number == home => node.address(family),
+                    _ => director.address(family),
+                };
+                expect_seen_as(&pod.ns, request(protocol), endpoint, peer)?;
+            }
+        }
+    }
+    Ok(())
 }
 
 fn client_policy(lab: &mut Lab) -> Result<()> {
@@ -124,6 +147,30 @@ fn client_policy(lab: &mut Lab) -> Result<()> {
     })?;
     lab.remove(&tunnelled)?;
     lab.remove(&rewritten)
+}
+
+fn pod_acceptance(lab: &mut Lab) -> Result<()> {
+    const ACCEPTANCE: &str = "sheave.io/acceptance";
+    let b1 = lab.fabric.pod("b1")?.clone();
+    let service = Service::new("spoofed", 231).all_protocols(80, POD_PORT).endpoints([&b1]);
+    lab.apply(&service)?;
+    beside(lab, &[], |lab| {
+        lab.apply(&service.clone().annotate(ACCEPTANCE, "pod"))?;
+        await_passing(lab, "node-b", Family::BOTH.map(|family| b1.address(family)), true)?;
+        let client = &lab.fabric.client;
+        for family in Family::BOTH {
+            let request = |protocol| (client, Request::new(protocol, service.vip(family), 80));
+            silence(&[request(Tcp), request(Udp)])?;
+        }
+        complains(lab, "node-b", "fail", "raw-PREROUTING")?;
+        complains(lab, "node-b", "fail", "acceptance in pods")?;
+
+        lab.apply(&service)?;
+        await_passing(lab, "node-b", Family::BOTH.map(|family| b1.address(family)), false)?;
+        content(lab, "node-b")?;
+        outside_reaches(&lab.fabric, &service, "b1")
+    })?;
+    lab.remove(&service)
 }
 
 /// Does `body` with such a CNI on every node.
@@ -182,6 +229,9 @@ fn overlay(fabric: &Fabric, node: &Node, on: bool) -> Result<()> {
 fn felix(family: Family, node: &Node, hosts: &str, policies: &[Ingress<'_>]) -> String {
     let ip = nft_family(family);
     let [_, pool, ..] = addresses::cluster_prefixes(family);
+    // As with `natOutgoingAddress` (Calico's own is for IPv4): masquerading takes the address of the link, and those are
+    // routed to nowhere here.
+    let outgoing = node.address(family);
     let list = node.pods.iter().map(|pod| format!("\"{}\"", pod.name)).collect::<Vec<_>>().join(", ");
     let workloads = format!("{{ {list} }}");
     // The nft way to say so of protocol 4: `ipip` is another number. Felix knows no such rule for IPv6.
@@ -280,7 +330,7 @@ table {ip} calico {{
   }}
   chain nat-POSTROUTING {{
     type nat hook postrouting priority srcnat;
-    {ip} saddr {pool} {ip} daddr != {pool} masquerade
+    {ip} saddr {pool} {ip} daddr != {pool} snat to {outgoing}
     {tunnel_source}
   }}
 }}

@@ -130,9 +130,11 @@ fn nodes_reach(fabric: &Fabric, service: &Service, endpoint: &str) -> Result<()>
     Ok(())
 }
 
-/// What `sheave check` finds on a node that is not as it should be, with the remedies.
+/// What `sheave check` finds on a node that is not as it should be for these Services, with the remedies.
 fn complaints(lab: &Lab, node: &str) -> Result<Vec<Value>> {
-    let output = lab.sheave(node, "check").args(["-o", "json"]).output().context("sheave check")?;
+    let mut check = lab.sheave(node, "check");
+    check.args(["-o", "json", "--node", node, "--manifests"]).arg(lab.source.manifests()?.dir());
+    let output = check.output().context("sheave check")?;
     let answer: Value = serde_json::from_slice(&output.stdout).with_context(|| {
         format!("sheave check on {node}: {}", String::from_utf8_lossy(&output.stderr).trim_end())
     })?;

@@ -102,7 +102,7 @@ fn what_is_in_the_way() {
             &[Fine],
         ),
     ] {
-        let findings = judge(&objects, rules(), true);
+        let findings = check(&objects, rules(), true);
         let severities: Vec<Severity> = findings.iter().map(|finding| finding.severity).collect();
         assert_eq!(severities, expected, "{case}: {findings:?}");
     }
@@ -115,7 +115,7 @@ fn ipv6_matters_where_the_node_has_it() {
         rule("ip6", "raw", "PREROUTING", &json!([fib(&["saddr", "iif"]), {"drop": null}])),
     ];
     for (ipv6, expected) in [(true, 2), (false, 0)] {
-        let findings = judge(&objects, rules(), ipv6);
+        let findings = check(&objects, rules(), ipv6);
         assert_eq!(findings.iter().filter(|finding| finding.severity != Fine).count(), expected);
     }
 }
@@ -152,7 +152,30 @@ fn who_uses_our_bits() {
         ("too late to matter", "postrouting", restore, false),
     ] {
         let objects = [chain("inet", "other", "c", hook, "accept"), rule("inet", "other", "c", &expressions)];
-        let findings = judge(&objects, rules(), true);
+        let findings = check(&objects, rules(), true);
         assert_eq!(findings[0].severity == Warn, expected, "{case}: {findings:?}");
+    }
+}
+
+#[test]
+fn source_checks_of_pods() {
+    let interface =
+        |names: Value| json!({"match": {"op": "==", "left": {"meta": {"key": "iifname"}}, "right": names}});
+    let mark =
+        json!({"match": {"op": "==", "left": {"&": [{"meta": {"key": "mark"}}, 0x40000]}, "right": 0x40000}});
+    let strict = fib(&["saddr", "mark", "iif"]);
+    let drop = json!({"drop": null});
+    for (case, expressions, expected) in [
+        ("Calico's, by its mark", json!([mark, strict, {"counter": {"packets": 0, "bytes": 0}}, drop]), true),
+        ("by interface", json!([interface(json!("cali*")), strict, drop]), true),
+        ("by interfaces", json!([interface(json!({"set": ["veth0", "veth1"]})), strict, drop]), true),
+        ("of an uplink", json!([interface(json!("eth0")), strict, drop]), false),
+        ("of uplinks", json!([interface(json!({"set": ["eth0", "eth1"]})), strict, drop]), false),
+        ("of all packets: another finding", json!([strict, drop]), false),
+        ("of none", json!([interface(json!("cali*")), drop]), false),
+        ("looked up, not dropped", json!([mark, strict, {"accept": null}]), false),
+    ] {
+        let found = source_checks_of_some(&[rule("ip", "raw", "c", &expressions)], &["eth0"]);
+        assert_eq!(found == ["chain c in table ip raw"], expected, "{case}: {found:?}");
     }
 }
