@@ -11,7 +11,7 @@ fn key(protocol: Protocol) -> RewriteKey {
 }
 
 fn rewrite(terminating: bool) -> Rewrite {
-    Rewrite { target_port: 8080, accepted_in: AcceptedIn::Node, local: true, terminating }
+    Rewrite { target_port: 8080, accepted_in: AcceptedIn::Node, local: true, terminating, dispensable: false }
 }
 
 fn plan(vip: VipPort, served: bool) -> NodePlan {
