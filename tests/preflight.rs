@@ -7,6 +7,7 @@ mod namespace;
 use std::collections::BTreeSet;
 
 use sheave::cluster::{Encapsulation, Protocol, ServiceName};
+use sheave::config;
 use sheave::dataplane::{Dataplane, Finding, Settings, Severity, preflight};
 use sheave::plan::{NodePlan, Scheduler, SchedulerFlags, VipKind, VipPort, VirtualServer};
 
@@ -36,7 +37,7 @@ fn plan() -> NodePlan {
 
 async fn look(node: &Node) -> Vec<Finding> {
     let schedulers = BTreeSet::from([Scheduler::Mh, Scheduler::Rr]);
-    let findings = preflight(&node.settings, &schedulers, &plan()).await;
+    let findings = preflight(&node.settings, &schedulers, &config::Services::default(), &plan()).await;
     let judged = |finding: &&Finding| finding.severity != Severity::Ok && finding.remedy.is_none();
     assert!(!findings.iter().any(|finding| judged(&finding)), "all have a remedy: {findings:#?}");
     findings

@@ -19,7 +19,8 @@ use crate::plan::{Planner, Scheduler};
 ///
 /// Looks at capabilities, IPVS and kernel modules, `nft`, sysctls, uplinks and their MTU, names and addresses that
 /// the agent needs, other owners of Services (kube-proxy, kube-router, Cilium, virtual servers of unknown origin), and
-/// nftables rules of others that would drop its packets or use its mark bits (docs/cni.md).
+/// nftables rules of others that would drop its packets, or answers of Services to clients here, or use its mark bits
+/// (docs/cni.md).
 /// Changes nothing (the kernel may load modules when asked what it can do). Run it as the agent will run: the same
 /// user, container and network namespace.
 #[derive(Debug, clap::Args)]
@@ -83,7 +84,7 @@ pub(super) fn run(args: Args) -> ExitCode {
         Err(error) => return failed(&format!("runtime: {error}")),
     };
     let schedulers = schedulers(&planner);
-    let looked = dataplane::preflight(&settings, &schedulers, planner.plan());
+    let looked = dataplane::preflight(&settings, &schedulers, &planner.config().services, planner.plan());
     findings.extend(runtime.block_on(looked));
 
     let report = Report { node: planner.node(), findings };

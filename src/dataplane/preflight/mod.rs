@@ -9,8 +9,10 @@
 //!   pods       whether they could accept themselves
 //!   owners     kube-proxy and others who work on the same kernel state
 //!   rules      nftables rules of others that our packets meet
+//!   clients    those among them that answers of Services meet, on their way to pods and programs here
 //! ```
 
+mod clients;
 mod kernel;
 mod network;
 mod owners;
@@ -20,12 +22,14 @@ mod settings;
 
 use std::collections::BTreeSet;
 
+use ipnet::IpNet;
 use serde::Serialize;
 
 use self::network::Network;
 use super::ruleset::Rules;
 use super::{Settings, fou, nft};
-use crate::plan::{NodePlan, Scheduler};
+use crate::config;
+use crate::plan::{Forwarding, NodePlan, Scheduler};
 
 /// How much a finding matters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -71,11 +75,12 @@ impl Finding {
     }
 }
 
-/// Looks at this node: whether an agent with these `settings` could make it what `plan` says, with these
-/// `schedulers`. Needs a tokio runtime with I/O, in the network namespace to be looked at.
+/// Looks at this node: whether an agent with these `settings`, and `services` of the config, could make it what `plan`
+/// says, with these `schedulers`. Needs a tokio runtime with I/O, in the network namespace to be looked at.
 pub async fn preflight(
     settings: &Settings,
     schedulers: &BTreeSet<Scheduler>,
+    services: &config::Services,
     plan: &NodePlan,
 ) -> Vec<Finding> {
     let mut findings = vec![kernel::capability()];
@@ -114,6 +119,8 @@ pub async fn preflight(
     findings.push(pods::check(plan));
     findings.extend(owners::judge_kube_proxy(&evidence, settings.mark_mask));
     findings.extend(owners::processes());
-    findings.extend(rules::check(rules, network.ipv6));
+    let addresses: Vec<IpNet> = services.service_cidrs.iter().copied().chain(super::vip_nets(plan)).collect();
+    let is_direct = services.forwarding.internal == Forwarding::Tunnel;
+    findings.extend(rules::check(rules, network.ipv6, is_direct.then_some(&addresses)));
     findings
 }

@@ -8,8 +8,8 @@ use anyhow::{Result, ensure};
 use sheave::cluster::Protocol::{Tcp, Udp};
 
 use super::{
-    Scenario, await_segment_size, nft_family, nodes_reach, outside_reaches, pods_reach, segment_size,
-    with_rules,
+    Scenario, await_segment_size, complains, nft_family, nodes_reach, outside_reaches, pods_reach,
+    segment_size, with_rules,
 };
 use crate::cluster::Service;
 use crate::fabric::addresses::{self, Family};
@@ -33,10 +33,10 @@ pub(super) const SCENARIOS: &[Scenario] = &[
 
 /// What a policy says of a pod.
 #[derive(Clone, Copy)]
-struct Ingress<'a> {
-    pod: &'a str,
+pub(super) struct Ingress<'a> {
+    pub(super) pod: &'a str,
     /// An nft match, or none that anything meets.
-    allows: Option<&'a str>,
+    pub(super) allows: Option<&'a str>,
 }
 
 fn calico(lab: &mut Lab) -> Result<()> {
@@ -96,6 +96,7 @@ fn client_policy(lab: &mut Lab) -> Result<()> {
     let vips6 = format!("ip6 saddr {{ {external6}, {cluster6} }}");
     let closed = Ingress { pod: "c1", allows: None };
     beside(lab, &[(Family::V4, closed), (Family::V6, closed)], |lab| {
+        complains(lab, "node-c", "warn", "decides in chain tw-c1 in table ip calico and another chain")?;
         let client = lab.fabric.pod("c1")?;
         for family in Family::BOTH {
             for protocol in [Tcp, Udp] {
@@ -127,7 +128,7 @@ fn client_policy(lab: &mut Lab) -> Result<()> {
 }
 
 /// Does `body` with such a CNI on every node.
-fn beside(
+pub(super) fn beside(
     lab: &mut Lab,
     policies: &[(Family, Ingress<'_>)],
     body: impl FnOnce(&mut Lab) -> Result<()>,
