@@ -15,7 +15,7 @@ use crate::fabric::addresses::{self, Family};
 use crate::kernel;
 use crate::lab::{HOST_PORT, Lab, POD_PORT};
 use crate::netns::NetNs;
-use crate::traffic::{Connections, Request, Steady};
+use crate::traffic::{Connections, Load, Request, Steady};
 use crate::wait::await_some;
 
 pub(super) const SCENARIOS: &[Scenario] = &[
@@ -108,21 +108,30 @@ fn inside_rolling(lab: &mut Lab) -> Result<()> {
     let service = Service::new("inside-rolling", 79).all_protocols(80, POD_PORT).endpoints(pods);
     lab.apply(&service)?;
     let mut ways = Vec::new();
+    // An association of SCTP would not live long on a node, which has several addresses.
+    let (mut of_node, node) = (Vec::new(), lab.fabric.node("node-b")?.ns.clone());
     for family in Family::BOTH {
         ways.push((&lab.fabric.pod("a2")?.ns, service.cluster_ip(family)));
-        ways.push((&lab.fabric.node("node-b")?.ns, service.vip(family)));
+        ways.push((&lab.fabric.pod("c2")?.ns, service.vip(family)));
         ways.push((&lab.fabric.client, service.vip(family)));
+        of_node.push(Connections::open(&node, Tcp, service.vip(family), 80, 10)?);
     }
+    let load_of_node = Load::start(&node, Tcp, service.cluster_ip(Family::V4), 80, 1)?;
     let mut traffic = Steady::start(&ways)?;
     for (config, nat) in [(INTERNAL_NAT, true), ("", false)] {
         for name in lab.node_names() {
             lab.restart_with(&name, config)?;
             await_inside(lab, &name, nat, &service)?;
             traffic.check().with_context(|| format!("{name}: nat: {nat}"))?;
+            of_node
+                .iter_mut()
+                .try_for_each(Connections::check)
+                .with_context(|| format!("{name}: of node-b"))?;
         }
         lab.await_applied(&service)?;
         traffic.check()?;
     }
+    load_of_node.stop()?.ensure_none_failed().context("node-b")?;
     traffic.none_failed()?;
     lab.remove(&service)
 }

@@ -183,6 +183,8 @@ fn overlay(fabric: &Fabric, node: &Node, on: bool) -> Result<()> {
 fn felix(family: Family, node: &Node, hosts: &str, policies: &[Ingress<'_>]) -> String {
     let ip = nft_family(family);
     let [_, pool, ..] = addresses::cluster_prefixes(family);
+    // `natOutgoingAddress`: plain masquerading takes the address of the link, and those are routed to nowhere here.
+    let outgoing = node.address(family);
     let list = node.pods.iter().map(|pod| format!("\"{}\"", pod.name)).collect::<Vec<_>>().join(", ");
     let workloads = format!("{{ {list} }}");
     // The nft way to say so of protocol 4: `ipip` is another number. Felix knows no such rule for IPv6.
@@ -281,7 +283,7 @@ table {ip} calico {{
   }}
   chain nat-POSTROUTING {{
     type nat hook postrouting priority srcnat;
-    {ip} saddr {pool} {ip} daddr != {pool} masquerade
+    {ip} saddr {pool} {ip} daddr != {pool} snat to {outgoing}
     {tunnel_source}
   }}
 }}

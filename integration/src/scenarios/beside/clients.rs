@@ -81,9 +81,15 @@ fn client_policy(lab: &mut Lab) -> Result<()> {
 
 fn host_firewall(lab: &mut Lab) -> Result<()> {
     let services = everywhere(lab)?;
-    // What the node takes in for others, and nothing about answers of Services.
-    let rules =
-        firewall::rules("meta mark & 0x2000 == 0x2000 accept", "iifname { \"sheave4\", \"sheave6\" } accept");
+    // What is tunnelled, and what other nodes ask pods here; nothing about answers of Services.
+    let from_nodes = Family::BOTH.map(|family| {
+        let [nodes, ..] = addresses::cluster_prefixes(family);
+        format!("{} saddr {nodes} accept\n    ", nft_family(family))
+    });
+    let rules = firewall::rules(
+        "meta mark & 0x2000 == 0x2000 accept",
+        &format!("iifname {{ \"sheave4\", \"sheave6\" }} accept\n    {}", from_nodes.concat()),
+    );
     with_rules(
         lab,
         &["inet firewall"],
@@ -98,16 +104,12 @@ fn host_firewall(lab: &mut Lab) -> Result<()> {
         |_| rules.clone(),
         |lab| {
             for (service, endpoint) in &services {
+                // The firewall opens the servers of nodes themselves for TCP.
+                let protocols = if endpoint.starts_with("node") { &[Tcp][..] } else { &[Tcp, Udp, Sctp] };
                 for node in &lab.fabric.nodes {
                     for family in Family::BOTH {
-                        reaches(
-                            &node.ns,
-                            service,
-                            family,
-                            &[Tcp, Udp, Sctp],
-                            endpoint,
-                            Some(node.address(family)),
-                        )?;
+                        let peer = node.address(family);
+                        reaches(&node.ns, service, family, protocols, endpoint, Some(peer))?;
                     }
                 }
             }
