@@ -33,11 +33,11 @@ pub(super) const SCENARIOS: &[Scenario] = &[
 fn client_policy(lab: &mut Lab) -> Result<()> {
     let services = everywhere(lab)?;
     let closed = Ingress { pod: "c1", allows: None };
-    // It sees itself as its own node.
-    let (node, client) = (lab.fabric.node("node-a")?, lab.fabric.pod("c1")?);
+    // The policy of a pod that reaches itself sees it as itself; the pod sees its node.
+    let (itself, client) = (lab.fabric.pod("a1")?, lab.fabric.pod("c1")?);
     let sources = Family::BOTH.map(|family| {
-        let (ip, node, client) = (nft_family(family), node.address(family), client.address(family));
-        format!("{ip} saddr {{ {node}, {client} }}")
+        let (ip, itself, client) = (nft_family(family), itself.address(family), client.address(family));
+        format!("{ip} saddr {{ {itself}, {client} }}")
     });
     let [itself, itself6] = sources.each_ref().map(|allows| Ingress { pod: "a1", allows: Some(allows) });
     let policies = [(Family::V4, closed), (Family::V6, closed), (Family::V4, itself), (Family::V6, itself6)];
