@@ -49,7 +49,13 @@ fn serve(plan: &mut NodePlan, vip: VipPort, kind: VipKind, endpoints: &[(&str, F
             _ => continue,
         };
         let key = RewriteKey { endpoint: destination.address, side, vip };
-        let rewrite = Rewrite { target_port: 8080, accepted_in: AcceptedIn::Node, local, terminating: false };
+        let rewrite = Rewrite {
+            target_port: 8080,
+            accepted_in: AcceptedIn::Node,
+            local,
+            terminating: false,
+            dispensable: false,
+        };
         rewrites.insert(key, rewrite);
     }
     let old = plan.rewrites.extract_if(|key, _| key.vip == vip && !rewrites.contains_key(key));

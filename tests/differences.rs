@@ -58,8 +58,13 @@ fn plan() -> (NodePlan, Vec<Asked>) {
             node: None,
         });
         destinations.sort();
-        let rewrite =
-            |local| Rewrite { target_port: 8080, accepted_in: AcceptedIn::Node, local, terminating: false };
+        let rewrite = |local| Rewrite {
+            target_port: 8080,
+            accepted_in: AcceptedIn::Node,
+            local,
+            terminating: false,
+            dispensable: false,
+        };
         plan.rewrites.extend(HashMap::from([
             (RewriteKey { endpoint: address(own), side: RewriteSide::Endpoint, vip }, rewrite(true)),
             (RewriteKey { endpoint: address(outside), side: RewriteSide::Director, vip }, rewrite(false)),

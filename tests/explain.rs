@@ -70,6 +70,13 @@ fn services_that_are_not_as_their_owners_may_think() {
 }
 
 #[test]
+fn a_service_that_clients_within_the_cluster_reach_otherwise() {
+    let cluster =
+        CLUSTER.map(|arg| if arg == "explain.config.yaml" { "explain-internal.config.yaml" } else { arg });
+    golden("internal-nat.txt", &[&cluster[..], &["shop/edge"]].concat());
+}
+
+#[test]
 fn json_has_every_key() {
     golden("local-policy.json", &[&CLUSTER[..], &["192.0.2.1:80", "-o", "json"]].concat());
 }

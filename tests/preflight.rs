@@ -36,7 +36,7 @@ fn plan() -> NodePlan {
 
 fn wants() -> Wants {
     let schedulers = BTreeSet::from([Scheduler::Mh, Scheduler::Rr]);
-    Wants { schedulers, acceptance: AcceptedIn::Node, bgp_port: Some(179) }
+    Wants { schedulers, acceptance: AcceptedIn::Node, bgp_port: Some(179), answering: Some(Vec::new()) }
 }
 
 async fn look(node: &Node) -> Vec<Finding> {

@@ -28,9 +28,9 @@ use sheave::cluster::{
     Endpoint, EndpointPort, EndpointSlice, Event, Node, Object, Protocol, Service, ServiceName, ServicePort,
     SliceName, TrafficPolicy,
 };
-use sheave::config::Config;
+use sheave::config::{Config, MarkMask, Services};
 use sheave::dataplane::{Dataplane, Settings};
-use sheave::plan::Planner;
+use sheave::plan::{Forwarding, Planner};
 use sheave_ipvs::{Ipvs, Operation};
 
 use self::memory::Memory;
@@ -50,7 +50,13 @@ const REMOTE: &str = "node-b";
 #[expect(missing_docs, reason = "how many Services, where to keep files, the other namespace")]
 pub enum Case {
     /// (a) the agent's apply path.
-    Agent { services: u16, state: PathBuf },
+    Agent {
+        services: u16,
+        state: PathBuf,
+        /// `services.forwarding: {internal: nat}`.
+        #[arg(long)]
+        internal_nat: bool,
+    },
     /// (b) a replay of what the namespace of that name holds.
     Replay { from: String },
     /// One endpoint changed.
@@ -120,6 +126,14 @@ fn kernel(services: u16, work: &Path) -> Result<()> {
     row("    of that: IPVS alone", figures_of(&figures, "ipvs")?, figures_of(&figures, "peak")?);
     row("(b) replay of the same netlink messages", raw, figures_of(&replayed, "peak")?);
     row("(c) ipvsadm -R", time.as_secs_f64(), peak);
+    let inside = namespace("bench-inside")?;
+    let state = path(work, "inside");
+    let figures_inside = case(&inside, &["agent", "--internal-nat", &services.to_string(), &state])?;
+    row(
+        "(d) as (a), forwarding.internal: nat",
+        figures_of(&figures_inside, "time")?,
+        figures_of(&figures_inside, "peak")?,
+    );
     println!("(c) / (a): {:.1}×", time.as_secs_f64() / figures_of(&figures, "time")?);
 
     println!("\none endpoint changed (median of {CHANGES})");
@@ -159,7 +173,7 @@ fn kernel(services: u16, work: &Path) -> Result<()> {
 /// When the kernel refuses something.
 pub fn run_case(case: &Case) -> Result<()> {
     match case {
-        Case::Agent { services, state } => agent(*services, state),
+        Case::Agent { services, state, internal_nat } => agent(*services, state, *internal_nat),
         Case::Replay { from } => replay(from),
         Case::Change { services, state } => change(*services, state),
         Case::Idle { services, state } => idle(*services, state),
@@ -167,16 +181,22 @@ pub fn run_case(case: &Case) -> Result<()> {
     }
 }
 
-fn agent(services: u16, state: &Path) -> Result<()> {
+fn agent(services: u16, state: &Path, internal_nat: bool) -> Result<()> {
     let events = cluster(services);
+    let mut config = config();
+    if internal_nat {
+        config.services.forwarding.internal = Forwarding::Nat;
+        // A number for each endpoint.
+        config.services.mark_mask = MarkMask::new(0x3_ffff).context("mask")?;
+    }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         memory::reset_peak(std::process::id())?;
         let began = Instant::now();
-        let mut planner = Planner::new(NODE, config());
+        let mut planner = Planner::new(NODE, config);
         planner.handle(events);
         let planned = began.elapsed();
-        let mut dataplane = open(state)?;
+        let mut dataplane = open(&planner.config().services, state)?;
         dataplane.sync(planner.plan(), Instant::now()).await;
         figure("time", began.elapsed());
         figure("plan", planned);
@@ -213,7 +233,7 @@ fn change(services: u16, state: &Path) -> Result<()> {
     runtime.block_on(async {
         let mut planner = Planner::new(NODE, config());
         planner.handle(cluster(services));
-        let mut dataplane = open(state)?;
+        let mut dataplane = open(&planner.config().services, state)?;
         dataplane.sync(planner.plan(), Instant::now()).await;
         let index = services / 2;
         for (name, endpoint) in [("remote", 1), ("own", 0)] {
@@ -243,7 +263,7 @@ fn idle(services: u16, state: &Path) -> Result<()> {
     runtime.block_on(async {
         let mut planner = Planner::new(NODE, config());
         planner.handle(cluster(services));
-        let mut dataplane = open(state)?;
+        let mut dataplane = open(&planner.config().services, state)?;
         dataplane.sync(planner.plan(), Instant::now()).await;
         // The first look learns how nft shows our rules.
         dataplane.check(planner.plan(), Instant::now()).await;
@@ -299,8 +319,7 @@ fn restore(namespace: &NetNs, saved: &str, work: &Path) -> Result<(Duration, f64
     Ok((began.elapsed(), peak))
 }
 
-fn open(state: &Path) -> Result<Dataplane> {
-    let services = config().services;
+fn open(services: &Services, state: &Path) -> Result<Dataplane> {
     let (mark_mask, encapsulation) = (services.mark_mask, services.encapsulation);
     Ok(Dataplane::open(&Settings {
         mark_mask,

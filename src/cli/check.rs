@@ -12,14 +12,15 @@ use crate::cluster::Severity as ProblemSeverity;
 use crate::cluster::manifest::Manifests;
 use crate::config::Config;
 use crate::dataplane::{self, Finding, Severity, Wants};
-use crate::plan::Planner;
+use crate::plan::{Forwarding, Planner};
 
 /// Look whether this node is ready for an agent, and say what to do where it is not
 ///
 /// Looks at capabilities, the kernel, IPVS and modules, `nft`, sysctls, uplinks and their MTU, names, addresses and the
 /// BGP port that the agent needs, other owners of Services (kube-proxy, kube-router, virtual servers of unknown origin),
 /// CNIs that Sheave does not work beside (Cilium, Calico's eBPF) or that keep pods from accepting themselves, and
-/// nftables rules of others that would drop its packets or use its mark bits (docs/cni.md).
+/// nftables rules of others that would drop its packets, or answers of Services to clients here, or use its mark bits
+/// (docs/cni.md).
 /// Changes nothing (the kernel may load modules when asked what it can do). Run it as the agent will run: the same
 /// user, container and network namespace.
 #[derive(Debug, clap::Args)]
@@ -159,6 +160,8 @@ fn wants(planner: &Planner) -> Wants {
         schedulers: planned.chain([services.scheduler.external, services.scheduler.internal]).collect(),
         acceptance: services.acceptance,
         bgp_port: router.asn.map(|_| router.listen.port).filter(|port| *port != 0),
+        answering: (services.forwarding.internal == Forwarding::Tunnel)
+            .then(|| services.service_cidrs.clone()),
     }
 }
 

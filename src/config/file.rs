@@ -10,9 +10,9 @@ use serde::Deserialize;
 use serde::de::{Deserializer, Error as _};
 
 use super::peer::{self, DynamicPeer, Peer, duration};
-use super::{Communities, MarkMask, reader};
+use super::{Communities, ForwardingTo, MarkMask, reader};
 use crate::cluster::Encapsulation;
-use crate::plan::{AcceptedIn, Forwarding, Scheduler, Warning};
+use crate::plan::{AcceptedIn, Scheduler, Warning};
 use crate::yaml;
 
 /// Why a config file is not accepted.
@@ -172,9 +172,8 @@ impl Default for Announce {
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", default, deny_unknown_fields)]
 pub struct Services {
-    /// `tunnel`, or `nat` where the fabric checks sources strictly.
-    #[serde(deserialize_with = "forwarding")]
-    pub forwarding: Forwarding,
+    /// `tunnel`, or `nat` where the fabric checks sources strictly; or each for some clients.
+    pub forwarding: ForwardingTo,
     /// What tunnelled packets are wrapped in.
     pub encapsulation: Encapsulation,
     /// Where endpoints take tunnelled packets in.
@@ -205,7 +204,7 @@ pub struct Services {
 impl Default for Services {
     fn default() -> Self {
         Self {
-            forwarding: Forwarding::Tunnel,
+            forwarding: ForwardingTo::default(),
             encapsulation: Encapsulation::Ipip,
             acceptance: AcceptedIn::Node,
             service_cidrs: Vec::new(),
@@ -415,11 +414,6 @@ fn auto<'de, D: Deserializer<'de>>(d: D) -> Result<Option<Ipv4Addr>, D::Error> {
             .map(Some)
             .map_err(|_| D::Error::custom(format_args!("`{text}` is neither `auto` nor an IPv4 address"))),
     }
-}
-
-fn forwarding<'de, D: Deserializer<'de>>(d: D) -> Result<Forwarding, D::Error> {
-    let text = String::deserialize(d)?;
-    reader::forwarding(&text).map_err(D::Error::custom)
 }
 
 fn accepted_in<'de, D: Deserializer<'de>>(d: D) -> Result<AcceptedIn, D::Error> {

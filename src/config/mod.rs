@@ -6,6 +6,7 @@
 pub mod annotations;
 mod communities;
 mod file;
+mod forwarding;
 mod kube_router;
 mod mark_mask;
 pub mod node;
@@ -18,6 +19,7 @@ pub use file::{
     Announce, Config, Drain, Error, ExternalIps, GracefulRestart, Listen, LongLived, NodePortAddresses,
     Observe, Router, Schedulers, Services, VirtualServerMetrics,
 };
+pub use forwarding::ForwardingTo;
 pub use mark_mask::MarkMask;
 pub use node::NodeSettings;
 pub use peer::{

@@ -47,9 +47,14 @@ fn destinations(planned: &[plan::Destination], entry: Option<&ServiceEntry>) -> 
         .map(|entry| ((entry.destination.address, entry.destination.port), entry))
         .collect();
     let planned = planned.iter().map(|destination| {
+        let stand_in = standin::of(destination.address);
+        let holds = |address| left.contains_key(&(address, destination.port));
         let (in_kernel, forwarding) = match destination.forwarding {
+            Forwarding::NatOrTunnel if !holds(stand_in) && holds(destination.address) => {
+                (destination.address, "tunnel")
+            }
+            Forwarding::Nat | Forwarding::NatOrTunnel => (stand_in, "nat"),
             Forwarding::Tunnel => (destination.address, "tunnel"),
-            Forwarding::Nat => (standin::of(destination.address), "nat"),
             Forwarding::Masquerade => (destination.address, "masquerade"),
         };
         let endpoint = SocketAddr::new(destination.address, destination.port).to_string();

@@ -20,7 +20,7 @@ use super::netfilter::RulesNow;
 use super::virtual_servers::View;
 use super::{Dataplane, differences, route_lookup, standin, sysctl, tunnel, vip_net};
 use crate::observe::explain::{Difference, Kernel, KernelElement, KernelRoute};
-use crate::plan::{Forwarding, NodePlan, RewriteKey, RewriteSide, VipKind, VipPort};
+use crate::plan::{NodePlan, RewriteKey, RewriteSide, VipKind, VipPort};
 
 /// A virtual server that is asked about.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -184,7 +184,7 @@ impl Dataplane {
                 .destinations
                 .iter()
                 .chain(server.internal.iter().flatten())
-                .filter(|destination| destination.forwarding == Forwarding::Nat)
+                .filter(|destination| destination.forwarding.is_nat())
                 .map(|destination| (standin::of(destination.address), destination.address))
                 .collect();
             let stands_for = |address: IpAddr| stand_ins.get(&address).copied();

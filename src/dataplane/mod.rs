@@ -82,7 +82,7 @@ use self::virtual_servers::{View, VirtualServers, VirtualServersError};
 use crate::cluster::{Accepts, Encapsulation};
 use crate::config::MarkMask;
 use crate::observe::metrics::{ConntrackPass, Passes};
-use crate::plan::{Delta, NodePlan, VipPort};
+use crate::plan::{Delta, NodePlan, RewriteKey, VipPort};
 
 /// What the dataplane needs to know apart from the plan.
 #[derive(Clone, Debug)]
@@ -261,10 +261,11 @@ impl Dataplane {
         let (pods, node) = self.pods();
         done.extend(pods.check(node).await);
         self.pass();
-        let mut refused: BTreeSet<VipPort> = self.netfilter.refused().keys().map(|key| key.vip).collect();
+        let refused: BTreeSet<RewriteKey> = self.netfilter.refused().keys().copied().collect();
         let result = self.netfilter.check(plan, &self.local, before.1, now);
         self.note(Part::Netfilter, result, &mut done);
-        refused.extend(self.netfilter.refused().keys().map(|key| key.vip));
+        let still: BTreeSet<RewriteKey> = self.netfilter.refused().keys().copied().collect();
+        let refused: BTreeSet<VipPort> = refused.symmetric_difference(&still).map(|key| key.vip).collect();
         if !self.needs_sync() {
             self.with_servers(plan, &mut done, |servers, view| {
                 servers.check(view, refused).map(|count| words(count, "IPVS operations"))
@@ -390,11 +391,15 @@ impl Dataplane {
         let broken = broken.map(|(part, why)| format!("{}: {why}", part.name()));
         let routes = self.routes.failed.values().cloned();
         let servers = self.servers.failed.iter().map(|(vip, why)| format!("virtual server {vip}: {why}"));
-        let rewrites = self
-            .netfilter
-            .refused()
-            .iter()
-            .map(|(key, why)| format!("endpoint {} of {}: {why}", key.endpoint, key.vip));
+        // Where numbers are used up, there may be thousands.
+        let mut refused = BTreeMap::new();
+        for (key, why) in self.netfilter.refused() {
+            refused.entry(why).or_insert((key, 0)).1 += 1;
+        }
+        let rewrites = refused.into_iter().map(|(why, (key, count))| {
+            let others = if count == 1 { String::new() } else { format!(" and {} more", count - 1) };
+            format!("endpoint {} of {}{others}: {why}", key.endpoint, key.vip)
+        });
         let unmarked = self.netfilter.unmarked.iter();
         let unmarked =
             unmarked.map(|(vip, why)| format!("virtual server {vip}: clients in the cluster: {why}"));

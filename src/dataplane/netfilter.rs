@@ -19,7 +19,7 @@ use super::generation::{Generation, Nfnetlink};
 use super::lookup::{self, Found};
 use super::nft::{self, Listing, NftError};
 use super::numbers::Numbers;
-use super::rewrites::Rewrites;
+use super::rewrites::{Refused, Rewrites};
 use super::ruleset::{Rules, TABLE};
 use super::{vip_net, wishes};
 use crate::config::MarkMask;
@@ -128,6 +128,7 @@ impl Netfilter {
         for vip in plan.virtual_servers.keys() {
             self.number(plan, local, vip);
         }
+        self.rewrites.rebuild_dispensable(&mut self.numbers, plan);
         self.base.retain(|element| matches!(element, Element::Internal(..)));
         self.base.append(&mut wishes::all(plan, local, &self.numbers));
         let put = self.put(found, rules);
@@ -452,7 +453,7 @@ impl Netfilter {
     }
 
     /// Rewrites that could not be made, with the reason.
-    pub fn refused(&self) -> &BTreeMap<RewriteKey, String> {
+    pub fn refused(&self) -> &BTreeMap<RewriteKey, Refused> {
         &self.rewrites.refused
     }
 

@@ -16,6 +16,9 @@ use super::standin;
 use crate::config::MarkMask;
 use crate::plan::{RewriteSide, VipPort};
 
+/// One of so many numbers is kept for rewrites without which an endpoint could not be reached.
+const KEPT: u32 = 8;
+
 /// Whom a number stands for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Captured {
@@ -36,10 +39,12 @@ impl Captured {
 }
 
 /// Why an endpoint has no number.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, thiserror::Error)]
 pub enum NumberError {
     /// The mask is too narrow.
-    #[error("all {0} numbers of endpoints and virtual servers are in use: widen services.markMask")]
+    #[error(
+        "all {0} numbers that endpoints and virtual servers of a family may have are in use: widen services.markMask"
+    )]
     Exhausted(u32),
     /// Two endpoints differ in the high 4 bits of their IPv4 address alone.
     #[error("{0} has the same stand-in address as {1}: give one of them another address")]
@@ -97,11 +102,12 @@ impl Numbers {
         }
     }
 
-    /// Counts one more rewrite; gives the endpoint a number if it has none.
+    /// Counts one more rewrite; gives the endpoint a number if it has none. What is `dispensable` leaves some numbers to
+    /// what is not.
     ///
     /// # Errors
-    /// [`NumberError`]: the endpoint cannot be served; nothing has changed.
-    pub fn acquire(&mut self, captured: Captured) -> Result<(), NumberError> {
+    /// [`NumberError`]: the endpoint cannot be served so; nothing has changed.
+    pub fn acquire(&mut self, captured: Captured, dispensable: bool) -> Result<(), NumberError> {
         if let Some((_, uses)) = self.used.get_mut(&captured) {
             *uses += 1;
             return Ok(());
@@ -110,10 +116,9 @@ impl Numbers {
         if let Some(other) = self.by_outer.get(&outer) {
             return Err(NumberError::SharedStandIn(captured.endpoint, other.endpoint));
         }
-        let capacity = self.mask.capacity();
         let number = match self.adopted.remove(&outer) {
             Some(number) => number,
-            None => self.free(outer).take(capacity).ok_or(NumberError::Exhausted(capacity))?,
+            None => self.take(outer, dispensable)?,
         };
         self.used.insert(captured, (number, 1));
         self.by_outer.insert(outer, captured);
@@ -144,14 +149,13 @@ impl Numbers {
         self.used.get(&captured).map(|(number, _)| self.mask.mark(*number))
     }
 
-    /// Gives a virtual server a number if it has none.
+    /// Gives a virtual server a number if it has none. These leave some numbers to endpoints.
     ///
     /// # Errors
     /// [`NumberError::Exhausted`].
     pub fn number_vip(&mut self, vip: VipPort) -> Result<(), NumberError> {
         if !self.of_vips.contains_key(&vip) {
-            let capacity = self.mask.capacity();
-            let number = self.free(vip.address).take(capacity).ok_or(NumberError::Exhausted(capacity))?;
+            let number = self.take(vip.address, true)?;
             self.of_vips.insert(vip, number);
             self.vips.insert((vip.address.is_ipv4(), number), vip);
         }
@@ -186,6 +190,14 @@ impl Numbers {
         self.of_vips.keys()
     }
 
+    fn take(&mut self, of: IpAddr, dispensable: bool) -> Result<u32, NumberError> {
+        let capacity = self.mask.capacity();
+        let usable = if dispensable { capacity - capacity / KEPT } else { capacity };
+        let free = self.free(of);
+        let taken = if free.in_use() < usable { free.take(capacity) } else { None };
+        taken.ok_or(NumberError::Exhausted(usable))
+    }
+
     fn free(&mut self, of: IpAddr) -> &mut Free {
         if of.is_ipv4() { &mut self.free4 } else { &mut self.free6 }
     }
@@ -210,6 +222,11 @@ impl Free {
         let reserved: BTreeSet<u32> = reserved.collect();
         let next = reserved.last().map_or(1, |last| last + 1);
         Self { gaps: (1..next).filter(|number| !reserved.contains(number)).collect(), next }
+    }
+
+    fn in_use(&self) -> u32 {
+        // There are no more gaps than numbers below `next`.
+        self.next - 1 - u32::try_from(self.gaps.len()).unwrap_or(self.next - 1)
     }
 
     fn take(&mut self, capacity: u32) -> Option<u32> {
@@ -239,16 +256,16 @@ mod tests {
         let endpoint = captured("10.244.1.10", RewriteSide::Endpoint);
         let director = captured("10.244.1.10", RewriteSide::Director);
         for _ in 0..2 {
-            numbers.acquire(endpoint).unwrap();
+            numbers.acquire(endpoint, false).unwrap();
         }
-        numbers.acquire(director).unwrap();
+        numbers.acquire(director, false).unwrap();
         assert_eq!((numbers.mark(endpoint), numbers.mark(director)), (Some(0x2001), Some(0x2002)));
         numbers.release(endpoint);
         assert_eq!(numbers.mark(endpoint), Some(0x2001));
         numbers.release(endpoint);
         assert_eq!(numbers.mark(endpoint), None);
         let next = captured("10.244.1.11", RewriteSide::Endpoint);
-        numbers.acquire(next).unwrap();
+        numbers.acquire(next, false).unwrap();
         assert_eq!(numbers.mark(next), Some(0x2003), "what was just freed rests");
     }
 
@@ -257,10 +274,10 @@ mod tests {
         let adopted = HashMap::from([("10.0.0.2".parse().unwrap(), 7), ("10.0.0.3".parse().unwrap(), 1)]);
         let mut numbers = Numbers::new(MarkMask::new(0x3fff).unwrap(), adopted, HashMap::new());
         for address in ["10.0.0.9", "10.0.0.2"] {
-            numbers.acquire(captured(address, RewriteSide::Endpoint)).unwrap();
+            numbers.acquire(captured(address, RewriteSide::Endpoint), false).unwrap();
         }
         numbers.adoption_done();
-        numbers.acquire(captured("10.0.0.4", RewriteSide::Endpoint)).unwrap();
+        numbers.acquire(captured("10.0.0.4", RewriteSide::Endpoint), false).unwrap();
         let mark = |address| numbers.mark(captured(address, RewriteSide::Endpoint));
         assert_eq!((mark("10.0.0.2"), mark("10.0.0.9")), (Some(0x2007), Some(0x2008)));
         assert_eq!(mark("10.0.0.4"), Some(0x2009));
@@ -287,7 +304,7 @@ mod tests {
         numbers.release_vip(&web);
         assert_eq!((numbers.vip_mark(&web), numbers.marked_vip(true, 0x2002)), (None, None));
         let endpoint = captured("10.0.0.9", RewriteSide::Endpoint);
-        numbers.acquire(endpoint).unwrap();
+        numbers.acquire(endpoint, false).unwrap();
         assert_eq!(numbers.mark(endpoint), Some(0x2004));
     }
 
@@ -298,10 +315,10 @@ mod tests {
             let mut numbers = Numbers::new(mask, HashMap::new(), HashMap::new());
             let of = |number: u32| captured(&format!("10.0.0.{number}"), RewriteSide::Endpoint);
             for number in 1..=3 {
-                numbers.acquire(of(number)).unwrap();
+                numbers.acquire(of(number), false).unwrap();
             }
             numbers.release(of(2));
-            numbers.acquire(of(4)).unwrap();
+            numbers.acquire(of(4), false).unwrap();
             assert_eq!(numbers.mark(of(4)), Some(mask.mark(if rests { 4 } else { 2 })));
         }
     }
@@ -309,17 +326,43 @@ mod tests {
     #[test]
     fn what_cannot_be_numbered_is_refused() {
         let mut numbers = Numbers::new(MarkMask::new(0x3).unwrap(), HashMap::new(), HashMap::new());
-        numbers.acquire(captured("10.0.0.1", RewriteSide::Endpoint)).unwrap();
+        numbers.acquire(captured("10.0.0.1", RewriteSide::Endpoint), false).unwrap();
         assert_eq!(
-            numbers.acquire(captured("10.0.0.2", RewriteSide::Endpoint)),
+            numbers.acquire(captured("10.0.0.2", RewriteSide::Endpoint), false),
             Err(NumberError::Exhausted(1))
         );
-        numbers.acquire(captured("fd00::1", RewriteSide::Endpoint)).unwrap();
+        numbers.acquire(captured("fd00::1", RewriteSide::Endpoint), false).unwrap();
         let mut numbers = Numbers::new(MarkMask::new(0x3fff).unwrap(), HashMap::new(), HashMap::new());
-        numbers.acquire(captured("10.0.0.1", RewriteSide::Director)).unwrap();
+        numbers.acquire(captured("10.0.0.1", RewriteSide::Director), false).unwrap();
         assert!(matches!(
-            numbers.acquire(captured("26.0.0.1", RewriteSide::Director)),
+            numbers.acquire(captured("26.0.0.1", RewriteSide::Director), false),
             Err(NumberError::SharedStandIn(..))
         ));
+    }
+    #[test]
+    fn what_can_do_without_leaves_numbers_to_what_cannot() {
+        let endpoint = |number: u8, side| captured(&format!("10.0.0.{number}"), side);
+        let mut numbers = Numbers::new(MarkMask::new(0x1f).unwrap(), HashMap::new(), HashMap::new());
+        let vip = VipPort {
+            address: "192.0.2.80".parse().unwrap(),
+            port: 80,
+            protocol: crate::cluster::Protocol::Tcp,
+        };
+        // 15 numbers, of which one is kept.
+        for number in 0..14 {
+            numbers.acquire(endpoint(number, RewriteSide::Director), true).unwrap();
+        }
+        let one_more = endpoint(14, RewriteSide::Director);
+        assert_eq!(numbers.acquire(one_more, true), Err(NumberError::Exhausted(14)));
+        assert_eq!(numbers.number_vip(vip), Err(NumberError::Exhausted(14)));
+        numbers.acquire(endpoint(0, RewriteSide::Director), true).expect("it has one");
+        numbers.acquire(endpoint(0, RewriteSide::Endpoint), false).unwrap();
+        assert_eq!(
+            numbers.acquire(endpoint(1, RewriteSide::Endpoint), false),
+            Err(NumberError::Exhausted(15))
+        );
+        numbers.release(endpoint(2, RewriteSide::Director));
+        numbers.release(endpoint(3, RewriteSide::Director));
+        numbers.acquire(one_more, true).expect("one of the two freed, the other is kept");
     }
 }

@@ -74,16 +74,22 @@ pub fn vip_port(key: &ServiceKey) -> Option<VipPort> {
 }
 
 impl Wanted {
-    /// Translates a planned virtual server for the clients that `key` stands for, without the *nat* destinations that are
-    /// `refused`.
+    /// Translates a planned virtual server for the clients that `key` stands for. *Nat* destinations that are `refused` are
+    /// tunnelled to where an agent accepts, and else left out.
     pub fn new(server: &VirtualServer, key: ServiceKey, refused: impl Fn(IpAddr) -> bool) -> Self {
         let service = service(server, key);
         Self {
             service,
             destinations: destinations(server, &key)
                 .iter()
-                .filter(|planned| planned.forwarding != Forwarding::Nat || !refused(planned.address))
-                .map(destination)
+                .filter_map(|planned| {
+                    let refused = planned.forwarding.is_nat() && refused(planned.address);
+                    match planned.forwarding {
+                        Forwarding::Nat if refused => None,
+                        Forwarding::NatOrTunnel if refused => Some(destination(planned, Forwarding::Tunnel)),
+                        forwarding => Some(destination(planned, forwarding)),
+                    }
+                })
                 .collect(),
             ordered: ["mh", "sh", "dh"].contains(&service.scheduler.as_str()),
             datagrams: server.vip.protocol == cluster::Protocol::Udp,
@@ -151,13 +157,13 @@ pub fn service(server: &VirtualServer, key: ServiceKey) -> Service {
     }
 }
 
-fn destination(planned: &crate::plan::Destination) -> Destination {
-    let (address, forwarding) = match planned.forwarding {
+fn destination(planned: &crate::plan::Destination, forwarding: Forwarding) -> Destination {
+    let (address, method) = match forwarding {
         Forwarding::Tunnel => (planned.address, ForwardingMethod::Tunnel),
-        Forwarding::Nat => (standin::of(planned.address), ForwardingMethod::Tunnel),
+        Forwarding::Nat | Forwarding::NatOrTunnel => (standin::of(planned.address), ForwardingMethod::Tunnel),
         Forwarding::Masquerade => (planned.address, ForwardingMethod::Masquerade),
     };
-    let tunnel = match (planned.forwarding, planned.encapsulation) {
+    let tunnel = match (forwarding, planned.encapsulation) {
         // Without a checksum of its own (RFC 6935): the packet inside has one, and that of a packet which a network card has
         // still to complete would be wrong once the rules have rewritten the outer addresses (`nft_payload_l4csum_update`).
         (Forwarding::Tunnel, Encapsulation::Gue) => {
@@ -168,7 +174,7 @@ fn destination(planned: &crate::plan::Destination) -> Destination {
     Destination {
         address,
         port: planned.port,
-        forwarding,
+        forwarding: method,
         weight: planned.weight,
         upper_threshold: 0,
         lower_threshold: 0,
@@ -199,7 +205,8 @@ pub fn scheduler_name(scheduler: Scheduler) -> SchedulerName {
 
 /// Compares `wanted` (`None`: the Service is gone) with what the kernel lists.
 ///
-/// A destination that is not wanted any more goes to weight 0 and is deleted when its connections are gone
+/// What is wanted comes before what is not goes, so that new connections find a destination in every moment. A destination
+/// that is not wanted any more goes to weight 0 and is deleted when its connections are gone
 /// (UDP has none that could end: at once). One of `closing`, wanted with weight 0 until now, is deleted at once: its endpoint
 /// has terminated, and what connections are left had better learn it. A virtual server without wanted destinations stays as long as one
 /// drains. Destinations of a hashing scheduler are brought into canonical order, so that every director has the
@@ -252,10 +259,9 @@ impl Steps {
             .rev()
             .map(|entry| (index.get(&(entry.destination.address, entry.destination.port)).copied(), entry))
             .collect();
-        for (_, entry) in present.iter().filter(|(wanted, _)| wanted.is_none()) {
-            self.leave(wanted, entry, closing);
-        }
+        let unwanted = || present.iter().filter(|(wanted, _)| wanted.is_none()).map(|(_, entry)| entry);
         if wanted.destinations.is_empty() {
+            unwanted().for_each(|entry| self.leave(wanted, entry, closing));
             if !self.draining {
                 self.operations = vec![Operation::DelService(key)];
             }
@@ -296,6 +302,7 @@ impl Steps {
                 None => self.add(wanted, destination),
             }
         }
+        unwanted().for_each(|entry| self.leave(wanted, entry, closing));
     }
 
     /// A destination that nobody wants.

@@ -278,6 +278,51 @@ fn clients_within_the_cluster_have_a_service_of_their_mark() {
 }
 
 #[test]
+fn new_connections_find_a_destination_while_all_are_replaced() {
+    let server = |forwarding| {
+        let mut server = planned(cluster::Protocol::Tcp, Scheduler::Rr, &[(1, 1), (2, 1)]);
+        server.destinations.iter_mut().for_each(|each| each.forwarding = forwarding);
+        Wanted::new(&server, service_key(&server.vip), |_| false)
+    };
+    let (tunnel, nat) = (server(Forwarding::Tunnel), server(Forwarding::NatOrTunnel));
+    for (from, to) in [(&tunnel, &nat), (&nat, &tunnel)] {
+        let mut kernel = held(from);
+        kernel.0.as_mut().unwrap().destinations.iter_mut().for_each(|held| held.active_connections = 1);
+        let steps = plain(Some(to), kernel.0.as_ref());
+        assert!(steps.draining, "established connections go on");
+        for operation in &steps.operations {
+            kernel.apply(std::slice::from_ref(operation));
+            let open = kernel.destinations().iter().filter(|held| held.weight > 0).count();
+            assert!(open >= 2, "{open} after {operation}");
+        }
+        let open = kernel.destinations().into_iter().filter(|held| held.weight > 0);
+        assert_eq!(open.collect::<Vec<_>>(), to.destinations);
+    }
+}
+
+#[test]
+fn what_cannot_be_rewritten_is_tunnelled_to_where_an_agent_accepts() {
+    let mut server = planned(cluster::Protocol::Tcp, Scheduler::Rr, &[(1, 1), (2, 1), (3, 1)]);
+    for (destination, forwarding) in
+        server.destinations.iter_mut().zip([Forwarding::Nat, Forwarding::NatOrTunnel, Forwarding::Tunnel])
+    {
+        destination.forwarding = forwarding;
+        destination.encapsulation = Encapsulation::Gue;
+    }
+    let given = |refused: bool| -> Vec<(String, bool)> {
+        let wanted = Wanted::new(&server, service_key(&server.vip), |_| refused);
+        let gue = |to: &Destination| matches!(to.tunnel, TunnelType::Gue { .. });
+        wanted.destinations.iter().map(|to| (to.address.to_string(), gue(to))).collect()
+    };
+    let text = |address: &str, gue| (address.to_owned(), gue);
+    assert_eq!(
+        given(false),
+        [text("250.244.0.1", false), text("250.244.0.2", false), text("10.244.0.3", true)]
+    );
+    assert_eq!(given(true), [text("10.244.0.2", true), text("10.244.0.3", true)]);
+}
+
+#[test]
 fn persistence_by_mark_is_not_for_endpoints_whose_port_ipvs_rewrites() {
     let tunnel = planned(cluster::Protocol::Tcp, Scheduler::Rr, &[(1, 1)]);
     let forwarded = |forwarding, port| {

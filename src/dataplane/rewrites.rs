@@ -4,13 +4,14 @@
 //! node's own its elements of `own` and `hairpin`.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use super::changes::Changes;
 use super::conntrack::Stale;
 use super::elements::Element;
-use super::numbers::{Captured, Numbers};
+use super::numbers::{Captured, NumberError, Numbers};
 use super::standin;
 use crate::cluster::Protocol;
 use crate::plan::{AcceptedIn, NodePlan, Rewrite, RewriteKey, RewriteSide};
@@ -28,8 +29,25 @@ pub struct Rewrites {
     lingering: BTreeMap<RewriteKey, Instant>,
     /// Conntrack entries that what was dropped has left.
     stale: Vec<Stale>,
-    /// Rewrites that could not be made, with the reason.
-    pub refused: BTreeMap<RewriteKey, String>,
+    /// Rewrites that could not be made.
+    pub refused: BTreeMap<RewriteKey, Refused>,
+}
+
+/// Why a rewrite could not be made, and what that means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Refused {
+    why: NumberError,
+    dispensable: bool,
+}
+
+impl fmt::Display for Refused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.why.fmt(f)?;
+        if self.dispensable {
+            f.write_str("; clients within the cluster get there through a tunnel instead")?;
+        }
+        Ok(())
+    }
 }
 
 impl Rewrites {
@@ -60,12 +78,14 @@ impl Rewrites {
                 accepted_in: AcceptedIn::Node,
                 local: locals.contains(&to.ip()),
                 terminating: false,
+                dispensable: false,
             };
             self.hold(numbers, key, rewrite, &mut Changes::default());
         }
     }
 
-    /// Makes these what the plan says, whatever they were.
+    /// Makes these what the plan says, whatever they were; those that are dispensable come later, by
+    /// [`Self::rebuild_dispensable`].
     pub fn rebuild(&mut self, numbers: &mut Numbers, plan: &NodePlan, now: Instant) {
         for (key, rewrite) in self.held.iter().filter(|(key, _)| !plan.rewrites.contains_key(key)) {
             let until = if rewrite.terminating { now } else { now + LINGER };
@@ -76,8 +96,15 @@ impl Rewrites {
             self.drop(numbers, key, &mut ignored);
         }
         self.refused.clear();
-        for (key, rewrite) in &plan.rewrites {
+        for (key, rewrite) in plan.rewrites.iter().filter(|(_, rewrite)| !rewrite.dispensable) {
             self.hold(numbers, *key, *rewrite, &mut ignored);
+        }
+    }
+
+    /// What [`Self::rebuild`] left: it takes numbers when all else has.
+    pub fn rebuild_dispensable(&mut self, numbers: &mut Numbers, plan: &NodePlan) {
+        for (key, rewrite) in plan.rewrites.iter().filter(|(_, rewrite)| rewrite.dispensable) {
+            self.hold(numbers, *key, *rewrite, &mut Changes::default());
         }
     }
 
@@ -109,17 +136,17 @@ impl Rewrites {
         // This node stands behind a pod that is to accept itself: it takes what `direct` does not let pass.
         let rewrite = Rewrite { accepted_in: AcceptedIn::Node, ..rewrite };
         if let Some(held) = self.held.get_mut(&key)
-            && *held == (Rewrite { terminating: held.terminating, ..rewrite })
+            && *held == (Rewrite { terminating: held.terminating, dispensable: held.dispensable, ..rewrite })
         {
-            held.terminating = rewrite.terminating;
+            *held = rewrite;
             return;
         }
         self.refused.remove(&key);
         let captured = Captured { endpoint: key.endpoint, side: key.side };
         let known = numbers.mark(captured).is_some();
         // Before what it replaces lets go of the number: the mark of what is on its way stays the same.
-        if let Err(error) = numbers.acquire(captured) {
-            self.refused.insert(key, error.to_string());
+        if let Err(why) = numbers.acquire(captured, rewrite.dispensable) {
+            self.refused.insert(key, Refused { why, dispensable: rewrite.dispensable });
             return;
         }
         self.drop(numbers, key, changes);

@@ -11,7 +11,7 @@ fn key(protocol: Protocol) -> RewriteKey {
 }
 
 fn rewrite(terminating: bool) -> Rewrite {
-    Rewrite { target_port: 8080, accepted_in: AcceptedIn::Node, local: true, terminating }
+    Rewrite { target_port: 8080, accepted_in: AcceptedIn::Node, local: true, terminating, dispensable: false }
 }
 
 fn plan(vip: VipPort, served: bool) -> NodePlan {
@@ -121,4 +121,41 @@ fn after_a_restart_what_nobody_wants_is_found_and_forgotten() {
     assert_eq!(after.due(now + LINGER), [unwanted]);
     after.rebuild(&mut numbers, &plan, now + LINGER);
     assert_eq!(after.take_stale().len(), 1);
+}
+
+#[test]
+fn what_is_dispensable_comes_last_and_says_what_happens_instead() {
+    let now = Instant::now();
+    let director = |last: u8, terminating, dispensable| {
+        let key = RewriteKey {
+            endpoint: IpAddr::from([10, 244, 2, last]),
+            side: RewriteSide::Director,
+            ..key(Protocol::Tcp)
+        };
+        (key, Rewrite { dispensable, ..rewrite(terminating) })
+    };
+    // 15 numbers, of which one is kept.
+    let mut numbers = Numbers::new(MarkMask::new(0x1f).unwrap(), HashMap::new(), HashMap::new());
+    let mut plan = plan(key(Protocol::Tcp).vip, true);
+    plan.rewrites.extend((0..20).map(|last| director(last, false, true)));
+    plan.rewrites.extend([(key(Protocol::Tcp), rewrite(false)), director(20, false, false)]);
+    let mut rewrites = Rewrites::default();
+    rewrites.rebuild(&mut numbers, &plan, now);
+    rewrites.rebuild_dispensable(&mut numbers, &plan);
+    assert_eq!((rewrites.held.len(), rewrites.refused.len()), (14, 8));
+    assert!(rewrites.refused.keys().all(|key| plan.rewrites[key].dispensable));
+    let why = rewrites.refused.values().next().unwrap().to_string();
+    assert!(why.contains("services.markMask") && why.contains("tunnel"), "{why}");
+
+    // The numbers that are free again go to what was refused; what is not dispensable finds the one that was kept.
+    let (last, kept) = director(21, false, false);
+    rewrites.hold(&mut numbers, last, kept, &mut Changes::default());
+    assert!(!rewrites.refused.contains_key(&last));
+    let held = rewrites.held.iter().find(|(_, held)| held.dispensable).map(|(key, _)| *key).unwrap();
+    plan.rewrites.remove(&held);
+    rewrites.drop(&mut numbers, held, &mut Changes::default());
+    rewrites.drop(&mut numbers, last, &mut Changes::default());
+    let refused = *rewrites.refused.keys().next().unwrap();
+    rewrites.follow(&mut numbers, &plan, refused, now, &mut Changes::default());
+    assert!(rewrites.held.contains_key(&refused));
 }

@@ -13,6 +13,7 @@ use sheave_ipvs::{Errno, Family, Ipvs, Operation, Service, ServiceEntry, Service
 
 use super::numbers::Numbers;
 use super::reconcile::{self, DestinationKey, Steps, Wanted};
+use super::rewrites::Refused;
 use super::{sysctl, wishes};
 use crate::plan::{NodePlan, RewriteKey, RewriteSide, VipPort, VirtualServer};
 
@@ -375,9 +376,6 @@ pub struct Looked {
     pub steps: Steps,
 }
 
-/// Rewrites that the rules do not hold, with the reason.
-pub type Refused = BTreeMap<RewriteKey, String>;
-
 /// What decides on a virtual server.
 #[derive(Clone, Copy)]
 pub struct View<'a> {
@@ -386,7 +384,7 @@ pub struct View<'a> {
     /// Addresses of this host that are not ours.
     pub local: &'a BTreeSet<IpAddr>,
     /// Rewrites that the rules do not hold.
-    pub refused: &'a Refused,
+    pub refused: &'a BTreeMap<RewriteKey, Refused>,
     /// Marks of clients within the cluster.
     pub numbers: &'a Numbers,
 }

@@ -70,30 +70,28 @@ impl Claim {
         let vip = self.server.vip;
         let VirtualServer { destinations, internal, .. } = &self.server;
         let key = |destination: &Destination| (destination.address, destination.port);
+        let is_nat = |destination: &&Destination| destination.forwarding.is_nat();
         // Each once, as both lists are in the order of that key.
-        let inside_alone = internal
-            .iter()
-            .flatten()
-            .filter(move |destination| destinations.binary_search_by_key(&key(destination), key).is_err());
-        let as_director = destinations
-            .iter()
-            .chain(inside_alone)
-            .filter(|destination| destination.forwarding == Forwarding::Nat)
-            .map(move |destination| {
-                let key = RewriteKey { endpoint: destination.address, side: RewriteSide::Director, vip };
-                let local = destination.node.as_deref() == Some(node);
-                let rewrite = Rewrite {
-                    target_port: destination.port,
-                    accepted_in: AcceptedIn::Node,
-                    local,
-                    terminating: destination.weight == 0,
-                };
-                (key, rewrite)
-            });
+        let inside_alone = internal.iter().flatten().filter(is_nat).filter(move |destination| {
+            let outside = destinations.binary_search_by_key(&key(destination), key).ok();
+            !outside.and_then(|at| destinations.get(at)).is_some_and(|outside| outside.forwarding.is_nat())
+        });
+        let as_director = destinations.iter().filter(is_nat).chain(inside_alone).map(move |destination| {
+            let key = RewriteKey { endpoint: destination.address, side: RewriteSide::Director, vip };
+            let local = destination.node.as_deref() == Some(node);
+            let rewrite = Rewrite {
+                target_port: destination.port,
+                accepted_in: AcceptedIn::Node,
+                local,
+                terminating: destination.weight == 0,
+                dispensable: destination.forwarding == Forwarding::NatOrTunnel,
+            };
+            (key, rewrite)
+        });
         let as_endpoint = self.acceptance.iter().map(move |acceptance| {
             let key = RewriteKey { endpoint: acceptance.endpoint, side: RewriteSide::Endpoint, vip };
             let Acceptance { target_port, accepted_in, terminating, .. } = *acceptance;
-            (key, Rewrite { target_port, accepted_in, local: true, terminating })
+            (key, Rewrite { target_port, accepted_in, local: true, terminating, dispensable: false })
         });
         as_director.chain(as_endpoint)
     }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use super::endpoints::{EndpointUse, Listed, Topology, belongs, same_family};
 use super::model::{AcceptedIn, Destination, VipKind, VipPort};
-use super::service::{Listener, NodeContext, ServicePlanner};
+use super::service::{Clients, Listener, NodeContext, ServicePlanner};
 use crate::cluster::{Endpoint, EndpointSlice, Service, ServiceName, Skipped, SliceName, TrafficPolicy};
 use crate::config::ServiceSettings;
 
@@ -55,9 +55,10 @@ pub struct ExplainedEndpoint {
     pub outside: EndpointUse,
     /// What it is to clients within the cluster.
     pub inside: EndpointUse,
-    /// How this node forwards to it, where it does for any client: the weight is that for clients from outside, or else
-    /// within.
+    /// How this node forwards to it for clients from outside (where there are none: for all), if these get it.
     pub destination: Option<Destination>,
+    /// How it does for clients within the cluster, if these get it.
+    pub internal: Option<Destination>,
     /// Where this node takes in packets of any director for it, if it does.
     pub accepted_in: Option<AcceptedIn>,
 }
@@ -97,6 +98,7 @@ fn explain_listener(
             outside: why.clone(),
             inside: why,
             destination: None,
+            internal: None,
             accepted_in: None,
         }
     };
@@ -106,9 +108,9 @@ fn explain_listener(
         if !same_family(endpoint.address, vip.address) {
             return unused(endpoint, slice, Some(port), EndpointUse::OtherFamily);
         }
-        let weight = outside.weight().or(inside.weight());
         ExplainedEndpoint {
-            destination: weight.map(|weight| planner.destination(listed, kind, weight)),
+            destination: planner.destination(listener, listed, planner.clients(kind)),
+            internal: planner.destination(listener, listed, Clients::Internal),
             accepted_in: planner.accepted_in(endpoint, kind),
             inside,
             ..unused(endpoint, slice, Some(port), outside)

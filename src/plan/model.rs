@@ -94,8 +94,19 @@ pub enum Forwarding {
     Tunnel,
     /// This node takes the tunnelled packet itself and rewrites it both ways.
     Nat,
+    /// As [`Self::Nat`], which is better for these clients; but an agent accepts for the endpoint, so that it is tunnelled to
+    /// where this node cannot rewrite.
+    #[serde(rename = "nat")]
+    NatOrTunnel,
     /// The endpoint's address is this node's own: IPVS rewrites, since it does not encapsulate to itself.
     Masquerade,
+}
+
+impl Forwarding {
+    /// Whether this node shall rewrite.
+    pub fn is_nat(self) -> bool {
+        matches!(self, Self::Nat | Self::NatOrTunnel)
+    }
 }
 
 /// One endpoint behind a virtual server.
@@ -107,7 +118,7 @@ pub struct Destination {
     pub port: u16,
     /// How this node reaches it.
     pub forwarding: Forwarding,
-    /// What [`Forwarding::Tunnel`] wraps packets in.
+    /// What packets in a tunnel to it are wrapped in.
     pub encapsulation: Encapsulation,
     /// 0: no new connections, established ones go on.
     pub weight: u32,
@@ -135,7 +146,8 @@ pub struct VirtualServer {
     /// Sorted by address, then port, without duplicates: the canonical order, equal on every director.
     pub destinations: Vec<Destination>,
     /// The destinations of clients within the cluster (this node itself and [`NodeState::cluster_clients`]) where these
-    /// get others: `externalTrafficPolicy: Local` binds only what comes from outside. In the same order.
+    /// get others, or the same by other means: `externalTrafficPolicy: Local` binds only what comes from outside, and so does
+    /// `services.forwarding.external`. In the same order.
     pub internal: Option<Vec<Destination>>,
     /// No destination takes connections, and packets are dropped, not refused: a traffic policy keeps this node from using
     /// the endpoints that there are. Destinations that drain may be there all the same.
@@ -205,6 +217,8 @@ pub struct Rewrite {
     pub local: bool,
     /// The endpoint is being deleted: once the rewrite leaves the plan, it is gone, and not merely out of the Service.
     pub terminating: bool,
+    /// The endpoint is tunnelled to where this rewrite cannot be made ([`Forwarding::NatOrTunnel`]).
+    pub dispensable: bool,
 }
 
 /// Why a prefix is announced.

@@ -12,7 +12,7 @@ use super::model::{
     SourceRange, VipKind, VipPort, VirtualServer, Warning, WithoutLocalEndpoints,
 };
 use crate::cluster::{Accepts, Encapsulation, Endpoint, EndpointSlice, Service, ServicePort, TrafficPolicy};
-use crate::config::{self, ServiceSettings};
+use crate::config::{self, ForwardingTo, ServiceSettings};
 
 /// What a plan depends on besides the Service and its slices.
 #[derive(Clone, Copy, Debug)]
@@ -80,6 +80,15 @@ pub(super) struct ServicePlanner<'a> {
     pub(super) context: &'a NodeContext<'a>,
 }
 
+/// Whose connections: traffic policies and `services.forwarding` tell them apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Clients {
+    /// Outside of the cluster.
+    External,
+    /// This node itself, its pods, and `services.clusterCIDRs`.
+    Internal,
+}
+
 /// A virtual server to be, and what stands behind it.
 pub(super) struct Listener<'l> {
     pub(super) vip: VipPort,
@@ -110,6 +119,13 @@ impl Listener<'_> {
             VipKind::ExternalIP | VipKind::LoadBalancerIP | VipKind::NodePort => {
                 self.sets.in_cluster(endpoint)
             }
+        }
+    }
+
+    fn used_by(&self, clients: Clients, endpoint: &Endpoint) -> EndpointUse {
+        match clients {
+            Clients::External => self.outside(endpoint),
+            Clients::Internal => self.inside(endpoint),
         }
     }
 
@@ -206,8 +222,11 @@ impl ServicePlanner<'_> {
     fn virtual_server(&self, listener: &Listener<'_>) -> VirtualServer {
         let &Listener { vip, kind, port, policy, sets, .. } = listener;
         let (scheduler, scheduler_flags) = self.scheduler(kind);
-        let destinations = self.destinations(listener, |endpoint| listener.outside(endpoint));
+        let clients = self.clients(kind);
+        let destinations = self.destinations(listener, clients);
+        let forwarding = self.forwarding();
         let binds_outside_alone = policy == TrafficPolicy::Local && kind != VipKind::ClusterIP;
+        let differs = binds_outside_alone || forwarding.internal != forwarding.external;
         VirtualServer {
             vip,
             service: self.service.name.clone(),
@@ -216,8 +235,8 @@ impl ServicePlanner<'_> {
             scheduler,
             scheduler_flags,
             persistence: self.service.client_ip_affinity.filter(|_| scheduler != Scheduler::Mh),
-            internal: binds_outside_alone
-                .then(|| self.destinations(listener, |endpoint| listener.inside(endpoint)))
+            internal: (clients == Clients::External && differs)
+                .then(|| self.destinations(listener, Clients::Internal))
                 .filter(|internal| *internal != destinations),
             destinations,
             drops: policy == TrafficPolicy::Local && sets.has_any() && !sets.has_local(),
@@ -225,35 +244,34 @@ impl ServicePlanner<'_> {
     }
 
     /// In canonical order, as the endpoints are.
-    fn destinations(
-        &self,
-        listener: &Listener<'_>,
-        role: impl Fn(&Endpoint) -> EndpointUse,
-    ) -> Vec<Destination> {
-        let destination = |listed: &Listed<'_>| {
-            let weight = role(listed.endpoint).weight()?;
-            Some(self.destination(listed, listener.kind, weight))
-        };
-        listener.listed().filter_map(destination).collect()
+    fn destinations(&self, listener: &Listener<'_>, clients: Clients) -> Vec<Destination> {
+        listener.listed().filter_map(|listed| self.destination(listener, listed, clients)).collect()
     }
 
-    pub(super) fn destination(&self, listed: &Listed<'_>, kind: VipKind, weight: u32) -> Destination {
+    /// `None` where these clients do not get the endpoint.
+    pub(super) fn destination(
+        &self,
+        listener: &Listener<'_>,
+        listed: &Listed<'_>,
+        clients: Clients,
+    ) -> Option<Destination> {
+        let weight = listener.used_by(clients, listed.endpoint).weight()?;
         let Endpoint { address, node, .. } = listed.endpoint;
-        let forwarding = self.forwarding_to(listed.endpoint, kind);
+        let forwarding = self.forwarding_to(listed.endpoint, listener.kind, clients);
         let accepts = node.as_ref().and_then(|node| self.context.accepting.get(node));
         let gue = self.context.services.encapsulation == Encapsulation::Gue
-            && forwarding == Forwarding::Tunnel
+            && matches!(forwarding, Forwarding::Tunnel | Forwarding::NatOrTunnel)
             && !self.is_here(listed.endpoint)
             && self.acceptance_of(listed.endpoint) == AcceptedIn::Node
             && accepts.is_some_and(|accepts| accepts.gue);
-        Destination {
+        Some(Destination {
             address: *address,
             port: listed.port,
             forwarding,
             encapsulation: if gue { Encapsulation::Gue } else { Encapsulation::Ipip },
             weight,
             node: node.clone(),
-        }
+        })
     }
 
     /// What this node takes in. Endpoints that get no new connections are among it: those of the directors may
@@ -270,12 +288,12 @@ impl ServicePlanner<'_> {
         })
     }
 
-    /// Where this node takes in packets of any director for an endpoint: nowhere if it is not this node's. A pod with
-    /// the host's network has no namespace of its own.
+    /// Where this node takes in packets of any director for an endpoint: nowhere if it is not this node's, or if no director
+    /// tunnels to it for any client. A pod with the host's network has no namespace of its own.
     pub(super) fn accepted_in(&self, endpoint: &Endpoint, kind: VipKind) -> Option<AcceptedIn> {
         let on_own_address = self.context.addresses.contains(&endpoint.address);
         if kind == VipKind::NodePort
-            || self.forwarding() == Forwarding::Nat
+            || self.forwarding() == Forwarding::Nat.into()
             || !(on_own_address || self.is_here(endpoint))
         {
             None
@@ -312,31 +330,39 @@ impl ServicePlanner<'_> {
         endpoint.node.as_deref() == Some(self.context.node)
     }
 
-    fn forwarding(&self) -> Forwarding {
-        self.settings.forwarding.unwrap_or(self.context.services.forwarding)
+    /// What is asked for: by the Service's annotation for all its clients, else by the config.
+    fn forwarding(&self) -> ForwardingTo {
+        self.settings.forwarding.map_or(self.context.services.forwarding, Into::into)
     }
 
-    fn forwarding_to(&self, endpoint: &Endpoint, kind: VipKind) -> Forwarding {
+    fn forwarding_to(&self, endpoint: &Endpoint, kind: VipKind, clients: Clients) -> Forwarding {
+        let ForwardingTo { external, internal } = self.forwarding();
+        let asked = if clients == Clients::External { external } else { internal };
+        let accepted = self.is_here(endpoint)
+            || endpoint.node.as_ref().is_some_and(|node| self.context.accepting.contains_key(node));
         if self.context.addresses.contains(&endpoint.address) {
             // IPVS does not encapsulate to itself.
             Forwarding::Masquerade
-        } else if kind == VipKind::NodePort || self.forwarding() == Forwarding::Nat {
+        } else if kind == VipKind::NodePort || !accepted {
             Forwarding::Nat
-        } else if self.is_here(endpoint)
-            || endpoint.node.as_ref().is_some_and(|node| self.context.accepting.contains_key(node))
-        {
-            Forwarding::Tunnel
+        } else if asked == Forwarding::Nat && external == Forwarding::Tunnel {
+            Forwarding::NatOrTunnel
         } else {
-            Forwarding::Nat
+            asked
+        }
+    }
+
+    /// For whom [`VirtualServer::destinations`] are: a cluster IP that is not announced is known within the cluster alone.
+    pub(super) fn clients(&self, kind: VipKind) -> Clients {
+        if kind == VipKind::ClusterIP && !self.announces(kind) {
+            Clients::Internal
+        } else {
+            Clients::External
         }
     }
 
     fn scheduler(&self, kind: VipKind) -> (Scheduler, SchedulerFlags) {
-        let outside = match kind {
-            VipKind::ExternalIP | VipKind::LoadBalancerIP => true,
-            VipKind::ClusterIP => self.announces(kind),
-            VipKind::NodePort => false,
-        };
+        let outside = kind != VipKind::NodePort && self.clients(kind) == Clients::External;
         let configured = &self.context.services.scheduler;
         let scheduler = self.settings.scheduler.unwrap_or(if outside {
             configured.external

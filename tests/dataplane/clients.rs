@@ -201,6 +201,7 @@ fn plan() -> (NodePlan, Vec<VipPort>) {
                     accepted_in: AcceptedIn::Node,
                     local: true,
                     terminating: false,
+                    dispensable: false,
                 };
                 plan.rewrites.insert(key, rewrite);
             }

@@ -3,8 +3,8 @@
 use std::path::Path;
 use std::time::Duration;
 
-use sheave::config::{Config, MarkMask, VirtualServerMetrics};
-use sheave::plan::Scheduler;
+use sheave::config::{Config, ForwardingTo, MarkMask, VirtualServerMetrics};
+use sheave::plan::{Forwarding, Scheduler};
 
 fn parse(text: &str) -> Result<Config, String> {
     Config::parse(Path::new("sheave.yaml"), text).map_err(|error| error.to_string())
@@ -90,6 +90,24 @@ fn a_peer_needs_little() {
 }
 
 #[test]
+fn forwarding_is_for_all_clients_or_for_each_kind() {
+    const TUNNEL: Forwarding = Forwarding::Tunnel;
+    const NAT: Forwarding = Forwarding::Nat;
+    for (text, external, internal) in [
+        ("{}", TUNNEL, TUNNEL),
+        ("{forwarding: tunnel}", TUNNEL, TUNNEL),
+        ("{forwarding: nat}", NAT, NAT),
+        ("{forwarding: {internal: nat}}", TUNNEL, NAT),
+        ("{forwarding: {external: nat}}", NAT, TUNNEL),
+        ("{forwarding: {external: tunnel, internal: nat}}", TUNNEL, NAT),
+        ("{forwarding: {}}", TUNNEL, TUNNEL),
+    ] {
+        let read = parse(&format!("services: {text}")).unwrap().services.forwarding;
+        assert_eq!(read, ForwardingTo { external, internal }, "{text}");
+    }
+}
+
+#[test]
 fn errors_name_file_line_field_and_remedy() {
     for (text, expected) in [
         (
@@ -137,6 +155,19 @@ fn errors_name_file_line_field_and_remedy() {
         (
             "services:\n  forwarding: dsr\n",
             "sheave.yaml:2: services.forwarding: `dsr` is neither `tunnel` nor `nat`",
+        ),
+        (
+            "services:\n  forwarding:\n    external: tunnel\n    internal: masquerade\n",
+            "sheave.yaml:4: services.forwarding.internal: `masquerade` is neither `tunnel` nor `nat`",
+        ),
+        (
+            "services:\n  forwarding: {inside: nat}\n",
+            "sheave.yaml:2: services.forwarding.inside: unknown field `inside`, expected one of external, internal",
+        ),
+        (
+            "services:\n  forwarding: []\n",
+            "sheave.yaml:2: services.forwarding: invalid type: sequence, expected `tunnel`, `nat`, or one of them for \
+             each of `external` and `internal`",
         ),
     ] {
         assert_eq!(parse(text).unwrap_err(), expected, "{text}");

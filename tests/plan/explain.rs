@@ -15,7 +15,7 @@ fn lines(server: &ExplainedServer) -> Vec<String> {
         if endpoint.inside != endpoint.outside {
             line += &format!("; inside: {}", endpoint.inside);
         }
-        if let Some(destination) = &endpoint.destination {
+        if let Some(destination) = endpoint.destination.as_ref().or(endpoint.internal.as_ref()) {
             line += &format!("; {:?} {}", destination.forwarding, destination.weight);
         }
         if let Some(accepted_in) = endpoint.accepted_in {
@@ -154,16 +154,16 @@ proptest! {
             prop_assert_eq!(server.vip, explained.vip);
             let listed: usize = world.slices.iter().map(|slice| slice.endpoints.len()).sum();
             prop_assert_eq!(explained.endpoints.len(), listed);
-            let destinations = |used: fn(&sheave::plan::ExplainedEndpoint) -> Option<u32>| -> Vec<_> {
-                explained.endpoints.iter().filter_map(|endpoint| {
-                    let weight = used(endpoint)?;
-                    Some(sheave::plan::Destination { weight, ..endpoint.destination.clone().unwrap() })
-                }).collect()
-            };
-            let outside = destinations(|endpoint| endpoint.outside.weight());
-            let inside = destinations(|endpoint| endpoint.inside.weight());
+            let endpoints = || explained.endpoints.iter();
+            let outside: Vec<_> = endpoints().filter_map(|endpoint| endpoint.destination.clone()).collect();
+            let inside: Vec<_> = endpoints().filter_map(|endpoint| endpoint.internal.clone()).collect();
             prop_assert_eq!(&server.destinations, &outside);
             prop_assert_eq!(server.internal.as_ref().unwrap_or(&server.destinations), &inside);
+            for endpoint in endpoints() {
+                let weight = |of: &Option<sheave::plan::Destination>| of.as_ref().map(|to| to.weight);
+                prop_assert_eq!(weight(&endpoint.destination), endpoint.outside.weight());
+                prop_assert_eq!(weight(&endpoint.internal), endpoint.inside.weight());
+            }
         }
     }
 }

@@ -6,6 +6,7 @@ mod config;
 mod conflicts;
 mod endpoints;
 mod explain;
+mod forwarding;
 mod index;
 mod manifests;
 mod node;

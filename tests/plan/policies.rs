@@ -174,7 +174,7 @@ fn where_packets_are_taken_in() {
         (
             "kube-router's DSR",
             |w| {
-                w.config.services.forwarding = Forwarding::Nat;
+                w.config.services.forwarding = Forwarding::Nat.into();
                 w.annotate("kube-router.io/service.dsr", "tunnel");
             },
             &[AcceptedIn::Node, AcceptedIn::Node, AcceptedIn::Pod],
@@ -278,6 +278,34 @@ fn what_clients_within_the_cluster_get_is_rewritten_too() {
 
     plan.set(&world.service.name, None, None);
     assert!(plan.rewrites.is_empty());
+}
+
+#[test]
+fn what_is_tunnelled_to_for_some_clients_is_rewritten_for_others() {
+    let mut world = local(&["10.244.1.10@node-a", "10.244.2.10@node-b", "10.244.3.10@node-c"]);
+    world.service.external_traffic_policy = TrafficPolicy::Cluster;
+    let mut plan = NodePlan::new("node-a");
+    let rewrites = |plan: &NodePlan| {
+        let rewrites = plan.rewrites.iter();
+        let mut rewrites: Vec<_> = rewrites
+            .map(|(key, rewrite)| (key.endpoint.to_string(), key.side, rewrite.dispensable))
+            .collect();
+        rewrites.sort();
+        rewrites
+    };
+    let own = || ("10.244.1.10".to_owned(), RewriteSide::Endpoint, false);
+    let director = |last: u8, dispensable| (format!("10.244.{last}.10"), RewriteSide::Director, dispensable);
+    set(&mut plan, &world);
+    assert_eq!(rewrites(&plan), [own(), director(3, false)]);
+    world.config.services.forwarding.internal = Forwarding::Nat;
+    let delta = set(&mut plan, &world);
+    let expected = [own(), director(1, true), director(2, true), director(3, false)];
+    assert_eq!(rewrites(&plan), expected, "nobody accepts on node-c: there is no other way");
+    assert_eq!((delta.rewrites.len(), delta.virtual_servers.len()), (2, 1));
+    assert!(set(&mut plan, &world).is_empty());
+    world.config.services.forwarding.internal = Forwarding::Tunnel;
+    assert_eq!(set(&mut plan, &world).rewrites.len(), 2);
+    assert_eq!(rewrites(&plan), [own(), director(3, false)]);
 }
 
 #[test]

@@ -2,14 +2,18 @@
 
 use sheave::cluster::{EndpointPort, LoadBalancerIp, Protocol, ServicePort, Skipped};
 use sheave::config::{NodePortAddresses, Schedulers};
-use sheave::plan::{Forwarding, Scheduler};
+use sheave::plan::Scheduler;
 
 use crate::build::{World, ip, lines, mk_endpoint, mk_load_balancer_ip, mk_port, mk_slice};
 
 /// What differs from [`World::new`], and the whole plan it comes to.
-struct Case(&'static str, fn(&mut World), &'static [&'static str]);
+pub(crate) struct Case(
+    pub(crate) &'static str,
+    pub(crate) fn(&mut World),
+    pub(crate) &'static [&'static str],
+);
 
-fn check(cases: &[Case]) {
+pub(crate) fn check(cases: &[Case]) {
     for Case(name, change, expected) in cases {
         let mut world = World::new();
         change(&mut world);
@@ -17,7 +21,6 @@ fn check(cases: &[Case]) {
     }
 }
 
-const TO_ALL: &str = "Tunnel 10.244.1.10:8080, Tunnel 10.244.2.10:8080, Nat 10.244.3.10:8080";
 const ACCEPT: &str = "accept 10.244.1.10 at 8080 for TCP 10.96.0.80:80";
 
 /// A macro only because `concat!` takes no constants.
@@ -27,60 +30,7 @@ macro_rules! to_all {
     };
 }
 
-macro_rules! all_nat {
-    ($head:literal) => {
-        concat!($head, ": Nat 10.244.1.10:8080, Nat 10.244.2.10:8080, Nat 10.244.3.10:8080")
-    };
-}
-
 const PLAIN: &str = to_all!("ClusterIP TCP 10.96.0.80:80 Rr");
-
-#[test]
-fn forwarding() {
-    assert!(PLAIN.ends_with(TO_ALL));
-    check(&[
-        Case("own pod and accepting node tunnel, others nat", |_| {}, &[PLAIN, ACCEPT]),
-        Case(
-            "own host network endpoint is masqueraded to, and accepted for the other directors",
-            |w| w.slices = vec![mk_slice("s", "web", 8080, &["10.0.0.1@node-a"])],
-            &[
-                "ClusterIP TCP 10.96.0.80:80 Rr: Masquerade 10.0.0.1:8080",
-                "accept 10.0.0.1 at 8080 for TCP 10.96.0.80:80",
-            ],
-        ),
-        Case(
-            "own address without a nodeName is own all the same",
-            |w| w.slices = vec![mk_slice("s", "web", 8080, &["10.0.0.1"])],
-            &[
-                "ClusterIP TCP 10.96.0.80:80 Rr: Masquerade 10.0.0.1:8080",
-                "accept 10.0.0.1 at 8080 for TCP 10.96.0.80:80",
-            ],
-        ),
-        Case(
-            "an endpoint outside of the cluster",
-            |w| w.slices = vec![mk_slice("s", "web", 8080, &["192.0.2.9"])],
-            &["ClusterIP TCP 10.96.0.80:80 Rr: Nat 192.0.2.9:8080"],
-        ),
-        Case(
-            "annotation nat: nobody accepts",
-            |w| w.annotate("sheave.io/forwarding", "nat"),
-            &[all_nat!("ClusterIP TCP 10.96.0.80:80 Rr")],
-        ),
-        Case(
-            "config nat",
-            |w| w.config.services.forwarding = Forwarding::Nat,
-            &[all_nat!("ClusterIP TCP 10.96.0.80:80 Rr")],
-        ),
-        Case(
-            "config nat, annotation tunnel",
-            |w| {
-                w.config.services.forwarding = Forwarding::Nat;
-                w.annotate("sheave.io/forwarding", "tunnel");
-            },
-            &[PLAIN, ACCEPT],
-        ),
-    ]);
-}
 
 #[test]
 fn endpoints() {

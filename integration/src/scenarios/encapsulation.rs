@@ -16,7 +16,7 @@ use crate::fabric::{Direction, Node};
 use crate::kernel;
 use crate::lab::{Lab, POD_PORT};
 use crate::netns::NetNs;
-use crate::traffic::{Bulk, Connections, Load, Request, Server, bulk};
+use crate::traffic::{Bulk, Request, Server, Steady, bulk};
 use crate::wait::await_some;
 
 /// How long an agent may take to follow, or to write.
@@ -102,50 +102,12 @@ fn await_accepts_gue(lab: &Lab) -> Result<()> {
         .try_for_each(|node| server.await_annotation(LIMIT, node, ACCEPTS_ANNOTATION, Some("ipip,gue")))
 }
 
-/// Requests of all protocols in both families, and connections that stay open.
-struct Traffic {
-    loads: Vec<(String, Load)>,
-    connections: Vec<Connections>,
-}
-
-impl Traffic {
-    fn start(lab: &Lab, service: &Service) -> Result<Self> {
-        let client = &lab.fabric.client;
-        let (mut loads, mut connections) = (Vec::new(), Vec::new());
-        for family in Family::BOTH {
-            let vip = service.vip(family);
-            for protocol in [Tcp, Udp, Sctp] {
-                let load = Load::start(client, protocol, vip, 80, 1)?;
-                loads.push((format!("{family} {protocol}"), load));
-            }
-            for protocol in [Tcp, Sctp] {
-                connections.push(Connections::open(client, protocol, vip, 80, 10)?);
-            }
-        }
-        Ok(Self { loads, connections })
-    }
-
-    fn check(&mut self) -> Result<()> {
-        for (name, load) in &self.loads {
-            load.await_answers(20).with_context(|| name.clone())?;
-        }
-        self.connections.iter_mut().try_for_each(Connections::check)
-    }
-
-    fn none_failed(mut self) -> Result<()> {
-        self.check()?;
-        for (name, load) in self.loads {
-            load.stop()?.ensure_none_failed().context(name)?;
-        }
-        Ok(())
-    }
-}
-
 fn rolling(lab: &mut Lab) -> Result<()> {
     let service = everywhere(lab, "rolling", 80)?;
     lab.apply(&service)?;
     await_accepts_gue(lab)?;
-    let mut traffic = Traffic::start(lab, &service)?;
+    let client = &lab.fabric.client;
+    let mut traffic = Steady::start(&Family::BOTH.map(|family| (client, service.vip(family))))?;
     for encapsulation in [Encapsulation::Gue, Encapsulation::Ipip] {
         for name in lab.node_names() {
             change(lab, &name, encapsulation, &service)?;

@@ -1,18 +1,22 @@
 //! Forwarding *nat*: for fabrics where no packet may leave a node with a source that is not its own.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use sheave::cluster::Protocol::{self, Sctp, Tcp, Udp};
+use sheave_ipvs::ServiceKey;
 
 use super::Scenario;
 use super::ask::{expect_seen_as, silence};
 use crate::cluster::Service;
 use crate::fabric::Node;
 use crate::fabric::addresses::{self, Family};
+use crate::kernel;
 use crate::lab::{HOST_PORT, Lab, POD_PORT};
 use crate::netns::NetNs;
-use crate::traffic::{Connections, Request};
+use crate::traffic::{Connections, Load, Request, Steady};
+use crate::wait::await_some;
 
 pub(super) const SCENARIOS: &[Scenario] = &[
     Scenario {
@@ -26,7 +30,18 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         proves: "with forwarding nat for the whole cluster the same holds without an annotation, for hostNetwork endpoints and node ports too",
         run: nat_everywhere,
     },
+    Scenario {
+        name: "nat-inside-rolling",
+        proves: "three agents change to nat within the cluster alone and back, one by one, under load of TCP, UDP and SCTP from pods, nodes and outside, with long connections: 0 failed, 0 lost",
+        run: inside_rolling,
+    },
 ];
+
+/// The config of agents that forward for clients within the cluster alone.
+pub(super) const INTERNAL_NAT: &str = "  forwarding: {external: tunnel, internal: nat}\n";
+
+/// How long an agent may take to follow.
+const LIMIT: Duration = Duration::from_secs(40);
 
 const NODE_PORT: u16 = 30077;
 
@@ -86,6 +101,72 @@ fn nat_everywhere(lab: &mut Lab) -> Result<()> {
         lab.restart_with(&name, "")?;
     }
     Ok(())
+}
+
+fn inside_rolling(lab: &mut Lab) -> Result<()> {
+    let pods = [lab.fabric.pod("a1")?, lab.fabric.pod("b1")?, lab.fabric.pod("c1")?];
+    let service = Service::new("inside-rolling", 79).all_protocols(80, POD_PORT).endpoints(pods);
+    lab.apply(&service)?;
+    let mut ways = Vec::new();
+    // An association of SCTP would not live long on a node, which has several addresses.
+    let (mut of_node, node) = (Vec::new(), lab.fabric.node("node-b")?.ns.clone());
+    for family in Family::BOTH {
+        ways.push((&lab.fabric.pod("a2")?.ns, service.cluster_ip(family)));
+        ways.push((&lab.fabric.pod("c2")?.ns, service.vip(family)));
+        ways.push((&lab.fabric.client, service.vip(family)));
+        of_node.push(Connections::open(&node, Tcp, service.vip(family), 80, 10)?);
+    }
+    let load_of_node = Load::start(&node, Tcp, service.cluster_ip(Family::V4), 80, 1)?;
+    let mut traffic = Steady::start(&ways)?;
+    for (config, nat) in [(INTERNAL_NAT, true), ("", false)] {
+        for name in lab.node_names() {
+            lab.restart_with(&name, config)?;
+            await_inside(lab, &name, nat, &service)?;
+            traffic.check().with_context(|| format!("{name}: nat: {nat}"))?;
+            of_node
+                .iter_mut()
+                .try_for_each(Connections::check)
+                .with_context(|| format!("{name}: of node-b"))?;
+        }
+        lab.await_applied(&service)?;
+        traffic.check()?;
+    }
+    load_of_node.stop()?.ensure_none_failed().context("node-b")?;
+    traffic.none_failed()?;
+    lab.remove(&service)
+}
+
+/// Waits until a director's new connections from within the cluster go to stand-ins, or to none; those from outside to none.
+fn await_inside(lab: &Lab, name: &str, nat: bool, service: &Service) -> Result<()> {
+    let node = lab.fabric.node(name)?;
+    let is_stand_in = |to: IpAddr| match to {
+        IpAddr::V4(to) => to.octets()[0] >= 240,
+        IpAddr::V6(to) => to.segments()[..4] == [0x100, 0, 0, 0],
+    };
+    await_some(LIMIT, &format!("{name}: nat inside: {nat}"), || {
+        let servers = kernel::virtual_servers(&node.ns).map_err(|error| format!("{error:#}"))?;
+        for family in Family::BOTH {
+            for protocol in [Tcp, Udp, Sctp] {
+                for (address, nat) in [(service.cluster_ip(family), nat), (service.vip(family), false)] {
+                    let to = kernel::active(&servers, protocol, (address, 80).into());
+                    let as_wanted = |to: &SocketAddr| is_stand_in(to.ip()) == nat;
+                    if to.len() != service.endpoints.len() || !to.iter().all(as_wanted) {
+                        return Err(format!("{protocol} {address}: {to:?}"));
+                    }
+                }
+            }
+        }
+        let marked = servers.iter().filter(|entry| matches!(entry.service.key, ServiceKey::Fwmark { .. }));
+        let to = marked.flat_map(|entry| &entry.destinations).map(|entry| entry.destination);
+        let mut open = to.filter(|to| to.weight > 0).map(|to| is_stand_in(to.address));
+        let count = open.clone().count();
+        let missing = nat && count == 0;
+        if !missing && open.all(|to| to == nat) {
+            Ok(())
+        } else {
+            Err(format!("{count} destinations by mark"))
+        }
+    })
 }
 
 /// One endpoint, the ports differing from the Service's.

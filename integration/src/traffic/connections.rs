@@ -104,9 +104,10 @@ impl Connections {
         }
         ensure!(
             lost.is_empty(),
-            "{} of {} connections to {} lost: {}",
+            "{} of {} connections to {} {} lost: {}",
             lost.len(),
             self.sockets.len(),
+            self.protocol,
             self.to,
             lost.join("; ")
         );

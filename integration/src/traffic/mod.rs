@@ -6,6 +6,7 @@ mod http;
 mod load;
 mod request;
 mod server;
+mod steady;
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -20,6 +21,7 @@ pub use http::{Page, get};
 pub use load::{Load, LoadReport};
 pub use request::{Answer, Ending, Request, flows};
 pub use server::Server;
+pub use steady::Steady;
 
 /// How long a client waits for an answer unless told otherwise; long enough for one retransmitted SYN.
 pub const LIMIT: Duration = Duration::from_secs(4);

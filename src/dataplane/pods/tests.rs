@@ -134,6 +134,7 @@ fn update(pairs: &mut Pairs, steps: &[Step], now: Instant) -> BTreeSet<IpAddr> {
                     accepted_in,
                     local: true,
                     terminating: false,
+                    dispensable: false,
                 }),
             )
         })
@@ -224,8 +225,13 @@ fn what_is_back_in_time_lingers_no_more() {
 fn a_director_s_rewrites_are_none_of_a_pod_s() {
     let mut pairs = Pairs::default();
     let key = RewriteKey { endpoint: ip(POD), side: RewriteSide::Director, vip: vip(VIP, Tcp, 80) };
-    let rewrite =
-        Rewrite { target_port: 80, accepted_in: AcceptedIn::Node, local: false, terminating: false };
+    let rewrite = Rewrite {
+        target_port: 80,
+        accepted_in: AcceptedIn::Node,
+        local: false,
+        terminating: false,
+        dispensable: false,
+    };
     assert!(pairs.update([(&key, Some(&rewrite))], Instant::now()).is_empty());
     assert_eq!(pairs.keys().count(), 0);
 }

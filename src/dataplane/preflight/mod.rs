@@ -11,8 +11,10 @@
 //!   cni        CNIs that go round netfilter, or keep pods from answering as a virtual IP
 //!   ports      who listens on the BGP port
 //!   rules      nftables rules of others that our packets meet
+//!   clients    those among them that answers of Services meet, on their way to pods and programs here
 //! ```
 
+mod clients;
 mod cni;
 mod kernel;
 mod network;
@@ -24,6 +26,7 @@ mod settings;
 
 use std::collections::BTreeSet;
 
+use ipnet::IpNet;
 use serde::Serialize;
 
 use self::cni::Cni;
@@ -85,6 +88,9 @@ pub struct Wants {
     pub acceptance: AcceptedIn,
     /// Where the agent listens for BGP; `None`: nowhere.
     pub bgp_port: Option<u16>,
+    /// Clients on this node get answers straight from endpoints, with virtual IPs of these ranges (and of the plan) as
+    /// their sources; `None`: they get none so.
+    pub answering: Option<Vec<IpNet>>,
 }
 
 /// Looks at this node: whether an agent with these `settings` and `wants` could make it what `plan` says. Needs a tokio
@@ -134,6 +140,8 @@ pub async fn preflight(settings: &Settings, wants: &Wants, plan: &NodePlan) -> V
     findings.extend(owners::processes());
     findings.extend(cni::check(&cni));
     findings.extend(owners::legacy_iptables());
-    findings.extend(rules::check(&listing, rules, network.ipv6));
+    let answering: Option<Vec<IpNet>> =
+        wants.answering.as_ref().map(|known| known.iter().copied().chain(super::vip_nets(plan)).collect());
+    findings.extend(rules::check(&listing, rules, network.ipv6, answering.as_deref()));
     findings
 }

@@ -7,23 +7,24 @@
 
 use std::collections::BTreeSet;
 
+use ipnet::IpNet;
 use serde_json::Value;
 
 use super::super::ruleset::{Rules, TABLE};
-use super::Finding;
+use super::{Finding, clients};
 
 /// A table of somebody else, or a chain in it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Name<'a> {
+pub(super) struct Name<'a> {
     family: &'a str,
     table: &'a str,
-    chain: &'a str,
+    pub(super) chain: &'a str,
 }
 
 /// A rule: its chain, and its expressions in order.
-struct Rule<'a> {
-    of: Name<'a>,
-    expressions: &'a [Value],
+pub(super) struct Rule<'a> {
+    pub(super) of: Name<'a>,
+    pub(super) expressions: &'a [Value],
     /// The whole of it, for what names us.
     object: &'a Value,
 }
@@ -39,7 +40,8 @@ pub fn chains(objects: &[Value]) -> impl Iterator<Item = (String, &str)> {
 /// Chains that drop some packets if they come another way than their answer would go: those of pods, unless the rule
 /// is about an interface of `not`.
 pub fn source_checks_of_some(objects: &[Value], not: &[&str]) -> Vec<String> {
-    let mut found: Vec<String> = rules_of_others(objects)
+    let (_, others) = of_others(objects);
+    let mut found: Vec<String> = others
         .iter()
         .filter(|rule| {
             let check = SourceCheck::of(rule);
@@ -54,29 +56,27 @@ pub fn source_checks_of_some(objects: &[Value], not: &[&str]) -> Vec<String> {
     found
 }
 
-/// Looks for rules that are in our way, in nft's JSON of all rules. `ipv6`: the Node has it.
-pub fn check(objects: &[Value], rules: Rules, ipv6: bool) -> Vec<Finding> {
-    let chains: Vec<(Name<'_>, &Value)> = objects
-        .iter()
-        .filter_map(|object| object.get("chain"))
-        .map(|chain| (name(chain, "name"), chain))
-        .filter(|(name, _)| !is_ours(*name))
-        .collect();
-    let others = rules_of_others(objects);
+/// Looks for rules that are in our way, in nft's JSON of all rules. `ipv6`: the Node has it. `answering`: the addresses from
+/// which clients on this node get answers straight from endpoints, as far as they are known; `None`: they get none so.
+pub fn check(objects: &[Value], rules: Rules, ipv6: bool, answering: Option<&[IpNet]>) -> Vec<Finding> {
+    let (chains, others) = of_others(objects);
     let prepared: BTreeSet<(&str, &str)> = others
         .iter()
         .filter(|rule| names_us(rule, rules.mask.bit()))
         .map(|rule| (rule.of.family, rule.of.table))
         .collect();
     let mut findings = Vec::new();
-    for (name, chain) in &chains {
-        if ["ip", "ip6", "inet"].contains(&name.family)
-            && (ipv6 || name.family != "ip6")
-            && !prepared.contains(&(name.family, name.table))
-        {
+    let met: Vec<(Name<'_>, &Value)> = chains
+        .iter()
+        .filter(|(name, _)| ["ip", "ip6", "inet"].contains(&name.family) && (ipv6 || name.family != "ip6"))
+        .copied()
+        .collect();
+    for (name, chain) in &met {
+        if !prepared.contains(&(name.family, name.table)) {
             findings.extend(judge_default(*name, chain, &others, rules.mask.bit()));
         }
     }
+    findings.extend(answering.and_then(|services| clients::judge(&met, &others, services)));
     for rule in &others {
         if !prepared.contains(&(rule.of.family, rule.of.table)) {
             findings.extend(judge_source_check(rule, ipv6));
@@ -89,8 +89,15 @@ pub fn check(objects: &[Value], rules: Rules, ipv6: bool) -> Vec<Finding> {
     findings
 }
 
-fn rules_of_others(objects: &[Value]) -> Vec<Rule<'_>> {
-    objects
+/// Chains and rules that are not ours.
+pub(super) fn of_others(objects: &[Value]) -> (Vec<(Name<'_>, &Value)>, Vec<Rule<'_>>) {
+    let chains: Vec<(Name<'_>, &Value)> = objects
+        .iter()
+        .filter_map(|object| object.get("chain"))
+        .map(|chain| (name(chain, "name"), chain))
+        .filter(|(name, _)| !is_ours(*name))
+        .collect();
+    let rules: Vec<Rule<'_>> = objects
         .iter()
         .filter_map(|object| object.get("rule"))
         .map(|rule| Rule {
@@ -99,10 +106,11 @@ fn rules_of_others(objects: &[Value]) -> Vec<Rule<'_>> {
             object: rule,
         })
         .filter(|rule| !is_ours(rule.of))
-        .collect()
+        .collect();
+    (chains, rules)
 }
 
-fn field<'a>(object: &'a Value, name: &str) -> &'a str {
+pub(super) fn field<'a>(object: &'a Value, name: &str) -> &'a str {
     object.get(name).and_then(Value::as_str).unwrap_or_default()
 }
 
@@ -114,7 +122,7 @@ fn is_ours(name: Name<'_>) -> bool {
     name.family == "inet" && name.table == TABLE
 }
 
-fn subject(name: Name<'_>) -> String {
+pub(super) fn subject(name: Name<'_>) -> String {
     format!("chain {} in table {} {}", name.chain, name.family, name.table)
 }
 
@@ -128,13 +136,17 @@ fn names_us(rule: &Rule<'_>, bit: u32) -> bool {
     by_mark || rule.object.to_string().contains("sheave")
 }
 
+/// Whether it ends a packet's way.
+pub(super) fn refuses(expression: &Value) -> bool {
+    expression.get("drop").is_some() || expression.get("reject").is_some()
+}
+
 /// A base chain whose packets are dropped or rejected unless a rule accepts them.
 fn judge_default(name: Name<'_>, chain: &Value, rules: &[Rule<'_>], bit: u32) -> Option<Finding> {
     let hook = field(chain, "hook");
     if field(chain, "type") != "filter" || !["input", "forward"].contains(&hook) {
         return None;
     }
-    let refuses = |expression: &Value| expression.get("drop").is_some() || expression.get("reject").is_some();
     let neutral = |expression: &Value| expression.get("counter").is_some() || expression.get("log").is_some();
     let last = rules.iter().rev().find(|rule| rule.of == name);
     let ends_so = last.is_some_and(|rule| {

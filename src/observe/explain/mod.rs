@@ -157,6 +157,8 @@ pub struct Endpoint {
     pub internal: Use,
     /// How this node hands packets to it, if it is used for anybody.
     pub forwarding: Option<Forwarding>,
+    /// How it does so for clients within the cluster, where that is otherwise.
+    pub internal_forwarding: Option<Forwarding>,
     /// `node` or `pod`: in whose network namespace this node takes in for it what any director sends; `None`: it does not.
     pub accepted_in: Option<String>,
 }

@@ -203,10 +203,22 @@ impl View<'_> {
     }
 
     fn endpoint(&self, explained: &ExplainedEndpoint, kind: VipKind) -> Endpoint {
-        let ExplainedEndpoint { address, port, node, slice, outside, inside, destination, accepted_in } =
-            explained;
+        let ExplainedEndpoint {
+            address,
+            port,
+            node,
+            slice,
+            outside,
+            inside,
+            destination,
+            internal,
+            accepted_in,
+        } = explained;
         let of =
             |to_client: &plan::EndpointUse| Use { weight: to_client.weight(), why: to_client.to_string() };
+        let how = |to: &Option<plan::Destination>| to.as_ref().map(|to| self.forwarding(to, kind));
+        let inside_alone = how(internal);
+        let forwarding = how(destination).or_else(|| inside_alone.clone());
         Endpoint {
             address: *address,
             port: *port,
@@ -214,7 +226,8 @@ impl View<'_> {
             slice: slice.name.to_string(),
             external: of(outside),
             internal: of(inside),
-            forwarding: destination.as_ref().map(|destination| self.forwarding(destination, kind)),
+            internal_forwarding: inside_alone.filter(|internal| forwarding.as_ref() != Some(internal)),
+            forwarding,
             accepted_in: accepted_in.map(|accepted_in| {
                 match accepted_in {
                     AcceptedIn::Node => "node",
@@ -229,8 +242,10 @@ impl View<'_> {
         let plan::Destination { forwarding, encapsulation, node, .. } = destination;
         let services = &self.planner.config().services;
         let here = node.as_deref() == Some(self.planner.node());
-        let by_service =
-            self.planner.settings_of(self.name).and_then(|settings| settings.forwarding).is_some();
+        let by_service = self.planner.settings_of(self.name).and_then(|settings| settings.forwarding);
+        let accepted = here || node.as_ref().is_some_and(|node| self.planner.accepting().contains_key(node));
+        let is_nat = |forwarding| forwarding == plan::Forwarding::Nat;
+        let all_nat = by_service.map_or(services.forwarding == plan::Forwarding::Nat.into(), is_nat);
         let (method, why) = match forwarding {
             plan::Forwarding::Masquerade => (
                 "masquerade",
@@ -254,12 +269,14 @@ impl View<'_> {
                     _ if kind == VipKind::NodePort => {
                         "a node port: its reply must come from this node".into()
                     }
-                    _ if self.asks_for_nat() && by_service => "its annotation asks for nat".into(),
-                    _ if self.asks_for_nat() => "services.forwarding is nat".into(),
+                    _ if all_nat && by_service.is_some() => "its annotation asks for nat".into(),
+                    _ if all_nat => "services.forwarding is nat".into(),
+                    _ if accepted => "services.forwarding.external is nat".into(),
                     Some(node) => format!("no agent accepts on {node}"),
                     None => "of no known node: nobody accepts for it".into(),
                 },
             ),
+            plan::Forwarding::NatOrTunnel => ("nat", "services.forwarding.internal is nat".into()),
         };
         Forwarding {
             method: method.into(),
@@ -272,11 +289,6 @@ impl View<'_> {
             }),
             why,
         }
-    }
-
-    fn asks_for_nat(&self) -> bool {
-        let own = self.planner.settings_of(self.name).and_then(|settings| settings.forwarding);
-        own.unwrap_or(self.planner.config().services.forwarding) == plan::Forwarding::Nat
     }
 
     fn announcement(&self, vip: VipPort, kind: VipKind, asked: Option<&plan::VirtualServer>) -> Announcement {

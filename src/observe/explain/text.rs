@@ -169,7 +169,17 @@ fn write_endpoints(
 
 /// Address, node, weight and forwarding; and why.
 fn row(endpoint: &Endpoint, internal_differs: bool) -> ([String; 4], String) {
-    let Endpoint { address, port, node, slice: _, external, internal, forwarding, accepted_in } = endpoint;
+    let Endpoint {
+        address,
+        port,
+        node,
+        slice: _,
+        external,
+        internal,
+        forwarding,
+        internal_forwarding,
+        accepted_in,
+    } = endpoint;
     let weight = |weight: Option<u32>| {
         weight.map_or_else(|| "not used".to_owned(), |weight| format!("weight {weight}"))
     };
@@ -178,6 +188,8 @@ fn row(endpoint: &Endpoint, internal_differs: bool) -> ([String; 4], String) {
         why.push(format!("within the cluster {}: {}", weight(internal.weight), internal.why));
     }
     why.extend(forwarding.iter().map(|forwarding| forwarding.why.clone()));
+    let inside = internal_forwarding.iter();
+    why.extend(inside.map(|inside| format!("within the cluster {}: {}", inside.method, inside.why)));
     match accepted_in.as_deref() {
         Some("pod") => why.push("accepted within its pod".into()),
         Some(_) => why.push("accepted on this node".into()),

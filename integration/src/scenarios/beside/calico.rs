@@ -39,10 +39,10 @@ pub(super) const SCENARIOS: &[Scenario] = &[
 
 /// What a policy says of a pod.
 #[derive(Clone, Copy)]
-struct Ingress<'a> {
-    pod: &'a str,
+pub(super) struct Ingress<'a> {
+    pub(super) pod: &'a str,
     /// An nft match, or none that anything meets.
-    allows: Option<&'a str>,
+    pub(super) allows: Option<&'a str>,
 }
 
 fn calico(lab: &mut Lab) -> Result<()> {
@@ -119,6 +119,7 @@ fn client_policy(lab: &mut Lab) -> Result<()> {
     let vips6 = format!("ip6 saddr {{ {external6}, {cluster6} }}");
     let closed = Ingress { pod: "c1", allows: None };
     beside(lab, &[(Family::V4, closed), (Family::V6, closed)], |lab| {
+        complains(lab, "node-c", "warn", "decides in chain tw-c1 in table ip calico and another chain")?;
         let client = lab.fabric.pod("c1")?;
         for family in Family::BOTH {
             for protocol in [Tcp, Udp] {
@@ -174,7 +175,7 @@ fn pod_acceptance(lab: &mut Lab) -> Result<()> {
 }
 
 /// Does `body` with such a CNI on every node.
-fn beside(
+pub(super) fn beside(
     lab: &mut Lab,
     policies: &[(Family, Ingress<'_>)],
     body: impl FnOnce(&mut Lab) -> Result<()>,
@@ -229,8 +230,7 @@ fn overlay(fabric: &Fabric, node: &Node, on: bool) -> Result<()> {
 fn felix(family: Family, node: &Node, hosts: &str, policies: &[Ingress<'_>]) -> String {
     let ip = nft_family(family);
     let [_, pool, ..] = addresses::cluster_prefixes(family);
-    // As with `natOutgoingAddress` (Calico's own is for IPv4): masquerading takes the address of the link, and those are
-    // routed to nowhere here.
+    // `natOutgoingAddress`: plain masquerading takes the address of the link, and those are routed to nowhere here.
     let outgoing = node.address(family);
     let list = node.pods.iter().map(|pod| format!("\"{}\"", pod.name)).collect::<Vec<_>>().join(", ");
     let workloads = format!("{{ {list} }}");

@@ -18,7 +18,7 @@ pub(super) const SCENARIOS: &[Scenario] = &[Scenario {
 }];
 
 /// A firewall that lets in what was asked for and what runs the node and its pods, and, before its end, these.
-fn firewall(input: &str, forward: &str) -> String {
+pub(super) fn rules(input: &str, forward: &str) -> String {
     let pods = Family::BOTH.map(|family| addresses::cluster_prefixes(family)[1]);
     let [pods4, pods6] = pods;
     format!(
@@ -55,7 +55,7 @@ fn host_firewall(lab: &mut Lab) -> Result<()> {
     with_rules(
         lab,
         &["inet firewall"],
-        |_| firewall("", ""),
+        |_| rules("", ""),
         |lab| {
             for chain in ["chain input", "chain forward"] {
                 complains(lab, "node-a", "warn", chain)?;
@@ -69,7 +69,7 @@ fn host_firewall(lab: &mut Lab) -> Result<()> {
                     format!("{} saddr {{ {external}, {cluster} }} accept\n    ", super::nft_family(family))
                 })
                 .concat();
-            let open = firewall(
+            let open = rules(
                 &format!("meta mark & 0x2000 == 0x2000 accept\n    {from_vips}"),
                 &format!("iifname {{ \"sheave4\", \"sheave6\" }} accept\n    {from_vips}"),
             );

@@ -3,6 +3,7 @@
 //! Each scenario puts on the nodes what the other program would, drives real traffic and takes it away again.
 
 mod calico;
+mod clients;
 mod firewall;
 mod overlay;
 mod policies;
@@ -26,8 +27,15 @@ use crate::wait::await_some;
 
 /// All of them.
 pub(super) fn scenarios() -> Vec<Scenario> {
-    [overlay::SCENARIOS, calico::SCENARIOS, policies::SCENARIOS, sources::SCENARIOS, firewall::SCENARIOS]
-        .concat()
+    [
+        overlay::SCENARIOS,
+        calico::SCENARIOS,
+        clients::SCENARIOS,
+        policies::SCENARIOS,
+        sources::SCENARIOS,
+        firewall::SCENARIOS,
+    ]
+    .concat()
 }
 
 /// The families' names in nft.
@@ -133,7 +141,8 @@ fn nodes_reach(fabric: &Fabric, service: &Service, endpoint: &str) -> Result<()>
 /// What `sheave check` finds on a node that is not as it should be for these Services, with the remedies.
 fn complaints(lab: &Lab, node: &str) -> Result<Vec<Value>> {
     let mut check = lab.sheave(node, "check");
-    check.args(["-o", "json", "--node", node, "--manifests"]).arg(lab.source.manifests()?.dir());
+    check.args(["-o", "json", "--node", node, "--config"]).arg(lab.config(node));
+    check.arg("--manifests").arg(lab.source.manifests()?.dir());
     let output = check.output().context("sheave check")?;
     let answer: Value = serde_json::from_slice(&output.stdout).with_context(|| {
         format!("sheave check on {node}: {}", String::from_utf8_lossy(&output.stderr).trim_end())

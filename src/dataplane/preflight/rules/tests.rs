@@ -102,7 +102,7 @@ fn what_is_in_the_way() {
             &[Fine],
         ),
     ] {
-        let findings = check(&objects, rules(), true);
+        let findings = check(&objects, rules(), true, None);
         let severities: Vec<Severity> = findings.iter().map(|finding| finding.severity).collect();
         assert_eq!(severities, expected, "{case}: {findings:?}");
     }
@@ -115,7 +115,7 @@ fn ipv6_matters_where_the_node_has_it() {
         rule("ip6", "raw", "PREROUTING", &json!([fib(&["saddr", "iif"]), {"drop": null}])),
     ];
     for (ipv6, expected) in [(true, 2), (false, 0)] {
-        let findings = check(&objects, rules(), ipv6);
+        let findings = check(&objects, rules(), ipv6, None);
         assert_eq!(findings.iter().filter(|finding| finding.severity != Fine).count(), expected);
     }
 }
@@ -152,7 +152,7 @@ fn who_uses_our_bits() {
         ("too late to matter", "postrouting", restore, false),
     ] {
         let objects = [chain("inet", "other", "c", hook, "accept"), rule("inet", "other", "c", &expressions)];
-        let findings = check(&objects, rules(), true);
+        let findings = check(&objects, rules(), true, None);
         assert_eq!(findings[0].severity == Warn, expected, "{case}: {findings:?}");
     }
 }
