@@ -19,7 +19,7 @@ use crate::wait::await_some;
 pub(super) const SCENARIOS: &[Scenario] = &[
     Scenario {
         name: "termination",
-        proves: "an endpoint that terminates keeps its connections and gets no new ones, even if agents restart meanwhile; once it is gone its TCP connections are reset within 2 s",
+        proves: "an endpoint that terminates keeps its connections and gets no new ones, even if agents restart meanwhile; once it is gone its TCP connections are reset and its SCTP associations aborted within 2 s",
         run: termination,
     },
     Scenario {
@@ -107,8 +107,8 @@ fn termination(lab: &mut Lab) -> Result<()> {
         Err(error) => Err(format!("{error:#}")),
     })?;
     for (protocol, _, theirs, others) in &mut open {
-        if *protocol == Tcp {
-            theirs.await_resets(Duration::from_secs(2))?;
+        if *protocol != Udp {
+            theirs.await_resets(Duration::from_secs(2)).with_context(|| protocol.to_string())?;
         }
         others.check().with_context(|| format!("{protocol}: those of b2, at the end"))?;
     }
