@@ -305,6 +305,7 @@ impl Rules {
                 )]
             });
             rules.push("tcp flags & (syn | ack) == syn jump opening".into());
+            rules.push("sctp vtag 0 jump opening".into());
             rules
         };
         chain(
@@ -313,7 +314,7 @@ impl Rules {
             &each(&|f| vec![format!("{} daddr . meta l4proto . th dport @dropped{} drop", f.ip, f.suffix)]),
         );
         // While the last destinations drain, IPVS would refuse by ICMP alone, at which IPv6 clients try again.
-        chain("turned_away", "", &["jump no_answer".into(), "reject with tcp reset".into()]);
+        chain("turned_away", "", &["jump no_answer".into(), "goto refuse".into()]);
         let number = mask & !bit;
         chain(
             "opening",

@@ -18,6 +18,7 @@ mod pods;
 mod policies;
 mod source_ranges;
 mod termination;
+mod unready;
 mod updates;
 
 use std::path::Path;
@@ -52,6 +53,7 @@ pub fn all() -> Vec<(SourceKind, Scenario)> {
         nat::SCENARIOS,
         directors::SCENARIOS,
         termination::SCENARIOS,
+        unready::SCENARIOS,
         observe::SCENARIOS,
         explain::SCENARIOS,
         pods::SCENARIOS,
