@@ -238,7 +238,7 @@ impl ServicePlanner<'_> {
     }
 
     pub(super) fn destination(&self, listed: &Listed<'_>, kind: VipKind, weight: u32) -> Destination {
-        let Endpoint { address, node, .. } = listed.endpoint;
+        let Endpoint { address, node, terminating, .. } = listed.endpoint;
         let forwarding = self.forwarding_to(listed.endpoint, kind);
         let accepts = node.as_ref().and_then(|node| self.context.accepting.get(node));
         let gue = self.context.services.encapsulation == Encapsulation::Gue
@@ -253,6 +253,7 @@ impl ServicePlanner<'_> {
             encapsulation: if gue { Encapsulation::Gue } else { Encapsulation::Ipip },
             weight,
             node: node.clone(),
+            terminating: *terminating,
         }
     }
 
