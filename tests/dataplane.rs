@@ -37,6 +37,7 @@ fn serve(plan: &mut NodePlan, vip: VipPort, kind: VipKind, endpoints: &[(&str, F
             encapsulation: Encapsulation::Ipip,
             weight: 1,
             node: None,
+            terminating: false,
         })
         .collect();
     let mut delta = Delta { virtual_servers: BTreeSet::from([vip]), ..Delta::default() };

@@ -56,6 +56,7 @@ fn plan() -> (NodePlan, Vec<Asked>) {
             encapsulation: Encapsulation::Ipip,
             weight: 1,
             node: None,
+            terminating: false,
         });
         destinations.sort();
         let rewrite = |local| Rewrite {

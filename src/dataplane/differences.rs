@@ -149,6 +149,7 @@ mod tests {
             encapsulation: Encapsulation::Ipip,
             weight: 1,
             node: None,
+            terminating: false,
         };
         plan::VirtualServer {
             vip: VipPort { address: [192, 0, 2, 80].into(), port: 80, protocol: Protocol::Tcp },

@@ -27,7 +27,7 @@ pub enum Element {
     NodePort(VipPort),
     /// `closed`: a node port without destinations.
     Closed(VipPort),
-    /// `dropped`: a virtual server without destinations whose packets get no answer.
+    /// `dropped`: a virtual server that takes no new connections and does not say so.
     Dropped(VipPort),
     /// `closing`: a virtual server (its own number for clients within the cluster, shifted as in a mark; else 0) that takes
     /// no new connections, though established ones may go on.

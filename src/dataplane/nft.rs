@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 use serde_json::Value;
 
 use super::elements::Element;
-use super::ruleset::TABLE;
+use super::ruleset::{FILLED_BY_PACKETS, TABLE};
 
 /// What went wrong with `nft`.
 #[derive(Debug, thiserror::Error)]
@@ -138,6 +138,9 @@ fn parse(objects: Vec<Value>) -> Listing {
     for object in objects {
         if let Some(set) = object.get("set").or_else(|| object.get("map")) {
             let name = set.get("name").and_then(Value::as_str).unwrap_or_default();
+            if FILLED_BY_PACKETS.contains(&name) {
+                continue;
+            }
             for element in set.get("elem").and_then(Value::as_array).into_iter().flatten() {
                 match Element::parse(name, element) {
                     Some(element) => drop(listing.elements.insert(element)),

@@ -22,6 +22,8 @@ pub struct Wanted {
     service: Service,
     /// In canonical order.
     destinations: Vec<Destination>,
+    /// Those of them that terminate.
+    pub closing: BTreeSet<DestinationKey>,
     /// The scheduler's table depends on the order in which destinations were added.
     ordered: bool,
     /// Its packets belong to no connections that could end.
@@ -78,19 +80,23 @@ impl Wanted {
     /// tunnelled to where an agent accepts, and else left out.
     pub fn new(server: &VirtualServer, key: ServiceKey, refused: impl Fn(IpAddr) -> bool) -> Self {
         let service = service(server, key);
+        let planned: Vec<_> = destinations(server, &key)
+            .iter()
+            .filter_map(|planned| {
+                let refused = planned.forwarding.is_nat() && refused(planned.address);
+                let forwarding = match planned.forwarding {
+                    Forwarding::Nat if refused => return None,
+                    Forwarding::NatOrTunnel if refused => Forwarding::Tunnel,
+                    forwarding => forwarding,
+                };
+                Some((planned.terminating, destination(planned, forwarding)))
+            })
+            .collect();
+        let terminating = planned.iter().filter(|(terminating, _)| *terminating);
         Self {
             service,
-            destinations: destinations(server, &key)
-                .iter()
-                .filter_map(|planned| {
-                    let refused = planned.forwarding.is_nat() && refused(planned.address);
-                    match planned.forwarding {
-                        Forwarding::Nat if refused => None,
-                        Forwarding::NatOrTunnel if refused => Some(destination(planned, Forwarding::Tunnel)),
-                        forwarding => Some(destination(planned, forwarding)),
-                    }
-                })
-                .collect(),
+            closing: terminating.map(|(_, to)| (to.address, to.port)).collect(),
+            destinations: planned.into_iter().map(|(_, to)| to).collect(),
             ordered: ["mh", "sh", "dh"].contains(&service.scheduler.as_str()),
             datagrams: server.vip.protocol == cluster::Protocol::Udp,
         }
@@ -99,12 +105,6 @@ impl Wanted {
     /// Addresses and ports of its destinations, as the kernel is given them.
     pub fn keys(&self) -> impl Iterator<Item = DestinationKey> {
         self.destinations.iter().map(|destination| (destination.address, destination.port))
-    }
-
-    /// Those that established connections alone may use.
-    pub fn closing(&self) -> BTreeSet<DestinationKey> {
-        let closing = self.destinations.iter().filter(|destination| destination.weight == 0);
-        closing.map(|destination| (destination.address, destination.port)).collect()
     }
 }
 
@@ -207,8 +207,8 @@ pub fn scheduler_name(scheduler: Scheduler) -> SchedulerName {
 ///
 /// What is wanted comes before what is not goes, so that new connections find a destination in every moment. A destination
 /// that is not wanted any more goes to weight 0 and is deleted when its connections are gone
-/// (UDP has none that could end: at once). One of `closing`, wanted with weight 0 until now, is deleted at once: its endpoint
-/// has terminated, and what connections are left had better learn it. A virtual server without wanted destinations stays as long as one
+/// (UDP has none that could end: at once). One of `closing`, which terminated when it was wanted last, is deleted at once: its endpoint
+/// is gone, and what connections are left had better learn it. A virtual server without wanted destinations stays as long as one
 /// drains. Destinations of a hashing scheduler are brought into canonical order, so that every director has the
 /// same table; one with weight 0 is added with its weight first, which keeps the table equal to that of
 /// a director that knew it before.

@@ -77,6 +77,7 @@ fn planned(protocol: cluster::Protocol, scheduler: Scheduler, endpoints: &[(u8, 
             encapsulation: Encapsulation::Ipip,
             weight,
             node: None,
+            terminating: weight == 0,
         })
         .collect();
     destinations.sort();
@@ -242,7 +243,7 @@ fn an_endpoint_that_has_terminated_takes_its_connections_along() {
     let mut kernel = held(&terminating);
     kernel.0.as_mut().unwrap().destinations[0].active_connections = 3;
     assert_eq!(plain(Some(&terminating), kernel.0.as_ref()), Steps::default(), "it may take its time");
-    let after = steps(Some(&gone), kernel.0.as_ref(), &terminating.closing());
+    let after = steps(Some(&gone), kernel.0.as_ref(), &terminating.closing);
     assert!(!after.draining);
     kernel.apply(&after.operations);
     assert_eq!(kernel.destinations(), gone.destinations);
@@ -253,7 +254,18 @@ fn the_last_endpoint_that_has_terminated_takes_the_virtual_server_along() {
     let (terminating, gone) = (mh(&[(1, 0)]), mh(&[]));
     let mut kernel = held(&terminating);
     kernel.0.as_mut().unwrap().destinations[0].active_connections = 3;
-    kernel.apply(&steps(Some(&gone), kernel.0.as_ref(), &terminating.closing()).operations);
+    kernel.apply(&steps(Some(&gone), kernel.0.as_ref(), &terminating.closing).operations);
+    assert!(kernel.0.is_none());
+}
+
+#[test]
+fn one_that_got_connections_while_it_terminated_goes_like_any_other() {
+    let mut server = planned(cluster::Protocol::Tcp, Scheduler::Mh, &[(1, 1)]);
+    server.destinations[0].terminating = true;
+    let fallback = Wanted::new(&server, service_key(&server.vip), |_| false);
+    let mut kernel = held(&fallback);
+    kernel.0.as_mut().unwrap().destinations[0].active_connections = 3;
+    kernel.apply(&steps(Some(&mh(&[])), kernel.0.as_ref(), &fallback.closing).operations);
     assert!(kernel.0.is_none());
 }
 
@@ -418,7 +430,7 @@ proptest! {
             }
             let unplanned = kernel.destinations().len() > last.destinations.len();
             prop_assert!(steps.draining == unplanned, "whoever stays is looked at again");
-            closing = last.closing();
+            closing = last.closing.clone();
         }
         for _ in 0..2 {
             for entry in kernel.0.iter_mut().flat_map(|service| &mut service.destinations) {

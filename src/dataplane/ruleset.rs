@@ -21,6 +21,9 @@ use crate::config::MarkMask;
 /// Name of the table; its family is `inet`.
 pub const TABLE: &str = "sheave";
 
+/// Maps that packets fill: verification tag of an SCTP packet that belongs to no association → the VIP it was sent to.
+pub const FILLED_BY_PACKETS: [&str; 2] = ["ended4", "ended6"];
+
 /// What the rules (not the elements) depend on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rules {
@@ -132,7 +135,20 @@ impl Rules {
             "filter hook prerouting priority -301",
             &[format!("iifname != {{ \"{TUNNEL4}\", \"{TUNNEL6}\" }} jump to_vip")],
         );
-        chain("vip_out", "filter hook output priority -301", &["jump to_vip".into()]);
+        chain("vip_out", "filter hook output priority -301", &{
+            // What the SCTP stack said for `refer`, in the name of the VIP.
+            let mut rules = each(&|f| {
+                self.node(f).map_or_else(Vec::new, |node| {
+                    vec![format!(
+                        "{ip} saddr {node} sctp chunk abort exists {ip} saddr set sctp vtag map @ended{n} notrack",
+                        ip = f.ip,
+                        n = f.suffix
+                    )]
+                })
+            });
+            rules.push("jump to_vip".into());
+            rules
+        });
         // Replies from VIPs: this node has not tracked what they answer, and firewalls drop what is `ct state invalid`.
         // Not where a pod's reply leaves, which has the pod's address still.
         chain(
@@ -263,17 +279,29 @@ impl Rules {
             "",
             &["meta l4proto tcp reject with tcp reset".into(), "reject with icmpx port-unreachable".into()],
         );
-        let mut cleared = vec![format!("meta mark set meta mark & {keep:#x}")];
-        cleared.extend(each(&|f| {
-            vec![
-                format!("{} daddr @taken{} return", f.ip, f.suffix),
-                format!("{} daddr @vips{} goto refuse", f.ip, f.suffix),
+        // No ICMP ends an SCTP association that stands, an ABORT alone does, and the kernel's SCTP stack sends one at what belongs to
+        // no association (RFC 9260 section 8.4), carrying the same verification tag. An INIT, which has the tag 0, would reach
+        // whoever listens. To the VIP IPVS would schedule it again: so to the node's own address, and back in `vip_out`.
+        let refer = |f: &FamilyNames| -> Option<String> {
+            self.node(f).map(|node| {
                 format!(
-                    "{ip} daddr . meta l4proto . th dport @nodeports{n} goto refuse",
+                    "{ip} daddr @vips{n} sctp vtag != 0 update @ended{n} {{ sctp vtag : {ip} daddr }} {ip} daddr set {node} accept",
                     ip = f.ip,
                     n = f.suffix
-                ),
-            ]
+                )
+            })
+        };
+        let mut cleared = vec![format!("meta mark set meta mark & {keep:#x}")];
+        cleared.extend(each(&|f| {
+            let mut rules = vec![format!("{} daddr @taken{} return", f.ip, f.suffix)];
+            rules.extend(refer(f));
+            rules.push(format!("{} daddr @vips{} goto refuse", f.ip, f.suffix));
+            rules.push(format!(
+                "{ip} daddr . meta l4proto . th dport @nodeports{n} goto refuse",
+                ip = f.ip,
+                n = f.suffix
+            ));
+            rules
         }));
         chain("cleared", "", &cleared);
         // After dstnat (-100): what still goes to a VIP is what no map knew, and must not be scheduled again.
@@ -296,6 +324,7 @@ impl Rules {
                 )]
             });
             rules.push("tcp flags & (syn | ack) == syn jump opening".into());
+            rules.push("sctp vtag 0 jump opening".into());
             rules
         };
         chain(
@@ -304,7 +333,7 @@ impl Rules {
             &each(&|f| vec![format!("{} daddr . meta l4proto . th dport @dropped{} drop", f.ip, f.suffix)]),
         );
         // While the last destinations drain, IPVS would refuse by ICMP alone, at which IPv6 clients try again.
-        chain("turned_away", "", &["jump no_answer".into(), "reject with tcp reset".into()]);
+        chain("turned_away", "", &["jump no_answer".into(), "goto refuse".into()]);
         let number = mask & !bit;
         chain(
             "opening",
@@ -320,6 +349,8 @@ impl Rules {
         chain("internal_in", "filter hook input priority 97", &to_internal(&from_clients));
         chain("internal_out", "filter hook output priority -99", &to_internal(&|_| String::new()));
 
+        // After IPVS, so that the SCTP stack itself may answer.
+        chain("turn_down", "", &["sctp vtag != 0 accept".into(), "goto refuse".into()]);
         // IPVS takes its packets at 98 and 99 of the input hook (ip_vs_core.c); 99 and below would hit real traffic.
         chain(
             "guard",
@@ -333,13 +364,13 @@ impl Rules {
                         n = f.suffix
                     ),
                     format!(
-                        "{ip} daddr . meta l4proto . th dport @closed{n} ct state != {{ established, related }} goto refuse",
+                        "{ip} daddr . meta l4proto . th dport @closed{n} ct state != {{ established, related }} goto turn_down",
                         ip = f.ip,
                         n = f.suffix
                     ),
                     format!("{} daddr @taken{} accept", f.ip, f.suffix),
                     format!("{} daddr @vips{} {} type echo-request accept", f.ip, f.suffix, f.icmp),
-                    format!("{} daddr @vips{} goto refuse", f.ip, f.suffix),
+                    format!("{} daddr @vips{} goto turn_down", f.ip, f.suffix),
                 ]
             }),
         );
@@ -489,6 +520,7 @@ impl FamilyNames {
   set direct{n} {{ typeof {ip} daddr . {inner_destination}; }}
   map mark{n} {{ type {address} : mark; }}
   map endpoints{n} {{ type mark . inet_proto . {address} . inet_service : {address} . inet_service; }}
+  map ended{n} {{ typeof sctp vtag : {ip} daddr; size 4096; flags dynamic,timeout; timeout 2s; }}
 "
         )
     }

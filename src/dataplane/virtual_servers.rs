@@ -26,7 +26,7 @@ const ROUND: usize = 20;
 pub struct VirtualServers {
     ipvs: Ipvs,
     draining: BTreeSet<VipPort>,
-    /// Destinations that the plan had with weight 0 when their service was last reconciled.
+    /// Destinations that terminated, as the plan had them when their service was last reconciled.
     closing: HashMap<ServiceKey, BTreeSet<DestinationKey>>,
     /// Whether IPVS holds a service for the mark of these, as of the last look; taken by [`Self::marked`].
     marked: BTreeMap<VipPort, bool>,
@@ -299,7 +299,7 @@ impl VirtualServers {
                 let known = self.closing.get(&key);
                 let Steps { operations: mut more, draining, lowered, reorders: also, foreign } =
                     reconcile::steps(wanted.as_ref(), listed.as_ref(), known.unwrap_or(&BTreeSet::new()));
-                closing.push((key, wanted.as_ref().map(Wanted::closing).unwrap_or_default()));
+                closing.push((key, wanted.as_ref().map(|wanted| wanted.closing.clone()).unwrap_or_default()));
                 if matches!(key, ServiceKey::Fwmark { .. }) {
                     let comes = matches!(more.first(), Some(Operation::AddService(_)));
                     let goes = matches!(more.first(), Some(Operation::DelService(_)));

@@ -44,13 +44,14 @@ pub fn of_virtual_server(
     if is_node_port && !(destinations.is_empty() && internal(server).is_empty()) {
         elements.insert(Element::NodePort(*vip));
     }
-    if destinations.is_empty() && *drops {
+    // While destinations drain too: IPVS keeps their connections, and what opens one meets `closing` first.
+    if *drops {
         elements.insert(Element::Dropped(*vip));
     } else if destinations.is_empty() && is_node_port {
         elements.insert(Element::Closed(*vip));
     }
-    // Other protocols do not say which packets open a connection.
-    if vip.protocol == Protocol::Tcp {
+    // UDP does not say which packets open a connection.
+    if vip.protocol != Protocol::Udp {
         let closing = |destinations: &[Destination]| destinations.iter().all(|each| each.weight == 0);
         elements.extend(closing(destinations).then_some(Element::Closing(*vip, 0)));
         let number = numbers.vip_number_bits(vip).filter(|_| closing(internal(server)));

@@ -83,7 +83,7 @@ impl Claim {
                 target_port: destination.port,
                 accepted_in: AcceptedIn::Node,
                 local,
-                terminating: destination.weight == 0,
+                terminating: destination.terminating,
                 dispensable: destination.forwarding == Forwarding::NatOrTunnel,
             };
             (key, rewrite)

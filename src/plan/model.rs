@@ -124,6 +124,8 @@ pub struct Destination {
     pub weight: u32,
     /// The endpoint's node, where known.
     pub node: Option<Arc<str>>,
+    /// The endpoint is being deleted, whether or not it still gets connections: once it leaves the plan, it is gone.
+    pub terminating: bool,
 }
 
 /// A virtual server: one VIP, protocol and port of a Service.

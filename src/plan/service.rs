@@ -256,7 +256,7 @@ impl ServicePlanner<'_> {
         clients: Clients,
     ) -> Option<Destination> {
         let weight = listener.used_by(clients, listed.endpoint).weight()?;
-        let Endpoint { address, node, .. } = listed.endpoint;
+        let Endpoint { address, node, terminating, .. } = listed.endpoint;
         let forwarding = self.forwarding_to(listed.endpoint, listener.kind, clients);
         let accepts = node.as_ref().and_then(|node| self.context.accepting.get(node));
         let gue = self.context.services.encapsulation == Encapsulation::Gue
@@ -271,6 +271,7 @@ impl ServicePlanner<'_> {
             encapsulation: if gue { Encapsulation::Gue } else { Encapsulation::Ipip },
             weight,
             node: node.clone(),
+            terminating: *terminating,
         })
     }
 

@@ -168,6 +168,7 @@ fn destination(endpoint: &str, forwarding: Forwarding, weight: u32) -> Destinati
         encapsulation: Encapsulation::Ipip,
         weight,
         node: None,
+        terminating: weight == 0,
     }
 }
 

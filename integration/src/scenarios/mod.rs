@@ -19,6 +19,7 @@ mod pods;
 mod policies;
 mod source_ranges;
 mod termination;
+mod unready;
 mod updates;
 
 use std::path::Path;
@@ -54,6 +55,7 @@ pub fn all() -> Vec<(SourceKind, Scenario)> {
         directors::SCENARIOS,
         termination::SCENARIOS,
         kept_ports::SCENARIOS,
+        unready::SCENARIOS,
         observe::SCENARIOS,
         explain::SCENARIOS,
         pods::SCENARIOS,

@@ -70,19 +70,19 @@ const NODES: [&str; 3] = ["node-a", "node-b", "node-c"];
 
 /// A client and where it asks.
 #[derive(Clone, Copy)]
-struct Way<'a> {
-    from: &'a NetNs,
-    address: IpAddr,
-    port: u16,
+pub(super) struct Way<'a> {
+    pub(super) from: &'a NetNs,
+    pub(super) address: IpAddr,
+    pub(super) port: u16,
 }
 
 impl Way<'_> {
-    fn request(&self, protocol: Protocol) -> Request {
+    pub(super) fn request(&self, protocol: Protocol) -> Request {
         Request::new(protocol, self.address, self.port)
     }
 
     /// Wants exactly these endpoints to answer: over TCP each at some time, and over no protocol any other.
-    fn leads_to(&self, endpoints: &[&str]) -> Result<()> {
+    pub(super) fn leads_to(&self, endpoints: &[&str]) -> Result<()> {
         let mut seen = BTreeSet::new();
         let mut ask = |protocol| -> Result<usize> {
             let answer = self.request(protocol).send(self.from)?;
@@ -111,7 +111,7 @@ impl Way<'_> {
     }
 
     /// Waits until one of these endpoints answers, and no other in a few tries.
-    fn await_change(&self, endpoints: &[&str]) -> Result<()> {
+    pub(super) fn await_change(&self, endpoints: &[&str]) -> Result<()> {
         await_some(LIMIT, &format!("{endpoints:?} at {}", self.address), || {
             for _ in 0..6 {
                 let request = self.request(Tcp).within(Duration::from_secs(1));

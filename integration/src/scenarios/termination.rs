@@ -8,41 +8,56 @@ use anyhow::{Context, Result, ensure};
 use sheave::cluster::Protocol::{self, Sctp, Tcp, Udp};
 
 use super::Scenario;
+use super::ask::silence;
+use super::policies::Way;
 use crate::cluster::{Condition, Endpoint, Service};
 use crate::fabric::Pod;
 use crate::fabric::addresses::Family;
 use crate::kernel;
 use crate::lab::{Lab, POD_PORT};
+use crate::netns::NetNs;
 use crate::traffic::{Connections, Request};
 use crate::wait::await_some;
 
 pub(super) const SCENARIOS: &[Scenario] = &[
     Scenario {
         name: "termination",
-        proves: "an endpoint that terminates keeps its connections and gets no new ones, even if agents restart meanwhile; once it is gone its TCP connections are reset within 2 s",
+        proves: "an endpoint that terminates keeps its connections and gets no new ones, even if agents restart meanwhile; once it is gone its TCP connections are reset and its SCTP associations aborted within 2 s, \
+                 and its UDP flows go to another; also where it was the last",
         run: termination,
+    },
+    Scenario {
+        name: "termination-nat",
+        proves: "the same of a Service with forwarding nat",
+        run: termination_nat,
     },
     Scenario {
         name: "terminating-fallback",
         proves: "where all endpoints terminate, those that still serve are used, until one is ready",
         run: terminating_fallback,
     },
+    Scenario {
+        name: "terminating-local",
+        proves: "under a policy Local an endpoint that terminates is used on its node where none is ready there, whatever is ready elsewhere, \
+                 and by no one for whom the policy does not hold",
+        run: terminating_local,
+    },
 ];
 
 /// A pod as its processes' end leaves it: it takes packets and answers none.
-pub(super) struct Ended<'a>(&'a Pod);
+pub(super) struct Ended(NetNs);
 
-impl<'a> Ended<'a> {
-    pub(super) fn new(pod: &'a Pod) -> Result<Self> {
+impl Ended {
+    pub(super) fn new(pod: &Pod) -> Result<Self> {
         let rules = "table inet ended {\n chain packets {\n type filter hook input priority 0;\n policy drop;\n }\n}\n";
         pod.ns.run_with_input("nft -f -", rules)?;
-        Ok(Self(pod))
+        Ok(Self(pod.ns.clone()))
     }
 }
 
-impl Drop for Ended<'_> {
+impl Drop for Ended {
     fn drop(&mut self) {
-        let _ = self.0.ns.run("nft delete table inet ended");
+        let _ = self.0.run("nft delete table inet ended");
     }
 }
 
@@ -61,8 +76,31 @@ fn draining(lab: &Lab) -> Result<Vec<String>> {
     Ok(found)
 }
 
+/// How soon connections to an endpoint that is gone must end, once something is sent.
+const AT_ONCE: Duration = Duration::from_secs(2);
+
+/// Has a pod's processes end, then its slice say so, and waits until no director has it any more.
+fn end(lab: &mut Lab, pod: &Pod, without: &Service) -> Result<Ended> {
+    let ended = Ended::new(pod)?;
+    lab.apply(without)?;
+    await_some(Duration::from_secs(20), "nothing drains", || match draining(lab) {
+        Ok(left) if left.is_empty() => Ok(()),
+        Ok(left) => Err(left.join(", ")),
+        Err(error) => Err(format!("{error:#}")),
+    })?;
+    Ok(ended)
+}
+
 fn termination(lab: &mut Lab) -> Result<()> {
-    let service = Service::new("termination", 61).all_protocols(80, POD_PORT);
+    terminates(lab, Service::new("termination", 61))
+}
+
+fn termination_nat(lab: &mut Lab) -> Result<()> {
+    terminates(lab, Service::new("termination-nat", 63).annotate("sheave.io/forwarding", "nat"))
+}
+
+fn terminates(lab: &mut Lab, service: Service) -> Result<()> {
+    let service = service.all_protocols(80, POD_PORT);
     let (b1, b2) = (lab.fabric.pod("b1")?.clone(), lab.fabric.pod("b2")?.clone());
     lab.apply(&service.clone().endpoints([&b1, &b2]))?;
     let mut open = Vec::new();
@@ -98,21 +136,24 @@ fn termination(lab: &mut Lab) -> Result<()> {
     lab.await_applied(&last)?;
     go_on(lab, &mut open).context("after a restart of two agents")?;
 
-    // Its processes have ended, then its slice says so.
-    let ended = Ended::new(&b1)?;
-    lab.source.apply(&last)?;
-    await_some(Duration::from_secs(20), "nothing drains", || match draining(lab) {
-        Ok(left) if left.is_empty() => Ok(()),
-        Ok(left) => Err(left.join(", ")),
-        Err(error) => Err(format!("{error:#}")),
-    })?;
+    let _b1_ended = end(lab, &b1, &last)?;
     for (protocol, _, theirs, others) in &mut open {
-        if *protocol == Tcp {
-            theirs.await_resets(Duration::from_secs(2))?;
+        match protocol {
+            Udp => theirs.await_move("b2")?,
+            Tcp | Sctp => theirs.await_resets(AT_ONCE).with_context(|| format!("{protocol}: those of b1"))?,
         }
         others.check().with_context(|| format!("{protocol}: those of b2, at the end"))?;
     }
-    drop(ended);
+
+    // The last of all.
+    let ending = Endpoint::from(&b2).condition(Condition::Terminating);
+    lab.apply(&service.clone().endpoints([ending]))?;
+    let _b2_ended = end(lab, &b2, &service.clone().without_endpoints())?;
+    for (protocol, _, _, others) in &mut open {
+        if *protocol != Udp {
+            others.await_resets(AT_ONCE).with_context(|| format!("{protocol}: those of b2"))?;
+        }
+    }
     for family in Family::BOTH {
         lab.fabric.steer(service.vip(family), None)?;
     }
@@ -163,6 +204,61 @@ fn terminating_fallback(lab: &mut Lab) -> Result<()> {
                     ensure!(answer.endpoint == expected, "{family} {protocol}: {} answered", answer.endpoint);
                 }
             }
+        }
+    }
+    lab.remove(&service)
+}
+
+fn terminating_local(lab: &mut Lab) -> Result<()> {
+    let endpoint = |name: &str, condition| -> Result<Endpoint> {
+        Ok(Endpoint::from(lab.fabric.pod(name)?).condition(condition))
+    };
+    let elsewhere = endpoint("c1", Condition::Ready)?;
+    let steps = [
+        // On node-b there is one that terminates alone, one that is ready beside it, one that does not serve any more.
+        (vec![endpoint("b1", Condition::Terminating)?], &["b1"][..], &["c1"][..]),
+        (
+            vec![endpoint("b1", Condition::Terminating)?, endpoint("b2", Condition::Ready)?],
+            &["b2"],
+            &["b2", "c1"],
+        ),
+        (vec![endpoint("b1", Condition::Ended)?], &[], &["c1"]),
+    ];
+    let service = Service::new("local-fallback", 64)
+        .all_protocols(80, POD_PORT)
+        .spec("externalTrafficPolicy", "Local")
+        .spec("internalTrafficPolicy", "Local");
+    for (on_node_b, local, cluster) in steps {
+        let endpoints = on_node_b.into_iter().chain([elsewhere.clone()]);
+        lab.source.apply(&service.clone().endpoints(endpoints))?;
+        for family in Family::BOTH {
+            let (vip, cluster_ip) = (service.vip(family), service.cluster_ip(family));
+            for (name, own) in [("node-b", local), ("node-c", &["c1"]), ("node-a", &[])] {
+                let node = lab.fabric.node(name)?;
+                lab.fabric.steer(vip, Some(node))?;
+                let outside = Way { from: &lab.fabric.client, address: vip, port: 80 };
+                for from in [&node.ns, &node.pods[1].ns] {
+                    let all = Way { from, address: vip, port: 80 };
+                    all.await_change(cluster)?;
+                    all.leads_to(cluster).with_context(|| format!("{name}, whatever the policy"))?;
+                }
+                for way in [
+                    outside,
+                    Way { from: &node.ns, address: cluster_ip, port: 80 },
+                    Way { from: &node.pods[1].ns, address: cluster_ip, port: 80 },
+                ] {
+                    if own.is_empty() {
+                        // Where one drains, IPVS itself answers datagrams that have no flow yet: it refuses them.
+                        let protocols = if name == "node-b" { &[Tcp, Sctp][..] } else { &[Tcp, Sctp, Udp] };
+                        let asked: Vec<_> =
+                            protocols.iter().map(|protocol| (way.from, way.request(*protocol))).collect();
+                        silence(&asked).with_context(|| name.to_owned())?;
+                    } else {
+                        way.leads_to(own).with_context(|| format!("{name}, of its own"))?;
+                    }
+                }
+            }
+            lab.fabric.steer(vip, None)?;
         }
     }
     lab.remove(&service)

@@ -85,6 +85,18 @@ impl Connections {
         Ok(())
     }
 
+    /// Puts a question through each (UDP), and wants this endpoint to answer it, or the next one.
+    pub fn await_move(&mut self, to: &str) -> Result<()> {
+        for (socket, from) in &mut self.sockets {
+            socket.set_read_timeout(Some(Duration::from_secs(1)))?;
+            let mut ask = || socket.write_all(b"who\n").and_then(|()| hear(self.protocol, socket));
+            let answer = ask().or_else(|_| ask()).with_context(|| format!("a flow to {from}, twice"))?;
+            ensure!(endpoint(&answer) == to, "a flow to {from} was answered by {answer}, not {to}");
+            *from = answer;
+        }
+        Ok(())
+    }
+
     /// Puts a question through each; an error tells how many are lost, reset or answered by somebody else.
     pub fn check(&mut self) -> Result<()> {
         let end = Instant::now() + STALL;
