@@ -155,7 +155,7 @@ fn netlink(number: i32) -> PodError {
     RouteError::io("list addresses".into(), &io::Error::from_raw_os_error(number)).into()
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn only_what_was_found_missing_turns_packets_to_the_node() {
     use rustix::io::Errno;
     let path = || PathBuf::from("/run/netns/x");
@@ -210,20 +210,20 @@ async fn only_what_was_found_missing_turns_packets_to_the_node() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_namespace_that_hangs_costs_a_change_a_moment_once() {
     let mut world = World::new();
-    let began = Instant::now();
+    let began = tokio::time::Instant::now();
     world.wish(VIP, Some(AcceptedIn::Pod)).await;
-    assert!(began.elapsed() >= GRACE && began.elapsed() < GRACE * 8, "{:?}", began.elapsed());
-    let began = Instant::now();
+    assert!((GRACE..GRACE * 2).contains(&began.elapsed()), "{:?}", began.elapsed());
+    let began = tokio::time::Instant::now();
     for vip in [OTHER, "2001:db8::82"] {
         world.wish(vip, Some(AcceptedIn::Pod)).await;
     }
     world.sync().await;
     world.check();
     world.tick();
-    assert!(began.elapsed() < GRACE, "{:?}", began.elapsed());
+    assert!(began.elapsed().is_zero(), "{:?}", began.elapsed());
     assert_eq!(world.passing(), [""; 0], "nothing before it is prepared");
     // What was wished meanwhile follows, and passes once it is there.
     assert_eq!(takes(&world.answer(Ok(())).unwrap()), [VIP]);
@@ -233,7 +233,7 @@ async fn a_namespace_that_hangs_costs_a_change_a_moment_once() {
     assert_eq!(world.ordered(), None);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn the_node_takes_over_before_anything_is_taken_out_of_a_pod() {
     let mut world = World::prepared().await;
     world.wish(OTHER, Some(AcceptedIn::Pod)).await;
@@ -248,7 +248,7 @@ async fn the_node_takes_over_before_anything_is_taken_out_of_a_pod() {
     assert_eq!(world.ordered().map(|wanted| takes(&wanted)), None, "the rules are not written yet");
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn what_is_being_taken_out_does_not_pass_though_it_is_wished_again() {
     let mut world = World::prepared().await;
     world.wish(VIP, None).await;
@@ -263,7 +263,7 @@ async fn what_is_being_taken_out_does_not_pass_though_it_is_wished_again() {
     assert_eq!(world.passing(), [VIP]);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn what_an_agent_before_let_pass_goes_on_until_it_was_looked_at() {
     let mut world = World::prepared().await.restarted();
     world.sync().await;
