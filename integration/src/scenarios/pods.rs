@@ -195,6 +195,7 @@ fn pod_acceptance_changes(lab: &mut Lab) -> Result<()> {
     await_as_before(&b1.ns, &before[0])?;
 
     lab.apply(&by_pod)?;
+    await_passing(lab, "node-b", Family::BOTH.map(|family| b1.address(family)), true)?;
     let loads = [(Tcp, POD_PORT), (Udp, 53)].map(|(protocol, port)| {
         Family::BOTH.map(|family| Load::start(&lab.fabric.client, protocol, by_pod.vip(family), port, 1))
     });
@@ -420,7 +421,7 @@ fn pod_acceptance_forged(lab: &mut Lab) -> Result<()> {
     let before = untouched(&b2.ns)?;
     let node = lab.fabric.node("node-b")?;
     // As where both are on one bridge, and it is set so for the other one.
-    node.ns.sysctl(&[("net.ipv4.conf.b2.accept_local", "1")])?;
+    node.ns.sysctl(&[("ipv4/conf/b2/accept_local", "1")])?;
     for acceptance in ["node", "pod"] {
         let service = Service::new("pod-forged", 68)
             .port(Udp, 53, POD_PORT)
@@ -439,7 +440,7 @@ fn pod_acceptance_forged(lab: &mut Lab) -> Result<()> {
         }
         lab.remove(&service)?;
     }
-    lab.fabric.node("node-b")?.ns.sysctl(&[("net.ipv4.conf.b2.accept_local", "0")])?;
+    lab.fabric.node("node-b")?.ns.sysctl(&[("ipv4/conf/b2/accept_local", "0")])?;
     await_as_before(&b2.ns, &before)
 }
 

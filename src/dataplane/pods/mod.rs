@@ -61,7 +61,7 @@ use crate::plan::{NodePlan, RewriteKey};
 
 /// How long a change waits for pods that nothing is known against. Most are prepared by then: what came in the meantime
 /// would be taken in by the node, and its connections would end when packets turn to the pod.
-const GRACE: Duration = Duration::from_millis(250);
+const GRACE: Duration = Duration::from_secs(1);
 
 /// How many namespaces each periodic look verifies, one after the other in turn.
 const VERIFIED: usize = 8;
