@@ -170,6 +170,11 @@ impl Agent {
                     }
                     continue;
                 }
+                () = self.dataplane.news(), if self.ready => {
+                    self.observer.begin(Instant::now());
+                    self.dataplane.tick(self.planner.plan(), Instant::now()).await;
+                    self.report();
+                }
                 _ = ticks.tick() => {
                     self.observer.begin(Instant::now());
                     self.tick().await;

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use super::changes::Changes;
 use super::elements::Element;
+use super::nft::{self, NftError};
 use super::pods::Pair;
 
 /// The pairs that pass, and what of that is still to be written.
@@ -46,4 +47,19 @@ impl Direct {
             [Element::Direct(*endpoint, *vip), Element::Direct(*endpoint, *endpoint)]
         })
     }
+}
+
+/// The pairs that the kernel's rules let pass.
+///
+/// # Errors
+/// [`NftError`] where they cannot be listed.
+pub fn in_kernel() -> Result<Vec<Pair>, NftError> {
+    let mut pairs = Vec::new();
+    for set in ["direct4", "direct6"] {
+        pairs.extend(nft::set(set)?.into_iter().filter_map(|element| match element {
+            Element::Direct(endpoint, vip) if endpoint != vip => Some(Pair { endpoint, vip }),
+            _ => None,
+        }));
+    }
+    Ok(pairs)
 }

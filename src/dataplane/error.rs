@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 use std::{fmt, io};
 
+use rustix::io::Errno;
+
 use super::fou::FouError;
 use super::nft::NftError;
 use super::pods::PodError;
@@ -67,24 +69,48 @@ impl DataplaneError {
 pub struct RouteError {
     action: String,
     reason: String,
+    passing: bool,
 }
 
 impl RouteError {
     pub(super) fn new(action: String, reason: impl fmt::Display) -> Self {
-        Self { action, reason: reason.to_string() }
+        Self { action, reason: reason.to_string(), passing: false }
     }
 
     pub(super) fn of(action: &str) -> impl FnOnce(rtnetlink::Error) -> Self {
         let action = action.to_owned();
-        move |error| Self::new(action, describe(&error))
+        move |error| match &error {
+            rtnetlink::Error::NetlinkError(message) => Self::io(action, &message.to_io()),
+            // The connection failed, or the answer is none: that says nothing of what was asked about.
+            other => Self { passing: true, ..Self::new(action, other) },
+        }
+    }
+
+    pub(super) fn io(action: String, error: &io::Error) -> Self {
+        Self { passing: is_passing(error), ..Self::new(action, error) }
+    }
+
+    /// Whether the kernel only could not do or tell it at that moment.
+    pub(super) fn is_passing(&self) -> bool {
+        self.passing
     }
 }
 
-fn describe(error: &rtnetlink::Error) -> String {
-    match error {
-        rtnetlink::Error::NetlinkError(message) => message.to_io().to_string(),
-        other => other.to_string(),
-    }
+/// Whether an error says nothing of what was asked for: the same may be done, or told, a moment later.
+pub(super) fn is_passing(error: &io::Error) -> bool {
+    const PASSING: [Errno; 9] = [
+        Errno::INTR,
+        Errno::AGAIN,
+        Errno::NOBUFS,
+        Errno::NOMEM,
+        Errno::BUSY,
+        Errno::TIMEDOUT,
+        Errno::MFILE,
+        Errno::NFILE,
+        // A dump that a change came into (nl_dump_check_consistent).
+        Errno::CANCELED,
+    ];
+    Errno::from_io_error(error).is_some_and(|errno| PASSING.contains(&errno))
 }
 
 /// Whether the kernel says that what a request names is not there (ENOENT, ESRCH, ENODEV).

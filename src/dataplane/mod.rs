@@ -220,8 +220,19 @@ impl Dataplane {
         let mut done = Vec::new();
         let result = self.sync_devices(plan).await;
         self.note(Part::Devices, result, &mut done);
+        // Before the rules are written, or what goes on to pass would not.
+        if !self.netfilter.began() && self.pods.may_adopt() {
+            match direct::in_kernel() {
+                Ok(passing) => self.pods.adopt(passing),
+                Err(error) => {
+                    self.note(Part::Netfilter, Err(error), &mut done);
+                    self.retry.failed(now);
+                    return done;
+                }
+            }
+        }
         let (pods, node) = self.pods();
-        done.extend(pods.sync(plan, node, now).await);
+        pods.sync(plan, node, now).await;
         self.pass();
         let rules = self.rules(plan);
         let netfilter = self.netfilter.sync(plan, &self.local, rules, now);
@@ -259,7 +270,7 @@ impl Dataplane {
             return done;
         }
         let (pods, node) = self.pods();
-        done.extend(pods.check(node).await);
+        done.extend(pods.check(node));
         self.pass();
         let refused: BTreeSet<RewriteKey> = self.netfilter.refused().keys().copied().collect();
         let result = self.netfilter.check(plan, &self.local, before.1, now);
@@ -321,8 +332,17 @@ impl Dataplane {
         self.forget();
     }
 
-    /// Ends what was only waiting: destinations whose connections are gone, rewrites whose time is up.
+    /// Waits until there is something for [`Self::tick`] before its time: what came of the work in pods. Nothing is lost where
+    /// the wait is given up.
+    pub async fn news(&mut self) {
+        self.pods.news().await;
+    }
+
+    /// Ends what was only waiting: work in pods, destinations whose connections are gone, rewrites whose time is up.
     pub async fn tick(&mut self, plan: &NodePlan, now: Instant) {
+        let (pods, node) = self.pods();
+        pods.take_in(node);
+        self.pass();
         if self.needs_sync() {
             if self.retry.is_due(now) {
                 self.sync(plan, now).await;
@@ -336,7 +356,7 @@ impl Dataplane {
         self.note(Part::Netfilter, result, &mut done);
         if !self.needs_sync() {
             let (pods, node) = self.pods();
-            pods.settle(node).await;
+            pods.settle(node);
         }
         self.with_servers(plan, &mut done, |servers, view| servers.drain(view).map(|_| Vec::new()));
         self.forget();
@@ -513,7 +533,7 @@ impl Dataplane {
     }
 
     fn pods(&mut self) -> (&mut Pods, Surroundings<'_>) {
-        let node = Surroundings { handle: &self.handle, sysctls: &mut self.sysctls, local: &self.local };
+        let node = Surroundings { sysctls: &mut self.sysctls, local: &self.local, uplinks: &self.uplinks };
         (&mut self.pods, node)
     }
 
@@ -605,7 +625,7 @@ impl Dataplane {
         if self.strict_arp {
             settings.extend(sysctl::strict_arp());
         }
-        let written = self.sysctls.ensure(&settings)?;
+        let written = self.sysctls.ensure(&settings, sysctl::Use::Node)?;
         done.extend(written.into_iter().map(|sysctl| format!("set {} = {}", sysctl.path, sysctl.value)));
         Ok(done)
     }

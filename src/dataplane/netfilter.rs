@@ -88,6 +88,11 @@ impl Netfilter {
         Ok(self.nfnetlink.has_table(TABLE)?)
     }
 
+    /// Whether there was a first [`Self::sync`].
+    pub fn began(&self) -> bool {
+        self.began
+    }
+
     /// Lists the table and makes it what the plan says; the first time, adopts what is there. Gives what had to be
     /// repaired, in words; the first time that is everything there was to do.
     ///

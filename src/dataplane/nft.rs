@@ -27,6 +27,25 @@ pub enum NftError {
     Nfnetlink(#[from] std::io::Error),
 }
 
+impl NftError {
+    /// Whether it says nothing of what was asked for: the same may be done a moment later.
+    pub fn is_passing(&self) -> bool {
+        // As `strerror` has EINTR, EAGAIN, ENOBUFS, ENOMEM, EBUSY and ETIMEDOUT.
+        const PASSING: [&str; 6] = [
+            "Interrupted system call",
+            "Resource temporarily unavailable",
+            "No buffer space available",
+            "Cannot allocate memory",
+            "Device or resource busy",
+            "Connection timed out",
+        ];
+        match self {
+            Self::Refused(message) => PASSING.iter().any(|passing| message.contains(passing)),
+            Self::Spawn(_) | Self::Answer(_) | Self::Nfnetlink(_) => true,
+        }
+    }
+}
+
 /// The table as the kernel holds it.
 #[derive(Debug, Default, PartialEq)]
 pub struct Listing {
@@ -72,6 +91,19 @@ fn objects_of(table: &str, options: &[&str]) -> Result<Option<Vec<Value>>, NftEr
         Err(NftError::Refused(message)) if message.contains("No such file or directory") => Ok(None),
         Err(error) => Err(error),
     }
+}
+
+/// The elements of one of our table's sets; none where there is no such set.
+///
+/// # Errors
+/// [`NftError`].
+pub fn set(name: &str) -> Result<Vec<Element>, NftError> {
+    let objects = match run(&["-j", "list", "set", "inet", TABLE, name], "") {
+        Ok(output) => array(&output)?,
+        Err(NftError::Refused(message)) if message.contains("No such file or directory") => Vec::new(),
+        Err(error) => return Err(error),
+    };
+    Ok(parse(objects).elements.into_iter().collect())
 }
 
 /// Runs one transaction.

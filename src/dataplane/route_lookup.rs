@@ -79,7 +79,7 @@ fn matched(message: &RouteMessage, address: IpAddr) -> Matched {
 }
 
 /// No route at all (ENETUNREACH), or one that says so (EHOSTUNREACH, EACCES, EINVAL of a blackhole).
-fn is_unreachable(error: &rtnetlink::Error) -> bool {
+pub(super) fn is_unreachable(error: &rtnetlink::Error) -> bool {
     let rtnetlink::Error::NetlinkError(message) = error else { return false };
     matches!(message.raw_code(), -101 | -113 | -13 | -22)
 }

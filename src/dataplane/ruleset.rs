@@ -207,23 +207,19 @@ impl Rules {
             std::iter::once(f.outer.to_owned()).chain(self.gue.then(|| f.gue())).collect()
         };
         for (f, _) in &families {
+            // From a node that is not this one: what this one sends to itself it loops through lo.
+            let from_node = [
+                format!("{} saddr != @nodes{} drop", f.ip, f.suffix),
+                "iifname != \"lo\" fib saddr type local drop".into(),
+            ];
+            let from_node = |then: String| [&from_node[..], &[then]].concat();
             chain(
                 &format!("take{}", f.suffix),
                 "",
-                &[
-                    format!("{} saddr != @nodes{} drop", f.ip, f.suffix),
-                    format!("notrack {} daddr set {}", f.ip, f.local),
-                ],
+                &from_node(format!("notrack {} daddr set {}", f.ip, f.local)),
             );
             // A pod that is gone costs one hop more: its packets must not go round between this node and its router.
-            chain(
-                &format!("pass{}", f.suffix),
-                "",
-                &[
-                    format!("{} saddr != @nodes{} drop", f.ip, f.suffix),
-                    format!("notrack {} set 2 accept", f.hops),
-                ],
-            );
+            chain(&format!("pass{}", f.suffix), "", &from_node(format!("notrack {} set 2 accept", f.hops)));
             let source = self.node(f).map(|node| format!(" {} saddr set {node}", f.ip)).unwrap_or_default();
             chain(
                 &format!("send{}", f.suffix),

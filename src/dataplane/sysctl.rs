@@ -1,12 +1,14 @@
 //! Kernel settings: written where they differ, with the value found first kept aside for `cleanup`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 
 use serde::{Deserialize, Serialize};
+
+use super::error::is_passing;
 
 /// A setting below `/proc/sys`, with the value it must have.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -22,6 +24,9 @@ pub struct Sysctl {
 static WRITABLE: LazyLock<PathBuf> =
     LazyLock::new(|| std::env::var_os("SHEAVE_PROC_SYS").map_or_else(|| "/proc/sys".into(), PathBuf::from));
 
+/// What was done when writing a setting failed.
+const WRITE: &str = "write";
+
 /// What went wrong with a setting.
 #[derive(Debug, thiserror::Error)]
 #[error("sysctl {path}: {action}: {error}")]
@@ -35,6 +40,11 @@ impl SysctlError {
     fn of(path: impl Into<String>, action: &'static str) -> impl FnOnce(io::Error) -> Self {
         let path = path.into();
         move |error| Self { path, action, error }
+    }
+
+    /// Whether it says nothing of the setting: it was not seen, or could not be written at that moment.
+    pub fn is_passing(&self) -> bool {
+        self.action != WRITE || is_passing(&self.error)
     }
 }
 
@@ -116,6 +126,18 @@ pub struct Sysctls {
 struct Change {
     found: String,
     written: String,
+    #[serde(default)]
+    used_for: Use,
+}
+
+/// What settings of an interface are changed for, first.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Use {
+    /// For the node's own links: until cleanup. They may go and come back.
+    #[default]
+    Node,
+    /// For pods behind it: as long as there are any.
+    Pods,
 }
 
 impl Sysctls {
@@ -139,7 +161,7 @@ impl Sysctls {
     ///
     /// # Errors
     /// [`SysctlError`] naming the setting; those before it are written.
-    pub fn ensure(&mut self, settings: &[Sysctl]) -> Result<Vec<Sysctl>, SysctlError> {
+    pub fn ensure(&mut self, settings: &[Sysctl], used_for: Use) -> Result<Vec<Sysctl>, SysctlError> {
         let mut changed = Vec::new();
         for setting in settings {
             let value = read(&setting.path)?;
@@ -147,7 +169,7 @@ impl Sysctls {
                 continue;
             }
             if !self.changes.contains_key(&setting.path) {
-                let change = Change { found: value, written: setting.value.into() };
+                let change = Change { found: value, written: setting.value.into(), used_for };
                 self.changes.insert(setting.path.clone(), change);
                 self.save()?;
             }
@@ -163,7 +185,7 @@ impl Sysctls {
     /// [`SysctlError`] naming the first setting that could not be written; the others are.
     pub fn restore(mut self) -> Result<usize, SysctlError> {
         let (mut restored, mut failed) = (0, None);
-        for (path, Change { found, written }) in std::mem::take(&mut self.changes) {
+        for (path, Change { found, written, .. }) in std::mem::take(&mut self.changes) {
             match read(&path) {
                 // The interface is gone, and its settings with it.
                 Err(error) if error.error.kind() == io::ErrorKind::NotFound => continue,
@@ -184,36 +206,37 @@ impl Sysctls {
         failed.map_or(Ok(restored), Err)
     }
 
-    /// Puts back what was found at an interface, except where someone has changed it since; forgets it, and interfaces that
-    /// are gone.
+    /// Puts back what was found at interfaces that were changed for pods and are not among these, except where someone has
+    /// changed it since; forgets them. Those that are gone took their settings along.
     ///
     /// # Errors
-    /// [`SysctlError`] naming the setting.
-    pub fn release(&mut self, interface: &str) -> Result<(), SysctlError> {
-        let prefixes = ["ipv4", "ipv6"].map(|family| format!("net/{family}/conf/"));
-        let of_interface = |path: &str| {
-            let rest = prefixes.iter().find_map(|prefix| path.strip_prefix(prefix.as_str()))?;
-            rest.rsplit_once('/').map(|(name, _)| name.to_owned())
-        };
-        let mut put_back = Vec::new();
+    /// [`SysctlError`] naming the first setting that could not be put back: it is tried again the next time.
+    pub fn release_pods(&mut self, needed: &BTreeSet<&str>) -> Result<(), SysctlError> {
         let before = self.changes.len();
-        self.changes.retain(|path, change| {
-            let Some(name) = of_interface(path) else { return true };
-            match read(path) {
-                Err(error) if error.error.kind() == io::ErrorKind::NotFound => false,
-                Ok(now) if name == interface => {
-                    if now == change.written {
-                        put_back.push((path.clone(), change.found.clone()));
-                    }
-                    false
+        let mut failed = None;
+        self.changes.retain(|path, Change { found, written, used_for }| {
+            let interface = path.rsplit('/').nth(1).unwrap_or_default();
+            if *used_for != Use::Pods || needed.contains(interface) {
+                return true;
+            }
+            let restored = match read(path) {
+                Err(error) if error.error.kind() == io::ErrorKind::NotFound => Ok(()),
+                Ok(now) if now == *written => write(path, found),
+                Ok(_) => Ok(()),
+                Err(error) => Err(error),
+            };
+            match restored {
+                Ok(()) => false,
+                Err(error) => {
+                    failed.get_or_insert(error);
+                    true
                 }
-                _ => true,
             }
         });
-        for (path, found) in put_back {
-            write(&path, &found)?;
+        if self.changes.len() < before {
+            self.save()?;
         }
-        if self.changes.len() == before { Ok(()) } else { self.save() }
+        failed.map_or(Ok(()), Err)
     }
 
     fn save(&self) -> Result<(), SysctlError> {
@@ -227,7 +250,7 @@ impl Sysctls {
         }
         fs::write(&draft, text)
             .and_then(|()| fs::rename(&draft, &self.file))
-            .map_err(SysctlError::of(name, "write"))
+            .map_err(SysctlError::of(name, "save"))
     }
 }
 
@@ -246,10 +269,61 @@ pub fn read(path: &str) -> Result<String, SysctlError> {
 /// # Errors
 /// [`SysctlError`] naming the setting.
 pub fn write(path: &str, value: &str) -> Result<(), SysctlError> {
-    fs::write(WRITABLE.join(path), value).map_err(SysctlError::of(path, "write"))
+    fs::write(WRITABLE.join(path), value).map_err(SysctlError::of(path, WRITE))
 }
 
 /// Whether this process may write a setting. Writes nothing.
 pub fn is_writable(path: &str) -> bool {
     fs::OpenOptions::new().write(true).open(WRITABLE.join(path)).is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// In a network namespace of its own; says so where that takes more rights than there are.
+    #[test]
+    fn settings_for_pods_go_with_them() {
+        let test = || {
+            if nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).is_err() {
+                return println!("skipped: no network namespace");
+            }
+            let ip = |arguments: &str| {
+                let done = std::process::Command::new("ip").args(arguments.split(' ')).status();
+                assert!(done.unwrap().success(), "ip {arguments}");
+            };
+            ip("link add up0 type veth peer name gone0");
+            ip("link add shared0 type veth peer name changed0");
+            let path = |name: &str| format!("net/ipv4/conf/{name}/accept_local");
+            let is = |name: &str| read(&path(name)).unwrap();
+            let directory = tempfile::tempdir().unwrap();
+            let open = || Sysctls::open(directory.path()).unwrap();
+            let mut sysctls = open();
+            for (name, used_for) in
+                [("up0", Use::Node), ("shared0", Use::Pods), ("changed0", Use::Pods), ("lo", Use::Pods)]
+            {
+                assert_eq!(is(name), "0");
+                let setting = Sysctl { path: path(name), value: "1" };
+                if sysctls.ensure(std::slice::from_ref(&setting), used_for).is_err() {
+                    return println!("skipped: /proc/sys is not writable");
+                }
+            }
+            drop(sysctls);
+            let mut sysctls = open();
+            sysctls.release_pods(&BTreeSet::from(["shared0", "changed0", "lo"])).unwrap();
+            assert_eq!(["up0", "shared0", "changed0", "lo"].map(is), ["1"; 4], "all are needed");
+            sysctls.release_pods(&BTreeSet::from(["shared0", "changed0"])).unwrap();
+            assert_eq!(["up0", "shared0", "changed0", "lo"].map(is), ["1", "1", "1", "0"]);
+            // One pod's device vanishes; another's still is, and what somebody else has set there since stays.
+            ip("link del shared0");
+            ip("link add shared0 type veth peer name changed0");
+            write(&path("shared0"), "1").unwrap();
+            sysctls.release_pods(&BTreeSet::new()).unwrap();
+            assert_eq!(["up0", "shared0", "changed0"].map(is), ["1", "0", "0"]);
+            assert_eq!(open().changes.into_keys().collect::<Vec<_>>(), [path("up0")]);
+            ip("link del up0");
+            assert_eq!(open().restore().unwrap(), 0);
+        };
+        std::thread::scope(|scope| scope.spawn(test).join().unwrap());
+    }
 }

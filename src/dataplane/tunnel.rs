@@ -172,7 +172,7 @@ pub(super) async fn find(handle: &Handle, name: &str) -> Result<Option<LinkMessa
     match answer.try_next().await {
         Ok(link) => Ok(link),
         Err(error) if super::is_absent(&error) => Ok(None),
-        Err(error) => Err(RouteError::new(name.into(), error)),
+        Err(error) => Err(RouteError::of(name)(error)),
     }
 }
 

@@ -63,6 +63,13 @@ pub enum Scheduler {
     Twos,
 }
 
+impl Scheduler {
+    /// Whether there are [`SchedulerFlags`] of it.
+    pub fn has_flags(self) -> bool {
+        matches!(self, Self::Mh | Self::Sh)
+    }
+}
+
 /// Flags of the hashing schedulers `mh` and `sh` (kernel `IP_VS_SVC_F_SCHED_{MH,SH}_{FALLBACK,PORT}`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SchedulerFlags {

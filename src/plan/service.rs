@@ -67,6 +67,7 @@ pub fn service(
     plan.announcements = planner.announcements(&vips, &plan.virtual_servers);
     plan.health_check = planner.health_check(slices);
     plan.without_local_endpoints = WithoutLocalEndpoints::of(&plan.virtual_servers);
+    plan.warnings.extend(planner.ignored(&plan.virtual_servers));
     plan.warnings.sort_unstable();
     plan.warnings.dedup();
     plan
@@ -327,6 +328,33 @@ impl ServicePlanner<'_> {
         })
     }
 
+    /// What the Service asks for and cannot have, given what else is in force for it.
+    fn ignored(&self, servers: &[VirtualServer]) -> impl Iterator<Item = Warning> {
+        let asks_for_pods = self.settings.acceptance == Some(AcceptedIn::Pod);
+        let acceptance = (asks_for_pods && self.forwarding() == Forwarding::Nat.into() && !servers.is_empty()).then(|| {
+            self.warning(
+                "AcceptanceIgnored",
+                "acceptance `pod` (sheave.io/acceptance, or kube-router.io/service.dsr: tunnel) has no meaning with \
+                 forwarding `nat`, by which nothing is tunnelled: remove it, or set sheave.io/forwarding: tunnel"
+                    .into(),
+            )
+        });
+        let asks_for_flags =
+            self.settings.scheduler_flags.is_some_and(|flags| flags != SchedulerFlags::default());
+        let without = servers.first().filter(|_| servers.iter().all(|server| !server.scheduler.has_flags()));
+        let flags = without.filter(|_| asks_for_flags).map(|server| {
+            let scheduler = format!("{:?}", server.scheduler).to_lowercase();
+            self.warning(
+                "SchedulerFlagsIgnored",
+                format!(
+                    "sheave.io/scheduler-flags (or kube-router.io/service.schedflags): scheduler {scheduler} has no flags: \
+                     remove them, or set sheave.io/scheduler to mh or sh"
+                ),
+            )
+        });
+        acceptance.into_iter().chain(flags)
+    }
+
     fn is_here(&self, endpoint: &Endpoint) -> bool {
         endpoint.node.as_deref() == Some(self.context.node)
     }
@@ -375,7 +403,7 @@ impl ServicePlanner<'_> {
             _ => SchedulerFlags::default(),
         };
         let mut flags = match scheduler {
-            Scheduler::Mh | Scheduler::Sh => self.settings.scheduler_flags.unwrap_or(default),
+            _ if scheduler.has_flags() => self.settings.scheduler_flags.unwrap_or(default),
             _ => default,
         };
         if self.service.client_ip_affinity.is_some() {

@@ -151,7 +151,7 @@ fn where_packets_are_taken_in() {
     const HERE: &[&str] = &["10.0.0.1@node-a", "10.0.0.2@node-a", "10.244.1.10@node-a", "10.244.2.10@node-b"];
     // Own host network, another node's address all the same, own pod.
     type Change = fn(&mut World);
-    let cases: [(&str, Change, &[AcceptedIn]); 9] = [
+    let cases: [(&str, Change, &[AcceptedIn]); 10] = [
         ("the node by default", |_| {}, &[AcceptedIn::Node, AcceptedIn::Node, AcceptedIn::Node]),
         (
             "annotated: the pod where it has a namespace of its own",
@@ -201,6 +201,14 @@ fn where_packets_are_taken_in() {
             &[AcceptedIn::Node, AcceptedIn::Node, AcceptedIn::Node],
         ),
         (
+            "nat of all Services takes nothing in",
+            |w| {
+                w.config.services.forwarding = Forwarding::Nat;
+                w.annotate("sheave.io/acceptance", "pod");
+            },
+            &[],
+        ),
+        (
             "nat takes nothing in",
             |w| {
                 w.annotate("sheave.io/acceptance", "pod");
@@ -218,8 +226,12 @@ fn where_packets_are_taken_in() {
         let accepted: Vec<_> = plan.acceptance.iter().map(|acceptance| acceptance.accepted_in).collect();
         assert_eq!(accepted, expected, "{name}");
         let told = plan.warnings.iter().map(|warning| warning.reason).collect::<Vec<_>>();
-        let wrong = name.starts_with("something else");
-        assert_eq!(told, if wrong { vec!["InvalidAnnotation"] } else { vec![] }, "{name}");
+        let expected = match name {
+            "something else that kube-router would not know" => &["InvalidAnnotation"][..],
+            _ if expected.is_empty() => &["AcceptanceIgnored"],
+            _ => &[],
+        };
+        assert_eq!(told, expected, "{name}");
     }
 }
 

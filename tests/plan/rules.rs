@@ -289,6 +289,20 @@ fn schedulers() {
             &[to_all!("ClusterIP TCP 10.96.0.80:80 Mh fallback"), ACCEPT],
         ),
         Case(
+            "flags of a scheduler that has none",
+            |w| {
+                w.annotate("sheave.io/scheduler", "wlc");
+                w.annotate("sheave.io/scheduler-flags", "mh-port");
+            },
+            &[to_all!("ClusterIP TCP 10.96.0.80:80 Wlc"), ACCEPT, "warn SchedulerFlagsIgnored"],
+        ),
+        Case(
+            "kube-router's flags, and the scheduler that the kind of address has",
+            |w| w.annotate("kube-router.io/service.schedflags", "flag-1,flag-2"),
+            &[PLAIN, ACCEPT, "warn SchedulerFlagsIgnored"],
+        ),
+        Case("no flags are asked for", |w| w.annotate("sheave.io/scheduler-flags", ""), &[PLAIN, ACCEPT]),
+        Case(
             "affinity by persistence",
             |w| w.service.client_ip_affinity = Some(600),
             &[to_all!("ClusterIP TCP 10.96.0.80:80 Rr 600s"), ACCEPT],

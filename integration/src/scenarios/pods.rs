@@ -43,6 +43,16 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         run: pod_acceptance_vanishes,
     },
     Scenario {
+        name: "pod-acceptance-claims",
+        proves: "a pod that gives itself another one's address, and a namespace made in it that does, neither get what is for that pod nor keep it from accepting itself",
+        run: pod_acceptance_claims,
+    },
+    Scenario {
+        name: "pod-acceptance-forged",
+        proves: "a pod cannot send tunnel packets as from its own node, whether the node or the pod takes them in",
+        run: pod_acceptance_forged,
+    },
+    Scenario {
         name: "pod-acceptance-cleanup",
         proves: "`sheave cleanup` takes out of pods what is in them",
         run: pod_acceptance_cleanup,
@@ -185,6 +195,7 @@ fn pod_acceptance_changes(lab: &mut Lab) -> Result<()> {
     await_as_before(&b1.ns, &before[0])?;
 
     lab.apply(&by_pod)?;
+    await_passing(lab, "node-b", Family::BOTH.map(|family| b1.address(family)), true)?;
     let loads = [(Tcp, POD_PORT), (Udp, 53)].map(|(protocol, port)| {
         Family::BOTH.map(|family| Load::start(&lab.fabric.client, protocol, by_pod.vip(family), port, 1))
     });
@@ -324,6 +335,12 @@ fn pod_acceptance_vanishes(lab: &mut Lab) -> Result<()> {
     let gone = Family::BOTH.map(|family| passing.pod.address(family));
     passing.delete()?;
     await_passing(lab, "node-b", gone, false)?;
+    await_some(LIMIT, "the settings of the device that is gone to be forgotten", || {
+        let mut show = std::process::Command::new(lab.on());
+        show.args(["node-b", "cat", "/run/sheave/sysctls.json"]);
+        let kept = process::run(show, "").map_err(|error| format!("{error:#}"))?;
+        if kept.contains(&format!("/{}/", Passing::NAME)) { Err(kept) } else { Ok(()) }
+    })?;
     for load in &loads {
         load.await_answers(30)?;
     }
@@ -350,6 +367,81 @@ fn pod_acceptance_vanishes(lab: &mut Lab) -> Result<()> {
         if problems == "[]" { Ok(()) } else { Err(problems) }
     })?;
     lab.remove(&stable)
+}
+
+fn pod_acceptance_claims(lab: &mut Lab) -> Result<()> {
+    let (b1, b2) = (lab.fabric.pod("b1")?.clone(), lab.fabric.pod("b2")?.clone());
+    let before = [untouched(&b1.ns)?, untouched(&b2.ns)?];
+    let [v4, v6] = Family::BOTH.map(|family| b1.address(family));
+    let claim = format!("addr add {v4}/32 dev lo\naddr add {v6}/128 dev lo nodad\n");
+    b2.ns.ip(&claim)?;
+    // What a process in the pod can make: seen by whoever sees the processes of the host, as the lab's agents do.
+    let mut nested = std::process::Command::new("unshare");
+    nested.args(["--net", "sh", "-c"]).arg(format!(
+        "ip link set lo up && ip addr add {v4}/32 dev lo && ip addr add {v6}/128 dev lo nodad && exec sleep 600"
+    ));
+    let nested = b2.ns.daemon(nested, std::path::Path::new("/dev/null"))?;
+    let service = Service::new("pod-claims", 67)
+        .port(Tcp, POD_PORT, POD_PORT)
+        .endpoints([&b1])
+        .annotate(ACCEPTANCE, "pod");
+    lab.apply(&service)?;
+    await_passing(lab, "node-b", [v4, v6], true)?;
+    for family in Family::BOTH {
+        let vip = service.vip(family);
+        ask(&lab.fabric.client, Request::new(Tcp, vip, POD_PORT).own_end(), "b1", vip)?;
+    }
+    ensure!(!look(&b2.ns).iter().any(|line| line.contains("sheave")), "the other pod was prepared");
+    lab.remove(&service)?;
+    drop(nested);
+    b2.ns.ip(&claim.replace(" add ", " del ").replace(" nodad", ""))?;
+    await_as_before(&b1.ns, &before[0])?;
+    await_as_before(&b2.ns, &before[1])
+}
+
+/// Whether a tunnel packet that a pod makes, from an address that it gives itself, is taken in for another pod: the answer comes.
+fn is_taken_in(from: &Pod, source: IpAddr, to: &Pod, vip: IpAddr) -> Result<bool> {
+    let family = Family::of(vip);
+    let (bits, kind) = match family {
+        Family::V4 => (32, "ipip"),
+        Family::V6 => (128, "ip6tnl mode ip6ip6 encaplimit none"),
+    };
+    let (endpoint, own) = (to.address(family), from.address(family));
+    from.ns.ip(&format!(
+        "addr add {source}/{bits} dev lo\nlink add forge type {kind} local {source} remote {endpoint}\n\
+         link set forge up\nroute add {vip}/{bits} dev forge src {own}\n"
+    ))?;
+    let answer = Request::new(Udp, vip, 53).within(Duration::from_secs(2)).send(&from.ns);
+    from.ns.ip(&format!("link del forge\naddr del {source}/{bits} dev lo\n"))?;
+    Ok(answer.is_ok())
+}
+
+fn pod_acceptance_forged(lab: &mut Lab) -> Result<()> {
+    let (b1, b2) = (lab.fabric.pod("b1")?.clone(), lab.fabric.pod("b2")?.clone());
+    let before = untouched(&b2.ns)?;
+    let node = lab.fabric.node("node-b")?;
+    // As where both are on one bridge, and it is set so for the other one.
+    node.ns.sysctl(&[("ipv4/conf/b2/accept_local", "1")])?;
+    for acceptance in ["node", "pod"] {
+        let service = Service::new("pod-forged", 68)
+            .port(Udp, 53, POD_PORT)
+            .endpoints([&b1])
+            .annotate(ACCEPTANCE, acceptance);
+        lab.apply(&service)?;
+        await_passing(lab, "node-b", Family::BOTH.map(|family| b1.address(family)), acceptance == "pod")?;
+        for family in Family::BOTH {
+            let vip = service.vip(family);
+            let [own, other] =
+                ["node-b", "node-a"].map(|name| lab.fabric.node(name).map(|node| node.address(family)));
+            let what = format!("{family}, acceptance {acceptance}");
+            ensure!(!is_taken_in(&b2, own?, &b1, vip)?, "{what}: as from its own node it got in");
+            // Only the fabric could tell: so these packets are such as get in.
+            ensure!(is_taken_in(&b2, other?, &b1, vip)?, "{what}: as from another node it did not get in");
+        }
+        lab.remove(&service)?;
+    }
+    lab.fabric.node("node-b")?.ns.sysctl(&[("ipv4/conf/b2/accept_local", "0")])?;
+    await_as_before(&b2.ns, &before)
 }
 
 fn pod_acceptance_cleanup(lab: &mut Lab) -> Result<()> {

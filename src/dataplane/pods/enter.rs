@@ -18,7 +18,7 @@ use tokio::task::JoinSet;
 use super::PodError;
 
 /// How many namespaces are worked in at a time.
-const AT_ONCE: usize = 8;
+pub const AT_ONCE: usize = 8;
 
 /// A network namespace, whatever its name: device and inode of its file. Another one may get the same after it is gone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -61,7 +61,10 @@ impl Namespace {
     /// Moves the calling thread there.
     fn join(&self) -> Result<(), PodError> {
         let failed = |error: io::Error| PodError::Enter { path: self.path.clone(), error };
-        let file = File::open(&self.path).map_err(failed)?;
+        let file = File::open(&self.path).map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound => PodError::Vanished(self.path.clone()),
+            _ => failed(error),
+        })?;
         let found = file.metadata().map_err(failed)?;
         if (Id { device: found.dev(), inode: found.ino() }) != self.id {
             return Err(PodError::Vanished(self.path.clone()));

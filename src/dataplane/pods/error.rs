@@ -14,13 +14,33 @@ use super::namespaces::DIRECTORY;
 pub enum PodError {
     /// No namespace has the endpoint's address.
     #[error(
-        "no network namespace in {DIRECTORY} has its address: mount {DIRECTORY} with propagation HostToContainer \
-         (deploy/components/pod-acceptance); a sandboxed runtime has none that could be entered"
+        "no network namespace in {DIRECTORY} has its address: a sandboxed runtime has none that could be entered"
     )]
     NotFound,
-    /// Two namespaces have it.
+    /// No namespace has it, as far as one can see.
+    #[error(
+        "{DIRECTORY} cannot be read ({0}): mount it with propagation HostToContainer (deploy/components/pod-acceptance)"
+    )]
+    NoDirectory(String),
+    /// No namespace that could be looked at has it, and this one could not.
+    #[error("{}, which may have its address, could not be looked at: {why}", path.display())]
+    Unseen {
+        /// The namespace's file.
+        path: PathBuf,
+        /// Why.
+        why: String,
+    },
+    /// Two namespaces have it, and the node reaches both the same way.
     #[error("both {} and {} have its address", .0.display(), .1.display())]
     Ambiguous(PathBuf, PathBuf),
+    /// Whoever gave himself the address is not where the node sends packets for it.
+    #[error("{} has its address, and interface {device}, by which this node reaches it, leads elsewhere", path.display())]
+    NotBehind {
+        /// The namespace's file.
+        path: PathBuf,
+        /// The node's device.
+        device: String,
+    },
     /// It was there a moment ago.
     #[error("the network namespace {} is gone", .0.display())]
     Vanished(PathBuf),
@@ -62,6 +82,9 @@ pub enum PodError {
     /// Links, addresses, routes.
     #[error(transparent)]
     Route(#[from] RouteError),
+    /// What nftables holds could not be read.
+    #[error(transparent)]
+    Listing(NftError),
     /// nftables.
     #[error(transparent)]
     Nft(#[from] NftError),
@@ -71,8 +94,34 @@ pub enum PodError {
 }
 
 impl PodError {
-    /// Whether nothing of what was prepared can be relied on any more: the namespace is another one, or none.
+    /// Whether it tells that the pod does not take in what it should. All else says nothing of what was prepared before: that
+    /// stands, as far as is known, and connections go on.
+    pub(super) fn is_finding(&self) -> bool {
+        match self {
+            Self::NotFound
+            | Self::Ambiguous(..)
+            | Self::NotBehind { .. }
+            | Self::Vanished(_)
+            | Self::HostNetwork
+            | Self::NoLoopback
+            | Self::Elsewhere
+            | Self::SourceCheck(_) => true,
+            Self::Route(error) => !error.is_passing(),
+            Self::Nft(error) => !error.is_passing(),
+            Self::Sysctl(error) => !error.is_passing(),
+            Self::NoDirectory(_)
+            | Self::Unseen { .. }
+            | Self::Enter { .. }
+            | Self::Thread(_)
+            | Self::Slow(_)
+            | Self::Busy
+            | Self::Journal(_)
+            | Self::Listing(_) => false,
+        }
+    }
+
+    /// Whether it tells that there is no such pod, nor anything of ours in one.
     pub(super) fn is_gone(&self) -> bool {
-        !matches!(self, Self::Thread(_) | Self::Slow(_) | Self::Busy | Self::Journal(..) | Self::Nft(_))
+        matches!(self, Self::NotFound | Self::Vanished(_))
     }
 }

@@ -45,7 +45,7 @@ pub async fn clear(handle: &Handle, endpoint: IpAddr) -> Result<bool, PodError> 
 
 fn ensure_table(endpoint: IpAddr, table: &Table) -> Result<bool, PodError> {
     let name = tunnel_of(endpoint).name();
-    let Some(objects) = nft::table(name)? else {
+    let Some(objects) = nft::table(name).map_err(PodError::Listing)? else {
         if table.is_empty() {
             return Ok(false);
         }

@@ -1,21 +1,13 @@
 //! The node's side of a pod that accepts itself: its replies have a VIP as source, which is an address of this node.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 
-use futures_util::TryStreamExt as _;
-use rtnetlink::packet_route::address::AddressAttribute;
-use rtnetlink::packet_route::route::{
-    RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
-};
-use rtnetlink::{Handle, RouteMessageBuilder};
-
-use super::super::sysctl::{self, Sysctls};
-use super::super::uplink;
-use super::super::{RouteError, tunnel};
+use super::super::sysctl::{self, Sysctls, Use};
 use super::PodError;
+use super::owner::Device;
 
-/// The devices that lead to pods, with what was set there for it.
+/// The devices that lead to pods, and whose replies come in by each.
 #[derive(Debug, Default)]
 pub struct ReplyPaths(BTreeMap<IpAddr, String>);
 
@@ -24,83 +16,34 @@ impl ReplyPaths {
     ///
     /// # Errors
     /// [`PodError`] where the kernel would drop them all the same.
-    pub async fn open(
+    pub fn open(
         &mut self,
-        handle: &Handle,
         sysctls: &mut Sysctls,
         endpoint: IpAddr,
+        Device { name, has_address }: Device,
     ) -> Result<(), PodError> {
-        let IpAddr::V4(address) = endpoint else { return Ok(()) };
-        let route = route_to(handle, address).await?;
-        let via_gateway = |attribute: &RouteAttribute| {
-            matches!(attribute, RouteAttribute::Gateway(_) | RouteAttribute::Via(_))
-        };
-        let device = route.attributes.iter().find_map(|attribute| match attribute {
-            RouteAttribute::Oif(index) => Some(*index),
-            _ => None,
-        });
-        let Some(device) = device.filter(|_| !route.attributes.iter().any(via_gateway)) else {
-            return Err(PodError::Elsewhere);
-        };
-        let (name, has_address) = device_of(handle, device).await?;
-        for setting in sysctl::interface(&name, false)? {
-            // Without an address of its own a device passes no loose check either (`__fib_validate_source`).
-            if setting.path.ends_with("/rp_filter") && !has_address {
-                return Err(PodError::SourceCheck(name));
-            }
-            sysctls.ensure(&[setting])?;
+        if endpoint.is_ipv6() {
+            return Ok(());
         }
+        // Without an address of its own a device passes no loose check either (`__fib_validate_source`).
         if !has_address && sysctl::checks_sources(&name)? {
             return Err(PodError::SourceCheck(name));
         }
+        let settings = sysctl::interface(&name, false)?;
         self.0.insert(endpoint, name);
+        sysctls.ensure(&settings, Use::Pods)?;
         Ok(())
     }
 
-    /// Puts back what was found at the device of a pod, unless another one uses it.
-    ///
-    /// # Errors
-    /// [`PodError`] naming the setting.
-    pub fn close(&mut self, sysctls: &mut Sysctls, endpoint: IpAddr) -> Result<(), PodError> {
-        match self.0.remove(&endpoint) {
-            Some(name) if !self.0.values().any(|other| *other == name) => Ok(sysctls.release(&name)?),
-            _ => Ok(()),
-        }
+    /// Keeps those of these endpoints alone. Gives whether others went.
+    pub fn retain(&mut self, mut keep: impl FnMut(IpAddr) -> bool) -> bool {
+        let before = self.0.len();
+        self.0.retain(|endpoint, _| keep(*endpoint));
+        self.0.len() < before
     }
-}
 
-/// Where the kernel would send a packet for this address.
-async fn route_to(handle: &Handle, address: Ipv4Addr) -> Result<RouteMessage, PodError> {
-    let mut request = RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(address, 32).build();
-    // With strict checking, which the connection has, nothing else may be asked for.
-    request.header.table = RouteHeader::RT_TABLE_UNSPEC;
-    request.header.kind = RouteType::Unspec;
-    request.header.protocol = RouteProtocol::Unspec;
-    request.header.scope = RouteScope::Universe;
-    request.attributes.retain(|attribute| matches!(attribute, RouteAttribute::Destination(_)));
-    let what = format!("route to {address}");
-    let mut answer = std::pin::pin!(handle.route().get(request).execute());
-    let route = answer.try_next().await.map_err(RouteError::of(&what))?;
-    Ok(route.ok_or_else(|| RouteError::new(what, "no answer"))?)
-}
-
-/// Name of a device, and whether it has an IPv4 address.
-async fn device_of(handle: &Handle, index: u32) -> Result<(String, bool), PodError> {
-    let what = format!("interface {index}");
-    let mut answer = std::pin::pin!(handle.link().get().match_index(index).execute());
-    let link = answer.try_next().await.map_err(RouteError::of(&what))?;
-    let name = link.as_ref().and_then(uplink::name).ok_or_else(|| RouteError::new(what, "has no name"))?;
-    if [tunnel::TUNNEL4, tunnel::TUNNEL6, "lo"].contains(&name.as_str()) {
-        return Err(PodError::Elsewhere);
+    /// The devices.
+    pub fn devices(&self) -> impl Iterator<Item = &str> {
+        self.0.values().map(String::as_str)
     }
-    let mut answer = std::pin::pin!(handle.address().get().set_link_index_filter(index).execute());
-    let mut has_address = false;
-    while let Some(message) = answer.try_next().await.map_err(RouteError::of("list addresses"))? {
-        has_address |= message.header.index == index
-            && message
-                .attributes
-                .iter()
-                .any(|attribute| matches!(attribute, AddressAttribute::Local(address) if address.is_ipv4()));
-    }
-    Ok((name, has_address))
 }

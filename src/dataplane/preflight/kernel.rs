@@ -20,13 +20,14 @@ use crate::plan::Scheduler;
 const CAP_NET_ADMIN: u32 = 12;
 
 /// What the ruleset needs besides the core of nf_tables, with the option that builds it.
-const NFT_MODULES: [(&str, &str); 6] = [
+const NFT_MODULES: [(&str, &str); 7] = [
     ("nf_tables", "CONFIG_NF_TABLES"),
     ("nft_ct", "CONFIG_NFT_CT"),
     ("nft_chain_nat", "CONFIG_NFT_NAT"),
     ("nft_nat", "CONFIG_NFT_NAT"),
     ("nft_masq", "CONFIG_NFT_MASQ"),
     ("nft_reject_inet", "CONFIG_NFT_REJECT"),
+    ("nft_fib_inet", "CONFIG_NFT_FIB_INET"),
 ];
 
 /// The oldest `nft` whose JSON and sets are what the agent reads and writes.
