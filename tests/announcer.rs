@@ -96,8 +96,8 @@ fn plan() -> NodePlan {
 async fn announcer(router: &Router) -> Announcer {
     let mut announcer = Announcer::new(Handle::current(), None, journal());
     configure(&mut announcer, router).await;
-    announcer.update(&plan(), |_| true, None);
-    announcer.complete();
+    announcer.update(&plan(), |_| true, None).await;
+    announcer.complete().await;
     announcer
 }
 

@@ -17,7 +17,8 @@ impl Agent {
         let mut problems: Vec<String> = self.planner.problems().iter().map(ToString::to_string).collect();
         problems.extend(self.dataplane.problems());
         problems.extend(self.observer.problems());
-        problems.extend(self.announcer.problems().iter().cloned());
+        problems.extend(self.announcer.problems());
+        problems.extend(self.tables.problem.clone());
         let held = self.dataplane.list_virtual_servers().unwrap_or_else(|error| {
             problems.push(error.to_string());
             Vec::new()
@@ -73,7 +74,7 @@ impl Agent {
         let plan = self.planner.plan();
         explanation.told(&Told {
             speaker: self.announcer.status(),
-            problems: self.announcer.problems(),
+            problems: &self.announcer.problems(),
             announces: &|prefix| self.announcer.announces(prefix),
             obstacles: &|vip| self.dataplane.obstacles(vip),
         });
@@ -106,6 +107,7 @@ impl Agent {
         problems.insert("source", self.planner.problems().len());
         problems.insert("listener", self.observer.problems().count());
         problems.insert("bgp", self.announcer.problems().len());
+        problems.insert("table", usize::from(self.tables.problem.is_some()));
         let plan = self.planner.plan();
         Snapshot {
             ready: self.ready,

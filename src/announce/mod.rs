@@ -1,7 +1,7 @@
 //! Plan → BGP: which prefixes, with which attributes, to whom, and when: a VIP only while the dataplane holds it.
 //!
 //! ```text
-//! Config.router, passwords ──configure─┐
+//! Config.router, passwords ──configure─┐      ┌──► ExportTable, for a routing daemon of this node
 //! NodePlan.announcements ──────────────┼─► [Announcer] ──peers, RouteChanges──► Speaker ──► peers
 //! Dataplane::holds ────────────────────┘      └──► Journal, for starts without a source
 //! ```
@@ -25,6 +25,7 @@ use tracing::{info, warn};
 use crate::cluster::Node;
 use crate::config::{PasswordSource, Router};
 use crate::plan::{Announcement, AnnouncementKind, NodePlan};
+use crate::tables::ExportTable;
 pub use journal::{Journal, Saved, remove as remove_journal};
 use passwords::Passwords;
 
@@ -74,6 +75,7 @@ pub struct Announcer {
     /// Until then a speaker that starts may tell peers that this is a restart: they do not wait longer.
     restarting: Restarting,
     announced: BTreeMap<IpNet, Attributes>,
+    export: Option<ExportTable>,
     journal: Journal,
     /// All that is to be announced at the start has been.
     complete: bool,
@@ -117,11 +119,17 @@ impl Announcer {
             auto_router_id: None,
             restarting: Restarting::No,
             announced: BTreeMap::new(),
+            export: None,
             journal,
             complete: false,
             problems: Vec::new(),
             start_again: None,
         }
+    }
+
+    /// Has what is announced written to a table as well. Before anything is announced.
+    pub fn export_to(&mut self, table: ExportTable) {
+        self.export = Some(table);
     }
 
     /// The kernel has forwarded for this node all along, so that peers keep their routes: they are told of a restart by the
@@ -151,11 +159,23 @@ impl Announcer {
         if self.passwords.changed() || due {
             self.apply().await;
         }
+        if let Some(export) = &mut self.export {
+            export.tick(Instant::now()).await;
+        }
     }
 
-    /// What is not as configured: peers without their password, or why there are no sessions at all.
-    pub fn problems(&self) -> &[String] {
-        &self.problems
+    /// Looks for what others changed in the table that is written to, and repairs it.
+    pub async fn check(&mut self) {
+        if let Some(export) = &mut self.export {
+            export.sync().await;
+        }
+    }
+
+    /// What is not as configured: peers without their password, or why there are no sessions at all; and what the kernel
+    /// refuses of the table that is written to.
+    pub fn problems(&self) -> Vec<String> {
+        let export = self.export.as_ref().and_then(ExportTable::problem);
+        self.problems.iter().cloned().chain(export.map(str::to_owned)).collect()
     }
 
     /// Brings speaker and peers in line with what is configured.
@@ -258,6 +278,9 @@ impl Announcer {
             return;
         }
         self.journal.announce(withdraw.iter().map(|prefix| (*prefix, None)), self.announced.len());
+        if let Some(export) = &mut self.export {
+            export.change([], withdraw.iter().copied()).await;
+        }
         let Some(Running { speaker, .. }) = &self.speaker else { return };
         info!(prefixes = withdraw.len(), first = %withdraw[0], "withdraw");
         speaker.update(RouteChanges { announce: Vec::new(), withdraw });
@@ -267,7 +290,7 @@ impl Announcer {
     }
 
     /// Brings what is announced of `prefixes` (`None`: of all) in line with the plan and what the dataplane holds.
-    pub fn update(
+    pub async fn update(
         &mut self,
         plan: &NodePlan,
         holds: impl Fn(IpAddr) -> bool,
@@ -286,8 +309,12 @@ impl Announcer {
             let wanted = plan
                 .announcements
                 .get(prefix)
-                .filter(|announcement| {
-                    announcement.kind == AnnouncementKind::PodCIDR || holds(announcement.prefix.addr())
+                .filter(|announcement| match announcement.kind {
+                    // Others see to it that packets get there.
+                    AnnouncementKind::PodCIDR | AnnouncementKind::Kernel => true,
+                    AnnouncementKind::ClusterIP
+                    | AnnouncementKind::ExternalIP
+                    | AnnouncementKind::LoadBalancerIP => holds(announcement.prefix.addr()),
                 })
                 .map(attributes);
             match wanted {
@@ -305,6 +332,10 @@ impl Announcer {
         let announce = changes.announce.iter().map(|(prefix, _)| (*prefix, plan.announcements.get(prefix)));
         let withdraw = changes.withdraw.iter().map(|prefix| (*prefix, None));
         self.journal.announce(announce.chain(withdraw), self.announced.len());
+        if let Some(export) = &mut self.export {
+            let announce = changes.announce.iter().map(|(prefix, _)| *prefix);
+            export.change(announce, changes.withdraw.iter().copied()).await;
+        }
         let Some(Running { speaker, .. }) = &self.speaker else { return };
         info!(announce = changes.announce.len(), withdraw = changes.withdraw.len(), "announcements change");
         speaker.update(changes);
@@ -316,9 +347,12 @@ impl Announcer {
     }
 
     /// Everything the dataplane holds at the start has been announced: peers may drop what is left of an earlier life.
-    pub fn complete(&mut self) {
+    pub async fn complete(&mut self) {
         self.complete = true;
         self.journal.settle();
+        if let Some(export) = &mut self.export {
+            export.complete().await;
+        }
         if let Some(Running { speaker, .. }) = &self.speaker {
             speaker.initial_routes_complete();
         }
@@ -326,12 +360,17 @@ impl Announcer {
 
     /// Whether a prefix is announced now, as far as there is anyone to tell.
     pub fn announces(&self, prefix: &IpNet) -> bool {
-        self.speaker.is_some() && self.announced.contains_key(prefix)
+        let exported = || self.export.as_ref().is_some_and(|export| export.holds(prefix));
+        self.announced.contains_key(prefix) && (self.speaker.is_some() || exported())
     }
 
     /// How many prefixes are announced now, as far as there is anyone to tell.
     pub fn announced(&self) -> usize {
-        if self.speaker.is_some() { self.announced.len() } else { 0 }
+        match &self.export {
+            _ if self.speaker.is_some() => self.announced.len(),
+            Some(export) => self.announced.keys().filter(|prefix| export.holds(prefix)).count(),
+            None => 0,
+        }
     }
 
     /// The speaker's sessions.

@@ -29,14 +29,14 @@ mod describe;
 mod differences;
 mod direct;
 mod elements;
-mod error;
+pub(crate) mod error;
 mod explain;
 mod fou;
 mod generation;
 mod lock;
 mod lookup;
 mod netfilter;
-mod netlink;
+pub(crate) mod netlink;
 mod nft;
 mod numbers;
 mod pods;
@@ -44,11 +44,11 @@ mod preflight;
 mod reconcile;
 mod rewrites;
 mod route_lookup;
-mod routing;
+pub(crate) mod routing;
 mod ruleset;
 mod standin;
 mod sysctl;
-mod tunnel;
+pub(crate) mod tunnel;
 mod uplink;
 mod vip_routes;
 mod virtual_servers;
@@ -632,7 +632,7 @@ pub async fn cleanup(settings: &Settings, _lock: &Lock) -> Result<Vec<String>, D
     if let Ok(mut servers) = VirtualServers::open() {
         note(servers.clear().map(|count| words(count, "virtual servers")).map_err(Into::into));
     }
-    note(VipRoutes::clear(&handle).await.map(|count| words(count, "routes")).map_err(Into::into));
+    note(routing::clear(&handle).await.map(|count| words(count, "routes")).map_err(Into::into));
     note(
         netfilter::remove()
             .map(|existed| if existed { vec!["table inet sheave".into()] } else { Vec::new() })

@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use rtnetlink::Handle;
 
-use super::routing::{self, Kind, Route};
+use super::routing::{self, Route};
 use super::{RouteError, standin, vip_net, vip_nets};
 use crate::plan::NodePlan;
 
@@ -92,18 +92,6 @@ impl VipRoutes {
         }
     }
 
-    /// Removes everything. Gives how many there were.
-    ///
-    /// # Errors
-    /// [`RouteError`] of the first that could not be removed.
-    pub async fn clear(handle: &Handle) -> Result<usize, RouteError> {
-        let held = routing::list(handle).await?;
-        for (prefix, route) in &held {
-            routing::delete(handle, *prefix, route).await?;
-        }
-        Ok(held.len())
-    }
-
     async fn put(&mut self, handle: &Handle, prefix: IpNet, route: Route) {
         match routing::put(handle, prefix, &route, self.held.contains_key(&prefix)).await {
             Ok(()) => {
@@ -131,7 +119,7 @@ fn wanted(plan: &NodePlan, devices: Devices) -> BTreeMap<IpNet, Route> {
         vip_nets(plan).map(|prefix| (prefix, vip_route(plan, prefix, devices))).collect();
     for (prefix, device) in standin::ranges().into_iter().zip([Some(devices.tunnel4), devices.tunnel6]) {
         if let Some(device) = device {
-            routes.insert(prefix, Route { kind: Kind::Device, device, source: None });
+            routes.insert(prefix, Route::through(device, routing::MAIN_TABLE));
         }
     }
     routes
@@ -141,7 +129,7 @@ fn wanted(plan: &NodePlan, devices: Devices) -> BTreeMap<IpNet, Route> {
 fn vip_route(plan: &NodePlan, prefix: IpNet, devices: Devices) -> Route {
     let source =
         plan.node.addresses.iter().find(|address| address.is_ipv4() == prefix.addr().is_ipv4()).copied();
-    Route { kind: Kind::Local, device: devices.loopback, source }
+    Route::local(devices.loopback, source)
 }
 
 fn taken(vip: IpAddr) -> String {

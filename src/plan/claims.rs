@@ -43,6 +43,8 @@ pub(crate) struct Claims {
     prefixes: foldhash::HashMap<IpNet, Vec<Announcement>>,
     /// Node-wide prefixes.
     node_announcements: BTreeMap<IpNet, Announcement>,
+    /// Prefixes that the kernel's tables have routes to.
+    kernel_announcements: BTreeMap<IpNet, Announcement>,
 }
 
 /// What is known of a Service besides what is in the maps.
@@ -173,6 +175,9 @@ impl NodePlan {
                 prefixes.insert(IpNet::from(vip.address));
             }
         }
+        // What is a VIP now, or is none any more, is announced as such, or as a route of the kernel's.
+        let vips = delta.vips.iter().map(|vip| IpNet::from(*vip));
+        prefixes.extend(vips.filter(|prefix| self.claims.kernel_announcements.contains_key(prefix)));
         for prefix in prefixes {
             let contenders = self.claims.prefixes.entry(prefix).or_default();
             contenders.retain(|announcement| announcement.service.as_ref() != Some(service));
@@ -194,6 +199,26 @@ impl NodePlan {
             self.settle_prefix(prefix, &mut delta);
         }
         delta
+    }
+
+    /// Puts in place what is announced because the kernel's tables have routes to it, and removes what they have no more.
+    pub fn set_kernel_routes(&mut self, came: Vec<Announcement>, gone: &[IpNet]) -> Delta {
+        let mut delta = Delta::default();
+        for prefix in gone {
+            self.claims.kernel_announcements.remove(prefix);
+            self.settle_prefix(*prefix, &mut delta);
+        }
+        for announcement in came {
+            let prefix = announcement.prefix;
+            self.claims.kernel_announcements.insert(prefix, announcement);
+            self.settle_prefix(prefix, &mut delta);
+        }
+        delta
+    }
+
+    /// The prefixes that the kernel's tables have routes to.
+    pub fn kernel_routes(&self) -> impl Iterator<Item = IpNet> {
+        self.claims.kernel_announcements.keys().copied()
     }
 
     /// Removes `service`'s claim to `vip`, adds the `wanted` one, and lets the oldest claim have it.
@@ -305,7 +330,8 @@ impl NodePlan {
         }
     }
 
-    /// Lets the oldest Service announce the prefix of those that have an address in it with endpoints behind it.
+    /// Lets the oldest Service announce the prefix of those that have an address in it with endpoints behind it; a route of
+    /// the kernel's leads elsewhere, and counts where no Service has the address.
     fn settle_prefix(&mut self, prefix: IpNet, delta: &mut Delta) {
         let works = |service: &ServiceName| {
             self.claims.services.get(service).is_some_and(|held| {
@@ -328,7 +354,11 @@ impl NodePlan {
                 .min_by_key(|(service, _)| self.claims.seniority(service))
                 .map(|(_, announcement)| announcement)
         };
-        let winner = self.claims.node_announcements.get(&prefix).or_else(of_services);
+        let of_kernel = || {
+            let is_vip = prefix == IpNet::from(prefix.addr()) && self.vips.contains_key(&prefix.addr());
+            self.claims.kernel_announcements.get(&prefix).filter(|_| !is_vip)
+        };
+        let winner = self.claims.node_announcements.get(&prefix).or_else(of_services).or_else(of_kernel);
         if winner != self.announcements.get(&prefix) {
             delta.announcements.insert(prefix);
             match winner.cloned() {

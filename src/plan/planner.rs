@@ -4,6 +4,8 @@ use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use ipnet::IpNet;
+
 use super::explain::{Explanation, explain};
 use super::model::{Announcement, AnnouncementKind, Delta, NodePlan, NodeState, ServicePlan, Warning};
 use super::service::{NodeContext, service};
@@ -88,12 +90,20 @@ impl Planner {
             if announce != self.config.announce {
                 // Communities and prepending are those of every prefix.
                 changes.services.extend(self.index.service_names().cloned());
+                let routes: Vec<IpNet> = self.plan.kernel_routes().collect();
+                delta.merge(self.handle_routes(&routes, &[]));
             }
         }
         for name in &changes.services {
             delta.merge(self.plan_service(name));
         }
         delta
+    }
+
+    /// Takes over which prefixes the kernel's tables have routes to now, and to which no more.
+    pub fn handle_routes(&mut self, came: &[IpNet], gone: &[IpNet]) -> Delta {
+        let came = came.iter().map(|prefix| self.announcement(*prefix, AnnouncementKind::Kernel)).collect();
+        self.plan.set_kernel_routes(came, gone)
     }
 
     /// This node's name.
@@ -281,20 +291,25 @@ impl Planner {
                 .collect(),
         };
         let announced = state.pod_cidrs.iter().filter(|_| self.config.announce.pod_cidrs);
-        let announcements = announced
-            .map(|prefix| Announcement {
-                prefix: *prefix,
-                kind: AnnouncementKind::PodCIDR,
-                service: None,
-                communities: self.config.announce.communities.standard.clone(),
-                large_communities: self.config.announce.communities.large.clone(),
-                local_pref: None,
-                med: None,
-                as_path_prepend: self.config.announce.path_prepend,
-            })
-            .collect();
+        let announcements =
+            announced.map(|prefix| self.announcement(*prefix, AnnouncementKind::PodCIDR)).collect();
         let delta = self.plan.set_node(state, announcements);
         Delta { router, ..delta }
+    }
+
+    /// Of a prefix that is no Service's: with the attributes of all that is announced.
+    fn announcement(&self, prefix: IpNet, kind: AnnouncementKind) -> Announcement {
+        let announce = &self.config.announce;
+        Announcement {
+            prefix,
+            kind,
+            service: None,
+            communities: announce.communities.standard.clone(),
+            large_communities: announce.communities.large.clone(),
+            local_pref: None,
+            med: None,
+            as_path_prepend: announce.path_prepend,
+        }
     }
 
     /// Those of this node's addresses that node ports listen on.

@@ -87,7 +87,7 @@ impl Network {
             ipv6,
             has_kube_ipvs0: devices.values().any(|name| name == "kube-ipvs0"),
             routes: routes(&handle, &devices).await?,
-            marked_routes: routing::list(&handle).await?.len(),
+            marked_routes: routing::list_all(&handle).await?.len(),
             uplinks,
             addresses,
             tunnels,
