@@ -17,6 +17,7 @@ mod paths;
 mod pods;
 mod policies;
 mod source_ranges;
+mod tables;
 mod termination;
 mod updates;
 
@@ -56,6 +57,7 @@ pub fn all() -> Vec<(SourceKind, Scenario)> {
         explain::SCENARIOS,
         pods::SCENARIOS,
         &beside::scenarios(),
+        tables::SCENARIOS,
         agent::SCENARIOS,
     ]
     .concat();
