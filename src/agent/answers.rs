@@ -24,6 +24,7 @@ impl Agent {
             Vec::new()
         });
         let plan = self.planner.plan();
+        let announced = self.held.as_ref().unwrap_or(plan);
         Status {
             node: self.planner.node().into(),
             version: env!("CARGO_PKG_VERSION").into(),
@@ -32,17 +33,18 @@ impl Agent {
             health: self.observer.health(),
             watches: self.observer.watches(),
             peers: self.announcer.status().map(peers).unwrap_or_default(),
-            announcements: self
-                .held
-                .as_ref()
-                .unwrap_or(plan)
+            announcements: announced
                 .announcements
                 .values()
                 .map(|announcement| status::Announcement {
                     prefix: announcement.prefix.to_string(),
                     kind: format!("{:?}", announcement.kind),
                     service: announcement.service.as_ref().map(ToString::to_string),
-                    announced: self.announcer.announces(&announcement.prefix),
+                    announced: self.announcer.announces(announced, &announcement.prefix),
+                    aggregate: self
+                        .announcer
+                        .aggregate_of(announced, &announcement.prefix)
+                        .map(|aggregate| aggregate.to_string()),
                 })
                 .collect(),
             virtual_servers: crate::dataplane::describe(plan, &held, |key| self.dataplane.vip_of(key)),
@@ -75,7 +77,8 @@ impl Agent {
         explanation.told(&Told {
             speaker: self.announcer.status(),
             problems: &self.announcer.problems(),
-            announces: &|prefix| self.announcer.announces(prefix),
+            announces: &|prefix| self.announcer.announces(plan, prefix),
+            aggregate_of: &|prefix| self.announcer.aggregate_of(plan, prefix),
             obstacles: &|vip| self.dataplane.obstacles(vip),
         });
         let asked: Vec<Asked> = explanation

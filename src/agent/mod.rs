@@ -309,7 +309,7 @@ impl Agent {
         self.announcer.restarting();
         let router = &self.planner.config().router;
         self.announcer.configure(router, self.planner.node(), &node.addresses).await;
-        self.announcer.update(&held, |vip| forwarded.contains(&vip), None).await;
+        self.announcer.update(&held, |planned| forwarded.contains(&planned.prefix.addr()), None).await;
         if self.tables.known {
             self.announcer.complete().await;
         }
@@ -350,7 +350,7 @@ impl Agent {
         let plan = self.planner.plan();
         let router = &self.planner.config().router;
         self.announcer.configure(router, self.planner.node(), &plan.node.addresses).await;
-        self.announcer.update(plan, |vip| self.dataplane.holds(plan, vip), None).await;
+        self.announcer.update(plan, |planned| holds(&self.dataplane, plan, planned), None).await;
         if self.tables.known {
             self.announcer.complete().await;
         }
@@ -395,7 +395,7 @@ impl Agent {
         let announced = self.held.as_ref().or(self.ready.then_some(plan));
         if let Some(announced) = announced {
             self.announcer.withdraw(announced, &delta.announcements).await;
-            let holds = |vip| self.dataplane.holds(plan, vip);
+            let holds = |planned: &Announcement| holds(&self.dataplane, plan, planned);
             self.announcer.update(announced, holds, Some(&delta.announcements)).await;
         }
         if !std::mem::replace(&mut self.tables.known, true) && announced.is_some() {
@@ -417,7 +417,7 @@ impl Agent {
             self.announcer.configure(router, self.planner.node(), &plan.node.addresses).await;
         }
         let touched = touched(plan, delta);
-        self.announcer.update(plan, |vip| self.dataplane.holds(plan, vip), Some(&touched)).await;
+        self.announcer.update(plan, |planned| holds(&self.dataplane, plan, planned), Some(&touched)).await;
         debug!(
             virtual_servers = delta.virtual_servers.len(),
             rewrites = delta.rewrites.len(),
@@ -429,7 +429,7 @@ impl Agent {
     }
 
     async fn tick(&mut self) {
-        self.announcer.tick(self.held.as_ref().unwrap_or(self.planner.plan())).await;
+        self.announcer.tick().await;
         if self.ready {
             self.look().await;
         } else {
@@ -486,7 +486,7 @@ impl Agent {
         self.problems = problems;
         let plan = self.planner.plan();
         if self.ready {
-            self.announcer.update(plan, |vip| self.dataplane.holds(plan, vip), None).await;
+            self.announcer.update(plan, |planned| holds(&self.dataplane, plan, planned), None).await;
         }
     }
 
@@ -504,6 +504,14 @@ fn news<T: Ord + Clone>(told: &mut BTreeSet<T>, now: BTreeSet<T>) -> Vec<T> {
     let new = now.difference(told).cloned().collect();
     *told = now;
     new
+}
+
+/// Whether the kernel does what it takes to announce a VIP or an aggregate.
+fn holds(dataplane: &Dataplane, plan: &NodePlan, planned: &Announcement) -> bool {
+    match planned.kind {
+        AnnouncementKind::Aggregate => dataplane.ends(plan, planned.prefix),
+        _ => dataplane.holds(plan, planned.prefix.addr()),
+    }
 }
 
 /// The prefixes whose announcement a change may concern.

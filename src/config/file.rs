@@ -153,6 +153,7 @@ pub struct Announce {
     /// The kernel table that what is announced is written to, for a routing daemon of this node to announce.
     pub export_table: Option<u32>,
     /// Prefixes to announce in place of what is inside them.
+    #[serde(deserialize_with = "cidrs")]
     pub aggregate: Vec<IpNet>,
     /// Communities of everything that is announced.
     pub communities: Communities,
@@ -374,6 +375,14 @@ impl Config {
                 return Err(wrong(format!("announce.kernelTables[{index}]"), message));
             }
         }
+        for (index, prefix) in self.announce.aggregate.iter().enumerate() {
+            if prefix.prefix_len() == 0 || prefix.prefix_len() == prefix.max_prefix_len() {
+                let message = format!(
+                    "{prefix} is everything or a single address: give a range that virtual IPs are taken from"
+                );
+                return Err(wrong(format!("announce.aggregate[{index}]"), message));
+            }
+        }
         if let Some(table @ (0 | DEFAULT_TABLE..=LOCAL_TABLE)) = self.announce.export_table {
             let message = format!(
                 "{table} is a table that the kernel forwards by or looks things up in: take one that no rule of \
@@ -386,7 +395,7 @@ impl Config {
 
     /// Settings that are read and checked but that this version does not act on.
     pub fn warnings(&self) -> Vec<Warning> {
-        let Self { router, announce, services: _, observe: _, drain } = self;
+        let Self { router, announce: _, services: _, observe: _, drain } = self;
         let default = Self::default();
         let peer = |set: fn(&Peer) -> bool| router.peers.iter().any(set);
         [
@@ -396,7 +405,6 @@ impl Config {
             ),
             ("router.dynamicPeers", !router.dynamic_peers.is_empty()),
             ("router.peers[].bfd", peer(|peer| peer.bfd.is_some())),
-            ("announce.aggregate", !announce.aggregate.is_empty()),
             ("drain", *drain != default.drain),
         ]
         .into_iter()

@@ -371,6 +371,11 @@ impl Dataplane {
             && self.servers.failed.range(first..).next().is_none_or(|(failed, _)| failed.address != vip)
     }
 
+    /// Whether what comes for an aggregate ends on this node, VIPs or not.
+    pub fn ends(&self, plan: &NodePlan, aggregate: IpNet) -> bool {
+        self.broken.is_empty() && self.routes.ends(plan, aggregate)
+    }
+
     /// What this node takes in of what directors tunnel to its endpoints: nothing unless devices and rules are there. What
     /// the kernel refuses of one endpoint does not count.
     pub fn accepts(&self) -> Option<Accepts> {

@@ -29,6 +29,8 @@ pub enum Kind {
     Local,
     /// Sends it out of a device.
     Device,
+    /// Refuses it, unless any other route matches.
+    Unreachable,
 }
 
 /// A route of ours; its table and prefix are its key.
@@ -38,7 +40,7 @@ pub struct Route {
     pub table: u32,
     /// What it does.
     pub kind: Kind,
-    /// Index of the device.
+    /// Index of the device; 0 where there is none.
     pub device: u32,
     /// Source address of packets that this node itself sends along it.
     pub source: Option<IpAddr>,
@@ -122,12 +124,15 @@ fn message(prefix: IpNet, route: &Route) -> Result<RouteMessage, RouteError> {
     let mut builder = RouteMessageBuilder::<IpAddr>::new()
         .destination_prefix(prefix.addr(), prefix.prefix_len())
         .map_err(|error| invalid(&error))?
-        .output_interface(route.device)
         .table_id(route.table)
         .protocol(RouteProtocol::Other(PROTOCOL));
     builder = match route.kind {
-        Kind::Local => builder.kind(RouteType::Local).scope(RouteScope::Host),
-        Kind::Device => builder.kind(RouteType::Unicast).scope(RouteScope::Link),
+        Kind::Local => builder.output_interface(route.device).kind(RouteType::Local).scope(RouteScope::Host),
+        Kind::Device => {
+            builder.output_interface(route.device).kind(RouteType::Unicast).scope(RouteScope::Link)
+        }
+        // Behind what anybody else has for that prefix.
+        Kind::Unreachable => builder.kind(RouteType::Unreachable).priority(u32::MAX),
     };
     if let Some(source) = route.source {
         builder = builder.pref_source(source).map_err(|error| invalid(&error))?;
@@ -139,6 +144,11 @@ impl Route {
     /// Takes packets in.
     pub fn local(device: u32, source: Option<IpAddr>) -> Self {
         Self { table: LOCAL_TABLE, kind: Kind::Local, device, source }
+    }
+
+    /// Refuses what nothing else matches.
+    pub fn unreachable() -> Self {
+        Self { table: MAIN_TABLE, kind: Kind::Unreachable, device: 0, source: None }
     }
 
     /// Leads to a device, by a table.
@@ -162,6 +172,11 @@ fn parse(message: &RouteMessage) -> Option<(IpNet, Route)> {
     let kind = match message.header.kind {
         RouteType::Local => Kind::Local,
         RouteType::Unicast => Kind::Device,
+        // For IPv6 the kernel names the loopback device.
+        RouteType::Unreachable => {
+            device = Some(0);
+            Kind::Unreachable
+        }
         _ => return None,
     };
     let prefix = IpNet::new(destination?, message.header.destination_prefix_length).ok()?;

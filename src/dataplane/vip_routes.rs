@@ -1,5 +1,6 @@
-//! VIP routes: each service CIDR, and each VIP outside of them, as a `local` route; and the routes that lead
-//! stand-ins to the tunnel devices.
+//! VIP routes: each service CIDR, and each VIP outside of them, as a `local` route; the routes that lead
+//! stand-ins to the tunnel devices; and for each aggregate one that refuses what no Service has there, or it would go back to the
+//! router that it came from, and here again (RFC 4632 section 5.1).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -8,7 +9,7 @@ use ipnet::IpNet;
 use rtnetlink::Handle;
 
 use super::routing::{self, Route};
-use super::{RouteError, standin, vip_net, vip_nets};
+use super::{RouteError, service_nets, standin, vip_net, vip_nets};
 use crate::plan::NodePlan;
 
 /// Device indices that routes of ours point to.
@@ -34,6 +35,12 @@ impl VipRoutes {
     /// Whether packets to this VIP are taken in.
     pub fn holds(&self, plan: &NodePlan, vip: IpAddr) -> bool {
         self.held.contains_key(&vip_net(plan, vip))
+    }
+
+    /// Whether packets to what no Service has in an aggregate end here.
+    pub fn ends(&self, plan: &NodePlan, aggregate: IpNet) -> bool {
+        let within = service_nets(plan).into_iter().find(|cidr| cidr.contains(&aggregate));
+        self.held.contains_key(&within.unwrap_or(aggregate))
     }
 
     /// Lists our routes and makes them what the plan says. Gives what changed, in words.
@@ -121,6 +128,11 @@ fn wanted(plan: &NodePlan, devices: Devices) -> BTreeMap<IpNet, Route> {
         if let Some(device) = device {
             routes.insert(prefix, Route::through(device, routing::MAIN_TABLE));
         }
+    }
+    // Within a service CIDR the guard refuses.
+    let cidrs = service_nets(plan);
+    for aggregate in plan.node.aggregates.iter().filter(|net| !cidrs.iter().any(|cidr| cidr.contains(*net))) {
+        routes.insert(*aggregate, Route::unreachable());
     }
     routes
 }

@@ -19,10 +19,11 @@ use std::time::SystemTime;
 use ipnet::IpNet;
 
 use super::AcceptedIn;
+use super::aggregates::Aggregates;
 use super::model::{
-    Acceptance, Announcement, Delta, Destination, Forwarding, HealthCheck, NodePlan, NodeState, Rewrite,
-    RewriteKey, RewriteSide, ServicePlan, SourceRange, VipKind, VipPort, VirtualServer, Warning,
-    WithoutLocalEndpoints,
+    Acceptance, Announcement, AnnouncementKind, Delta, Destination, Forwarding, HealthCheck, NodePlan,
+    NodeState, Rewrite, RewriteKey, RewriteSide, ServicePlan, SourceRange, VipKind, VipPort, VirtualServer,
+    Warning, WithoutLocalEndpoints,
 };
 use crate::cluster::ServiceName;
 
@@ -45,6 +46,9 @@ pub(crate) struct Claims {
     node_announcements: BTreeMap<IpNet, Announcement>,
     /// Prefixes that the kernel's tables have routes to.
     kernel_announcements: BTreeMap<IpNet, Announcement>,
+    /// How many virtual servers of a VIP take connections; none that has none.
+    open: foldhash::HashMap<IpAddr, usize>,
+    aggregates: Aggregates,
 }
 
 /// What is known of a Service besides what is in the maps.
@@ -187,8 +191,13 @@ impl NodePlan {
         delta
     }
 
-    /// Puts new node-wide state in place, and the node-wide prefixes to announce.
-    pub fn set_node(&mut self, state: NodeState, announcements: Vec<Announcement>) -> Delta {
+    /// Puts new node-wide state in place, and the node-wide prefixes and aggregates to announce.
+    pub fn set_node(
+        &mut self,
+        state: NodeState,
+        announcements: Vec<Announcement>,
+        aggregates: Vec<Announcement>,
+    ) -> Delta {
         let mut delta = Delta { node: self.node != state, ..Delta::default() };
         self.node = state;
         let new = announcements.into_iter().map(|announcement| (announcement.prefix, announcement)).collect();
@@ -198,7 +207,51 @@ impl NodePlan {
         for prefix in prefixes {
             self.settle_prefix(prefix, &mut delta);
         }
+        if !self.claims.aggregates.are(&aggregates) {
+            self.set_aggregates(aggregates, &mut delta);
+        }
         delta
+    }
+
+    /// Begins anew with aggregates: whatever is in them counts as touched.
+    fn set_aggregates(&mut self, aggregates: Vec<Announcement>, delta: &mut Delta) {
+        let mut prefixes: BTreeSet<IpNet> = self.claims.aggregates.prefixes().into_iter().collect();
+        self.claims.aggregates = Aggregates::new(aggregates);
+        prefixes.extend(self.claims.aggregates.prefixes());
+        prefixes.extend(self.announcements.keys());
+        prefixes.extend(self.claims.open.keys().map(|vip| IpNet::from(*vip)));
+        for prefix in prefixes {
+            self.settle_prefix(prefix, delta);
+            if self.claims.aggregates.around(prefix).next().is_some()
+                && self.announcements.contains_key(&prefix)
+            {
+                delta.announcements.insert(prefix);
+            }
+        }
+    }
+
+    /// The aggregates that a prefix is in.
+    pub fn aggregates_around(&self, prefix: IpNet) -> impl Iterator<Item = IpNet> {
+        self.claims.aggregates.around(prefix)
+    }
+
+    /// The aggregate that is to be announced in place of a prefix, where this node holds all in it.
+    pub fn aggregate_of(&self, prefix: &IpNet) -> Option<IpNet> {
+        let planned = |aggregate: &IpNet| {
+            let kind = self.announcements.get(aggregate).map(|planned| planned.kind);
+            kind == Some(AnnouncementKind::Aggregate) && self.covers(aggregate, prefix)
+        };
+        self.aggregates_around(*prefix).find(planned)
+    }
+
+    /// Whether an aggregate stands for a prefix where it is announced.
+    pub fn covers(&self, aggregate: &IpNet, prefix: &IpNet) -> bool {
+        self.claims.aggregates.covers(aggregate, prefix)
+    }
+
+    /// What an aggregate stands for where it is announced.
+    pub fn covered_by(&self, aggregate: &IpNet) -> impl Iterator<Item = IpNet> {
+        self.claims.aggregates.covered_by(aggregate)
     }
 
     /// Puts in place what is announced because the kernel's tables have routes to it, and removes what they have no more.
@@ -262,6 +315,19 @@ impl NodePlan {
         }
         if changed {
             Self::note_claim(&mut self.rewrites, &mut self.vips, &self.claims.node, before, after, delta);
+            let open =
+                |claim: &&Claim| claim.server.kind != VipKind::NodePort && claim.server.takes_connections();
+            if after.filter(open).is_some() {
+                *self.claims.open.entry(vip.address).or_default() += 1;
+            }
+            if before.filter(open).is_some()
+                && let Some(count) = self.claims.open.get_mut(&vip.address)
+            {
+                *count -= 1;
+                if *count == 0 {
+                    self.claims.open.remove(&vip.address);
+                }
+            }
         }
 
         if let Some(index) = winner {
@@ -358,7 +424,9 @@ impl NodePlan {
             let is_vip = prefix == IpNet::from(prefix.addr()) && self.vips.contains_key(&prefix.addr());
             self.claims.kernel_announcements.get(&prefix).filter(|_| !is_vip)
         };
-        let winner = self.claims.node_announcements.get(&prefix).or_else(of_services).or_else(of_kernel);
+        let of_aggregates = || self.claims.aggregates.announcement(&prefix);
+        let of_node = self.claims.node_announcements.get(&prefix);
+        let winner = of_node.or_else(of_services).or_else(of_kernel).or_else(of_aggregates);
         if winner != self.announcements.get(&prefix) {
             delta.announcements.insert(prefix);
             match winner.cloned() {
@@ -368,6 +436,12 @@ impl NodePlan {
         }
         if self.claims.prefixes.get(&prefix).is_some_and(Vec::is_empty) {
             self.claims.prefixes.remove(&prefix);
+        }
+        let announcement = self.announcements.get(&prefix);
+        let is_open = prefix == IpNet::from(prefix.addr()) && self.claims.open.contains_key(&prefix.addr());
+        let around = self.claims.aggregates.settled(prefix, announcement, is_open && announcement.is_none());
+        for aggregate in around {
+            self.settle_prefix(aggregate, delta);
         }
     }
 
@@ -381,14 +455,15 @@ impl NodePlan {
         self.claims.services.get(service)?.health_check.as_ref()
     }
 
-    /// What the owners of Services should know, lost conflicts included, in no particular order.
+    /// What the owners of Services and of the config should know, lost conflicts included, in no particular order.
     pub fn warnings(&self) -> impl Iterator<Item = Warning> {
         let conflicts = self
             .claims
             .waiting
             .iter()
             .flat_map(|(vip, waiting)| waiting.iter().filter_map(|claim| self.conflict(vip, claim)));
-        self.claims.services.values().flat_map(|held| held.warnings.iter().cloned()).chain(conflicts)
+        let of_services = self.claims.services.values().flat_map(|held| held.warnings.iter().cloned());
+        of_services.chain(conflicts).chain(self.claims.aggregates.warnings())
     }
 
     /// What the owner of one Service should know.

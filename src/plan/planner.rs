@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 
+use super::aggregates::left_out;
 use super::explain::{Explanation, explain};
 use super::model::{Announcement, AnnouncementKind, Delta, NodePlan, NodeState, ServicePlan, Warning};
 use super::service::{NodeContext, service};
@@ -186,6 +187,14 @@ impl Planner {
     pub fn warnings(&self) -> BTreeSet<Warning> {
         let mut warnings: BTreeSet<Warning> = self.file.warnings().into_iter().collect();
         warnings.extend(self.plan.warnings());
+        let misplaced = |prefix: &&IpNet| !self.plan.node.aggregates.contains(*prefix);
+        warnings.extend(self.config.announce.aggregate.iter().filter(misplaced).map(|prefix| {
+            left_out(
+                *prefix,
+                "it has addresses of nodes or pods in it, which would not be reached any more: give the range that \
+                 virtual IPs are taken from",
+            )
+        }));
         warnings.extend(self.node_warnings());
         warnings
     }
@@ -275,7 +284,8 @@ impl Planner {
             None => (self.plan.node.addresses.clone(), self.plan.node.pod_cidrs.clone()),
         };
         self.node_port_addresses = self.pick_node_port_addresses(&addresses);
-        let state = NodeState {
+        let mut state = NodeState {
+            aggregates: BTreeSet::new(),
             tunnel_sources: self.index.node_addresses().chain(addresses.iter().copied()).collect(),
             addresses,
             remote_pod_cidrs: self.index.remote_pod_cidrs().collect(),
@@ -290,10 +300,25 @@ impl Planner {
                 .chain(self.index.service_cidrs())
                 .collect(),
         };
+        let others: Vec<IpNet> = state
+            .tunnel_sources
+            .iter()
+            .map(|address| IpNet::from(*address))
+            .chain(state.cluster_clients.iter().chain(&state.remote_pod_cidrs).copied())
+            .collect();
+        let in_the_way =
+            |prefix: &IpNet| others.iter().any(|other| other.contains(prefix) || prefix.contains(other));
+        state.aggregates =
+            self.config.announce.aggregate.iter().copied().filter(|prefix| !in_the_way(prefix)).collect();
+        let aggregates = state
+            .aggregates
+            .iter()
+            .map(|prefix| self.announcement(*prefix, AnnouncementKind::Aggregate))
+            .collect();
         let announced = state.pod_cidrs.iter().filter(|_| self.config.announce.pod_cidrs);
         let announcements =
             announced.map(|prefix| self.announcement(*prefix, AnnouncementKind::PodCIDR)).collect();
-        let delta = self.plan.set_node(state, announcements);
+        let delta = self.plan.set_node(state, announcements, aggregates);
         Delta { router, ..delta }
     }
 
@@ -304,6 +329,7 @@ impl Planner {
             prefix,
             kind,
             service: None,
+            local: false,
             communities: announce.communities.standard.clone(),
             large_communities: announce.communities.large.clone(),
             local_pref: None,

@@ -85,15 +85,15 @@ impl ExportTable {
     }
 
     async fn write(&mut self, table: u32, announce: &[IpNet], withdraw: &[IpNet]) -> Result<(), RouteError> {
+        // What comes may take the place of what goes.
+        if !announce.is_empty() {
+            let route = self.route(table).await?;
+            for prefix in announce {
+                self.put(*prefix, route).await?;
+            }
+        }
         for prefix in withdraw {
             self.delete((table, *prefix)).await?;
-        }
-        if announce.is_empty() {
-            return Ok(());
-        }
-        let route = self.route(table).await?;
-        for prefix in announce {
-            self.put(*prefix, route).await?;
         }
         Ok(())
     }
