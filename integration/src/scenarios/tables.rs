@@ -1,4 +1,4 @@
-//! Kernel tables both ways: others' routes are announced, and the node's own BIRD announces what is written for it.
+//! What is announced besides VIPs one by one, and how: routes of kernel tables, by the node's own BIRD, aggregates.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -10,8 +10,8 @@ use sheave::cluster::Protocol::Tcp;
 
 use super::Scenario;
 use crate::cluster::Service;
-use crate::fabric::Leaf;
 use crate::fabric::addresses::Family;
+use crate::fabric::{Direction, Leaf};
 use crate::lab::{Lab, POD_PORT};
 use crate::netns::NetNs;
 use crate::process::{self, Daemon};
@@ -36,6 +36,13 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         proves: "the node's own BIRD announces what the agent, without peers, writes into a table (examples/host-bird): clients are served, under \
                  load no request fails while the agent is stopped, started and killed, and what goes or is cleaned up is withdrawn",
         run: host_bird,
+    },
+    Scenario {
+        name: "aggregates",
+        proves: "VIPs of an aggregate are served by its route alone, without a loop for what no Service has; a Service that is bound to its \
+                 nodes keeps its own route; one that is not to be announced is not drawn, as the aggregate gives way to single routes, which \
+                 under load costs no request, nor does an agent that restarts",
+        run: aggregates,
     },
 ];
 
@@ -257,4 +264,145 @@ fn await_directors(lab: &Lab, service: &Service, expected: &BTreeSet<String>) ->
         }
         Ok(())
     })
+}
+const AGGREGATES: [&str; 2] = ["192.0.2.0/25", "2001:db8:2::/65"];
+
+/// Waits until both leaves have learnt each of these prefixes from exactly these nodes.
+fn await_learnt(lab: &Lab, expected: &[(String, &[&str])]) -> Result<()> {
+    await_some(LIMIT, &format!("the leaves have {expected:?}"), || {
+        for leaf in &lab.fabric.leaves {
+            for (prefix, nodes) in expected {
+                let answer =
+                    leaf.birdc(&format!("show route {prefix}")).unwrap_or_else(|error| format!("{error:#}"));
+                let from = |node: &str| answer.contains(&format!("[{}_ipv", node.replace('-', "_")));
+                if lab.node_names().iter().any(|node| from(node) != nodes.contains(&node.as_str())) {
+                    return Err(format!("{}: {prefix}: {answer}", leaf.name()));
+                }
+            }
+        }
+        Ok(())
+    })
+}
+
+fn host_prefix(service: &Service, family: Family) -> String {
+    format!("{}/{}", service.vip(family), family.bits())
+}
+
+/// Waits until every agent says of a Service's VIPs that they are announced, by their aggregates or by themselves.
+fn await_announced(lab: &Lab, service: &Service, by_aggregate: bool) -> Result<()> {
+    await_some(LIMIT, &format!("{} is announced, by its aggregate: {by_aggregate}", service.name), || {
+        for node in lab.node_names() {
+            let status = lab.status(&node).map_err(|error| format!("{error:#}"))?;
+            for (family, aggregate) in Family::BOTH.into_iter().zip(AGGREGATES) {
+                let prefix = host_prefix(service, family);
+                let all = status["announcements"].as_array().into_iter().flatten();
+                let one = all.into_iter().find(|one| one["prefix"] == prefix.as_str());
+                let right = |one: &serde_json::Value| {
+                    one["announced"] == true && (one["aggregate"] == aggregate) == by_aggregate
+                };
+                if !one.is_some_and(right) {
+                    return Err(format!("{node}: {prefix}: {one:?}; {}", status["warnings"]));
+                }
+            }
+        }
+        Ok(())
+    })
+}
+
+fn aggregates(lab: &mut Lab) -> Result<()> {
+    let nodes = lab.node_names();
+    for node in &nodes {
+        lab.restart_with(
+            node,
+            &format!("announce: {{aggregate: [{}, \"{}\"]}}\n", AGGREGATES[0], AGGREGATES[1]),
+        )?;
+    }
+    let everywhere: &[&str] = &["node-a", "node-b", "node-c"];
+    let learnt = |services: &[(&Service, &'static [&'static str])], aggregate: &'static [&'static str]| {
+        let aggregates = AGGREGATES.map(|prefix| (prefix.to_owned(), aggregate));
+        let specific = services
+            .iter()
+            .flat_map(|(service, nodes)| Family::BOTH.map(|family| (host_prefix(service, family), *nodes)));
+        aggregates.into_iter().chain(specific).collect::<Vec<_>>()
+    };
+    let endpoints =
+        [lab.fabric.pod("a1")?.clone(), lab.fabric.pod("b1")?.clone(), lab.fabric.pod("c1")?.clone()];
+    let [first, second] = [("first", 57), ("second", 58)]
+        .map(|(name, number)| Service::new(name, number).port(Tcp, 80, POD_PORT).endpoints(&endpoints));
+    for service in [&first, &second] {
+        lab.source.apply(service)?;
+        await_announced(lab, service, true)?;
+    }
+    await_learnt(lab, &learnt(&[(&first, &[]), (&second, &[])], everywhere))?;
+    for family in Family::BOTH {
+        for service in [&first, &second] {
+            Request::new(Tcp, service.vip(family), 80).send(&lab.fabric.client)?;
+        }
+        // What no Service has ends on the first node that it comes to.
+        let unused = Service::new("unused", 99).vip(family);
+        lab.fabric.reset_counters()?;
+        let answer = Request::new(Tcp, unused, 80).within(Duration::from_secs(2)).send(&lab.fabric.client);
+        ensure!(answer.is_err(), "{unused} answered");
+        let mut packets = 0;
+        for node in &nodes {
+            packets += lab.fabric.packets(Direction::To, node, unused)?;
+        }
+        ensure!((1..=3).contains(&packets), "{packets} packets to {unused}: they went round, or nowhere");
+    }
+
+    let loads = Family::BOTH.map(|family| Load::start(&lab.fabric.client, Tcp, first.vip(family), 80, 2));
+    let [v4, v6] = loads;
+    let (v4, v6) = (v4?, v6?);
+    // One that only its endpoint's node can serve has a route of its own beside the aggregate.
+    let local = Service::new("local", 59)
+        .port(Tcp, 80, POD_PORT)
+        .spec("externalTrafficPolicy", "Local")
+        .endpoints(&endpoints[..1]);
+    lab.source.apply(&local)?;
+    await_learnt(lab, &learnt(&[(&first, &[]), (&local, &["node-a"])], everywhere))?;
+    for family in Family::BOTH {
+        Request::new(Tcp, local.vip(family), 80).send(&lab.fabric.client)?;
+    }
+    // One that is not to be announced must not be drawn: the others are announced one by one.
+    let hidden = Service::new("hidden", 60)
+        .port(Tcp, 80, POD_PORT)
+        .annotate("sheave.io/announce", "none")
+        .endpoints(&endpoints);
+    for _ in 0..3 {
+        lab.source.apply(&hidden)?;
+        await_learnt(lab, &learnt(&[(&first, everywhere), (&second, everywhere), (&hidden, &[])], &[]))?;
+        await_announced(lab, &first, false)?;
+        for family in Family::BOTH {
+            let request = Request::new(Tcp, hidden.vip(family), 80).within(Duration::from_secs(2));
+            ensure!(request.send(&lab.fabric.client).is_err(), "{family}: what is not announced is reached");
+        }
+        v4.await_answers(20)?;
+        lab.source.remove(&hidden)?;
+        await_learnt(lab, &learnt(&[(&first, &[]), (&second, &[])], everywhere))?;
+        v4.await_answers(20)?;
+        v6.await_answers(20)?;
+    }
+    for kill in [false, true] {
+        if kill {
+            lab.kill_agent(NODE)?;
+        } else {
+            lab.stop_agent(NODE)?;
+        }
+        v4.await_answers(20)?;
+        lab.start_agent(NODE)?;
+        await_announced(lab, &first, true)?;
+        v4.await_answers(20)?;
+        v6.await_answers(20)?;
+    }
+    await_learnt(lab, &learnt(&[(&first, &[]), (&second, &[])], everywhere))?;
+    v4.stop()?.ensure_none_failed().context("IPv4")?;
+    v6.stop()?.ensure_none_failed().context("IPv6")?;
+    for service in [&first, &second, &local] {
+        lab.source.remove(service)?;
+    }
+    await_learnt(lab, &learnt(&[(&first, &[]), (&second, &[]), (&local, &[])], &[]))?;
+    for node in &nodes {
+        lab.restart_with(node, "")?;
+    }
+    Ok(())
 }
