@@ -312,3 +312,46 @@ fn without_a_table_what_an_agent_before_wrote_goes() {
         assert!(!none.holds(&"192.0.2.80/32".parse().unwrap()));
     });
 }
+
+#[test]
+fn what_no_service_has_in_an_aggregate_is_unreachable() {
+    in_namespace("aggregate", async |node| {
+        let nets =
+            |texts: &[&str]| texts.iter().map(|text| text.parse::<IpNet>().unwrap()).collect::<BTreeSet<_>>();
+        let (v4, v6) = ("192.0.2.0/24", "2001:db8:2::/64");
+        let mut plan = NodePlan::default();
+        plan.node.addresses = vec![namespace::address("10.0.0.11"), namespace::address("fd00:10::11")];
+        plan.node.service_cidrs = nets(&["10.96.0.0/16"]);
+        // Within the service CIDR the guard refuses.
+        plan.node.aggregates = nets(&[v4, v6, "10.96.1.0/24"]);
+        // More of somebody's own within it, and for all of it, stays in use.
+        batch("route add 192.0.2.128/25 dev up0\nroute add 2001:db8:2::/64 via fd00:10::2");
+        let mut dataplane = Dataplane::open(&node.settings).unwrap();
+        assert!(!dataplane.ends(&plan, v4.parse().unwrap()), "before the first look");
+        dataplane.sync(&plan, Instant::now()).await;
+        assert_eq!(dataplane.problems(), [""; 0]);
+        assert_eq!(dataplane.sync(&plan, Instant::now()).await, [""; 0], "a second look finds nothing to do");
+        for aggregate in [v4, v6, "10.96.1.0/24"] {
+            assert!(dataplane.ends(&plan, aggregate.parse().unwrap()), "{aggregate}");
+        }
+        assert!(!dataplane.ends(&plan, "198.51.100.0/24".parse().unwrap()));
+        let routes = [shell("ip", "route show proto 83"), shell("ip", "-6 route show proto 83")].concat();
+        for line in ["unreachable 192.0.2.0/24", "unreachable 2001:db8:2::/64 dev lo"] {
+            assert!(routes.contains(line), "{line} is not in\n{routes}");
+        }
+        assert!(!routes.contains("10.96.1.0/24"), "{routes}");
+        let unreachable = Command::new("ip").args(["route", "get", "192.0.2.1"]).output().unwrap();
+        assert!(!unreachable.status.success(), "{}", String::from_utf8_lossy(&unreachable.stdout));
+        assert!(shell("ip", "route get 192.0.2.129").contains("dev up0"));
+        assert!(shell("ip", "-6 route get 2001:db8:2::1").contains("via fd00:10::2"));
+
+        plan.node.aggregates = nets(&[v6]);
+        dataplane.sync(&plan, Instant::now()).await;
+        assert!(!shell("ip", "route show proto 83").contains("192.0.2.0/24"));
+        drop(dataplane);
+        let lock = Lock::take(&node.settings.state_directory).unwrap();
+        dataplane::cleanup(&node.settings, &lock).await.unwrap();
+        assert_eq!(shell("ip", "-6 route show proto 83"), "");
+        assert!(shell("ip", "-6 route show 2001:db8:2::/64").contains("via fd00:10::2"));
+    });
+}
