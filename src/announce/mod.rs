@@ -322,9 +322,7 @@ impl Announcer {
             speaker.update(RouteChanges { announce, withdraw: Vec::new() });
             self.flush().await;
         }
-        if let Some(Running { speaker, .. }) = &self.speaker {
-            speaker.update(changes);
-        }
+        speaker.update(changes);
     }
 
     /// Waits until peers have been told all, but not for ever.
