@@ -10,4 +10,5 @@ pub mod config;
 pub mod dataplane;
 pub mod observe;
 pub mod plan;
+pub mod tables;
 mod yaml;

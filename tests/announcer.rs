@@ -81,6 +81,7 @@ fn plan() -> NodePlan {
         prefix,
         kind: AnnouncementKind::PodCIDR,
         service: None,
+        local: false,
         communities: [].into(),
         large_communities: [].into(),
         local_pref: None,
@@ -96,8 +97,8 @@ fn plan() -> NodePlan {
 async fn announcer(router: &Router) -> Announcer {
     let mut announcer = Announcer::new(Handle::current(), None, journal());
     configure(&mut announcer, router).await;
-    announcer.update(&plan(), |_| true, None);
-    announcer.complete();
+    announcer.update(&plan(), |_| true, None).await;
+    announcer.complete().await;
     announcer
 }
 
@@ -121,7 +122,7 @@ fn is_up(announcer: &Announcer, peer: &Peer) -> bool {
 async fn until(announcer: &mut Announcer, what: &str, condition: impl Fn(&Announcer) -> bool) {
     let waited = tokio::time::timeout(LIMIT, async {
         while !condition(announcer) {
-            announcer.tick(&plan()).await;
+            announcer.tick().await;
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     });

@@ -17,12 +17,14 @@ impl Agent {
         let mut problems: Vec<String> = self.planner.problems().iter().map(ToString::to_string).collect();
         problems.extend(self.dataplane.problems());
         problems.extend(self.observer.problems());
-        problems.extend(self.announcer.problems().iter().cloned());
+        problems.extend(self.announcer.problems());
+        problems.extend(self.tables.problem.clone());
         let held = self.dataplane.list_virtual_servers().unwrap_or_else(|error| {
             problems.push(error.to_string());
             Vec::new()
         });
         let plan = self.planner.plan();
+        let announced = self.held.as_ref().unwrap_or(plan);
         Status {
             node: self.planner.node().into(),
             version: env!("CARGO_PKG_VERSION").into(),
@@ -31,17 +33,18 @@ impl Agent {
             health: self.observer.health(),
             watches: self.observer.watches(),
             peers: self.announcer.status().map(peers).unwrap_or_default(),
-            announcements: self
-                .held
-                .as_ref()
-                .unwrap_or(plan)
+            announcements: announced
                 .announcements
                 .values()
                 .map(|announcement| status::Announcement {
                     prefix: announcement.prefix.to_string(),
                     kind: format!("{:?}", announcement.kind),
                     service: announcement.service.as_ref().map(ToString::to_string),
-                    announced: self.announcer.announces(&announcement.prefix),
+                    announced: self.announcer.announces(announced, &announcement.prefix),
+                    aggregate: self
+                        .announcer
+                        .aggregate_of(announced, &announcement.prefix)
+                        .map(|aggregate| aggregate.to_string()),
                 })
                 .collect(),
             virtual_servers: crate::dataplane::describe(plan, &held, |key| self.dataplane.vip_of(key)),
@@ -73,8 +76,9 @@ impl Agent {
         let plan = self.planner.plan();
         explanation.told(&Told {
             speaker: self.announcer.status(),
-            problems: self.announcer.problems(),
-            announces: &|prefix| self.announcer.announces(prefix),
+            problems: &self.announcer.problems(),
+            announces: &|prefix| self.announcer.announces(plan, prefix),
+            aggregate_of: &|prefix| self.announcer.aggregate_of(plan, prefix),
             obstacles: &|vip| self.dataplane.obstacles(vip),
         });
         let asked: Vec<Asked> = explanation
@@ -106,6 +110,7 @@ impl Agent {
         problems.insert("source", self.planner.problems().len());
         problems.insert("listener", self.observer.problems().count());
         problems.insert("bgp", self.announcer.problems().len());
+        problems.insert("table", usize::from(self.tables.problem.is_some()));
         let plan = self.planner.plan();
         Snapshot {
             ready: self.ready,

@@ -6,6 +6,7 @@
 //!                                       3 announce what it holds (announce)
 //! every second: what drains, lingers or failed        every CHECK: what others changed in the kernel
 //! source away at the start: hold what an agent before announced, as far as the kernel still forwards it
+//! kernel tables ──News──► Planner ──Delta──► 1, 3
 //! status socket, scrapes ──questions──► the loop answers between two changes
 //! ```
 //!
@@ -31,7 +32,8 @@ use crate::observe::accepts::Accepts;
 use crate::observe::events::Events;
 use crate::observe::status::Question;
 use crate::observe::{Observer, Pass};
-use crate::plan::{Delta, NodePlan, Planner, Warning};
+use crate::plan::{Announcement, AnnouncementKind, Delta, NodePlan, Planner, Warning};
+use crate::tables::{ExportTable, Following, News, follow};
 
 /// How often the kernel is looked at for what others changed.
 const CHECK: Duration = Duration::from_secs(15);
@@ -52,6 +54,9 @@ pub enum AgentError {
     /// The kernel.
     #[error(transparent)]
     Dataplane(#[from] DataplaneError),
+    /// Routing tables.
+    #[error("netlink socket for kernel tables: {0}")]
+    Tables(std::io::Error),
     /// The source's thread ended.
     #[error("the source ended: this is a bug; kernel state stays as it is")]
     SourceGone,
@@ -67,6 +72,24 @@ pub fn settings(config: &Config) -> Settings {
     }
 }
 
+/// The kernel tables whose routes are announced.
+struct Tables {
+    /// `None`: there are none.
+    following: Option<Following>,
+    /// What they hold is known: an end of the start's announcements means that there are no others.
+    known: bool,
+    problem: Option<String>,
+}
+
+impl Tables {
+    async fn next(&mut self) -> Result<News, String> {
+        match &mut self.following {
+            Some(following) => following.next().await,
+            None => std::future::pending().await,
+        }
+    }
+}
+
 /// This node's agent.
 pub struct Agent {
     planner: Planner,
@@ -78,6 +101,7 @@ pub struct Agent {
     held: Option<NodePlan>,
     /// Since the first sync.
     ready: bool,
+    tables: Tables,
     observer: Observer,
     opened: Instant,
     checked: Instant,
@@ -109,14 +133,27 @@ impl Agent {
         let settings = settings(&config);
         let dataplane = Dataplane::open(&settings)?;
         let (journal, saved) = Journal::open(&settings.state_directory);
+        let announce = &config.announce;
+        let export = ExportTable::open(announce.export_table).map_err(AgentError::Tables)?;
+        let following = match &announce.kernel_tables[..] {
+            [] => None,
+            tables => {
+                let following = follow(tables, announce.default_routes, background);
+                Some(following.map_err(AgentError::Tables)?)
+            }
+        };
+        let tables = Tables { known: following.is_none(), following, problem: None };
         let mut planner = Planner::new(node, config);
         if let Some(node) = saved.node.as_ref().filter(|saved| *saved.name == *node) {
             planner.recall(node);
         }
+        let mut announcer = Announcer::new(background.clone(), api_server.clone(), journal);
+        announcer.export_to(export);
         Ok(Self {
             planner,
             dataplane,
-            announcer: Announcer::new(background.clone(), api_server.clone(), journal),
+            announcer,
+            tables,
             before: Some(saved),
             held: None,
             ready: false,
@@ -160,6 +197,7 @@ impl Agent {
                     self.observer.told(&batch, waiting);
                     self.take(batch).await;
                 }
+                told = self.tables.next() => self.take_routes(told).await,
                 Some(question) = questions.recv() => {
                     // Whoever asked may have gone: nothing is lost, and nothing need be found out.
                     match question {
@@ -173,7 +211,7 @@ impl Agent {
                 () = self.dataplane.news(), if self.ready => {
                     self.observer.begin(Instant::now());
                     self.dataplane.tick(self.planner.plan(), Instant::now()).await;
-                    self.report();
+                    self.report().await;
                 }
                 _ = ticks.tick() => {
                     self.observer.begin(Instant::now());
@@ -268,11 +306,18 @@ impl Agent {
         };
         let mut held = NodePlan::new(self.planner.node());
         held.announcements = announcements;
+        // Those of kernel tables are known as they are, not only as they were.
+        held.announcements.retain(|_, announcement| announcement.kind != AnnouncementKind::Kernel);
+        for (prefix, announcement) in &self.planner.plan().announcements {
+            held.announcements.entry(*prefix).or_insert_with(|| announcement.clone());
+        }
         self.announcer.restarting();
         let router = &self.planner.config().router;
         self.announcer.configure(router, self.planner.node(), &node.addresses).await;
-        self.announcer.update(&held, |vip| forwarded.contains(&vip), None);
-        self.announcer.complete();
+        self.announcer.update(&held, |planned| forwarded.contains(&planned.prefix.addr()), None).await;
+        if self.tables.known {
+            self.announcer.complete().await;
+        }
         self.observer.hold(node);
         warn!(
             announcements = self.announcer.announced(),
@@ -295,7 +340,7 @@ impl Agent {
         self.observer.worked(Pass::Full, began.elapsed(), self.dataplane.is_whole());
         // All of it has just been looked at.
         self.checked = Instant::now();
-        self.report();
+        self.report().await;
         // Those of the Node have been logged as it was told.
         for Warning { object, reason, message } in self.planner.warnings().difference(&self.node_warnings) {
             warn!(object, reason, "{message}");
@@ -310,8 +355,10 @@ impl Agent {
         let plan = self.planner.plan();
         let router = &self.planner.config().router;
         self.announcer.configure(router, self.planner.node(), &plan.node.addresses).await;
-        self.announcer.update(plan, |vip| self.dataplane.holds(plan, vip), None);
-        self.announcer.complete();
+        self.announcer.update(plan, |planned| holds(&self.dataplane, plan, planned), None).await;
+        if self.tables.known {
+            self.announcer.complete().await;
+        }
         info!(
             virtual_servers = plan.virtual_servers.len(),
             announcements = plan.announcements.len(),
@@ -328,6 +375,39 @@ impl Agent {
         }
     }
 
+    /// Announces what kernel tables have routes to, at a cost that is the change's: nothing of it concerns the dataplane.
+    async fn take_routes(&mut self, told: Result<News, String>) {
+        let News { came, gone } = match told {
+            Ok(news) => news,
+            // It has been logged.
+            Err(problem) => return self.tables.problem = Some(problem),
+        };
+        self.tables.problem = None;
+        debug!(came = came.len(), gone = gone.len(), "routes of kernel tables");
+        let delta = self.planner.handle_routes(&came, &gone);
+        let plan = self.planner.plan();
+        if let Some(held) = &mut self.held {
+            for prefix in &delta.announcements {
+                let of_kernel = |other: &Announcement| other.kind == AnnouncementKind::Kernel;
+                if held.announcements.get(prefix).is_none_or(of_kernel) {
+                    match plan.announcements.get(prefix) {
+                        Some(announcement) => held.announcements.insert(*prefix, announcement.clone()),
+                        None => held.announcements.remove(prefix),
+                    };
+                }
+            }
+        }
+        let announced = self.held.as_ref().or(self.ready.then_some(plan));
+        if let Some(announced) = announced {
+            self.announcer.withdraw(announced, &delta.announcements).await;
+            let holds = |planned: &Announcement| holds(&self.dataplane, plan, planned);
+            self.announcer.update(announced, holds, Some(&delta.announcements)).await;
+        }
+        if !std::mem::replace(&mut self.tables.known, true) && announced.is_some() {
+            self.announcer.complete().await;
+        }
+    }
+
     async fn change(&mut self, delta: &Delta) {
         if delta.is_empty() {
             return;
@@ -341,7 +421,8 @@ impl Agent {
             let router = &self.planner.config().router;
             self.announcer.configure(router, self.planner.node(), &plan.node.addresses).await;
         }
-        self.announcer.update(plan, |vip| self.dataplane.holds(plan, vip), Some(&touched(plan, delta)));
+        let touched = touched(plan, delta);
+        self.announcer.update(plan, |planned| holds(&self.dataplane, plan, planned), Some(&touched)).await;
         debug!(
             virtual_servers = delta.virtual_servers.len(),
             rewrites = delta.rewrites.len(),
@@ -349,11 +430,11 @@ impl Agent {
             took = ?began.elapsed(),
             "changed"
         );
-        self.report();
+        self.report().await;
     }
 
     async fn tick(&mut self) {
-        self.announcer.tick(self.held.as_ref().unwrap_or(self.planner.plan())).await;
+        self.announcer.tick().await;
         if self.ready {
             self.look().await;
         } else {
@@ -376,7 +457,7 @@ impl Agent {
         if self.checked.elapsed() >= CHECK {
             self.check().await;
         }
-        self.report();
+        self.report().await;
         if let Some(accepts) = &mut self.accepts {
             accepts.stands(self.dataplane.accepts());
         }
@@ -388,6 +469,7 @@ impl Agent {
         self.checked = Instant::now();
         self.observer.worked(Pass::Full, began.elapsed(), self.dataplane.is_whole());
         self.observer.repaired(done.len());
+        self.announcer.check().await;
         debug!(took = ?began.elapsed(), "looked at the kernel");
         for what in done {
             warn!("repaired: {what}");
@@ -395,7 +477,7 @@ impl Agent {
     }
 
     /// Logs problems as they come and go; a VIP that the kernel does not hold any more is withdrawn.
-    fn report(&mut self) {
+    async fn report(&mut self) {
         let problems = self.dataplane.problems();
         if problems == self.problems {
             return;
@@ -409,7 +491,7 @@ impl Agent {
         self.problems = problems;
         let plan = self.planner.plan();
         if self.ready {
-            self.announcer.update(plan, |vip| self.dataplane.holds(plan, vip), None);
+            self.announcer.update(plan, |planned| holds(&self.dataplane, plan, planned), None).await;
         }
     }
 
@@ -427,6 +509,14 @@ fn news<T: Ord + Clone>(told: &mut BTreeSet<T>, now: BTreeSet<T>) -> Vec<T> {
     let new = now.difference(told).cloned().collect();
     *told = now;
     new
+}
+
+/// Whether the kernel does what it takes to announce a VIP or an aggregate.
+fn holds(dataplane: &Dataplane, plan: &NodePlan, planned: &Announcement) -> bool {
+    match planned.kind {
+        AnnouncementKind::Aggregate => dataplane.ends(plan, planned.prefix),
+        _ => dataplane.holds(plan, planned.prefix.addr()),
+    }
 }
 
 /// The prefixes whose announcement a change may concern.

@@ -1,7 +1,7 @@
 //! Plan → BGP: which prefixes, with which attributes, to whom, and when: a VIP only while the dataplane holds it.
 //!
 //! ```text
-//! Config.router, passwords ──configure─┐
+//! Config.router, passwords ──configure─┐      ┌──► ExportTable, for a routing daemon of this node
 //! NodePlan.announcements ──────────────┼─► [Announcer] ──peers, RouteChanges──► Speaker ──► peers
 //! Dataplane::holds ────────────────────┘      └──► Journal, for starts without a source
 //! ```
@@ -24,13 +24,13 @@ use tracing::{info, warn};
 
 use crate::cluster::Node;
 use crate::config::{PasswordSource, Router};
-use crate::plan::{Announcement, AnnouncementKind, NodePlan};
+use crate::plan::{Announcement, AnnouncementKind, NodePlan, Selection, Step};
+use crate::tables::ExportTable;
 pub use journal::{Journal, Saved, remove as remove_journal};
 use passwords::Passwords;
 
-/// How long a removal waits for peers to be told of the withdrawal. One that does not read must not hold up
-/// the others.
-const WITHDRAW_LIMIT: Duration = Duration::from_secs(1);
+/// How long a step waits for peers to be told of the one before. One that does not read must not hold up the others.
+const FLUSH_LIMIT: Duration = Duration::from_secs(1);
 /// How soon a speaker that could not start is started again.
 const START_AGAIN: Duration = Duration::from_secs(5);
 
@@ -73,7 +73,8 @@ pub struct Announcer {
     auto_router_id: Option<Ipv4Addr>,
     /// Until then a speaker that starts may tell peers that this is a restart: they do not wait longer.
     restarting: Restarting,
-    announced: BTreeMap<IpNet, Attributes>,
+    selection: Selection,
+    export: Option<ExportTable>,
     journal: Journal,
     /// All that is to be announced at the start has been.
     complete: bool,
@@ -116,12 +117,18 @@ impl Announcer {
             runtime,
             auto_router_id: None,
             restarting: Restarting::No,
-            announced: BTreeMap::new(),
+            selection: Selection::default(),
+            export: None,
             journal,
             complete: false,
             problems: Vec::new(),
             start_again: None,
         }
+    }
+
+    /// Has what is announced written to a table as well. Before anything is announced.
+    pub fn export_to(&mut self, table: ExportTable) {
+        self.export = Some(table);
     }
 
     /// The kernel has forwarded for this node all along, so that peers keep their routes: they are told of a restart by the
@@ -142,20 +149,30 @@ impl Announcer {
         }
     }
 
-    /// Looks whether a password has changed, and tries again what did not work. To be called every second or so, with the
-    /// plan that is announced.
-    pub async fn tick(&mut self, plan: &NodePlan) {
-        let announced = self.announced.keys().filter_map(|prefix| plan.announcements.get(prefix));
-        self.journal.mend(Instant::now(), announced);
+    /// Looks whether a password has changed, and tries again what did not work. To be called every second or so.
+    pub async fn tick(&mut self) {
+        self.journal.mend(Instant::now(), self.selection.held());
         let due = self.start_again.is_some_and(|at| at <= Instant::now());
         if self.passwords.changed() || due {
             self.apply().await;
         }
+        if let Some(export) = &mut self.export {
+            export.tick(Instant::now()).await;
+        }
     }
 
-    /// What is not as configured: peers without their password, or why there are no sessions at all.
-    pub fn problems(&self) -> &[String] {
-        &self.problems
+    /// Looks for what others changed in the table that is written to, and repairs it.
+    pub async fn check(&mut self) {
+        if let Some(export) = &mut self.export {
+            export.sync().await;
+        }
+    }
+
+    /// What is not as configured: peers without their password, or why there are no sessions at all; and what the kernel
+    /// refuses of the table that is written to.
+    pub fn problems(&self) -> Vec<String> {
+        let export = self.export.as_ref().and_then(ExportTable::problem);
+        self.problems.iter().cloned().chain(export.map(str::to_owned)).collect()
     }
 
     /// Brings speaker and peers in line with what is configured.
@@ -229,7 +246,8 @@ impl Announcer {
         let started = Speaker::start(SpeakerConfig { restarting, ..config.clone() });
         let speaker = self.runtime.spawn(started).await.map_err(|_| AnnounceError::Gone)??;
         self.restarting = Restarting::No;
-        let announce = self.announced.iter().map(|(prefix, wanted)| (*prefix, wanted.clone())).collect();
+        let announced = self.selection.announced();
+        let announce = announced.iter().map(|(prefix, wanted)| (*prefix, attributes(wanted))).collect();
         speaker.update(RouteChanges { announce, withdraw: Vec::new() });
         if self.complete {
             speaker.initial_routes_complete();
@@ -248,66 +266,71 @@ impl Announcer {
     /// Withdraws those of `prefixes` that the plan has no more, and waits until peers have been told: the kernel
     /// may forget them then.
     pub async fn withdraw(&mut self, plan: &NodePlan, prefixes: &BTreeSet<IpNet>) {
-        let withdraw: Vec<IpNet> = prefixes
-            .iter()
-            .filter(|prefix| !plan.announcements.contains_key(prefix))
-            .filter(|prefix| self.announced.remove(prefix).is_some())
-            .copied()
-            .collect();
-        if withdraw.is_empty() {
-            return;
-        }
-        self.journal.announce(withdraw.iter().map(|prefix| (*prefix, None)), self.announced.len());
-        let Some(Running { speaker, .. }) = &self.speaker else { return };
-        info!(prefixes = withdraw.len(), first = %withdraw[0], "withdraw");
-        speaker.update(RouteChanges { announce: Vec::new(), withdraw });
-        if !speaker.flushed(WITHDRAW_LIMIT).await {
-            warn!(limit = ?WITHDRAW_LIMIT, "some peer has not read the withdrawal yet; going on");
+        let step = self.selection.retire(plan, prefixes);
+        let withdraws = !step.withdraw.is_empty();
+        self.tell(step).await;
+        if withdraws {
+            self.flush().await;
         }
     }
 
     /// Brings what is announced of `prefixes` (`None`: of all) in line with the plan and what the dataplane holds.
-    pub fn update(
+    pub async fn update(
         &mut self,
         plan: &NodePlan,
-        holds: impl Fn(IpAddr) -> bool,
+        holds: impl Fn(&Announcement) -> bool,
         prefixes: Option<&BTreeSet<IpNet>>,
     ) {
-        let all: BTreeSet<IpNet>;
-        let prefixes = match prefixes {
-            Some(prefixes) => prefixes,
-            None => {
-                all = plan.announcements.keys().chain(self.announced.keys()).copied().collect();
-                &all
-            }
+        let holds = |announcement: &Announcement| match announcement.kind {
+            // Others see to it that packets get there.
+            AnnouncementKind::PodCIDR | AnnouncementKind::Kernel => true,
+            AnnouncementKind::ClusterIP
+            | AnnouncementKind::ExternalIP
+            | AnnouncementKind::LoadBalancerIP
+            | AnnouncementKind::Aggregate => holds(announcement),
         };
-        let mut changes = RouteChanges::default();
-        for prefix in prefixes {
-            let wanted = plan
-                .announcements
-                .get(prefix)
-                .filter(|announcement| {
-                    announcement.kind == AnnouncementKind::PodCIDR || holds(announcement.prefix.addr())
-                })
-                .map(attributes);
-            match wanted {
-                Some(wanted) if self.announced.get(prefix) != Some(&wanted) => {
-                    changes.announce.push((*prefix, wanted.clone()));
-                    self.announced.insert(*prefix, wanted);
-                }
-                None if self.announced.remove(prefix).is_some() => changes.withdraw.push(*prefix),
-                _ => {}
-            }
-        }
-        if changes == RouteChanges::default() {
+        let step = self.selection.update(plan, holds, prefixes);
+        self.tell(step).await;
+    }
+
+    /// Has journal, table and peers follow.
+    async fn tell(&mut self, step: Step) {
+        if step.is_empty() {
             return;
         }
-        let announce = changes.announce.iter().map(|(prefix, _)| (*prefix, plan.announcements.get(prefix)));
-        let withdraw = changes.withdraw.iter().map(|prefix| (*prefix, None));
-        self.journal.announce(announce.chain(withdraw), self.announced.len());
+        let Step { announce, withdraw, in_place, held, lost } = step;
+        let held = held.iter().map(|announcement| (announcement.prefix, Some(announcement)));
+        let lost = lost.iter().map(|prefix| (*prefix, None));
+        self.journal.announce(held.chain(lost), self.selection.len());
+        if let Some(export) = &mut self.export {
+            export
+                .change(announce.iter().map(|announcement| announcement.prefix), withdraw.iter().copied())
+                .await;
+        }
+        if let Some(first) =
+            announce.first().map(|announcement| announcement.prefix).or(withdraw.first().copied())
+        {
+            info!(announce = announce.len(), withdraw = withdraw.len(), %first, "announcements change");
+        }
+        let announce =
+            announce.iter().map(|announcement| (announcement.prefix, attributes(announcement))).collect();
+        let mut changes = RouteChanges { announce, withdraw };
         let Some(Running { speaker, .. }) = &self.speaker else { return };
-        info!(announce = changes.announce.len(), withdraw = changes.withdraw.len(), "announcements change");
+        if in_place {
+            // A speaker tells withdrawals first.
+            let announce = std::mem::take(&mut changes.announce);
+            speaker.update(RouteChanges { announce, withdraw: Vec::new() });
+            self.flush().await;
+        }
         speaker.update(changes);
+    }
+
+    /// Waits until peers have been told all, but not for ever.
+    async fn flush(&self) {
+        let Some(Running { speaker, .. }) = &self.speaker else { return };
+        if !speaker.flushed(FLUSH_LIMIT).await {
+            warn!(limit = ?FLUSH_LIMIT, "some peer has not read all that changed yet; going on");
+        }
     }
 
     /// Notes this node's Node object, from which a start without a source knows peers and addresses.
@@ -316,22 +339,37 @@ impl Announcer {
     }
 
     /// Everything the dataplane holds at the start has been announced: peers may drop what is left of an earlier life.
-    pub fn complete(&mut self) {
+    pub async fn complete(&mut self) {
         self.complete = true;
         self.journal.settle();
+        if let Some(export) = &mut self.export {
+            export.complete().await;
+        }
         if let Some(Running { speaker, .. }) = &self.speaker {
             speaker.initial_routes_complete();
         }
     }
 
-    /// Whether a prefix is announced now, as far as there is anyone to tell.
-    pub fn announces(&self, prefix: &IpNet) -> bool {
-        self.speaker.is_some() && self.announced.contains_key(prefix)
+    /// Whether a prefix is announced now, itself or by its aggregate, as far as there is anyone to tell.
+    pub fn announces(&self, plan: &NodePlan, prefix: &IpNet) -> bool {
+        let told = self.aggregate_of(plan, prefix).unwrap_or(*prefix);
+        let exported = || self.export.as_ref().is_some_and(|export| export.holds(&told));
+        self.selection.announces(prefix) && (self.speaker.is_some() || exported())
+    }
+
+    /// The aggregate that is announced in place of a prefix.
+    pub fn aggregate_of(&self, plan: &NodePlan, prefix: &IpNet) -> Option<IpNet> {
+        self.selection.aggregate_of(plan, prefix)
     }
 
     /// How many prefixes are announced now, as far as there is anyone to tell.
     pub fn announced(&self) -> usize {
-        if self.speaker.is_some() { self.announced.len() } else { 0 }
+        let announced = self.selection.announced();
+        match &self.export {
+            _ if self.speaker.is_some() => announced.len(),
+            Some(export) => announced.keys().filter(|prefix| export.holds(prefix)).count(),
+            None => 0,
+        }
     }
 
     /// The speaker's sessions.

@@ -20,7 +20,7 @@ const GRACE: Duration = Duration::from_secs(5);
 
 /// Remove everything of Sheave's from this node's kernel, and nothing else
 ///
-/// Virtual servers, VIP routes, the nftables table `inet sheave` and the interfaces sheave4 and sheave6 go, and the journal of announcements; sysctls
+/// Virtual servers, VIP routes (those written to `announce.exportTable` too), the nftables table `inet sheave` and the interfaces sheave4 and sheave6 go, and the journal of announcements; sysctls
 /// get back the values found at first, except those that somebody has changed since. Connections through this
 /// node's VIPs end. Stop the agent before: it would put everything back.
 ///

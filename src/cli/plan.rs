@@ -227,7 +227,9 @@ impl<'a> Plan<'a> {
             key(a).cmp(&key(b)).then_with(|| a.protocol.cmp(&b.protocol))
         });
 
-        let mut announcements: Vec<_> = plan.announcements.values().map(Announcement::of).collect();
+        let alone = |announced: &&crate::plan::Announcement| plan.aggregate_of(&announced.prefix).is_none();
+        let mut announcements: Vec<_> =
+            plan.announcements.values().filter(alone).map(Announcement::of).collect();
         announcements.sort_unstable_by(|a, b| {
             a.service.cmp(&b.service).then_with(|| (a.kind, a.prefix).cmp(&(b.kind, b.prefix)))
         });

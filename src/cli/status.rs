@@ -128,7 +128,11 @@ fn table(status: &Status) -> String {
                 announcement.prefix.clone(),
                 announcement.kind.clone(),
                 announcement.service.clone().unwrap_or_else(|| "-".into()),
-                if announcement.announced { "yes".into() } else { "no".into() },
+                match &announcement.aggregate {
+                    _ if !announcement.announced => "no".into(),
+                    Some(aggregate) => format!("by {aggregate}"),
+                    None => "yes".into(),
+                },
             ]
         }),
     );

@@ -15,6 +15,10 @@ use crate::cluster::Encapsulation;
 use crate::plan::{AcceptedIn, Scheduler, Warning};
 use crate::yaml;
 
+/// `RT_TABLE_DEFAULT` and `RT_TABLE_LOCAL` (linux/rtnetlink.h); `RT_TABLE_MAIN` lies between.
+const DEFAULT_TABLE: u32 = 253;
+const LOCAL_TABLE: u32 = 255;
+
 /// Why a config file is not accepted.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -144,7 +148,12 @@ pub struct Announce {
     pub pod_cidrs: bool,
     /// Routes of these kernel tables.
     pub kernel_tables: Vec<u32>,
+    /// Default routes among them too.
+    pub default_routes: bool,
+    /// The kernel table that what is announced is written to, for a routing daemon of this node to announce.
+    pub export_table: Option<u32>,
     /// Prefixes to announce in place of what is inside them.
+    #[serde(deserialize_with = "cidrs")]
     pub aggregate: Vec<IpNet>,
     /// Communities of everything that is announced.
     pub communities: Communities,
@@ -161,6 +170,8 @@ impl Default for Announce {
             load_balancer_ips: true,
             pod_cidrs: false,
             kernel_tables: Vec::new(),
+            default_routes: false,
+            export_table: None,
             aggregate: Vec::new(),
             communities: Communities::default(),
             path_prepend: 0,
@@ -355,12 +366,35 @@ impl Config {
             return Err(wrong("router.asn".into(), "0 is reserved (RFC 7607)".into()));
         }
         peer::check(peers).map_err(|(field, message)| wrong(format!("router.peers{field}"), message))?;
+        for (index, table) in self.announce.kernel_tables.iter().enumerate() {
+            if matches!(*table, 0 | LOCAL_TABLE) {
+                let message = format!(
+                    "{table} is no table of routes to elsewhere: 1 to 4294967295, but not 255 (local)"
+                );
+                return Err(wrong(format!("announce.kernelTables[{index}]"), message));
+            }
+        }
+        for (index, prefix) in self.announce.aggregate.iter().enumerate() {
+            if prefix.prefix_len() == 0 || prefix.prefix_len() == prefix.max_prefix_len() {
+                let message = format!(
+                    "{prefix} is everything or a single address: give a range that virtual IPs are taken from"
+                );
+                return Err(wrong(format!("announce.aggregate[{index}]"), message));
+            }
+        }
+        if let Some(table @ (0 | DEFAULT_TABLE..=LOCAL_TABLE)) = self.announce.export_table {
+            let message = format!(
+                "{table} is a table that the kernel forwards by or looks things up in: take one that no rule of \
+                 `ip rule` leads to, such as 120"
+            );
+            return Err(wrong("announce.exportTable".into(), message));
+        }
         Ok(self)
     }
 
     /// Settings that are read and checked but that this version does not act on.
     pub fn warnings(&self) -> Vec<Warning> {
-        let Self { router, announce, services: _, observe: _, drain } = self;
+        let Self { router, announce: _, services: _, observe: _, drain } = self;
         let default = Self::default();
         let peer = |set: fn(&Peer) -> bool| router.peers.iter().any(set);
         [
@@ -370,8 +404,6 @@ impl Config {
             ),
             ("router.dynamicPeers", !router.dynamic_peers.is_empty()),
             ("router.peers[].bfd", peer(|peer| peer.bfd.is_some())),
-            ("announce.kernelTables", !announce.kernel_tables.is_empty()),
-            ("announce.aggregate", !announce.aggregate.is_empty()),
             ("drain", *drain != default.drain),
         ]
         .into_iter()

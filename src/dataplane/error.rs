@@ -73,7 +73,7 @@ pub struct RouteError {
 }
 
 impl RouteError {
-    pub(super) fn new(action: String, reason: impl fmt::Display) -> Self {
+    pub(crate) fn new(action: String, reason: impl fmt::Display) -> Self {
         Self { action, reason: reason.to_string(), passing: false }
     }
 

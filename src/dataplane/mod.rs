@@ -29,14 +29,14 @@ mod describe;
 mod differences;
 mod direct;
 mod elements;
-mod error;
+pub(crate) mod error;
 mod explain;
 mod fou;
 mod generation;
 mod lock;
 mod lookup;
 mod netfilter;
-mod netlink;
+pub(crate) mod netlink;
 mod nft;
 mod numbers;
 mod pods;
@@ -44,11 +44,11 @@ mod preflight;
 mod reconcile;
 mod rewrites;
 mod route_lookup;
-mod routing;
+pub(crate) mod routing;
 mod ruleset;
 mod standin;
 mod sysctl;
-mod tunnel;
+pub(crate) mod tunnel;
 mod uplink;
 mod vip_routes;
 mod virtual_servers;
@@ -392,6 +392,11 @@ impl Dataplane {
             && self.servers.failed.range(first..).next().is_none_or(|(failed, _)| failed.address != vip)
     }
 
+    /// Whether what comes for an aggregate ends on this node, VIPs or not.
+    pub fn ends(&self, plan: &NodePlan, aggregate: IpNet) -> bool {
+        self.broken.is_empty() && self.routes.ends(plan, aggregate)
+    }
+
     /// What this node takes in of what directors tunnel to its endpoints: nothing unless devices and rules are there. What
     /// the kernel refuses of one endpoint does not count.
     pub fn accepts(&self) -> Option<Accepts> {
@@ -657,7 +662,7 @@ pub async fn cleanup(settings: &Settings, _lock: &Lock) -> Result<Vec<String>, D
     if let Ok(mut servers) = VirtualServers::open() {
         note(servers.clear().map(|count| words(count, "virtual servers")).map_err(Into::into));
     }
-    note(VipRoutes::clear(&handle).await.map(|count| words(count, "routes")).map_err(Into::into));
+    note(routing::clear(&handle).await.map(|count| words(count, "routes")).map_err(Into::into));
     note(
         netfilter::remove()
             .map(|existed| if existed { vec!["table inet sheave".into()] } else { Vec::new() })

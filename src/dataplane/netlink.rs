@@ -19,8 +19,9 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 const DATAGRAM: usize = 32 << 10;
 
 /// `NLMSG_ERROR` and `NLMSG_DONE` (linux/netlink.h): the last answer.
-const NLMSG_ERROR: u16 = 2;
-const NLMSG_DONE: u16 = 3;
+pub const NLMSG_ERROR: u16 = 2;
+/// See [`NLMSG_ERROR`].
+pub const NLMSG_DONE: u16 = 3;
 const NLM_F_REQUEST: u16 = 1;
 const NLM_F_ACK: u16 = 4;
 const NLMSG_HDRLEN: usize = 16;
@@ -135,7 +136,8 @@ fn index<T>(before: &[T]) -> u32 {
 }
 
 impl Request<'_> {
-    fn encode(&self, sequence: u32) -> Vec<u8> {
+    /// As it is sent.
+    pub fn encode(&self, sequence: u32) -> Vec<u8> {
         let length = u32::try_from(NLMSG_HDRLEN + FAMILY_HDRLEN + self.attributes.len());
         let mut bytes = length.expect("a request holds a few names and addresses").to_ne_bytes().to_vec();
         bytes.extend(self.kind.to_ne_bytes());
@@ -185,24 +187,35 @@ pub fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
     })
 }
 
-struct Message<'a> {
-    kind: u16,
-    sequence: u32,
-    body: &'a [u8],
+/// A message of the kernel's.
+#[derive(Clone, Copy, Debug)]
+pub struct Message<'a> {
+    /// `nlmsg_type`.
+    pub kind: u16,
+    /// `nlmsg_flags`.
+    pub flags: u16,
+    /// That of the request that it answers; 0 for what nobody asked for.
+    pub sequence: u32,
+    /// What follows the header.
+    pub body: &'a [u8],
 }
 
 /// The first message of a datagram, and what follows it.
-fn parse(datagram: &[u8]) -> Option<(Message<'_>, &[u8])> {
-    let [l0, l1, l2, l3, k0, k1, _, _, s0, s1, s2, s3, ..] = *datagram.first_chunk::<NLMSG_HDRLEN>()?;
+pub fn parse(datagram: &[u8]) -> Option<(Message<'_>, &[u8])> {
+    let [l0, l1, l2, l3, k0, k1, f0, f1, s0, s1, s2, s3, ..] = *datagram.first_chunk::<NLMSG_HDRLEN>()?;
     let length = usize::try_from(u32::from_ne_bytes([l0, l1, l2, l3])).ok()?;
     let body = datagram.get(NLMSG_HDRLEN..length)?;
     let rest = datagram.get(length.next_multiple_of(4)..).unwrap_or_default();
     let (kind, sequence) = (u16::from_ne_bytes([k0, k1]), u32::from_ne_bytes([s0, s1, s2, s3]));
-    Some((Message { kind, sequence, body }, rest))
+    let flags = u16::from_ne_bytes([f0, f1]);
+    Some((Message { kind, flags, sequence, body }, rest))
 }
 
 /// What the last answer says.
-fn outcome(body: &[u8]) -> io::Result<()> {
+///
+/// # Errors
+/// The kernel's error number, or that the answer is cut short.
+pub fn outcome(body: &[u8]) -> io::Result<()> {
     match body.first_chunk().copied().map(i32::from_ne_bytes) {
         Some(0) => Ok(()),
         Some(number) => Err(io::Error::from_raw_os_error(number.wrapping_neg())),
@@ -210,7 +223,8 @@ fn outcome(body: &[u8]) -> io::Result<()> {
     }
 }
 
-fn cut_short() -> io::Error {
+/// What the kernel sent cannot be read.
+pub fn cut_short() -> io::Error {
     io::Error::other("netlink: a message cut short")
 }
 

@@ -167,7 +167,7 @@ pub async fn remove(handle: &Handle, tunnel: Tunnel, local: IpAddr) -> Result<bo
 ///
 /// # Errors
 /// [`RouteError`] naming the device.
-pub(super) async fn find(handle: &Handle, name: &str) -> Result<Option<LinkMessage>, RouteError> {
+pub(crate) async fn find(handle: &Handle, name: &str) -> Result<Option<LinkMessage>, RouteError> {
     let mut answer = std::pin::pin!(handle.link().get().match_name(name).execute());
     match answer.try_next().await {
         Ok(link) => Ok(link),

@@ -1,5 +1,6 @@
-//! VIP routes: each service CIDR, and each VIP outside of them, as a `local` route; and the routes that lead
-//! stand-ins to the tunnel devices.
+//! VIP routes: each service CIDR, and each VIP outside of them, as a `local` route; the routes that lead
+//! stand-ins to the tunnel devices; and for each aggregate one that refuses what no Service has there, or it would go back to the
+//! router that it came from, and here again (RFC 4632 section 5.1).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -7,8 +8,8 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use rtnetlink::Handle;
 
-use super::routing::{self, Kind, Route};
-use super::{RouteError, standin, vip_net, vip_nets};
+use super::routing::{self, Route};
+use super::{RouteError, service_nets, standin, vip_net, vip_nets};
 use crate::plan::NodePlan;
 
 /// Device indices that routes of ours point to.
@@ -34,6 +35,12 @@ impl VipRoutes {
     /// Whether packets to this VIP are taken in.
     pub fn holds(&self, plan: &NodePlan, vip: IpAddr) -> bool {
         self.held.contains_key(&vip_net(plan, vip))
+    }
+
+    /// Whether packets to what no Service has in an aggregate end here.
+    pub fn ends(&self, plan: &NodePlan, aggregate: IpNet) -> bool {
+        let within = service_nets(plan).into_iter().find(|cidr| cidr.contains(&aggregate));
+        self.held.contains_key(&within.unwrap_or(aggregate))
     }
 
     /// Lists our routes and makes them what the plan says. Gives what changed, in words.
@@ -92,18 +99,6 @@ impl VipRoutes {
         }
     }
 
-    /// Removes everything. Gives how many there were.
-    ///
-    /// # Errors
-    /// [`RouteError`] of the first that could not be removed.
-    pub async fn clear(handle: &Handle) -> Result<usize, RouteError> {
-        let held = routing::list(handle).await?;
-        for (prefix, route) in &held {
-            routing::delete(handle, *prefix, route).await?;
-        }
-        Ok(held.len())
-    }
-
     async fn put(&mut self, handle: &Handle, prefix: IpNet, route: Route) {
         match routing::put(handle, prefix, &route, self.held.contains_key(&prefix)).await {
             Ok(()) => {
@@ -131,8 +126,13 @@ fn wanted(plan: &NodePlan, devices: Devices) -> BTreeMap<IpNet, Route> {
         vip_nets(plan).map(|prefix| (prefix, vip_route(plan, prefix, devices))).collect();
     for (prefix, device) in standin::ranges().into_iter().zip([Some(devices.tunnel4), devices.tunnel6]) {
         if let Some(device) = device {
-            routes.insert(prefix, Route { kind: Kind::Device, device, source: None });
+            routes.insert(prefix, Route::through(device, routing::MAIN_TABLE));
         }
+    }
+    // Within a service CIDR the guard refuses.
+    let cidrs = service_nets(plan);
+    for aggregate in plan.node.aggregates.iter().filter(|net| !cidrs.iter().any(|cidr| cidr.contains(*net))) {
+        routes.insert(*aggregate, Route::unreachable());
     }
     routes
 }
@@ -141,7 +141,7 @@ fn wanted(plan: &NodePlan, devices: Devices) -> BTreeMap<IpNet, Route> {
 fn vip_route(plan: &NodePlan, prefix: IpNet, devices: Devices) -> Route {
     let source =
         plan.node.addresses.iter().find(|address| address.is_ipv4() == prefix.addr().is_ipv4()).copied();
-    Route { kind: Kind::Local, device: devices.loopback, source }
+    Route::local(devices.loopback, source)
 }
 
 fn taken(vip: IpAddr) -> String {

@@ -118,8 +118,10 @@ pub struct Announcement {
     pub kind: String,
     /// Whose it is, if a Service's.
     pub service: Option<String>,
-    /// Peers are told now; false while the kernel does not hold it, or without peers.
+    /// It is announced now; false while the kernel does not hold it, or where there is nobody to tell.
     pub announced: bool,
+    /// The aggregate that is announced in its place.
+    pub aggregate: Option<String>,
 }
 
 /// A virtual server.

@@ -7,6 +7,7 @@ use ipnet::IpNet;
 
 use super::model::{Announcement, AnnouncementKind, VipKind, VirtualServer};
 use super::service::ServicePlanner;
+use crate::cluster::TrafficPolicy;
 use crate::config::Communities;
 
 impl ServicePlanner<'_> {
@@ -41,8 +42,8 @@ impl ServicePlanner<'_> {
         }
         let Communities { standard, large } = self.communities();
         announced
-            .filter_map(|(address, kind)| {
-                let kind = match kind {
+            .filter_map(|(address, &vip)| {
+                let kind = match vip {
                     VipKind::ClusterIP => AnnouncementKind::ClusterIP,
                     VipKind::ExternalIP => AnnouncementKind::ExternalIP,
                     VipKind::LoadBalancerIP => AnnouncementKind::LoadBalancerIP,
@@ -52,6 +53,7 @@ impl ServicePlanner<'_> {
                     prefix: IpNet::from(*address),
                     kind,
                     service: Some(self.service.name.clone()),
+                    local: self.policy(vip) == TrafficPolicy::Local,
                     communities: standard.clone(),
                     large_communities: large.clone(),
                     local_pref: self.settings.local_pref,

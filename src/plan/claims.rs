@@ -19,10 +19,11 @@ use std::time::SystemTime;
 use ipnet::IpNet;
 
 use super::AcceptedIn;
+use super::aggregates::Aggregates;
 use super::model::{
-    Acceptance, Announcement, Delta, Destination, Forwarding, HealthCheck, NodePlan, NodeState, Rewrite,
-    RewriteKey, RewriteSide, ServicePlan, SourceRange, VipKind, VipPort, VirtualServer, Warning,
-    WithoutLocalEndpoints,
+    Acceptance, Announcement, AnnouncementKind, Delta, Destination, Forwarding, HealthCheck, NodePlan,
+    NodeState, Rewrite, RewriteKey, RewriteSide, ServicePlan, SourceRange, VipKind, VipPort, VirtualServer,
+    Warning, WithoutLocalEndpoints,
 };
 use crate::cluster::ServiceName;
 
@@ -43,6 +44,11 @@ pub(crate) struct Claims {
     prefixes: foldhash::HashMap<IpNet, Vec<Announcement>>,
     /// Node-wide prefixes.
     node_announcements: BTreeMap<IpNet, Announcement>,
+    /// Prefixes that the kernel's tables have routes to.
+    kernel_announcements: BTreeMap<IpNet, Announcement>,
+    /// How many virtual servers of a VIP take connections; none that has none.
+    open: foldhash::HashMap<IpAddr, usize>,
+    aggregates: Aggregates,
 }
 
 /// What is known of a Service besides what is in the maps.
@@ -171,6 +177,9 @@ impl NodePlan {
                 prefixes.insert(IpNet::from(vip.address));
             }
         }
+        // What is a VIP now, or is none any more, is announced as such, or as a route of the kernel's.
+        let vips = delta.vips.iter().map(|vip| IpNet::from(*vip));
+        prefixes.extend(vips.filter(|prefix| self.claims.kernel_announcements.contains_key(prefix)));
         for prefix in prefixes {
             let contenders = self.claims.prefixes.entry(prefix).or_default();
             contenders.retain(|announcement| announcement.service.as_ref() != Some(service));
@@ -180,8 +189,13 @@ impl NodePlan {
         delta
     }
 
-    /// Puts new node-wide state in place, and the node-wide prefixes to announce.
-    pub fn set_node(&mut self, state: NodeState, announcements: Vec<Announcement>) -> Delta {
+    /// Puts new node-wide state in place, and the node-wide prefixes and aggregates to announce.
+    pub fn set_node(
+        &mut self,
+        state: NodeState,
+        announcements: Vec<Announcement>,
+        aggregates: Vec<Announcement>,
+    ) -> Delta {
         let mut delta = Delta { node: self.node != state, ..Delta::default() };
         self.node = state;
         let new = announcements.into_iter().map(|announcement| (announcement.prefix, announcement)).collect();
@@ -191,7 +205,71 @@ impl NodePlan {
         for prefix in prefixes {
             self.settle_prefix(prefix, &mut delta);
         }
+        if !self.claims.aggregates.are(&aggregates) {
+            self.set_aggregates(aggregates, &mut delta);
+        }
         delta
+    }
+
+    /// Begins anew with aggregates: whatever is in them counts as touched.
+    fn set_aggregates(&mut self, aggregates: Vec<Announcement>, delta: &mut Delta) {
+        let mut prefixes: BTreeSet<IpNet> = self.claims.aggregates.prefixes().into_iter().collect();
+        self.claims.aggregates = Aggregates::new(aggregates);
+        prefixes.extend(self.claims.aggregates.prefixes());
+        prefixes.extend(self.announcements.keys());
+        prefixes.extend(self.claims.open.keys().map(|vip| IpNet::from(*vip)));
+        for prefix in prefixes {
+            self.settle_prefix(prefix, delta);
+            if self.claims.aggregates.around(prefix).next().is_some()
+                && self.announcements.contains_key(&prefix)
+            {
+                delta.announcements.insert(prefix);
+            }
+        }
+    }
+
+    /// The aggregates that a prefix is in.
+    pub fn aggregates_around(&self, prefix: IpNet) -> impl Iterator<Item = IpNet> {
+        self.claims.aggregates.around(prefix)
+    }
+
+    /// The aggregate that is to be announced in place of a prefix, where this node holds all in it.
+    pub fn aggregate_of(&self, prefix: &IpNet) -> Option<IpNet> {
+        let planned = |aggregate: &IpNet| {
+            let kind = self.announcements.get(aggregate).map(|planned| planned.kind);
+            kind == Some(AnnouncementKind::Aggregate) && self.covers(aggregate, prefix)
+        };
+        self.aggregates_around(*prefix).find(planned)
+    }
+
+    /// Whether an aggregate stands for a prefix where it is announced.
+    pub fn covers(&self, aggregate: &IpNet, prefix: &IpNet) -> bool {
+        self.claims.aggregates.covers(aggregate, prefix)
+    }
+
+    /// What an aggregate stands for where it is announced.
+    pub fn covered_by(&self, aggregate: &IpNet) -> impl Iterator<Item = IpNet> {
+        self.claims.aggregates.covered_by(aggregate)
+    }
+
+    /// Puts in place what is announced because the kernel's tables have routes to it, and removes what they have no more.
+    pub fn set_kernel_routes(&mut self, came: Vec<Announcement>, gone: &[IpNet]) -> Delta {
+        let mut delta = Delta::default();
+        for prefix in gone {
+            self.claims.kernel_announcements.remove(prefix);
+            self.settle_prefix(*prefix, &mut delta);
+        }
+        for announcement in came {
+            let prefix = announcement.prefix;
+            self.claims.kernel_announcements.insert(prefix, announcement);
+            self.settle_prefix(prefix, &mut delta);
+        }
+        delta
+    }
+
+    /// The prefixes that the kernel's tables have routes to.
+    pub fn kernel_routes(&self) -> impl Iterator<Item = IpNet> {
+        self.claims.kernel_announcements.keys().copied()
     }
 
     /// Removes `service`'s claim to `vip`, adds the `wanted` one, and lets the oldest claim have it.
@@ -235,6 +313,19 @@ impl NodePlan {
         }
         if changed {
             Self::note_claim(&mut self.rewrites, &mut self.vips, &self.claims.node, before, after, delta);
+            let open =
+                |claim: &&Claim| claim.server.kind != VipKind::NodePort && claim.server.takes_connections();
+            if after.filter(open).is_some() {
+                *self.claims.open.entry(vip.address).or_default() += 1;
+            }
+            if before.filter(open).is_some()
+                && let Some(count) = self.claims.open.get_mut(&vip.address)
+            {
+                *count -= 1;
+                if *count == 0 {
+                    self.claims.open.remove(&vip.address);
+                }
+            }
         }
 
         if let Some(index) = winner {
@@ -303,7 +394,8 @@ impl NodePlan {
         }
     }
 
-    /// Lets the oldest Service announce the prefix of those that have an address in it with endpoints behind it.
+    /// Lets the oldest Service announce the prefix of those that have an address in it with endpoints behind it; a route of
+    /// the kernel's leads elsewhere, and counts where no Service has the address.
     fn settle_prefix(&mut self, prefix: IpNet, delta: &mut Delta) {
         let works = |service: &ServiceName| {
             self.claims.services.get(service).is_some_and(|held| {
@@ -326,7 +418,13 @@ impl NodePlan {
                 .min_by_key(|(service, _)| self.claims.seniority(service))
                 .map(|(_, announcement)| announcement)
         };
-        let winner = self.claims.node_announcements.get(&prefix).or_else(of_services);
+        let of_kernel = || {
+            let is_vip = prefix == IpNet::from(prefix.addr()) && self.vips.contains_key(&prefix.addr());
+            self.claims.kernel_announcements.get(&prefix).filter(|_| !is_vip)
+        };
+        let of_aggregates = || self.claims.aggregates.announcement(&prefix);
+        let of_node = self.claims.node_announcements.get(&prefix);
+        let winner = of_node.or_else(of_services).or_else(of_kernel).or_else(of_aggregates);
         if winner != self.announcements.get(&prefix) {
             delta.announcements.insert(prefix);
             match winner.cloned() {
@@ -336,6 +434,12 @@ impl NodePlan {
         }
         if self.claims.prefixes.get(&prefix).is_some_and(Vec::is_empty) {
             self.claims.prefixes.remove(&prefix);
+        }
+        let announcement = self.announcements.get(&prefix);
+        let is_open = prefix == IpNet::from(prefix.addr()) && self.claims.open.contains_key(&prefix.addr());
+        let around = self.claims.aggregates.settled(prefix, announcement, is_open && announcement.is_none());
+        for aggregate in around {
+            self.settle_prefix(aggregate, delta);
         }
     }
 
@@ -349,14 +453,15 @@ impl NodePlan {
         self.claims.services.get(service)?.health_check.as_ref()
     }
 
-    /// What the owners of Services should know, lost conflicts included, in no particular order.
+    /// What the owners of Services and of the config should know, lost conflicts included, in no particular order.
     pub fn warnings(&self) -> impl Iterator<Item = Warning> {
         let conflicts = self
             .claims
             .waiting
             .iter()
             .flat_map(|(vip, waiting)| waiting.iter().filter_map(|claim| self.conflict(vip, claim)));
-        self.claims.services.values().flat_map(|held| held.warnings.iter().cloned()).chain(conflicts)
+        let of_services = self.claims.services.values().flat_map(|held| held.warnings.iter().cloned());
+        of_services.chain(conflicts).chain(self.claims.aggregates.warnings())
     }
 
     /// What the owner of one Service should know.

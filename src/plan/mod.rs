@@ -7,12 +7,14 @@
 //! [`NodePlan`] is the whole desired state of this node; a [`Delta`] names the keys of it that a change
 //! touched, so that the cost of a change does not depend on the number of Services.
 
+mod aggregates;
 mod announcements;
 mod claims;
 mod endpoints;
 mod explain;
 mod model;
 mod planner;
+mod selection;
 mod service;
 
 pub use endpoints::{EndpointUse, Topology};
@@ -23,4 +25,5 @@ pub use model::{
     ServicePlan, SourceRange, VipKind, VipPort, VirtualServer, Warning, WithoutLocalEndpoints,
 };
 pub use planner::{EXCLUDED_FROM_LOAD_BALANCERS, Planner};
+pub use selection::{Selection, Step};
 pub use service::{NodeContext, service};

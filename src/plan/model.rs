@@ -239,6 +239,7 @@ pub enum AnnouncementKind {
     LoadBalancerIP,
     PodCIDR,
     Kernel,
+    Aggregate,
 }
 
 /// A prefix to announce, with its path attributes.
@@ -250,6 +251,9 @@ pub struct Announcement {
     pub kind: AnnouncementKind,
     /// For whom, if a Service.
     pub service: Option<ServiceName>,
+    /// A traffic policy `Local` binds it: only nodes with an endpoint of their own announce it.
+    #[serde(default)]
+    pub local: bool,
     /// Standard communities (RFC 1997).
     pub communities: BTreeSet<u32>,
     /// Large communities (RFC 8092).
@@ -383,6 +387,8 @@ pub struct NodeState {
     pub tunnel_sources: BTreeSet<IpAddr>,
     /// Known service CIDRs: bound as one route each.
     pub service_cidrs: BTreeSet<IpNet>,
+    /// Those of `announce.aggregate` that can be: what no Service has there is unreachable from here.
+    pub aggregates: BTreeSet<IpNet>,
 }
 
 /// The whole desired state of this node: what all ServicePlans come to once conflicts are settled.

@@ -4,6 +4,9 @@ use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use ipnet::IpNet;
+
+use super::aggregates::left_out;
 use super::explain::{Explanation, explain};
 use super::model::{Announcement, AnnouncementKind, Delta, NodePlan, NodeState, ServicePlan, Warning};
 use super::service::{NodeContext, service};
@@ -88,12 +91,20 @@ impl Planner {
             if announce != self.config.announce {
                 // Communities and prepending are those of every prefix.
                 changes.services.extend(self.index.service_names().cloned());
+                let routes: Vec<IpNet> = self.plan.kernel_routes().collect();
+                delta.merge(self.handle_routes(&routes, &[]));
             }
         }
         for name in &changes.services {
             delta.merge(self.plan_service(name));
         }
         delta
+    }
+
+    /// Takes over which prefixes the kernel's tables have routes to now, and to which no more.
+    pub fn handle_routes(&mut self, came: &[IpNet], gone: &[IpNet]) -> Delta {
+        let came = came.iter().map(|prefix| self.announcement(*prefix, AnnouncementKind::Kernel)).collect();
+        self.plan.set_kernel_routes(came, gone)
     }
 
     /// This node's name.
@@ -176,6 +187,14 @@ impl Planner {
     pub fn warnings(&self) -> BTreeSet<Warning> {
         let mut warnings: BTreeSet<Warning> = self.file.warnings().into_iter().collect();
         warnings.extend(self.plan.warnings());
+        let misplaced = |prefix: &&IpNet| !self.plan.node.aggregates.contains(*prefix);
+        warnings.extend(self.config.announce.aggregate.iter().filter(misplaced).map(|prefix| {
+            left_out(
+                *prefix,
+                "it has addresses of nodes or pods in it, which would not be reached any more: give the range that \
+                 virtual IPs are taken from",
+            )
+        }));
         warnings.extend(self.node_warnings());
         warnings
     }
@@ -265,7 +284,8 @@ impl Planner {
             None => (self.plan.node.addresses.clone(), self.plan.node.pod_cidrs.clone()),
         };
         self.node_port_addresses = self.pick_node_port_addresses(&addresses);
-        let state = NodeState {
+        let mut state = NodeState {
+            aggregates: BTreeSet::new(),
             tunnel_sources: self.index.node_addresses().chain(addresses.iter().copied()).collect(),
             addresses,
             remote_pod_cidrs: self.index.remote_pod_cidrs().collect(),
@@ -280,21 +300,42 @@ impl Planner {
                 .chain(self.index.service_cidrs())
                 .collect(),
         };
-        let announced = state.pod_cidrs.iter().filter(|_| self.config.announce.pod_cidrs);
-        let announcements = announced
-            .map(|prefix| Announcement {
-                prefix: *prefix,
-                kind: AnnouncementKind::PodCIDR,
-                service: None,
-                communities: self.config.announce.communities.standard.clone(),
-                large_communities: self.config.announce.communities.large.clone(),
-                local_pref: None,
-                med: None,
-                as_path_prepend: self.config.announce.path_prepend,
-            })
+        let others: Vec<IpNet> = state
+            .tunnel_sources
+            .iter()
+            .map(|address| IpNet::from(*address))
+            .chain(state.cluster_clients.iter().chain(&state.remote_pod_cidrs).copied())
             .collect();
-        let delta = self.plan.set_node(state, announcements);
+        let in_the_way =
+            |prefix: &IpNet| others.iter().any(|other| other.contains(prefix) || prefix.contains(other));
+        state.aggregates =
+            self.config.announce.aggregate.iter().copied().filter(|prefix| !in_the_way(prefix)).collect();
+        let aggregates = state
+            .aggregates
+            .iter()
+            .map(|prefix| self.announcement(*prefix, AnnouncementKind::Aggregate))
+            .collect();
+        let announced = state.pod_cidrs.iter().filter(|_| self.config.announce.pod_cidrs);
+        let announcements =
+            announced.map(|prefix| self.announcement(*prefix, AnnouncementKind::PodCIDR)).collect();
+        let delta = self.plan.set_node(state, announcements, aggregates);
         Delta { router, ..delta }
+    }
+
+    /// Of a prefix that is no Service's: with the attributes of all that is announced.
+    fn announcement(&self, prefix: IpNet, kind: AnnouncementKind) -> Announcement {
+        let announce = &self.config.announce;
+        Announcement {
+            prefix,
+            kind,
+            service: None,
+            local: false,
+            communities: announce.communities.standard.clone(),
+            large_communities: announce.communities.large.clone(),
+            local_pref: None,
+            med: None,
+            as_path_prepend: announce.path_prepend,
+        }
     }
 
     /// Those of this node's addresses that node ports listen on.

@@ -210,7 +210,7 @@ impl ServicePlanner<'_> {
     }
 
     /// The traffic policy that binds clients from outside. kube-router's annotation stands for both.
-    fn policy(&self, kind: VipKind) -> TrafficPolicy {
+    pub(super) fn policy(&self, kind: VipKind) -> TrafficPolicy {
         match kind {
             _ if self.settings.local == Some(true) => TrafficPolicy::Local,
             VipKind::ClusterIP => self.service.internal_traffic_policy,

@@ -142,7 +142,22 @@ fn errors_name_file_line_field_and_remedy() {
         (
             "announce:\n  clusterIP: true\n",
             "sheave.yaml:2: announce.clusterIP: unknown field `clusterIP`, expected one of clusterIPs, externalIPs, \
-             loadBalancerIPs, podCIDRs, kernelTables, aggregate, communities",
+             loadBalancerIPs, podCIDRs, kernelTables, defaultRoutes, exportTable, aggregate, communities",
+        ),
+        (
+            "announce:\n  kernelTables: [119, 255]\n",
+            "sheave.yaml:2: announce.kernelTables[1]: 255 is no table of routes to elsewhere: 1 to 4294967295, but not \
+             255 (local)",
+        ),
+        (
+            "announce:\n  aggregate: [192.0.2.0/24, 192.0.2.1]\n",
+            "sheave.yaml:2: announce.aggregate[1]: 192.0.2.1/32 is everything or a single address: give a range that \
+             virtual IPs are taken from",
+        ),
+        (
+            "announce:\n  exportTable: 254\n",
+            "sheave.yaml:2: announce.exportTable: 254 is a table that the kernel forwards by or looks things up in: take \
+             one that no rule of `ip rule` leads to, such as 120",
         ),
         (
             "services:\n  markMask: 5\n",

@@ -129,8 +129,8 @@ fn routes_are_service_cidrs_and_what_is_outside() {
         service_cidrs: BTreeSet::from(["10.96.0.0/16".parse().unwrap()]),
         ..NodeState::default()
     };
-    assert!(plan.set_node(state.clone(), Vec::new()).node);
-    assert_eq!(plan.set_node(state, Vec::new()), Delta::default());
+    assert!(plan.set_node(state.clone(), Vec::new(), Vec::new()).node);
+    assert_eq!(plan.set_node(state, Vec::new(), Vec::new()), Delta::default());
     plan.set(&name("a"), None, Some(plan_of("a", "10.96.0.80", &[80], &[])));
     plan.set(&name("b"), None, Some(plan_of("b", "2001:db8::1", &[80], &[])));
     let routes: Vec<_> = plan.vip_routes().iter().map(ToString::to_string).collect();

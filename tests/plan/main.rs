@@ -1,6 +1,7 @@
 //! From what a cluster says to what a node should do: rules, conflicts, sources, config and the printed plan.
 #![cfg(test)]
 
+mod aggregates;
 mod build;
 mod config;
 mod conflicts;

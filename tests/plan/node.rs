@@ -460,3 +460,55 @@ fn what_others_do_does_not_cost_what_the_own_annotations_cost() {
     }
     assert!(began.elapsed() < std::time::Duration::from_secs(5), "{:?}", began.elapsed());
 }
+
+/// Prefix, kind and number of communities of each announcement.
+fn announced(planner: &Planner) -> Vec<String> {
+    let all = planner.plan().announcements.values();
+    all.map(|one| format!("{} {:?} {}", one.prefix, one.kind, one.communities.len())).collect()
+}
+
+#[test]
+fn routes_of_kernel_tables_are_announced_unless_a_service_has_the_address() {
+    let nets = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect::<Vec<_>>();
+    let mut planner = Planner::new("node-a", Config::default());
+    planner.handle([Event::Apply(Object::Node(mk_node("node-a", &["10.0.0.1"]).into()))]);
+    let delta = planner.handle_routes(&nets(&["10.64.0.0/27", "192.0.2.7/32", "2001:db8:64::/64"]), &[]);
+    assert_eq!((delta.announcements.len(), delta.node), (3, false));
+    assert_eq!(
+        announced(&planner),
+        ["10.64.0.0/27 Kernel 0", "192.0.2.7/32 Kernel 0", "2001:db8:64::/64 Kernel 0"]
+    );
+
+    // The Node's communities are those of all.
+    planner.handle([Event::Apply(Object::Node(annotated(&[("sheave.io/communities", "65000:1")]).into()))]);
+    assert_eq!(
+        announced(&planner),
+        ["10.64.0.0/27 Kernel 1", "192.0.2.7/32 Kernel 1", "2001:db8:64::/64 Kernel 1"]
+    );
+
+    // A VIP is taken in here, wherever the route leads: it is announced as such, or not at all.
+    let mut service = mk_service("web");
+    service.load_balancer_ips = vec![mk_load_balancer_ip("192.0.2.7")];
+    service.ports = vec![mk_port("http", 80)];
+    planner.handle([Event::Apply(Object::Service(service.into()))]);
+    assert_eq!(
+        announced(&planner),
+        ["10.64.0.0/27 Kernel 1", "2001:db8:64::/64 Kernel 1"],
+        "without endpoints"
+    );
+    let slice = mk_slice("web-1", "web", 8080, &["10.244.1.10@node-a"]);
+    planner.handle([Event::Apply(Object::EndpointSlice(slice.into()))]);
+    assert_eq!(
+        announced(&planner),
+        ["10.64.0.0/27 Kernel 1", "192.0.2.7/32 LoadBalancerIP 1", "2001:db8:64::/64 Kernel 1"]
+    );
+    planner.handle([Event::Delete(ObjectKey::Service(crate::build::name("web")))]);
+    assert_eq!(
+        announced(&planner),
+        ["10.64.0.0/27 Kernel 1", "192.0.2.7/32 Kernel 1", "2001:db8:64::/64 Kernel 1"]
+    );
+
+    let delta = planner.handle_routes(&[], &nets(&["192.0.2.7/32", "2001:db8:64::/64"]));
+    assert_eq!(delta.announcements.len(), 2);
+    assert_eq!(announced(&planner), ["10.64.0.0/27 Kernel 1"]);
+}

@@ -203,7 +203,7 @@ fn where_packets_are_taken_in() {
         (
             "nat of all Services takes nothing in",
             |w| {
-                w.config.services.forwarding = Forwarding::Nat;
+                w.config.services.forwarding = Forwarding::Nat.into();
                 w.annotate("sheave.io/acceptance", "pod");
             },
             &[],

@@ -18,6 +18,7 @@ mod paths;
 mod pods;
 mod policies;
 mod source_ranges;
+mod tables;
 mod termination;
 mod unready;
 mod updates;
@@ -60,6 +61,7 @@ pub fn all() -> Vec<(SourceKind, Scenario)> {
         explain::SCENARIOS,
         pods::SCENARIOS,
         &beside::scenarios(),
+        tables::SCENARIOS,
         agent::SCENARIOS,
     ]
     .concat();

@@ -22,6 +22,7 @@ fn announcement(prefix: IpNet) -> Announcement {
         prefix,
         kind: AnnouncementKind::LoadBalancerIP,
         service: None,
+        local: false,
         communities: BTreeSet::from([1]),
         large_communities: BTreeSet::from([(1, 2, 3)]),
         local_pref: Some(100),

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use rtnetlink::Handle;
 
-use super::super::routing::{self, Kind, Route};
+use super::super::routing::{self, Route};
 use super::super::tunnel;
 use super::super::{nft, sysctl, uplink};
 use super::PodError;
@@ -82,7 +82,7 @@ async fn ensure_routes(
     }
     let loopback = tunnel::find(handle, "lo").await?.ok_or(PodError::NoLoopback)?.header.index;
     // With the pod's address as source: its own clients would send from the VIP otherwise.
-    let route = Route { kind: Kind::Local, device: loopback, source: Some(endpoint) };
+    let route = Route::local(loopback, Some(endpoint));
     for vip in wanted {
         let prefix = IpNet::from(*vip);
         let present = held.get(&prefix);

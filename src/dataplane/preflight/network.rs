@@ -88,7 +88,7 @@ impl Network {
             ipv6,
             routes: routes(&handle, &devices).await?,
             devices: devices.into_values().collect(),
-            marked_routes: routing::list(&handle).await?.len(),
+            marked_routes: routing::list_all(&handle).await?.len(),
             uplinks,
             addresses,
             tunnels,

@@ -191,6 +191,10 @@ pub struct Forwarding {
 pub struct Announcement {
     /// The prefix, where it is to be announced.
     pub prefix: Option<String>,
+    /// The aggregate that is announced in its place.
+    pub aggregate: Option<String>,
+    /// The kernel table that it is written to, for a routing daemon of this node.
+    pub table: Option<u32>,
     /// Standard communities.
     pub communities: Vec<String>,
     /// Large communities.

@@ -296,8 +296,10 @@ impl View<'_> {
         let planned = self.planner.plan().announcements.get(&prefix);
         let own = planned.filter(|planned| planned.service.as_ref() == Some(self.name));
         let peers = &self.planner.config().router.peers;
+        let table = self.planner.config().announce.export_table;
+        let aggregate = self.planner.plan().aggregate_of(&prefix).filter(|_| own.is_some());
         let why_not = match (own, planned) {
-            (Some(_), _) if peers.is_empty() => Some("there are no peers".into()),
+            (Some(_), _) if peers.is_empty() && table.is_none() => Some("there are no peers".into()),
             (Some(_), _) => None,
             (None, other) => Some(self.why_not_announced(vip, kind, asked, other)),
         };
@@ -312,6 +314,8 @@ impl View<'_> {
         let large = |&(global, data1, data2): &(u32, u32, u32)| LargeCommunity { global, data1, data2 };
         Announcement {
             prefix: own.map(|own| own.prefix.to_string()),
+            aggregate: aggregate.map(|aggregate| aggregate.to_string()),
+            table: table.filter(|_| own.is_some()),
             communities: own
                 .into_iter()
                 .flat_map(|own| &own.communities)

@@ -101,6 +101,8 @@ fn write_server(f: &mut fmt::Formatter<'_>, server: &VirtualServer) -> fmt::Resu
 fn write_announcement(f: &mut fmt::Formatter<'_>, announcement: &Announcement) -> fmt::Result {
     let Announcement {
         prefix,
+        aggregate,
+        table,
         communities,
         large_communities,
         local_pref,
@@ -121,9 +123,14 @@ fn write_announcement(f: &mut fmt::Formatter<'_>, announcement: &Announcement) -
         lines.push(format!("no: {why}"));
     }
     if let Some(prefix) = prefix {
-        let all: Vec<String> = std::iter::once(prefix.clone()).chain(attributes).collect();
+        let prefix = match aggregate {
+            Some(aggregate) => format!("{prefix} by its aggregate {aggregate}"),
+            None => prefix.clone(),
+        };
+        let all: Vec<String> = std::iter::once(prefix).chain(attributes).collect();
         if why_not.is_none() {
             lines.push(all.join(", "));
+            lines.extend(table.map(|table| format!("  to kernel table {table}")));
         }
         let mut by_reason = BTreeMap::<Option<&str>, Vec<String>>::new();
         for peer in peers {

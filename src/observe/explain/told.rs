@@ -13,6 +13,8 @@ pub struct Told<'a> {
     pub problems: &'a [String],
     /// Whether a prefix is announced now.
     pub announces: &'a dyn Fn(&ipnet::IpNet) -> bool,
+    /// The aggregate that is announced in place of a prefix.
+    pub aggregate_of: &'a dyn Fn(&ipnet::IpNet) -> Option<ipnet::IpNet>,
     /// Why the dataplane does not forward for a VIP.
     pub obstacles: &'a dyn Fn(std::net::IpAddr) -> Vec<String>,
 }
@@ -29,10 +31,12 @@ impl Explanation {
 impl VirtualServer {
     fn told(&mut self, told: &Told<'_>) {
         let address = self.address;
-        let Announcement { prefix: Some(_), why_not: why_not @ None, peers, .. } = &mut self.announcement
+        let Announcement { prefix: Some(_), why_not: why_not @ None, peers, aggregate, .. } =
+            &mut self.announcement
         else {
             return;
         };
+        *aggregate = (told.aggregate_of)(&address.into()).map(|aggregate| aggregate.to_string());
         let announced = (told.announces)(&address.into());
         if !announced {
             let mut why = (told.obstacles)(address);
