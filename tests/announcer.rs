@@ -163,6 +163,35 @@ async fn peers_come_and_go_and_the_others_keep_their_sessions() {
     announcer.stop().await;
 }
 
+/// A peer that takes in nothing from far away, and one that connects by itself.
+#[tokio::test]
+async fn what_a_session_is_told_to_be_like() {
+    let (near, active) = (Peer::start(16, None).await, Peer::start(17, None).await);
+    let ours = PeerConfig { passive: true, ..PeerConfig::new([127, 0, 0, 1].into(), ASN) };
+    near.speaker.set_peers(vec![PeerConfig { ttl_security: Some(1), ..ours.clone() }]);
+    let port = free_port(ours.address);
+    let local_address = Some(active.address);
+    active.speaker.set_peers(vec![PeerConfig { passive: false, port, local_address, ..ours }]);
+
+    let mut router = router(&[near.written(", ttlSecurity: 1"), active.written(", passive: true")], "");
+    router.listen.port = port;
+    let mut announcer = announcer(&router).await;
+    until(&mut announcer, "both sessions", |announcer| is_up(announcer, &near) && is_up(announcer, &active))
+        .await;
+    assert_eq!(session(&announcer, &active).unwrap().session.unwrap().local.port(), port);
+
+    // Live, and its own session alone.
+    let since = session(&announcer, &active).unwrap().since;
+    let mut changed = router.clone();
+    changed.peers[0].ttl_security = None;
+    configure(&mut announcer, &changed).await;
+    until(&mut announcer, "the session to end", |announcer| !is_up(announcer, &near)).await;
+    configure(&mut announcer, &router).await;
+    until(&mut announcer, "the session again", |announcer| is_up(announcer, &near)).await;
+    assert_eq!(session(&announcer, &active).unwrap().since, since);
+    announcer.stop().await;
+}
+
 #[tokio::test]
 async fn passwords_come_from_files_and_change_live() {
     let directory = tempfile::tempdir().unwrap();

@@ -265,8 +265,17 @@ impl Simulation {
                         (Family::Ipv4Unicast, Some(address(node))),
                         (Family::Ipv6Unicast, Some(IpAddr::V6(Ipv4Addr::new(10, 0, 0, 1).to_ipv6_mapped()))),
                     ];
-                    let context = Context { four_octet_asn: true, ibgp };
-                    let export = Export { asn: self.nodes[node].config.asn, context, next_hops };
+                    let context = Context {
+                        four_octet_asn: true,
+                        ibgp,
+                        extended_messages: negotiated.extended_messages,
+                    };
+                    let export = Export {
+                        asn: self.nodes[node].config.asn,
+                        context,
+                        enhanced_refresh: negotiated.enhanced_refresh,
+                        next_hops,
+                    };
                     self.nodes[node].rib.peer_up(peer, export);
                     self.forget(node);
                     self.plan(Duration::ZERO, node, Happening::Writable);

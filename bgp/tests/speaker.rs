@@ -21,7 +21,7 @@ use tokio::time::timeout;
 
 const ASN: u32 = 64512;
 const PEER_ASN: u32 = 65001;
-const CONTEXT: Context = Context { four_octet_asn: true, ibgp: false };
+const CONTEXT: Context = Context { four_octet_asn: true, ibgp: false, extended_messages: false };
 const LIMIT: Duration = Duration::from_secs(30);
 
 fn speaker_config() -> SpeakerConfig {

@@ -38,7 +38,19 @@ pub(super) fn first_ipv4(addresses: &[IpAddr]) -> Option<Ipv4Addr> {
 
 /// A peer; `addresses` are this node's, for next hops.
 pub(super) fn peer_config(peer: &Peer, password: Option<Password>, addresses: &[IpAddr]) -> PeerConfig {
-    let Peer { address, asn, port, local_address, multihop, hold_time, next_hop, families, .. } = peer;
+    let Peer {
+        address,
+        asn,
+        port,
+        local_address,
+        passive,
+        multihop,
+        ttl_security,
+        hold_time,
+        next_hop,
+        families,
+        ..
+    } = peer;
     let fixed = match next_hop {
         NextHop::Address(address) => Some(*address),
         NextHop::Own => None,
@@ -53,7 +65,9 @@ pub(super) fn peer_config(peer: &Peer, password: Option<Password>, addresses: &[
     PeerConfig {
         port: *port,
         local_address: *local_address,
+        passive: *passive,
         multihop: *multihop,
+        ttl_security: *ttl_security,
         hold_time: *hold_time,
         families: Families {
             ipv4_unicast: families.contains(&AddressFamily::Ipv4),

@@ -159,6 +159,16 @@ impl NodeSettings {
             );
             warnings.push(warning("NotYetHonoured", message));
         }
+        if config.router.listen.port == 0 {
+            warnings.extend(config.router.peers.iter().filter(|peer| peer.passive).map(|peer| {
+                let message = format!(
+                    "peer {} is to connect to this node, which listens nowhere: give router.listen.port, or leave \
+                     `passive` out",
+                    peer.address
+                );
+                warning("PassivePeer", message)
+            }));
+        }
         warnings
     }
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 use serde::Deserialize;
-use serde::de::{Deserializer, Error as _, IgnoredAny};
+use serde::de::{Deserializer, Error as _};
 use sheave_bgp::Password;
 
 /// One of `router.peers`.
@@ -26,6 +26,9 @@ pub struct Peer {
     /// The address the session starts from; the kernel's choice by default.
     #[serde(default)]
     pub local_address: Option<IpAddr>,
+    /// Whether it connects to this node, which then only waits for it.
+    #[serde(default)]
+    pub passive: bool,
     /// A file with the session's password (TCP MD5, RFC 2385).
     #[serde(default)]
     pub password_file: Option<PathBuf>,
@@ -38,9 +41,9 @@ pub struct Peer {
     /// How many hops the peer is away, where it is not on the same link: TTL of packets to it.
     #[serde(default)]
     pub multihop: Option<u8>,
-    /// Where GTSM (RFC 5082) would be set: refused.
-    #[serde(default, deserialize_with = "refused")]
-    pub ttl_security: (),
+    /// How many hops it may be away for what it sends to be taken in (GTSM, RFC 5082).
+    #[serde(default, deserialize_with = "hops")]
+    pub ttl_security: Option<u8>,
     /// The hold time to propose, 90 s by default.
     #[serde(default = "hold_time", deserialize_with = "hold_time_of")]
     pub hold_time: Duration,
@@ -69,11 +72,12 @@ impl Peer {
             asn,
             port: bgp_port(),
             local_address: None,
+            passive: false,
             password_file: None,
             password_secret: None,
             password: None,
             multihop: None,
-            ttl_security: (),
+            ttl_security: None,
             hold_time: hold_time(),
             bfd: None,
             next_hop: NextHop::default(),
@@ -204,6 +208,12 @@ pub(super) fn check(peers: &[Peer]) -> Result<(), (String, String)> {
         if peer.password_file.is_some() && peer.password_secret.is_some() {
             return wrong("passwordSecret", "there is a passwordFile too: give one of them".into());
         }
+        if peer.ttl_security.is_some() && peer.multihop.is_some() {
+            return wrong(
+                "multihop",
+                "there is ttlSecurity too, which sends with TTL 255: leave ttlSecurity, as the number of hops".into(),
+            );
+        }
     }
     Ok(())
 }
@@ -247,13 +257,10 @@ fn password_key() -> String {
     "password".into()
 }
 
-/// What would make a session less safe than it looks if it were ignored.
-fn refused<'de, D: Deserializer<'de>>(d: D) -> Result<(), D::Error> {
-    match Option::<IgnoredAny>::deserialize(d)? {
-        None => Ok(()),
-        Some(_) => Err(D::Error::custom(
-            "not supported by this version, and the session would be less secure than you ask for: remove it",
-        )),
+fn hops<'de, D: Deserializer<'de>>(d: D) -> Result<Option<u8>, D::Error> {
+    match Option::<u8>::deserialize(d)? {
+        Some(0) => Err(D::Error::custom("a peer on the same link is 1 hop away: 1 to 255, or null")),
+        hops => Ok(hops),
     }
 }
 

@@ -119,9 +119,13 @@ fn errors_name_file_line_field_and_remedy() {
             "sheave.yaml:7: router.peers[0].passwordSecret: there is a passwordFile too: give one of them",
         ),
         (
-            "router: {asn: 1, peers: [{address: 10.0.0.1, asn: 1, ttlSecurity: 1}]}",
-            "sheave.yaml:1: router.peers[0].ttlSecurity: not supported by this version, and the session would be \
-             less secure than you ask for: remove it",
+            "router: {asn: 1, peers: [{address: 10.0.0.1, asn: 1, ttlSecurity: 0}]}",
+            "sheave.yaml:1: router.peers[0].ttlSecurity: a peer on the same link is 1 hop away: 1 to 255, or null",
+        ),
+        (
+            "router:\n  asn: 1\n  peers:\n  - address: 10.0.0.1\n    asn: 1\n    multihop: 2\n    ttlSecurity: 2\n",
+            "sheave.yaml:6: router.peers[0].multihop: there is ttlSecurity too, which sends with TTL 255: leave \
+             ttlSecurity, as the number of hops",
         ),
         (
             "router:\n  asn: 1\n  peers:\n  - {address: 10.0.0.1, asn: 1}\n  - {address: 10.0.0.1, asn: 2}\n",

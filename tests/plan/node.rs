@@ -26,6 +26,12 @@ fn words(settings: &NodeSettings) -> String {
         if let Some(local) = peer.local_address {
             word += &format!(" from {local}");
         }
+        if peer.passive {
+            word += " passive";
+        }
+        if let Some(hops) = peer.ttl_security {
+            word += &format!(" within {hops}");
+        }
         if peer.password.is_some() {
             word += " password";
         }
@@ -56,6 +62,10 @@ fn each_annotation_is_read() {
             &[("sheave.io/peers", yaml)],
             "peer 10.0.0.254 65001 password of file /p, \
              peer fd00::fe 65001 port 1790 password of Secret sheave-bgp (key password)",
+        ),
+        (
+            &[("sheave.io/peers", "[{address: 10.0.0.1, asn: 1, passive: true, ttlSecurity: 2}]")],
+            "peer 10.0.0.1 1 passive within 2",
         ),
         (&[("sheave.io/peers", "")], ""),
         (
@@ -143,8 +153,8 @@ fn a_wrong_value_keeps_the_last_good_one() {
         ),
         (
             "sheave.io/peers",
-            "- {address: 10.0.0.254, asn: 1, ttlSecurity: 1}",
-            "not supported by this version",
+            "- {address: 10.0.0.254, asn: 1, ttlSecurity: 0}",
+            "a peer on the same link is 1 hop away",
         ),
         ("sheave.io/peers", "none", "line 1: "),
         ("sheave.io/asn", "0", "`0` is not an autonomous system's number"),
@@ -391,6 +401,13 @@ fn what_does_not_fit_the_config_is_said() {
     assert_eq!(*reason, "NoASN");
     assert!(message.contains("sheave.io/asn"), "{message}");
     assert_eq!(planner.config().router.peers[0].address, ip("10.0.0.254"));
+
+    let deaf = "router: {asn: 64512, listen: {port: 0}}";
+    let mut planner = Planner::new("node-a", Config::parse("sheave.yaml".as_ref(), deaf).unwrap());
+    apply(&mut planner, &[("sheave.io/peers", "[{address: 10.0.0.254, asn: 65001, passive: true}]")]);
+    let [(reason, message)] = &reasons(&planner)[..] else { panic!("{:?}", reasons(&planner)) };
+    assert_eq!(*reason, "PassivePeer");
+    assert!(message.contains("10.0.0.254") && message.contains("router.listen.port"), "{message}");
 }
 
 #[test]

@@ -7,7 +7,8 @@ use std::sync::Arc;
 use ipnet::IpNet;
 
 use super::export::Export;
-use crate::wire::pack::{Announcement, write_end_of_rib, write_withdrawal};
+use crate::wire::RefreshKind;
+use crate::wire::pack::{Announcement, write_end_of_rib, write_route_refresh, write_withdrawal};
 use crate::{Attributes, Family};
 
 /// All families of one peer.
@@ -26,6 +27,18 @@ pub struct FamilyOut {
     sent: BTreeMap<IpNet, Option<Arc<Attributes>>>,
     pending: Pending,
     end_of_rib_sent: bool,
+    refresh: Refresh,
+}
+
+/// How far the answer to a ROUTE-REFRESH is, to a peer that wants to be told (RFC 7313 §4).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Refresh {
+    /// None is due.
+    No,
+    /// The peer is to be told that it begins.
+    Begins,
+    /// It has been told, and is to be told of the end.
+    Begun,
 }
 
 /// Changes the peer has yet to be told: at most one for each prefix.
@@ -127,9 +140,13 @@ impl FamilyOut {
 
     fn write(&mut self, export: &Export, out: &mut Vec<u8>, limit: usize) -> u64 {
         let mut updates = 0;
+        if out.len() < limit && self.refresh == Refresh::Begins {
+            write_route_refresh(RefreshKind::Begin, self.family, out);
+            self.refresh = Refresh::Begun;
+        }
         while out.len() < limit && !self.pending.withdraw.is_empty() {
             let mut prefixes = self.pending.withdraw.iter().copied().peekable();
-            let count = write_withdrawal(self.family, &mut prefixes, out);
+            let count = write_withdrawal(self.family, export.context, &mut prefixes, out);
             for _ in 0..count {
                 if let Some(prefix) = self.pending.withdraw.pop_first() {
                     self.pending.changes.remove(&prefix);
@@ -148,6 +165,10 @@ impl FamilyOut {
                 Some(announcement) => updates += self.write_group(&attributes, &announcement, out, limit),
                 None => self.give_up(&attributes),
             }
+        }
+        if out.len() < limit && self.pending.changes.is_empty() && self.refresh == Refresh::Begun {
+            write_route_refresh(RefreshKind::End, self.family, out);
+            self.refresh = Refresh::No;
         }
         updates
     }
@@ -201,6 +222,7 @@ impl AdjRibOut {
             sent: BTreeMap::new(),
             pending: Pending::default(),
             end_of_rib_sent: false,
+            refresh: Refresh::No,
         });
         AdjRibOut { families: families.collect(), export }
     }
@@ -223,6 +245,10 @@ impl AdjRibOut {
         for sent in out.sent.values_mut() {
             *sent = None;
         }
+        // RFC 7313 §4: not before End-of-RIB, until which the peer holds nothing stale that an end could sweep.
+        if self.export.enhanced_refresh && out.end_of_rib_sent {
+            out.refresh = Refresh::Begins;
+        }
         for (prefix, attributes) in routes.iter().filter(|(prefix, _)| Family::of(prefix) == family) {
             out.set(*prefix, Some(attributes));
         }
@@ -233,7 +259,11 @@ impl AdjRibOut {
     }
 
     pub(super) fn has_pending(&self, end_of_rib_held: bool) -> bool {
-        self.has_changes() || !end_of_rib_held && self.families.iter().any(|out| !out.end_of_rib_sent)
+        self.has_changes()
+            || self
+                .families
+                .iter()
+                .any(|out| out.refresh != Refresh::No || !end_of_rib_held && !out.end_of_rib_sent)
     }
 
     pub(super) fn write(&mut self, out: &mut Vec<u8>, limit: usize, end_of_rib_held: bool) -> Written {

@@ -15,6 +15,8 @@ pub struct Export {
     pub asn: u32,
     /// What the session agreed on.
     pub context: Context,
+    /// The peer wants to know where the answer to a ROUTE-REFRESH begins and ends (RFC 7313).
+    pub enhanced_refresh: bool,
     /// The next hop of each negotiated family; `None` where this speaker has no address that the peer could use, and
     /// nothing is announced.
     pub next_hops: Vec<(crate::Family, Option<IpAddr>)>,

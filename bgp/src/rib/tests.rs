@@ -12,15 +12,15 @@ use crate::wire::{AsPath, Context, Message, Origin, PathAttributes, Update, fram
 use crate::{Attributes, Community, Family};
 
 const PEER: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 2));
-const EBGP: Context = Context { four_octet_asn: true, ibgp: false };
-const IBGP: Context = Context { four_octet_asn: true, ibgp: true };
+const EBGP: Context = Context { four_octet_asn: true, ibgp: false, extended_messages: false };
+const IBGP: Context = Context { four_octet_asn: true, ibgp: true, extended_messages: false };
 
 fn export(context: Context) -> Export {
     let next_hops = vec![
         (Family::Ipv4Unicast, Some("10.0.0.1".parse().unwrap())),
         (Family::Ipv6Unicast, Some("fd00::1".parse().unwrap())),
     ];
-    Export { asn: 64512, context, next_hops }
+    Export { asn: 64512, context, enhanced_refresh: false, next_hops }
 }
 
 fn med(med: u32) -> Attributes {
@@ -170,7 +170,7 @@ fn family_without_next_hop_is_not_announced() {
 fn attributes_by_kind_of_session() {
     let plain = Attributes::default();
     let full = Attributes { local_pref: Some(7), med: Some(8), as_path_prepend: 2, ..Attributes::default() };
-    let old = Context { four_octet_asn: false, ibgp: false };
+    let old = Context { four_octet_asn: false, ibgp: false, extended_messages: false };
     let cases = [
         ("eBGP", EBGP, &plain, vec![64512], None),
         ("eBGP, full", EBGP, &full, vec![64512; 3], None),
@@ -192,6 +192,48 @@ fn attributes_by_kind_of_session() {
         };
         assert_eq!(sent_in(&mut rib, context)[0].attributes, expected, "{name}");
     }
+}
+
+/// RFC 7313 §4: the answer stands between its markers however many writes it takes, but never before End-of-RIB.
+#[test]
+fn a_peer_is_told_where_a_refresh_begins_and_ends() {
+    let mut rib = Rib::new(true);
+    rib.apply(announce(&[A, B], &med(1)));
+    rib.peer_up(PEER, Export { enhanced_refresh: true, ..export(EBGP) });
+    let refreshed = |rib: &mut Rib, limit: usize| {
+        rib.refresh(PEER, Family::Ipv4Unicast);
+        let mut bytes = Vec::new();
+        while rib.has_pending(PEER) {
+            // A little at a time, as to a peer that reads slowly.
+            let room = bytes.len() + limit;
+            rib.write(PEER, &mut bytes, room);
+        }
+        let mut told = Vec::new();
+        let mut rest = &bytes[..];
+        while let Some(length) = frame(rest).unwrap() {
+            told.push(match Message::decode(&rest[..length], EBGP).unwrap() {
+                Message::RouteRefresh(marker) => format!("{} {}", marker.afi, marker.subtype),
+                Message::Update(update) if update.end_of_rib().is_some() => "end of RIB".to_owned(),
+                Message::Update(update) => format!("{} prefixes", update.reachable().count()),
+                other => panic!("{other:?}"),
+            });
+            rest = &rest[length..];
+        }
+        told
+    };
+    assert_eq!(refreshed(&mut rib, usize::MAX >> 1), ["2 prefixes"]);
+    rib.initial_routes_complete();
+    assert_eq!(sent(&mut rib), ["end ipv4-unicast", "end ipv6-unicast"]);
+    for limit in [1, usize::MAX >> 1] {
+        assert_eq!(refreshed(&mut rib, limit), ["1 1", "2 prefixes", "1 2"], "{limit}");
+    }
+    rib.apply(withdraw(&[A, B]));
+    sent(&mut rib);
+    assert_eq!(refreshed(&mut rib, 1), ["1 1", "1 2"], "of nothing");
+    rib.peer_down(PEER);
+    rib.peer_up(PEER, export(EBGP));
+    sent(&mut rib);
+    assert_eq!(refreshed(&mut rib, 1), [""; 0], "a peer that does not want to know");
 }
 
 /// As few messages as 4096 bytes each allow, for each attribute set.

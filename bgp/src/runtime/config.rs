@@ -46,6 +46,9 @@ pub struct PeerConfig {
     pub passive: bool,
     /// eBGP: how many hops away the peer may be, from 1 (the TTL of what is sent); `None` is 1, directly connected.
     pub multihop: Option<u8>,
+    /// How many hops away the peer may be, from 1: what has come further is dropped, and what is sent has TTL 255, so
+    /// that the peer can tell likewise (GTSM, RFC 5082). `multihop` then counts for nothing. `None` takes in any TTL.
+    pub ttl_security: Option<u8>,
     /// Hold time to propose, in whole seconds; zero turns KEEPALIVEs off, anything else below 3 s counts as that.
     pub hold_time: Duration,
     /// Pauses between attempts to connect, and after errors.
@@ -70,6 +73,7 @@ impl PeerConfig {
             local_address: None,
             passive: false,
             multihop: None,
+            ttl_security: None,
             hold_time: Duration::from_secs(90),
             connect_retry: Backoff::default(),
             families: Families::ALL,

@@ -1,4 +1,4 @@
-//! TCP MD5 signatures (RFC 2385): the one thing here that no safe wrapper of the kernel's interface offers.
+//! TCP MD5 signatures (RFC 2385).
 //!
 //! A socket has keys by address of the other side. Segments from and to an address with a key are signed, and
 //! those without the right signature are dropped before anyone hears of them. Sockets that a listener accepts
@@ -7,7 +7,9 @@
 use std::fmt;
 use std::io;
 use std::net::IpAddr;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::BorrowedFd;
+
+use super::option;
 
 /// `TCP_MD5SIG_MAXKEYLEN` of `linux/tcp.h`.
 const MAX_KEY: usize = 80;
@@ -58,7 +60,7 @@ impl fmt::Debug for Password {
 /// `net.core.optmem_max`).
 pub(super) fn set_key(socket: BorrowedFd<'_>, peer: IpAddr, password: Option<&Password>) -> io::Result<()> {
     let key = password.map_or(&[][..], |password| &password.0);
-    match set_option(socket, &md5sig(peer, key)) {
+    match option::set(socket, libc::IPPROTO_TCP, libc::TCP_MD5SIG, &md5sig(peer, key)) {
         // There was none to remove.
         Err(error) if password.is_none() && error.raw_os_error() == Some(libc::ENOENT) => Ok(()),
         Err(error) => Err(io::Error::new(error.kind(), format!("TCP MD5 password: {error}"))),
@@ -82,18 +84,6 @@ fn md5sig(peer: IpAddr, key: &[u8]) -> [u8; SIZE] {
     sig[ADDRESS + 2..ADDRESS + 4].copy_from_slice(&half(key.len()));
     sig[ADDRESS + 8..ADDRESS + 8 + key.len()].copy_from_slice(key);
     sig
-}
-
-#[expect(unsafe_code, reason = "no safe wrapper of setsockopt(TCP_MD5SIG) exists")]
-fn set_option(socket: BorrowedFd<'_>, sig: &[u8; SIZE]) -> io::Result<()> {
-    #[expect(clippy::cast_possible_truncation, reason = "216")]
-    const LENGTH: libc::socklen_t = SIZE as libc::socklen_t;
-    // SAFETY: the descriptor is open as long as `socket` is borrowed, and the kernel reads LENGTH bytes of `sig`, which
-    // is that long, and keeps no reference to them.
-    let result = unsafe {
-        libc::setsockopt(socket.as_raw_fd(), libc::IPPROTO_TCP, libc::TCP_MD5SIG, sig.as_ptr().cast(), LENGTH)
-    };
-    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@
 
 mod config;
 mod md5;
+mod option;
 mod peer;
 mod shared;
 mod socket;

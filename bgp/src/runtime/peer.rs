@@ -369,7 +369,9 @@ impl PeerTask {
             context: Context {
                 four_octet_asn: negotiated.four_octet_asn,
                 ibgp: negotiated.asn == self.shared.config.asn,
+                extended_messages: negotiated.extended_messages,
             },
+            enhanced_refresh: negotiated.enhanced_refresh,
             next_hops: negotiated
                 .families
                 .iter()
@@ -389,12 +391,18 @@ impl PeerTask {
     }
 
     fn down(&mut self, mut reason: Down) {
-        if self.config.password.is_some()
-            && let Down::ConnectFailed(text) = &mut reason
+        if let Down::ConnectFailed(text) = &mut reason
             && text.contains("timed out")
         {
-            // The kernel drops what is not signed as it should be without telling anyone.
-            text.push_str(": unreachable, or its password (TCP MD5) is not the one configured here");
+            // What the kernel drops without telling anyone.
+            if self.config.password.is_some() {
+                text.push_str(": unreachable, or its password (TCP MD5) is not the one configured here");
+            }
+            if self.config.ttl_security.is_some() {
+                text.push_str(
+                    ": unreachable, further away than TTL security allows, or without TTL security itself",
+                );
+            }
         }
         let peer = self.config.address;
         self.shared.rib().peer_down(peer);

@@ -11,6 +11,7 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
 use super::config::PeerConfig;
 use super::md5::{self, Password};
+use super::option;
 
 /// How long the end of a connection may take.
 const CLOSE_TIME: Duration = Duration::from_secs(1);
@@ -18,7 +19,21 @@ const CLOSE_TIME: Duration = Duration::from_secs(1);
 /// The TTL of what is sent to `peer`; `None` leaves it to the kernel. eBGP peers are one hop away unless told
 /// otherwise, iBGP peers anywhere.
 fn ttl(peer: &PeerConfig, own_asn: u32) -> Option<u8> {
-    (peer.asn != own_asn).then(|| peer.multihop.unwrap_or(1))
+    match peer.ttl_security {
+        Some(_) => Some(u8::MAX),
+        None => (peer.asn != own_asn).then(|| peer.multihop.unwrap_or(1)),
+    }
+}
+
+/// Has the kernel drop what comes from further than `hops` away (RFC 5082 §3): each hop takes one off the greatest TTL.
+fn set_least_ttl(socket: &SockRef<'_>, peer: IpAddr, hops: u8) -> io::Result<()> {
+    let least = libc::c_int::from(u8::MAX) + 1 - libc::c_int::from(hops.max(1));
+    let (level, name) = match peer {
+        IpAddr::V4(_) => (libc::IPPROTO_IP, libc::IP_MINTTL),
+        IpAddr::V6(_) => (libc::IPPROTO_IPV6, libc::IPV6_MINHOPCOUNT),
+    };
+    option::set(socket.as_fd(), level, name, &least.to_ne_bytes())
+        .map_err(|error| io::Error::new(error.kind(), format!("TTL security: {error}")))
 }
 
 /// Options that every connection to `peer` has, whoever made it.
@@ -29,10 +44,19 @@ pub(super) fn configure(socket: &SockRef<'_>, peer: &PeerConfig, own_asn: u32) -
         // An accepted connection has its listener's key, unless it was made before the listener had one.
         md5::set_key(socket.as_fd(), peer.address, peer.password.as_ref())?;
     }
-    match (ttl(peer, own_asn), peer.address) {
-        (None, _) => Ok(()),
-        (Some(ttl), IpAddr::V4(_)) => socket.set_ttl_v4(ttl.into()),
-        (Some(ttl), IpAddr::V6(_)) => socket.set_unicast_hops_v6(ttl.into()),
+    if let Some(hops) = peer.ttl_security {
+        set_least_ttl(socket, peer.address, hops)?;
+    }
+    match ttl(peer, own_asn) {
+        None => Ok(()),
+        Some(ttl) => set_ttl(socket, peer.address, ttl),
+    }
+}
+
+fn set_ttl(socket: &SockRef<'_>, address: IpAddr, ttl: u8) -> io::Result<()> {
+    match address {
+        IpAddr::V4(_) => socket.set_ttl_v4(ttl.into()),
+        IpAddr::V6(_) => socket.set_unicast_hops_v6(ttl.into()),
     }
 }
 
@@ -54,6 +78,8 @@ pub(super) fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     if address.is_ipv6() {
         socket.set_only_v6(true)?;
     }
+    // A peer with TTL security would not take our half of the handshake with any other.
+    set_ttl(&SockRef::from(&socket), address.ip(), u8::MAX)?;
     socket.bind(&address.into())?;
     socket.listen(128)?;
     TcpListener::from_std(socket.into())

@@ -99,7 +99,9 @@ impl Connection {
         let unread = &self.input[self.read..];
         let Some(length) = frame(unread)? else { return Ok(None) };
         let four_octet_asn = self.open().is_some_and(|open| open.negotiated.four_octet_asn);
-        let message = Message::decode(&unread[..length], Context { four_octet_asn, ibgp });
+        // What may be sent plays no part in reading.
+        let message =
+            Message::decode(&unread[..length], Context { four_octet_asn, ibgp, extended_messages: false });
         self.read += length;
         message.map(Some)
     }

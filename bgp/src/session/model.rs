@@ -168,6 +168,10 @@ pub struct Negotiated {
     pub four_octet_asn: bool,
     /// The peer understands ROUTE-REFRESH (RFC 2918).
     pub route_refresh: bool,
+    /// Both sides say where the answer to a ROUTE-REFRESH begins and ends (RFC 7313).
+    pub enhanced_refresh: bool,
+    /// Both sides take messages of up to 65535 bytes (RFC 8654).
+    pub extended_messages: bool,
     /// What the peer advertised about graceful restart, if it did.
     pub graceful_restart: Option<PeerGracefulRestart>,
 }

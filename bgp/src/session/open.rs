@@ -11,6 +11,8 @@ use crate::{Families, Family};
 pub(super) fn offer(config: &SessionConfig, again: bool) -> Open {
     let mut capabilities: Vec<Capability> = config.families.iter().map(Capability::multiprotocol).collect();
     capabilities.push(Capability::RouteRefresh);
+    capabilities.push(Capability::EnhancedRouteRefresh);
+    capabilities.push(Capability::ExtendedMessage);
     capabilities.push(Capability::FourOctetAsn(config.asn));
     if let Some(restart) = config.graceful_restart {
         // Forwarding went on if the speaker never stopped, or says so; after a cold start the peer must not keep
@@ -56,6 +58,8 @@ pub(super) fn negotiate(config: &SessionConfig, open: &Open) -> Result<Negotiate
         families,
         four_octet_asn: open.four_octet_asn().is_some(),
         route_refresh: open.capabilities.contains(&Capability::RouteRefresh),
+        enhanced_refresh: open.capabilities.contains(&Capability::EnhancedRouteRefresh),
+        extended_messages: open.capabilities.contains(&Capability::ExtendedMessage),
         graceful_restart: open.capabilities.iter().find_map(|c| match c {
             Capability::GracefulRestart(capability) => Some(graceful_restart(capability)),
             _ => None,

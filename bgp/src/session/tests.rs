@@ -34,7 +34,9 @@ fn peer_open() -> Open {
 
 fn bytes(message: &Message) -> Vec<u8> {
     let mut out = Vec::new();
-    message.encode(Context { four_octet_asn: true, ibgp: false }, &mut out).unwrap();
+    message
+        .encode(Context { four_octet_asn: true, ibgp: false, extended_messages: false }, &mut out)
+        .unwrap();
     out
 }
 
@@ -96,7 +98,12 @@ fn words(actions: &[Action]) -> Vec<String> {
         Action::Accept => "accept".to_owned(),
         Action::Send(direction, bytes) => {
             assert_eq!(frame(bytes), Ok(Some(bytes.len())));
-            match Message::decode(bytes, Context { four_octet_asn: true, ibgp: false }).unwrap() {
+            match Message::decode(
+                bytes,
+                Context { four_octet_asn: true, ibgp: false, extended_messages: false },
+            )
+            .unwrap()
+            {
                 Message::Notification(n) => format!("send{} {}/{}", side(direction), n.code, n.subcode),
                 message => format!("send{} {}", side(direction), message.name()),
             }
@@ -355,7 +362,7 @@ fn restart_flags() {
     let flags = |bench: &mut Bench, event: Event<'_>| {
         let actions = bench.event(event);
         let Some(Action::Send(_, bytes)) = actions.last() else { panic!("{actions:?}") };
-        let context = Context { four_octet_asn: true, ibgp: false };
+        let context = Context { four_octet_asn: true, ibgp: false, extended_messages: false };
         let Ok(Message::Open(open)) = Message::decode(bytes, context) else { panic!("not an OPEN") };
         open.capabilities.into_iter().find_map(|capability| match capability {
             Capability::GracefulRestart(c) => {

@@ -15,6 +15,10 @@ pub enum Capability {
     },
     /// Answers ROUTE-REFRESH (2, RFC 2918).
     RouteRefresh,
+    /// Takes messages of up to 65535 bytes (6, RFC 8654).
+    ExtendedMessage,
+    /// Says where the answer to a ROUTE-REFRESH begins and ends (70, RFC 7313).
+    EnhancedRouteRefresh,
     /// Graceful restart (64, RFC 4724).
     GracefulRestart(GracefulRestartCapability),
     /// 4-octet ASNs (65, RFC 6793): the speaker's own.
@@ -54,8 +58,10 @@ pub struct GracefulRestartFamily {
 
 const MULTIPROTOCOL: u8 = 1;
 const ROUTE_REFRESH: u8 = 2;
+const EXTENDED_MESSAGE: u8 = 6;
 const GRACEFUL_RESTART: u8 = 64;
 const FOUR_OCTET_ASN: u8 = 65;
+const ENHANCED_ROUTE_REFRESH: u8 = 70;
 
 const RESTARTING: u16 = 0x8000;
 const NOTIFICATION: u16 = 0x4000;
@@ -86,6 +92,8 @@ impl Capability {
                 (MULTIPROTOCOL, vec![high, low, 0, *safi])
             }
             Capability::RouteRefresh => (ROUTE_REFRESH, Vec::new()),
+            Capability::ExtendedMessage => (EXTENDED_MESSAGE, Vec::new()),
+            Capability::EnhancedRouteRefresh => (ENHANCED_ROUTE_REFRESH, Vec::new()),
             Capability::GracefulRestart(capability) => (GRACEFUL_RESTART, capability.to_value()),
             Capability::FourOctetAsn(asn) => (FOUR_OCTET_ASN, asn.to_be_bytes().to_vec()),
             Capability::Unknown { code, value } => (*code, value.clone()),
@@ -102,6 +110,8 @@ impl Capability {
                 Capability::Multiprotocol { afi, safi: reader.u8()? }
             }
             ROUTE_REFRESH => Capability::RouteRefresh,
+            EXTENDED_MESSAGE => Capability::ExtendedMessage,
+            ENHANCED_ROUTE_REFRESH => Capability::EnhancedRouteRefresh,
             GRACEFUL_RESTART => Capability::GracefulRestart(GracefulRestartCapability::read(&mut reader)?),
             FOUR_OCTET_ASN => Capability::FourOctetAsn(reader.u32()?),
             _ => Capability::Unknown { code, value: reader.rest().to_vec() },

@@ -149,7 +149,7 @@ impl UpdateError {
     }
 }
 
-/// A message that does not fit into 4096 bytes.
+/// A message that is longer than the peer takes (4096 bytes, or 65535 with RFC 8654).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("message is longer than 4096 bytes")]
+#[error("message is longer than the peer takes")]
 pub struct TooLong;

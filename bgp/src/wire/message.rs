@@ -7,8 +7,10 @@ use crate::Family;
 
 /// Length of the header.
 pub const HEADER_LENGTH: usize = 19;
-/// Length of the longest message.
+/// Length of the longest message to a peer that does not take longer ones, and of the longest OPEN.
 pub const MAX_LENGTH: usize = 4096;
+/// Length of the longest message to one that does (RFC 8654).
+pub const EXTENDED_MAX_LENGTH: usize = 65535;
 
 const MARKER: [u8; 16] = [0xff; 16];
 
@@ -34,25 +36,43 @@ pub enum Message {
     RouteRefresh(RouteRefresh),
 }
 
-/// Asks for all routes of a family again (RFC 2918).
+/// Asks for all routes of a family again (RFC 2918), or says where these begin and end (RFC 7313).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct RouteRefresh {
     /// Address Family Identifier.
     pub afi: u16,
-    /// 0, or the subtypes of RFC 7313.
+    /// A [`RefreshKind`], where it is a known one.
     pub subtype: u8,
     /// Subsequent Address Family Identifier.
     pub safi: u8,
 }
 
+/// Subtypes of ROUTE-REFRESH (RFC 7313 §3.2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum RefreshKind {
+    /// All routes are asked for.
+    Request = 0,
+    /// They follow (BoRR).
+    Begin = 1,
+    /// That were all (EoRR).
+    End = 2,
+}
+
 impl RouteRefresh {
+    /// One of a family of ours.
+    pub fn new(kind: RefreshKind, family: Family) -> RouteRefresh {
+        RouteRefresh { afi: family.afi(), subtype: kind as u8, safi: family.safi() }
+    }
+
     /// The family asked for, where this is a plain request and the family one of ours.
     pub fn family(self) -> Option<Family> {
-        Family::from_afi_safi(self.afi, self.safi).filter(|_| self.subtype == 0)
+        Family::from_afi_safi(self.afi, self.safi).filter(|_| self.subtype == RefreshKind::Request as u8)
     }
 }
 
-/// The length of the message that `bytes` begin with, once all of it is there.
+/// The length of the message that `bytes` begin with, once all of it is there. Extended messages are taken from any peer:
+/// sessions offer it to all (RFC 8654 §4).
 ///
 /// # Errors
 /// What is wrong with the header, as soon as it can be known (RFC 4271 §6.1).
@@ -67,11 +87,11 @@ pub fn frame(bytes: &[u8]) -> Result<Option<usize>, WireError> {
     };
     let valid = match kind {
         OPEN => 29..=MAX_LENGTH,
-        UPDATE => 23..=MAX_LENGTH,
-        NOTIFICATION => 21..=MAX_LENGTH,
+        UPDATE => 23..=EXTENDED_MAX_LENGTH,
+        NOTIFICATION => 21..=EXTENDED_MAX_LENGTH,
         KEEPALIVE => HEADER_LENGTH..=HEADER_LENGTH,
         // A wrong length has an error of its own (RFC 7313 §5), which wants the whole message.
-        ROUTE_REFRESH => HEADER_LENGTH..=MAX_LENGTH,
+        ROUTE_REFRESH => HEADER_LENGTH..=EXTENDED_MAX_LENGTH,
         other => return Err(WireError::BadType(other)),
     };
     if !valid.contains(&usize::from(length)) {
@@ -80,9 +100,10 @@ pub fn frame(bytes: &[u8]) -> Result<Option<usize>, WireError> {
     Ok(Some(usize::from(length)).filter(|&length| bytes.len() >= length))
 }
 
-/// Appends a header for a body of type `kind` that `body` then writes, and fills in the length.
+/// Appends a header for a body of type `kind` that `body` then writes, and fills in the length, of `limit` at most.
 pub(super) fn with_header(
     kind: u8,
+    limit: usize,
     out: &mut Vec<u8>,
     body: impl FnOnce(&mut Vec<u8>) -> Result<(), TooLong>,
 ) -> Result<(), TooLong> {
@@ -91,7 +112,7 @@ pub(super) fn with_header(
     out.extend_from_slice(&[0, 0, kind]);
     let written = body(out).and_then(|()| {
         let length = out.len() - start;
-        u16::try_from(length).ok().filter(|_| length <= MAX_LENGTH).ok_or(TooLong)
+        u16::try_from(length).ok().filter(|_| length <= limit).ok_or(TooLong)
     });
     match written {
         Ok(length) => {
@@ -120,21 +141,22 @@ impl Message {
     /// Appends the message to `out`.
     ///
     /// # Errors
-    /// It would be longer than [`MAX_LENGTH`]; `out` is then as it was.
+    /// It would be longer than the peer takes; `out` is then as it was.
     pub fn encode(&self, context: Context, out: &mut Vec<u8>) -> Result<(), TooLong> {
+        let limit = context.max_length();
         match self {
-            Message::Open(open) => with_header(OPEN, out, |out| open.encode(out)),
-            Message::Update(update) => with_header(UPDATE, out, |out| update.encode(context, out)),
+            Message::Open(open) => with_header(OPEN, MAX_LENGTH, out, |out| open.encode(out)),
+            Message::Update(update) => with_header(UPDATE, limit, out, |out| update.encode(context, out)),
             Message::Notification(Notification { code, subcode, data }) => {
-                with_header(NOTIFICATION, out, |out| {
+                with_header(NOTIFICATION, limit, out, |out| {
                     out.extend_from_slice(&[*code, *subcode]);
                     out.extend_from_slice(data);
                     Ok(())
                 })
             }
-            Message::Keepalive => with_header(KEEPALIVE, out, |_| Ok(())),
+            Message::Keepalive => with_header(KEEPALIVE, MAX_LENGTH, out, |_| Ok(())),
             Message::RouteRefresh(RouteRefresh { afi, subtype, safi }) => {
-                with_header(ROUTE_REFRESH, out, |out| {
+                with_header(ROUTE_REFRESH, limit, out, |out| {
                     out.extend_from_slice(&afi.to_be_bytes());
                     out.extend_from_slice(&[*subtype, *safi]);
                     Ok(())

@@ -22,7 +22,9 @@ mod tests;
 pub use attribute::{AsPath, Origin, PathAttributes, RawAttribute, Segment, SegmentKind};
 pub use capability::{Capability, GracefulRestartCapability, GracefulRestartFamily};
 pub use error::{AttributeError, AttributeProblem, Handling, OpenError, TooLong, UpdateError, WireError};
-pub use message::{HEADER_LENGTH, MAX_LENGTH, Message, RouteRefresh, frame};
+pub use message::{
+    EXTENDED_MAX_LENGTH, HEADER_LENGTH, MAX_LENGTH, Message, RefreshKind, RouteRefresh, frame,
+};
 pub use notification::{Cease, Notification};
 pub use open::Open;
 pub use update::{MpReach, MpUnreach, Update};
@@ -37,4 +39,13 @@ pub struct Context {
     pub four_octet_asn: bool,
     /// The peer is in this speaker's own AS.
     pub ibgp: bool,
+    /// The peer takes messages longer than [`MAX_LENGTH`] (RFC 8654).
+    pub extended_messages: bool,
+}
+
+impl Context {
+    /// The length of the longest message that the peer takes, but for OPEN and KEEPALIVE.
+    pub fn max_length(self) -> usize {
+        if self.extended_messages { EXTENDED_MAX_LENGTH } else { MAX_LENGTH }
+    }
 }

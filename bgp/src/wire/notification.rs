@@ -39,6 +39,18 @@ impl Notification {
         Notification { code, subcode, data: data.into() }
     }
 
+    /// What the operator of the other side has to say, with an administrative shutdown or reset (RFC 9003). Control
+    /// characters are not passed on: it ends up in logs and on terminals.
+    pub fn operators_message(&self) -> Option<String> {
+        let says = self.code == Notification::CEASE
+            && [Cease::AdministrativeShutdown as u8, Cease::AdministrativeReset as u8]
+                .contains(&self.subcode);
+        let (&length, text) = self.data.split_first().filter(|_| says)?;
+        let text = text.get(..usize::from(length)).filter(|text| !text.is_empty())?;
+        let text = String::from_utf8_lossy(text);
+        Some(text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect())
+    }
+
     /// A CEASE for `reason`.
     pub fn cease(reason: Cease) -> Notification {
         Notification::new(Notification::CEASE, reason as u8)
@@ -63,7 +75,7 @@ pub enum Cease {
     ConnectionCollisionResolution = 7,
 }
 
-/// Prints as the RFCs name it: `Cease/Administrative Shutdown`.
+/// Prints as the RFCs name it, with what the operator says: `Cease/Administrative Shutdown: "new firmware"`.
 impl fmt::Display for Notification {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (code, subcodes): (&str, &[&str]) = match self.code {
@@ -124,13 +136,15 @@ impl fmt::Display for Notification {
                 ],
             ),
             7 => ("ROUTE-REFRESH Message Error", &["Invalid Message Length"]),
+            8 => ("Send Hold Timer Expired", &[]),
             other => return write!(f, "code {other} subcode {}", self.subcode),
         };
         match (self.subcode, subcodes.get(usize::from(self.subcode).wrapping_sub(1))) {
             (0, _) => f.write_str(code),
             (_, Some(subcode)) => write!(f, "{code}/{subcode}"),
             (subcode, None) => write!(f, "{code}/{subcode}"),
-        }
+        }?;
+        self.operators_message().map_or(Ok(()), |text| write!(f, ": {text:?}"))
     }
 }
 

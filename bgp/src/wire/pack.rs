@@ -7,7 +7,7 @@ use ipnet::IpNet;
 
 use super::attribute::{NON_TRANSITIVE, PathAttributes, code};
 use super::error::TooLong;
-use super::message::{MAX_LENGTH, UPDATE, with_header};
+use super::message::{Message, RefreshKind, RouteRefresh, UPDATE, with_header};
 use super::prefix::{wire_length, write_any};
 use super::update::family_bytes;
 use super::{Context, Update};
@@ -19,6 +19,8 @@ pub struct Announcement {
     attributes: Vec<u8>,
     /// What MP_REACH_NLRI begins with, in a family that needs it.
     mp_reach: Option<Vec<u8>>,
+    /// The length of the longest message.
+    limit: usize,
 }
 
 impl Announcement {
@@ -44,13 +46,13 @@ impl Announcement {
         };
         let mut encoded = Vec::new();
         PathAttributes { next_hop: classic, ..attributes }.encode(context, &mut encoded)?;
-        let announcement = Announcement { attributes: encoded, mp_reach };
+        let announcement = Announcement { attributes: encoded, mp_reach, limit: context.max_length() };
         // Header, two lengths, header of MP_REACH_NLRI, longest prefix.
         let least = 19
             + 4
             + announcement.attributes.len()
             + announcement.mp_reach.as_ref().map_or(5, |m| 4 + m.len() + 17);
-        if least > MAX_LENGTH { Err(TooLong) } else { Ok(announcement) }
+        if least > announcement.limit { Err(TooLong) } else { Ok(announcement) }
     }
 
     /// Appends one UPDATE that takes from `prefixes` what fits; nothing where there are none. Returns how many
@@ -60,19 +62,19 @@ impl Announcement {
             return 0;
         }
         let mut count = 0;
-        let written = with_header(UPDATE, out, |out| {
+        let written = with_header(UPDATE, self.limit, out, |out| {
             let start = out.len() - 19;
             out.extend_from_slice(&[0, 0]);
             let attributes_at = out.len();
             out.extend_from_slice(&[0, 0]);
             if let Some(head) = &self.mp_reach {
-                let room = MAX_LENGTH - (out.len() - start) - self.attributes.len();
+                let room = self.limit - (out.len() - start) - self.attributes.len();
                 count = write_multiprotocol(code::MP_REACH_NLRI, head, prefixes, room, out)?;
             }
             out.extend_from_slice(&self.attributes);
             fill_length(attributes_at, out)?;
             if self.mp_reach.is_none() {
-                count = write_prefixes(prefixes, MAX_LENGTH - (out.len() - start), out);
+                count = write_prefixes(prefixes, self.limit - (out.len() - start), out);
             }
             Ok(())
         });
@@ -85,20 +87,22 @@ impl Announcement {
 /// how many it took.
 pub fn write_withdrawal(
     family: Family,
+    context: Context,
     prefixes: &mut Peekable<impl Iterator<Item = IpNet>>,
     out: &mut Vec<u8>,
 ) -> usize {
     if prefixes.peek().is_none() {
         return 0;
     }
+    let limit = context.max_length();
     let mut count = 0;
-    let written = with_header(UPDATE, out, |out| {
+    let written = with_header(UPDATE, limit, out, |out| {
         let start = out.len() - 19;
         let withdrawn_at = out.len();
         out.extend_from_slice(&[0, 0]);
         match family {
             Family::Ipv4Unicast => {
-                count = write_prefixes(prefixes, MAX_LENGTH - (out.len() - start) - 2, out);
+                count = write_prefixes(prefixes, limit - (out.len() - start) - 2, out);
                 fill_length(withdrawn_at, out)?;
                 out.extend_from_slice(&[0, 0]);
                 Ok(())
@@ -106,7 +110,7 @@ pub fn write_withdrawal(
             Family::Ipv6Unicast => {
                 let attributes_at = out.len();
                 out.extend_from_slice(&[0, 0]);
-                let room = MAX_LENGTH - (out.len() - start);
+                let room = limit - (out.len() - start);
                 count =
                     write_multiprotocol(code::MP_UNREACH_NLRI, &family_bytes(family), prefixes, room, out)?;
                 fill_length(attributes_at, out)
@@ -119,9 +123,19 @@ pub fn write_withdrawal(
 
 /// Appends the End-of-RIB marker of `family` (RFC 4724 §2).
 pub fn write_end_of_rib(family: Family, out: &mut Vec<u8>) {
-    let context = Context { four_octet_asn: true, ibgp: false };
-    let written = with_header(UPDATE, out, |out| Update::end_of_rib_marker(family).encode(context, out));
-    debug_assert_eq!(written, Ok(()), "the marker is short");
+    write_short(&Message::Update(Update::end_of_rib_marker(family)), out);
+}
+
+/// Appends a ROUTE-REFRESH.
+pub fn write_route_refresh(kind: RefreshKind, family: Family, out: &mut Vec<u8>) {
+    write_short(&Message::RouteRefresh(RouteRefresh::new(kind, family)), out);
+}
+
+/// Appends a message that any peer takes.
+fn write_short(message: &Message, out: &mut Vec<u8>) {
+    let context = Context { four_octet_asn: true, ibgp: false, extended_messages: false };
+    let written = message.encode(context, out);
+    debug_assert_eq!(written, Ok(()), "these are short");
 }
 
 /// An attribute of two length octets: `head`, then prefixes; all within `room`.

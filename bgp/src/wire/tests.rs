@@ -10,14 +10,14 @@ use proptest::prelude::{BoxedStrategy, Just, Strategy, any, prop_oneof, proptest
 use super::pack::{Announcement, write_end_of_rib, write_withdrawal};
 use super::{
     AS_TRANS, AsPath, AttributeProblem, Capability, Context, GracefulRestartCapability,
-    GracefulRestartFamily, Handling, MAX_LENGTH, Message, MpReach, MpUnreach, Notification, Open, Origin,
-    PathAttributes, RawAttribute, RouteRefresh, Segment, SegmentKind, TooLong, Update, frame,
+    GracefulRestartFamily, Handling, Message, MpReach, MpUnreach, Notification, Open, Origin, PathAttributes,
+    RawAttribute, RouteRefresh, Segment, SegmentKind, TooLong, Update, frame,
 };
 use crate::{Community, Family, LargeCommunity};
 
-const EBGP: Context = Context { four_octet_asn: true, ibgp: false };
-const IBGP: Context = Context { four_octet_asn: true, ibgp: true };
-const OLD: Context = Context { four_octet_asn: false, ibgp: false };
+const EBGP: Context = Context { four_octet_asn: true, ibgp: false, extended_messages: false };
+const IBGP: Context = Context { four_octet_asn: true, ibgp: true, extended_messages: false };
+const OLD: Context = Context { four_octet_asn: false, ibgp: false, extended_messages: false };
 
 fn v4_nets() -> impl Strategy<Value = Vec<Ipv4Net>> {
     let net = (any::<[u8; 4]>(), 0..=32u8).prop_map(|(a, l)| Ipv4Net::new(a.into(), l).unwrap().trunc());
@@ -41,6 +41,8 @@ fn capability() -> impl Strategy<Value = Capability> {
     prop_oneof![
         (any::<u16>(), any::<u8>()).prop_map(|(afi, safi)| Capability::Multiprotocol { afi, safi }),
         Just(Capability::RouteRefresh),
+        Just(Capability::ExtendedMessage),
+        Just(Capability::EnhancedRouteRefresh),
         any::<u32>().prop_map(Capability::FourOctetAsn),
         restart,
         (100..=255u8, vec(any::<u8>(), 0..=255))
@@ -218,8 +220,7 @@ const NEXT_HOP: &[u8] = &[0x40, 3, 4, 10, 0, 0, 1];
 fn what_is_wrong_with_a_header_or_body() {
     let mut out_of_step = raw(4, &[]);
     out_of_step[3] = 0;
-    let mut too_long = raw(2, &[0; 4]);
-    too_long[16..18].copy_from_slice(&4097u16.to_be_bytes());
+    let too_long = raw(1, &[0; 4078]);
     let open = |tail: &[u8]| raw(1, &[&[4, 0xfd, 0xe9, 0, 90, 10, 0, 0, 2], tail].concat());
     let version3 = raw(1, &[3, 0xfd, 0xe9, 0, 90, 10, 0, 0, 2, 0]);
     let mp_reach = |value: &[u8]| [&[0x80, 14, u8::try_from(value.len()).unwrap()], value].concat();
@@ -227,7 +228,7 @@ fn what_is_wrong_with_a_header_or_body() {
     type Case = (&'static str, Vec<u8>, (u8, u8), Vec<u8>);
     let cases: Vec<Case> = vec![
         ("marker", out_of_step, (1, 1), vec![]),
-        ("beyond 4096", too_long, (1, 2), vec![0x10, 0x01]),
+        ("OPEN beyond 4096", too_long, (1, 2), vec![0x10, 0x01]),
         ("KEEPALIVE with a body", raw(4, &[0]), (1, 2), vec![0, 20]),
         ("short UPDATE", raw(2, &[0, 0]), (1, 2), vec![0, 21]),
         ("type 9", raw(9, &[]), (1, 3), vec![9]),
@@ -417,6 +418,25 @@ fn malformed_attributes_by_rfc_7606() {
     }
 }
 
+/// RFC 9003: what the peer's operator says is told, whatever it is made of.
+#[test]
+fn operators_messages() {
+    let said = |subcode, data: &[u8]| Notification::with_data(Notification::CEASE, subcode, data);
+    for (name, notification, expected) in [
+        ("shutdown", said(2, b"\x0cnew firmware"), "Cease/Administrative Shutdown: \"new firmware\""),
+        ("reset", said(4, b"\x02ok"), "Cease/Administrative Reset: \"ok\""),
+        ("none", said(2, &[]), "Cease/Administrative Shutdown"),
+        ("empty", said(2, &[0]), "Cease/Administrative Shutdown"),
+        ("cut short", said(2, b"\x05ok"), "Cease/Administrative Shutdown"),
+        ("of another subcode", said(3, b"\x02ok"), "Cease/Peer De-configured"),
+        ("no UTF-8", said(2, b"\x03a\xffb"), "Cease/Administrative Shutdown: \"a\u{fffd}b\""),
+        ("lines and escapes", said(2, b"\x04a\n\x1bb"), "Cease/Administrative Shutdown: \"a  b\""),
+        ("of another code", Notification::with_data(8, 0, *b"\x02ok"), "Send Hold Timer Expired"),
+    ] {
+        assert_eq!(notification.to_string(), expected, "{name}");
+    }
+}
+
 /// A family that is not ours is passed over, and kept.
 #[test]
 fn foreign_family_is_kept() {
@@ -493,8 +513,11 @@ fn unpack(mut bytes: &[u8]) -> (Vec<usize>, Vec<Update>) {
     (lengths, updates)
 }
 
+/// A peer that takes extended messages (RFC 8654).
+const EXTENDED: Context = Context { extended_messages: true, ..EBGP };
+
 /// Messages are as full as they get: the next prefix would not have fitted, and the numbers are the most that 4096
-/// bytes hold.
+/// bytes hold, or 65535 to a peer that takes these.
 #[test]
 fn packed_to_the_limit() {
     let attributes = PathAttributes {
@@ -503,38 +526,45 @@ fn packed_to_the_limit() {
         ..PathAttributes::default()
     };
     // Header 19, lengths 4, ORIGIN 4, AS_PATH 9: 36. IPv4: NEXT_HOP 7, 5 for each; IPv6: MP_REACH_NLRI 4 + 21, 17 each.
-    for (family, next_hop, most) in [
-        (Family::Ipv4Unicast, "10.0.0.1", (4096 - 43) / 5),
-        (Family::Ipv6Unicast, "fd00::1", (4096 - 61) / 17),
+    for (family, context, next_hop, most) in [
+        (Family::Ipv4Unicast, EBGP, "10.0.0.1", (4096 - 43) / 5),
+        (Family::Ipv6Unicast, EBGP, "fd00::1", (4096 - 61) / 17),
+        (Family::Ipv4Unicast, EXTENDED, "10.0.0.1", (65535 - 43) / 5),
+        (Family::Ipv6Unicast, EXTENDED, "fd00::1", (65535 - 61) / 17),
     ] {
-        let announcement = Announcement::new(attributes.clone(), next_hop.parse().unwrap(), EBGP).unwrap();
-        let mut prefixes = hosts(family, 2000).peekable();
+        let announcement = Announcement::new(attributes.clone(), next_hop.parse().unwrap(), context).unwrap();
+        let mut prefixes = hosts(family, 20_000).peekable();
         let (mut out, mut counts) = (Vec::new(), Vec::new());
         while prefixes.peek().is_some() {
             counts.push(announcement.write(&mut prefixes, &mut out));
         }
-        assert_eq!(counts.len(), 2000usize.div_ceil(most), "{family}");
+        assert_eq!(counts.len(), 20_000usize.div_ceil(most), "{family}");
         assert_eq!(counts[0], most, "{family}");
         let (lengths, updates) = unpack(&out);
         assert_eq!(lengths.len(), counts.len());
-        assert!(lengths.iter().all(|&length| length <= MAX_LENGTH));
+        assert!(lengths.iter().all(|&length| length <= context.max_length()));
         let told: Vec<IpNet> = updates.iter().flat_map(Update::reachable).collect();
-        assert!(told.into_iter().eq(hosts(family, 2000)), "{family}");
+        assert!(told.into_iter().eq(hosts(family, 20_000)), "{family}");
     }
 }
 
 #[test]
 fn withdrawals_packed_to_the_limit() {
     // Header 19, lengths 4; IPv6: MP_UNREACH_NLRI 4 + 3.
-    for (family, most) in [(Family::Ipv4Unicast, (4096 - 23) / 5), (Family::Ipv6Unicast, (4096 - 30) / 17)] {
-        let mut prefixes = hosts(family, 2000).peekable();
+    for (family, context, most) in [
+        (Family::Ipv4Unicast, EBGP, (4096 - 23) / 5),
+        (Family::Ipv6Unicast, EBGP, (4096 - 30) / 17),
+        (Family::Ipv4Unicast, EXTENDED, (65535 - 23) / 5),
+        (Family::Ipv6Unicast, EXTENDED, (65535 - 30) / 17),
+    ] {
+        let mut prefixes = hosts(family, 20_000).peekable();
         let (mut out, mut counts) = (Vec::new(), Vec::new());
         while prefixes.peek().is_some() {
-            counts.push(write_withdrawal(family, &mut prefixes, &mut out));
+            counts.push(write_withdrawal(family, context, &mut prefixes, &mut out));
         }
-        assert_eq!((counts.len(), counts[0]), (2000usize.div_ceil(most), most), "{family}");
+        assert_eq!((counts.len(), counts[0]), (20_000usize.div_ceil(most), most), "{family}");
         let told: Vec<IpNet> = unpack(&out).1.iter().flat_map(Update::unreachable).collect();
-        assert!(told.into_iter().eq(hosts(family, 2000)), "{family}");
+        assert!(told.into_iter().eq(hosts(family, 20_000)), "{family}");
     }
 }
 
@@ -551,16 +581,18 @@ fn end_of_rib_markers() {
 /// Attributes that leave no room are refused, not cut.
 #[test]
 fn too_many_communities_are_refused() {
-    let with = |count: u32| {
+    let with = |context, count: u32| {
         let communities = (0..count).map(Community).collect();
         let attributes = PathAttributes { communities, ..PathAttributes::default() };
-        Announcement::new(attributes, "fd00::1".parse().unwrap(), EBGP).map(|a| {
+        Announcement::new(attributes, "fd00::1".parse().unwrap(), context).map(|a| {
             let mut out = Vec::new();
             assert_eq!(a.write(&mut hosts(Family::Ipv6Unicast, 1).peekable(), &mut out), 1);
             out.len()
         })
     };
     // 19 + 4 + (4 + 21) + 17 + 4 + 4 × 1006 = 4093.
-    assert_eq!(with(1006).ok(), Some(4093));
-    assert!(with(1007).is_err());
+    assert_eq!(with(EBGP, 1006).ok(), Some(4093));
+    assert!(with(EBGP, 1007).is_err());
+    assert_eq!(with(EXTENDED, 16_366).ok(), Some(65_533));
+    assert!(with(EXTENDED, 16_367).is_err());
 }

@@ -148,8 +148,9 @@ impl Lab {
         String::from_utf8_lossy(&output.stdout).into_owned()
     }
 
-    /// How many segments both kernels have dropped because of their TCP MD5 signature, or for lack of one.
-    pub(crate) fn refused_signatures(&self) -> u64 {
+    /// How many segments both kernels have dropped, by the counters of that name: `TCPMD5` are those for their signature or
+    /// for lack of one, `TCPMinTTLDrop` those from too far away.
+    pub(crate) fn dropped(&self, counters: &str) -> u64 {
         let netstat = |side| {
             let output = Command::new("ip")
                 .args(["netns", "exec", &self.namespace(side), "cat", "/proc/net/netstat"])
@@ -160,8 +161,8 @@ impl Lab {
         let refused = |text: String| -> u64 {
             let rows: Vec<Vec<&str>> = text.lines().map(|line| line.split_whitespace().collect()).collect();
             let columns = rows.chunks(2).flat_map(|pair| pair[0].iter().zip(&pair[1]));
-            let of_md5 = columns.filter(|(name, _)| name.starts_with("TCPMD5"));
-            of_md5.map(|(_, count)| count.parse::<u64>().unwrap()).sum()
+            let named = columns.filter(|(name, _)| name.starts_with(counters));
+            named.map(|(_, count)| count.parse::<u64>().unwrap()).sum()
         };
         ["us", "bird"].map(netstat).map(refused).into_iter().sum()
     }

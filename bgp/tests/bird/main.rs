@@ -4,7 +4,7 @@
 
 mod lab;
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
 use lab::Lab;
@@ -117,7 +117,10 @@ async fn routes(mut lab: Lab, [ours, birds]: [IpAddr; 2], bird_asn: u32, passive
         lab.wait(&format!("show route all for {prefix}"), replaced, "the new attributes only").await;
     }
 
-    // BIRD asks for everything again; nothing changes, but UPDATEs come.
+    // BIRD asks for everything again; nothing changes, but UPDATEs come. Of what it does not hear of until the end of
+    // the answer it drops the route: those stay.
+    let negotiated = only_peer(&speaker).session.unwrap().negotiated;
+    assert!(negotiated.route_refresh && negotiated.enhanced_refresh);
     let before = only_peer(&speaker).counters.updates_sent;
     lab.birdc("reload in peer");
     until("an answer to ROUTE-REFRESH", || only_peer(&speaker).counters.updates_sent >= before + 2).await;
@@ -267,8 +270,8 @@ fn passwords() {
                 // Neither a wrong one nor none at all gets a session.
                 for wrong in [password("wrong"), None] {
                     speaker.set_peers(vec![PeerConfig { password: wrong, ..peer.clone() }]);
-                    let before = lab.refused_signatures();
-                    until("a refused segment", || lab.refused_signatures() > before).await;
+                    let before = lab.dropped("TCPMD5");
+                    until("a refused segment", || lab.dropped("TCPMD5") > before).await;
                     assert_eq!(only_peer(&speaker).counters.established, 0);
                 }
                 speaker.set_peers(vec![PeerConfig { password: password("secret"), ..peer }]);
@@ -278,6 +281,73 @@ fn passwords() {
             });
         }
     }
+}
+
+/// TTL security on both sides (RFC 5082), whoever connects, in both families; a peer without it gets no session.
+#[test]
+fn ttl_security() {
+    for addresses in [Lab::V4, Lab::V6] {
+        for passive in [false, true] {
+            for theirs in [true, false] {
+                eprintln!("{addresses:?}, passive: {passive}, BIRD's own: {theirs}");
+                in_lab(move |mut lab| async move {
+                    let [ours, birds] = addresses;
+                    let security = if theirs { "ttl security on;" } else { "" };
+                    let options = format!("{security} {}", if passive { "" } else { "passive on;" });
+                    lab.start_bird(birds, BIRD_ASN, ours, OUR_ASN, &options);
+                    let speaker = Speaker::start(speaker_config(passive.then_some(ours))).await.unwrap();
+                    let peer = PeerConfig { passive, ..peer_config(birds, BIRD_ASN) };
+                    speaker.set_peers(vec![PeerConfig { ttl_security: Some(1), ..peer.clone() }]);
+                    if !theirs {
+                        until("a segment from too far away", || lab.dropped("TCPMinTTLDrop") > 0).await;
+                        assert_eq!(only_peer(&speaker).counters.established, 0);
+                        speaker.set_peers(vec![peer]);
+                    }
+                    until("a session", || only_peer(&speaker).state == State::Established).await;
+                    speaker.shutdown(Shutdown::Cease).await;
+                });
+            }
+        }
+    }
+}
+
+/// A peer that takes extended messages is sent them (RFC 8654).
+#[test]
+fn extended_messages() {
+    const COUNT: u32 = 10_000;
+    in_lab(|mut lab| async move {
+        let [ours, birds] = Lab::V4;
+        lab.start_bird(birds, BIRD_ASN, ours, OUR_ASN, "passive on; enable extended messages on;");
+        let speaker = Speaker::start(speaker_config(None)).await.unwrap();
+        let hosts = (0..COUNT).map(|n| IpAddr::from(Ipv4Addr::from(0xc612_0000 + n)).into());
+        let announce = hosts.map(|host| (host, Attributes::default())).collect();
+        speaker.update(RouteChanges { announce, withdraw: Vec::new() });
+        speaker.set_peers(vec![peer_config(birds, BIRD_ASN)]);
+        lab.wait_for("show route count protocol peer", &["10000 of "]).await;
+        assert!(only_peer(&speaker).session.unwrap().negotiated.extended_messages);
+        // 13,000 prefixes of 32 bits fit into one; the others are the End-of-RIBs.
+        until("End-of-RIBs", || only_peer(&speaker).counters.updates_sent == 3).await;
+        speaker.shutdown(Shutdown::Cease).await;
+    });
+}
+
+/// What BIRD's operator says when the session is shut down is there to be read (RFC 9003).
+#[test]
+fn why_the_peer_leaves() {
+    in_lab(|mut lab| async move {
+        let [ours, birds] = Lab::V4;
+        lab.start_bird(birds, BIRD_ASN, ours, OUR_ASN, "passive on;");
+        let speaker = Speaker::start(speaker_config(None)).await.unwrap();
+        speaker.set_peers(vec![peer_config(birds, BIRD_ASN)]);
+        until("a session", || only_peer(&speaker).state == State::Established).await;
+        lab.birdc("disable peer \"maintenance\"");
+        let expected = "peer sent NOTIFICATION: Cease/Administrative Shutdown: \"maintenance\"";
+        until("the reason", || {
+            only_peer(&speaker).last_error.is_some_and(|error| error.reason.to_string() == expected)
+        })
+        .await;
+        speaker.shutdown(Shutdown::Cease).await;
+    });
 }
 
 /// What a wrong password looks like is said; its change leaves other sessions alone, even at the same listener.

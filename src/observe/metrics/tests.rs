@@ -125,6 +125,8 @@ fn peer() -> PeerStatus {
                 families: sheave_bgp::Families::ALL,
                 four_octet_asn: true,
                 route_refresh: true,
+                enhanced_refresh: true,
+                extended_messages: true,
                 graceful_restart: None,
             },
             families: vec![FamilyStatus {
