@@ -287,7 +287,11 @@ impl Rules {
                 )
             })
         };
-        let mut cleared = vec![format!("meta mark set meta mark & {keep:#x}")];
+        let mut cleared = vec![
+            format!("meta mark set meta mark & {keep:#x}"),
+            // Out of its connection's window, and so not rewritten: that a reset would end the connection is what it may be for.
+            "meta l4proto tcp ct state invalid drop".into(),
+        ];
         cleared.extend(each(&|f| {
             let mut rules = vec![format!("{} daddr @taken{} return", f.ip, f.suffix)];
             rules.extend(refer(f));
@@ -307,6 +311,14 @@ impl Rules {
             &[format!(
                 "iifname {{ \"{TUNNEL4}\", \"{TUNNEL6}\" }} meta mark & {bit:#x} == {bit:#x} jump cleared"
             )],
+        );
+        // Not rewritten either: it would reach the client from the pod's own address, and be answered by a reset.
+        chain(
+            "invalid",
+            "filter hook forward priority filter",
+            &each(&|f| {
+                vec![format!("{} saddr @own{} meta l4proto tcp ct state invalid drop", f.ip, f.suffix)]
+            }),
         );
         // IPVS schedules at 99 of the input hook and at -98 of output (ip_vs_core.c), and looks for a service of the packet's
         // mark first. It must be that and nothing else, so it is set at the last moment.

@@ -36,7 +36,7 @@ const AT_ONCE: Duration = Duration::from_millis(900);
 /// How long the client waits for an answer before it asks again, as a resolver does (mostly longer: resolv.conf(5), `timeout`).
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// Where a client asks: by a tunnel, by *nat*, and from a pod.
+/// Where a client asks: by a tunnel, by *nat*, from a pod and from a node.
 struct Asked {
     name: String,
     from: NetNs,
@@ -44,7 +44,7 @@ struct Asked {
     port: u16,
 }
 
-/// In each family: the load-balancer IP by a director without endpoints, its node port, and the cluster IP from its pod.
+/// In each family: the load-balancer IP by a director without endpoints, its node port, and the cluster IP from its pod and itself.
 fn asked(lab: &Lab, service: &Service, node_port: u16) -> Result<Vec<Asked>> {
     let director = lab.fabric.node("node-a")?;
     let mut asked = Vec::new();
@@ -55,6 +55,7 @@ fn asked(lab: &Lab, service: &Service, node_port: u16) -> Result<Vec<Asked>> {
             ("tunnel", &lab.fabric.client, vip, 80),
             ("node port", &lab.fabric.client, director.address(family), node_port),
             ("pod", &lab.fabric.pod("a1")?.ns, service.cluster_ip(family), 80),
+            ("node", &director.ns, service.cluster_ip(family), 80),
         ] {
             asked.push(Asked { name: format!("{family}, {by}"), from: from.clone(), address, port });
         }

@@ -10,6 +10,7 @@ mod directors;
 mod encapsulation;
 mod explain;
 mod guard;
+mod invalid;
 mod kept_ports;
 mod nat;
 mod node_ports;
@@ -56,6 +57,7 @@ pub fn all() -> Vec<(SourceKind, Scenario)> {
         directors::SCENARIOS,
         termination::SCENARIOS,
         kept_ports::SCENARIOS,
+        invalid::SCENARIOS,
         unready::SCENARIOS,
         observe::SCENARIOS,
         explain::SCENARIOS,
