@@ -129,6 +129,7 @@ mod tests {
     use super::super::nft;
     use super::super::ruleset::Rules;
     use super::*;
+    use crate::dataplane::namespace::in_namespace;
 
     #[test]
     fn keys_and_values_are_padded_field_by_field() {
@@ -155,13 +156,9 @@ mod tests {
         }
     }
 
-    /// In a network namespace of its own; says so where that takes more rights than there are.
     #[test]
     fn the_kernel_finds_what_a_packet_would() {
         let test = || {
-            if nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).is_err() {
-                return println!("skipped: no network namespace");
-            }
             let mask = crate::config::MarkMask::default();
             nft::transact(&Rules::new(mask, 1500, &[], false).transaction()).unwrap();
             let vip = |address: &str| VipPort {
@@ -203,6 +200,6 @@ mod tests {
                 }
             }
         };
-        std::thread::scope(|scope| scope.spawn(test).join().unwrap());
+        in_namespace(test);
     }
 }

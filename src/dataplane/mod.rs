@@ -35,6 +35,8 @@ mod fou;
 mod generation;
 mod lock;
 mod lookup;
+#[cfg(test)]
+mod namespace;
 mod netfilter;
 pub(crate) mod netlink;
 mod nft;

@@ -87,18 +87,11 @@ pub(super) fn is_unreachable(error: &rtnetlink::Error) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::dataplane::namespace::{in_namespace, ip};
 
-    /// In a network namespace of its own; says so where that takes more rights than there are.
     #[test]
     fn the_route_is_the_one_that_a_packet_matches() {
         let test = || {
-            if nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).is_err() {
-                return println!("skipped: no network namespace");
-            }
-            let ip = |arguments: &str| {
-                let done = std::process::Command::new("ip").args(arguments.split(' ')).status();
-                assert!(done.unwrap().success(), "ip {arguments}");
-            };
             for line in [
                 "link set lo up",
                 "link add up0 type veth peer name up1",
@@ -133,6 +126,6 @@ mod tests {
                 assert_eq!(text("2001:db8::1").await, route("::/0 via fd00:10::1", false, false));
             });
         };
-        std::thread::scope(|scope| scope.spawn(test).join().unwrap());
+        in_namespace(test);
     }
 }

@@ -280,18 +280,11 @@ pub fn is_writable(path: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::dataplane::namespace::{in_namespace, ip};
 
-    /// In a network namespace of its own; says so where that takes more rights than there are.
     #[test]
     fn settings_for_pods_go_with_them() {
         let test = || {
-            if nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).is_err() {
-                return println!("skipped: no network namespace");
-            }
-            let ip = |arguments: &str| {
-                let done = std::process::Command::new("ip").args(arguments.split(' ')).status();
-                assert!(done.unwrap().success(), "ip {arguments}");
-            };
             ip("link add up0 type veth peer name gone0");
             ip("link add shared0 type veth peer name changed0");
             let path = |name: &str| format!("net/ipv4/conf/{name}/accept_local");
@@ -324,6 +317,6 @@ mod tests {
             ip("link del up0");
             assert_eq!(open().restore().unwrap(), 0);
         };
-        std::thread::scope(|scope| scope.spawn(test).join().unwrap());
+        in_namespace(test);
     }
 }

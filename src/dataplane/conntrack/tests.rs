@@ -1,6 +1,7 @@
 //! The thread, and what it says. What it does to a kernel is for the lab: `integration/lab test --scenario conntrack`.
 
 use super::*;
+use crate::dataplane::namespace::{in_namespace, ip};
 
 #[test]
 fn words_name_the_remedy_and_what_stays() {
@@ -38,24 +39,17 @@ fn send(client: &str, ports: u16) {
     }
 }
 
-/// In a network namespace of its own, on a thread of its own. `None` where this process may not have one.
-fn in_namespace<T: Send>(work: impl FnOnce() -> T + Send) -> Option<T> {
-    thread::scope(|scope| {
-        let thread = scope.spawn(|| {
-            nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).ok()?;
-            let ip = |line: &str| {
-                let words = line.split(' ');
-                std::process::Command::new("ip").args(words).status().is_ok_and(|status| status.success())
-            };
-            let lines =
-                ["link set lo up", "address add 10.0.0.5/32 dev lo", "address add 10.0.0.6/32 dev lo"];
-            let more = ["address add 10.244.1.5/32 dev lo", "address add 10.244.1.6/32 dev lo"];
-            let all =
-                lines.iter().chain(&more).chain(&["route add 10.96.0.10/32 dev lo"]).all(|line| ip(line));
-            (all && super::super::nft::transact(RULES).is_ok() && probe().is_ok()).then(work)
-        });
-        thread.join().unwrap()
-    })
+/// In a network namespace with these rules. `None` where this process may not have one, or the kernel lacks something.
+fn beside_rules<T: Send>(work: impl FnOnce() -> T + Send) -> Option<T> {
+    let prepared = || {
+        for address in ["10.0.0.5", "10.0.0.6", "10.244.1.5", "10.244.1.6"] {
+            ip(&format!("address add {address}/32 dev lo"));
+        }
+        ip("link set lo up");
+        ip("route add 10.96.0.10/32 dev lo");
+        (super::super::nft::transact(RULES).is_ok() && probe().is_ok()).then(work)
+    };
+    in_namespace(prepared).flatten()
 }
 
 /// What a kernel does. Where it cannot be asked (no root, no nftables), nothing is tested here; the lab does it all.
@@ -70,7 +64,7 @@ fn entries_of_one_endpoint_go_and_those_of_others_stay() {
         from: from.parse().unwrap(),
     };
     let (five, six) = (way("10.244.1.5:5353"), way("10.244.1.6:5353"));
-    let ran = in_namespace(|| {
+    let ran = beside_rules(|| {
         send("10.0.0.5", 200);
         send("10.0.0.6", 3);
         let mut table = Table::open().unwrap();
@@ -92,7 +86,7 @@ fn entries_of_one_endpoint_go_and_those_of_others_stay() {
 
 #[test]
 fn the_thread_tells_what_it_did() {
-    in_namespace(|| {
+    beside_rules(|| {
         send("10.0.0.5", 5);
         let conntrack = Conntrack::start().unwrap();
         let vip = VipPort {
