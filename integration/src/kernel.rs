@@ -35,20 +35,29 @@ pub fn destinations(servers: &[ServiceEntry], protocol: Protocol, address: Socke
 
 /// All that an agent could change in a namespace, as text, for comparing and for showing.
 pub fn dump(ns: &NetNs) -> String {
+    show(
+        ns,
+        &[
+            "ipvsadm -Sn",
+            "nft -s list ruleset",
+            "ip -br link",
+            "ip -br addr",
+            "ip rule",
+            "ip -6 rule",
+            "ip route show table all",
+            "ip -6 route show table all",
+        ],
+    )
+}
+
+/// What it remembers of connections.
+pub fn connections(ns: &NetNs) -> String {
+    show(ns, &["ipvsadm -Lcn", "conntrack -L", "conntrack -L -f ipv6"])
+}
+
+fn show(ns: &NetNs, commands: &[&str]) -> String {
     let mut text = String::new();
-    for command in [
-        "ipvsadm -Sn",
-        "ipvsadm -Lcn",
-        "conntrack -L",
-        "conntrack -L -f ipv6",
-        "nft -s list ruleset",
-        "ip -br link",
-        "ip -br addr",
-        "ip rule",
-        "ip -6 rule",
-        "ip route show table all",
-        "ip -6 route show table all",
-    ] {
+    for command in commands {
         let output = ns.run(command).unwrap_or_else(|error| format!("{error:#}"));
         let mut lines: Vec<&str> = output.lines().map(str::trim_end).collect();
         if !command.starts_with("nft") {

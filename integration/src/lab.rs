@@ -308,9 +308,10 @@ impl Lab {
             let log = crate::process::tail(&self.log(&node.name), 5000);
             let _ = writeln!(
                 long,
-                "--- {}\n{}\n{}\n--- log\n{log}",
+                "--- {}\n{}\n{}\n{}\n--- log\n{log}",
                 node.name,
                 kernel::dump(&node.ns),
+                kernel::connections(&node.ns),
                 kernel::sysctls(&node.ns)
             );
         }

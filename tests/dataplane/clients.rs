@@ -337,7 +337,10 @@ fn the_last_endpoint_terminates_with_its_connections() {
         }
         change(&mut dataplane, &mut plan, &vips, |server| {
             let internal = server.internal.iter_mut().flatten();
-            server.destinations.iter_mut().chain(internal).for_each(|each| each.weight = 0);
+            server.destinations.iter_mut().chain(internal).for_each(|each| {
+                each.weight = 0;
+                each.terminating = true;
+            });
         })
         .await;
         let refused = |when: &str| {
