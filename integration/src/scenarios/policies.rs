@@ -110,17 +110,19 @@ impl Way<'_> {
         )
     }
 
-    /// Waits until one of these endpoints answers, and no other in a few tries.
+    /// Waits until each of these endpoints answers, and no other, in a few tries.
     pub(super) fn await_change(&self, endpoints: &[&str]) -> Result<()> {
         await_some(LIMIT, &format!("{endpoints:?} at {}", self.address), || {
-            for _ in 0..6 {
+            let mut seen = BTreeSet::new();
+            for _ in 0..6 * endpoints.len() {
                 let request = self.request(Tcp).within(Duration::from_secs(1));
                 let answer = request.send(self.from).map_err(|error| format!("{error:#}"))?;
                 if !endpoints.contains(&&*answer.endpoint) {
                     return Err(answer.endpoint);
                 }
+                seen.insert(answer.endpoint);
             }
-            Ok(())
+            if seen.len() == endpoints.len() { Ok(()) } else { Err(format!("{seen:?} alone")) }
         })
     }
 }

@@ -39,8 +39,6 @@ impl Answer {
 pub enum Ending {
     /// The client's FIN; its port is taken for a minute (TCP's TIME-WAIT).
     Client,
-    /// The client's reset.
-    Reset,
     /// The endpoint's FIN.
     Endpoint,
 }
@@ -125,7 +123,6 @@ impl Request {
         let answer = Answer::parse(&line, start.elapsed())?;
         match self.ending {
             Ending::Client => {}
-            Ending::Reset => stream.set_linger(Some(Duration::ZERO))?,
             Ending::Endpoint => {
                 stream.write_all(b"bye\n")?;
                 if stream.read(&mut [0])? != 0 {
