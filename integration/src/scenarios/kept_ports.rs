@@ -148,6 +148,10 @@ fn port_reuse(lab: &mut Lab) -> Result<()> {
         go_on(&format!("{name} terminates"))?;
         lab.apply(&service.clone().endpoints(others()))?;
         go_on(&format!("{name} is gone"))?;
+        // As pods come: listed before they are ready, so that their node accepts for them before anybody sends.
+        let starting = Endpoint::from(ending).condition(Condition::NotReady);
+        lab.apply(&service.clone().endpoints(others().map(Endpoint::from).chain([starting])))?;
+        go_on(&format!("{name} is not ready yet"))?;
         lab.apply(&all)?;
         go_on(&format!("{name} is back"))?;
     }
