@@ -131,6 +131,20 @@ const NODE: &[(&str, &str)] = &[
 ];
 const HOST: &[(&str, &str)] = &[("ipv6.conf.default.accept_dad", "0"), ("ipv6.conf.default.accept_ra", "0")];
 
+/// Has one CPU take in all that comes over a namespace's links. By default the CPU that sends does, and what two of them send changes places on a
+/// busy machine; a network card keeps the packets of a flow in order (RSS).
+fn in_order(namespace: &str) -> Result<()> {
+    let cpus = std::thread::available_parallelism()?.get() as u32;
+    let cpu = format!("{:x}", 1_u64 << (std::process::id() % cpus.min(32)));
+    let set = r#"for file in /sys/class/net/*/queues/rx-0/rps_cpus; do echo "$0" >"$file"; done"#;
+    let mut command = Command::new("ip");
+    command.args(["netns", "exec", namespace, "sh", "-c", set, &cpu]);
+    process::run(command, "").map(drop)
+}
+
+/// Every datagram that is refused is told so: the kernel's limits on that (icmp(7)) are no matter of the scenarios, and one is of the whole machine.
+const REFUSALS: &[(&str, &str)] = &[("ipv4.icmp_ratemask", "0"), ("ipv6.icmp.ratemask", "")];
+
 impl Fabric {
     /// Builds it with `nodes` nodes; configuration and logs of the routers go to `dir`.
     pub fn build(nodes: u8, dir: &Path) -> Result<Self> {
@@ -288,6 +302,9 @@ impl Names {
         for node in &nodes {
             node.ns.sysctl(NODE)?;
         }
+        for name in self.namespaces() {
+            NetNs::open(&name)?.sysctl(REFUSALS)?;
+        }
         ip(&[], &self.links())?;
 
         client.ip(&outside_host(addresses::client, 101))?;
@@ -303,6 +320,9 @@ impl Names {
             for pod in &node.pods {
                 pod.ns.ip(&pod_config(pod))?;
             }
+        }
+        for name in self.namespaces() {
+            in_order(&name)?;
         }
         let leaves = (1..).zip(leaves).map(|(number, ns)| {
             let (bird, control) = bird::start(&ns, number, self.nodes, dir)?;

@@ -16,9 +16,6 @@ use crate::netns::NetNs;
 /// A longer run than any scenario's is a fault of the scenario.
 const MAX_RUN: Duration = Duration::from_secs(300);
 
-/// When a client's kernel sends a SYN again (`TCP_TIMEOUT_INIT`).
-const SYN_AGAIN: Duration = Duration::from_secs(1);
-
 /// Workers that each open a new connection as soon as the last one was answered.
 #[derive(Debug)]
 pub struct Load {
@@ -36,8 +33,6 @@ pub struct LoadReport {
     pub endpoints: BTreeMap<String, u64>,
     /// The slowest answer.
     pub slowest: Duration,
-    /// Answers that took so long that a SYN must have been sent again.
-    pub late: u64,
     /// Requests without one: when (since the start) and why.
     pub failures: Vec<(Duration, String)>,
 }
@@ -92,7 +87,6 @@ impl Load {
                 *sum.endpoints.entry(endpoint).or_default() += count;
             }
             sum.slowest = sum.slowest.max(report.slowest);
-            sum.late += report.late;
             sum.failures.extend(report.failures);
         }
         sum.failures.sort();
@@ -132,7 +126,6 @@ fn work(request: &Request, stop: &AtomicBool, answered: &AtomicU64) -> LoadRepor
                 report.answered += 1;
                 *report.endpoints.entry(answer.endpoint).or_default() += 1;
                 report.slowest = report.slowest.max(answer.took);
-                report.late += u64::from(answer.took >= SYN_AGAIN);
                 answered.fetch_add(1, Ordering::Relaxed);
             }
             Err(error) => report.failures.push((at, error.to_string())),

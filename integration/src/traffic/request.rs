@@ -39,6 +39,8 @@ impl Answer {
 pub enum Ending {
     /// The client's FIN; its port is taken for a minute (TCP's TIME-WAIT).
     Client,
+    /// The client's reset.
+    Reset,
     /// The endpoint's FIN.
     Endpoint,
 }
@@ -110,6 +112,9 @@ impl Request {
     pub(super) fn ask(&self) -> io::Result<Answer> {
         let start = Instant::now();
         let mut stream = self.connect()?;
+        if self.ending == Ending::Reset {
+            stream.set_linger(Some(Duration::ZERO))?;
+        }
         stream.set_read_timeout(Some(
             self.limit.saturating_sub(start.elapsed()).max(Duration::from_millis(1)),
         ))?;
@@ -122,7 +127,7 @@ impl Request {
         };
         let answer = Answer::parse(&line, start.elapsed())?;
         match self.ending {
-            Ending::Client => {}
+            Ending::Client | Ending::Reset => {}
             Ending::Endpoint => {
                 stream.write_all(b"bye\n")?;
                 if stream.read(&mut [0])? != 0 {
