@@ -555,6 +555,28 @@ fn arp_is_strict_where_the_config_says_so() {
 }
 
 #[test]
+fn connection_tracking_remembers_what_is_half_closed_for_an_hour() {
+    const SETTING: &str = "/proc/sys/net/netfilter/nf_conntrack_tcp_timeout_close_wait";
+    in_namespace("patience", async |node| {
+        let value = || std::fs::read_to_string(SETTING).unwrap().trim().to_owned();
+        let mut dataplane = Dataplane::open(&node.settings).unwrap();
+        // Connection tracking may come with the first rules alone.
+        dataplane.sync(&plan(), Instant::now()).await;
+        dataplane.check(&plan(), Instant::now()).await;
+        assert_eq!(dataplane.problems(), [""; 0]);
+        assert_eq!(value(), "3600");
+        std::fs::write(SETTING, "7200").unwrap();
+        dataplane.check(&plan(), Instant::now()).await;
+        assert_eq!(value(), "7200", "more stays");
+        std::fs::write(SETTING, "3600").unwrap();
+        drop(dataplane);
+        let lock = Lock::take(&node.settings.state_directory).unwrap();
+        dataplane::cleanup(&node.settings, &lock).await.unwrap();
+        assert_eq!(value(), "60", "the kernel's own");
+    });
+}
+
+#[test]
 fn a_vip_that_is_an_address_of_this_host_stays_the_hosts() {
     in_namespace("taken", async |node| {
         shell("ip", "link add dns0 type dummy");

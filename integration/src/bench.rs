@@ -325,6 +325,7 @@ fn open(services: &Services, state: &Path) -> Result<Dataplane> {
         mark_mask,
         encapsulation,
         strict_arp: false,
+        conntrack: services.conntrack.clone(),
         state_directory: state.into(),
     })?)
 }

@@ -68,6 +68,7 @@ pub fn settings(config: &Config) -> Settings {
         mark_mask: config.services.mark_mask,
         encapsulation: config.services.encapsulation,
         strict_arp: config.services.strict_arp,
+        conntrack: config.services.conntrack.clone(),
         state_directory: config.observe.status.parent().map_or_else(|| PathBuf::from("."), PathBuf::from),
     }
 }

@@ -10,7 +10,7 @@ use serde::Deserialize;
 use serde::de::{Deserializer, Error as _};
 
 use super::peer::{self, DynamicPeer, Peer, duration};
-use super::{Communities, ForwardingTo, MarkMask, reader};
+use super::{Communities, Conntrack, ForwardingTo, MarkMask, reader};
 use crate::cluster::Encapsulation;
 use crate::plan::{AcceptedIn, Scheduler, Warning};
 use crate::yaml;
@@ -208,6 +208,8 @@ pub struct Services {
     /// This node answers no ARP request for a VIP.
     #[serde(rename = "strictARP")]
     pub strict_arp: bool,
+    /// Room and patience of connection tracking.
+    pub conntrack: Conntrack,
     /// `spec.loadBalancerClass` of the load-balancer Services that are ours, besides those without a class.
     pub load_balancer_class: Option<String>,
 }
@@ -225,6 +227,7 @@ impl Default for Services {
             external_ips: ExternalIps::default(),
             mark_mask: MarkMask::default(),
             strict_arp: false,
+            conntrack: Conntrack::default(),
             load_balancer_class: None,
         }
     }

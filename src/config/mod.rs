@@ -5,6 +5,7 @@
 
 pub mod annotations;
 mod communities;
+mod conntrack;
 mod file;
 mod forwarding;
 mod kube_router;
@@ -15,6 +16,7 @@ mod reader;
 
 pub use annotations::ServiceSettings;
 pub use communities::Communities;
+pub use conntrack::Conntrack;
 pub use file::{
     Announce, Config, Drain, Error, ExternalIps, GracefulRestart, Listen, LongLived, NodePortAddresses,
     Observe, Router, Schedulers, Services, VirtualServerMetrics,

@@ -82,7 +82,7 @@ pub use self::uplink::Uplink;
 use self::vip_routes::{Devices, VipRoutes};
 use self::virtual_servers::{View, VirtualServers, VirtualServersError};
 use crate::cluster::{Accepts, Encapsulation};
-use crate::config::MarkMask;
+use crate::config::{Conntrack as Room, MarkMask};
 use crate::observe::metrics::{ConntrackPass, Passes};
 use crate::plan::{Delta, NodePlan, RewriteKey, VipPort};
 
@@ -95,6 +95,8 @@ pub struct Settings {
     pub encapsulation: Encapsulation,
     /// This node answers no ARP request for a VIP.
     pub strict_arp: bool,
+    /// Room and patience of connection tracking.
+    pub conntrack: Room,
     /// Where the sysctls found are kept for `cleanup`; outlives the agent, not the boot.
     pub state_directory: PathBuf,
 }
@@ -109,6 +111,7 @@ pub struct Dataplane {
     mark_mask: MarkMask,
     encapsulation: Encapsulation,
     strict_arp: bool,
+    room: Room,
     sysctls: Sysctls,
     devices: Option<Devices>,
     uplinks: Vec<Uplink>,
@@ -192,6 +195,7 @@ impl Dataplane {
             mark_mask: settings.mark_mask,
             encapsulation: settings.encapsulation,
             strict_arp: settings.strict_arp,
+            room: settings.conntrack.clone(),
             sysctls: Sysctls::open(&settings.state_directory)?,
             devices: None,
             uplinks: Vec::new(),
@@ -437,7 +441,7 @@ impl Dataplane {
             .chain(unmarked)
             .chain(self.pods.problems())
             .chain(self.missing_gue())
-            .chain(self.conntrack.problem())
+            .chain(self.conntrack.problems())
             .collect()
     }
 
@@ -469,7 +473,7 @@ impl Dataplane {
             ("virtual_server", self.servers.failed.len() + self.netfilter.unmarked.len()),
             ("rewrite", self.netfilter.refused().len()),
             ("pod", self.pods.failed()),
-            ("conntrack", usize::from(self.conntrack.problem().is_some())),
+            ("conntrack", self.conntrack.problems().count()),
         ]
         .into()
     }
@@ -632,6 +636,7 @@ impl Dataplane {
         if self.strict_arp {
             settings.extend(sysctl::strict_arp());
         }
+        settings.extend(sysctl::conntrack(&self.room)?);
         let written = self.sysctls.ensure(&settings, sysctl::Use::Node)?;
         done.extend(written.into_iter().map(|sysctl| format!("set {} = {}", sysctl.path, sysctl.value)));
         Ok(done)

@@ -1,5 +1,6 @@
 //! Kernel settings: written where they differ, with the value found first kept aside for `cleanup`.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
@@ -9,6 +10,7 @@ use std::sync::LazyLock;
 use serde::{Deserialize, Serialize};
 
 use super::error::is_passing;
+use crate::config::Conntrack;
 
 /// A setting below `/proc/sys`, with the value it must have.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -16,7 +18,7 @@ pub struct Sysctl {
     /// Path below `/proc/sys`, for example `net/ipv4/ip_forward`.
     pub path: String,
     /// Value.
-    pub value: &'static str,
+    pub value: Cow<'static, str>,
 }
 
 /// Below which settings are written. Container runtimes mount `/proc/sys` read-only unless the container is privileged,
@@ -63,15 +65,55 @@ pub fn namespace(ipv6: bool) -> Vec<Sysctl> {
     if ipv6 {
         settings.push(("net/ipv6/conf/all/forwarding", "1"));
     }
-    settings.into_iter().map(|(path, value)| Sysctl { path: path.into(), value }).collect()
+    settings.into_iter().map(|(path, value)| Sysctl { path: path.into(), value: value.into() }).collect()
 }
 
 /// What keeps this node from answering ARP requests for VIPs, and from asking with one as its address: `services.strictARP`
 /// (as kube-proxy's `--ipvs-strict-arp`).
 pub fn strict_arp() -> [Sysctl; 2] {
     [("arp_ignore", "1"), ("arp_announce", "2")]
-        .map(|(key, value)| Sysctl { path: format!("net/ipv4/conf/all/{key}"), value })
+        .map(|(key, value)| Sysctl { path: format!("net/ipv4/conf/all/{key}"), value: value.into() })
 }
+
+/// What connection tracking has less of than wanted. How many entries there may be is the machine's: its first network namespace
+/// alone may set it, and in others it is left as it is.
+///
+/// # Errors
+/// [`SysctlError`] when a value cannot be read.
+pub fn conntrack(wanted: &Conntrack) -> Result<Vec<Sysctl>, SysctlError> {
+    let cpus = rustix::thread::sched_getaffinity(None).map(|cpus| cpus.count());
+    let max = wanted.max(cpus.map_err(|error| SysctlError::of(MAX, "count CPUs")(error.into()))?);
+    let machine = [(MAX, max), ("nf_conntrack_buckets", max.map(|max| max / ENTRIES_PER_BUCKET))]
+        .map(|(key, value)| (key, value.map(u64::from)))
+        .into_iter()
+        .filter(|(key, _)| is_writable(&format!("{NETFILTER}/{key}")));
+    let own = [
+        ("nf_conntrack_tcp_timeout_established", wanted.tcp_established_timeout),
+        ("nf_conntrack_tcp_timeout_close_wait", wanted.tcp_close_wait_timeout),
+    ]
+    .map(|(key, time)| (key, Some(time.as_secs())));
+    let mut settings = Vec::new();
+    for (key, value) in machine.chain(own) {
+        let path = format!("{NETFILTER}/{key}");
+        let has = match read(&path) {
+            // Connection tracking comes with the first rule that needs it: there the next time.
+            Err(error) if error.error.kind() == io::ErrorKind::NotFound => continue,
+            has => has?.parse::<u64>().ok(),
+        };
+        if let (Some(value), Some(has)) = (value, has)
+            && has < value
+        {
+            settings.push(Sysctl { path, value: value.to_string().into() });
+        }
+    }
+    Ok(settings)
+}
+
+const NETFILTER: &str = "net/netfilter";
+const MAX: &str = "nf_conntrack_max";
+
+/// As kube-proxy sizes the hash table.
+const ENTRIES_PER_BUCKET: u32 = 4;
 
 /// Whether connections of a removed destination are ended at once (1), or left to find it again (0).
 pub const EXPIRE_NODEST_CONN: &str = "net/ipv4/vs/expire_nodest_conn";
@@ -101,7 +143,7 @@ pub fn interface(name: &str, ipv6: bool) -> Result<Vec<Sysctl>, SysctlError> {
     if ipv6 && is(&accept_ra, "1")? {
         settings.push((accept_ra, "2"));
     }
-    Ok(settings.into_iter().map(|(path, value)| Sysctl { path, value }).collect())
+    Ok(settings.into_iter().map(|(path, value)| Sysctl { path, value: value.into() }).collect())
 }
 
 /// Whether sources of IPv4 packets that arrive on an interface are checked against the routing table, strictly or loosely.
@@ -169,11 +211,11 @@ impl Sysctls {
                 continue;
             }
             if !self.changes.contains_key(&setting.path) {
-                let change = Change { found: value, written: setting.value.into(), used_for };
+                let change = Change { found: value, written: setting.value.clone().into(), used_for };
                 self.changes.insert(setting.path.clone(), change);
                 self.save()?;
             }
-            write(&setting.path, setting.value)?;
+            write(&setting.path, &setting.value)?;
             changed.push(setting.clone());
         }
         Ok(changed)
@@ -296,7 +338,7 @@ mod tests {
                 [("up0", Use::Node), ("shared0", Use::Pods), ("changed0", Use::Pods), ("lo", Use::Pods)]
             {
                 assert_eq!(is(name), "0");
-                let setting = Sysctl { path: path(name), value: "1" };
+                let setting = Sysctl { path: path(name), value: "1".into() };
                 if sysctls.ensure(std::slice::from_ref(&setting), used_for).is_err() {
                     return println!("skipped: /proc/sys is not writable");
                 }

@@ -6,7 +6,7 @@ use std::process::Command;
 
 use nix::sched::{CloneFlags, unshare};
 use sheave::cluster::Encapsulation;
-use sheave::config::MarkMask;
+use sheave::config::{Conntrack, MarkMask};
 use sheave::dataplane::Settings;
 
 /// A node of its own: uplink `up0` with 10.0.0.11/24 and fd00:10::11/64.
@@ -44,7 +44,9 @@ pub fn in_namespace(name: &str, test: impl AsyncFnOnce(&Node) + Send) {
             let encapsulation = Encapsulation::Ipip;
             let state_directory = directory.clone();
             let strict_arp = false;
-            let node = Node { settings: Settings { mark_mask, encapsulation, strict_arp, state_directory } };
+            let conntrack = Conntrack::default();
+            let settings = Settings { mark_mask, encapsulation, strict_arp, conntrack, state_directory };
+            let node = Node { settings };
             runtime.block_on(test(&node));
         });
     });

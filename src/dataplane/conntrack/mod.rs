@@ -24,6 +24,7 @@ use std::thread;
 use std::time::Instant;
 
 use self::table::Table;
+use super::sysctl;
 use crate::observe::metrics::{ConntrackPass, Passes};
 use crate::plan::VipPort;
 
@@ -41,6 +42,8 @@ pub struct Stale {
 pub struct Conntrack {
     orders: Sender<Vec<Stale>>,
     state: Arc<Mutex<State>>,
+    /// That the table is full, or nearly.
+    fullness: Option<String>,
 }
 
 /// What it tells.
@@ -61,7 +64,7 @@ impl Conntrack {
         let state = Arc::new(Mutex::new(State::default()));
         let told = Arc::clone(&state);
         thread::Builder::new().name("conntrack".into()).spawn(move || work(&taken, &told))?;
-        let conntrack = Self { orders, state };
+        let conntrack = Self { orders, state, fullness: fullness() };
         conntrack.forget(Vec::new());
         Ok(conntrack)
     }
@@ -73,16 +76,17 @@ impl Conntrack {
         }
     }
 
-    /// Looks again whether the kernel answers, where it did not.
-    pub fn check(&self) {
-        if self.problem().is_some() {
+    /// Looks again whether the kernel answers, where it did not, and how full its table is.
+    pub fn check(&mut self) {
+        if lock(&self.state).problem.is_some() {
             self.forget(Vec::new());
         }
+        self.fullness = fullness();
     }
 
-    /// Why entries are not forgotten, and what to do about it.
-    pub fn problem(&self) -> Option<String> {
-        lock(&self.state).problem.clone()
+    /// Why entries are not forgotten, or soon none can be made any more, and what to do about it.
+    pub fn problems(&self) -> impl Iterator<Item = String> {
+        lock(&self.state).problem.clone().into_iter().chain(self.fullness.clone())
     }
 
     /// How often it was done.
@@ -94,6 +98,22 @@ impl Conntrack {
     pub fn news(&self) -> Vec<ConntrackPass> {
         std::mem::take(&mut lock(&self.state).news)
     }
+}
+
+/// What to say of a table that is full, or nearly. What cannot be read says nothing.
+fn fullness() -> Option<String> {
+    let number = |key: &str| sysctl::read(&format!("net/netfilter/{key}")).ok()?.parse::<u64>().ok();
+    judge_fullness(number("nf_conntrack_count")?, number("nf_conntrack_max")?)
+}
+
+fn judge_fullness(count: u64, max: u64) -> Option<String> {
+    // Zero is no limit.
+    (max != 0 && count.saturating_mul(10) >= max.saturating_mul(9)).then(|| {
+        format!(
+            "conntrack: {count} of {max} entries are taken, and without one a new connection is dropped: raise services.conntrack.maxPerCore, \
+             or net.netfilter.nf_conntrack_max on the host"
+        )
+    })
 }
 
 /// Whether the kernel answers questions about conntrack; costs nothing.

@@ -100,9 +100,18 @@ fn the_thread_tells_what_it_did() {
             thread::yield_now();
         }
         assert_eq!(conntrack.passes(), Passes { ok: 1, failed: 0 });
-        assert_eq!(conntrack.problem(), None);
+        assert_eq!(conntrack.problems().next(), None);
         let news = conntrack.news();
         assert_eq!(news.iter().map(|pass| (pass.ipv4, pass.deleted)).collect::<Vec<_>>(), [(true, 5)]);
         assert_eq!(conntrack.news(), []);
     });
+}
+
+#[test]
+fn a_table_that_is_nearly_full_is_told_of() {
+    for (count, max, told) in
+        [(0, 100, false), (89, 100, false), (90, 100, true), (100, 100, true), (5, 0, false)]
+    {
+        assert_eq!(judge_fullness(count, max).is_some(), told, "{count} of {max}");
+    }
 }

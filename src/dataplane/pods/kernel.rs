@@ -24,7 +24,7 @@ pub async fn ensure(handle: &Handle, inside: &Inside) -> Result<bool, PodError> 
     let (_, mut changed) = tunnel::ensure(handle, inside.tunnel(), *endpoint).await?;
     let name = inside.tunnel().name();
     for setting in sysctl::interface(name, false)? {
-        sysctl::write(&setting.path, setting.value)?;
+        sysctl::write(&setting.path, &setting.value)?;
         changed = true;
     }
     changed |= ensure_table(*endpoint, table)?;

@@ -113,7 +113,7 @@ mod tests {
 
     fn reading(path: &str, value: &'static str, present: Result<&str, &str>, writable: bool) -> Reading {
         Reading {
-            setting: Sysctl { path: path.into(), value },
+            setting: Sysctl { path: path.into(), value: value.into() },
             present: present.map(Into::into).map_err(Into::into),
             writable,
         }
