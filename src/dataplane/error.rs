@@ -54,10 +54,10 @@ pub enum DataplaneError {
 impl DataplaneError {
     /// Whether this only kept us from looking: what was there before is there still, as far as is known.
     pub(super) fn only_looked(&self) -> bool {
-        let nft = |error: &NftError| !matches!(error, NftError::Refused(_));
         match self {
-            Self::Nft(error) => nft(error),
-            Self::Rtnetlink(_) => true,
+            Self::Nft(error) => error.is_passing(),
+            Self::Route(error) => error.is_passing(),
+            Self::Sysctl(error) => error.is_passing(),
             _ => false,
         }
     }

@@ -24,6 +24,8 @@ pub struct Wanted {
     destinations: Vec<Destination>,
     /// Those of them that terminate.
     pub closing: BTreeSet<DestinationKey>,
+    /// Its endpoints, under whichever address the kernel may have been given them.
+    endpoints: BTreeSet<DestinationKey>,
     /// The scheduler's table depends on the order in which destinations were added.
     ordered: bool,
     /// Its packets belong to no connections that could end.
@@ -80,6 +82,12 @@ impl Wanted {
     /// tunnelled to where an agent accepts, and else left out.
     pub fn new(server: &VirtualServer, key: ServiceKey, refused: impl Fn(IpAddr) -> bool) -> Self {
         let service = service(server, key);
+        let endpoints = destinations(server, &key)
+            .iter()
+            .flat_map(|planned| {
+                [planned.address, standin::of(planned.address)].map(|address| (address, planned.port))
+            })
+            .collect();
         let planned: Vec<_> = destinations(server, &key)
             .iter()
             .filter_map(|planned| {
@@ -97,6 +105,7 @@ impl Wanted {
             service,
             closing: terminating.map(|(_, to)| (to.address, to.port)).collect(),
             destinations: planned.into_iter().map(|(_, to)| to).collect(),
+            endpoints,
             ordered: ["mh", "sh", "dh"].contains(&service.scheduler.as_str()),
             datagrams: server.vip.protocol == cluster::Protocol::Udp,
         }
@@ -309,7 +318,9 @@ impl Steps {
     fn leave(&mut self, wanted: &Wanted, entry: &DestinationEntry, closing: &BTreeSet<DestinationKey>) {
         let key = wanted.service.key;
         let Destination { address, port, weight, .. } = entry.destination;
-        let at_once = wanted.datagrams || closing.contains(&(address, port));
+        // One that is reached otherwise from now on is not gone.
+        let gone = |key| closing.contains(&key) && !wanted.endpoints.contains(&key);
+        let at_once = wanted.datagrams || gone((address, port));
         if at_once || weight == 0 && entry.active_connections == 0 && entry.inactive_connections == 0 {
             self.operations.push(Operation::DelDestination(key, address, port));
             return;

@@ -290,15 +290,17 @@ impl ServicePlanner<'_> {
         })
     }
 
-    /// Where this node takes in packets of any director for an endpoint: nowhere if it is not this node's, or if no director
-    /// tunnels to it for any client. A pod with the host's network has no namespace of its own.
+    /// Where this node takes in packets of any director for an endpoint: nowhere if it is not this node's, or if its Service is not
+    /// tunnelled to. What the config says of that is this node's alone, while directors change to another one by one. A pod with the host's network has no namespace of its own.
     pub(super) fn accepted_in(&self, endpoint: &Endpoint, kind: VipKind) -> Option<AcceptedIn> {
         let on_own_address = self.context.addresses.contains(&endpoint.address);
         if kind == VipKind::NodePort
-            || self.forwarding() == Forwarding::Nat.into()
+            || self.settings.forwarding == Some(Forwarding::Nat)
             || !(on_own_address || self.is_here(endpoint))
         {
             None
+        } else if self.forwarding() == Forwarding::Nat.into() {
+            Some(AcceptedIn::Node)
         } else {
             Some(self.acceptance_of(endpoint))
         }

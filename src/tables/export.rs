@@ -85,17 +85,18 @@ impl ExportTable {
     }
 
     async fn write(&mut self, table: u32, announce: &[IpNet], withdraw: &[IpNet]) -> Result<(), RouteError> {
-        // What comes may take the place of what goes.
+        // What comes may take the place of what goes. One that the table does not take is no matter of the others.
+        let mut result = Ok(());
         if !announce.is_empty() {
-            let route = self.route(table).await?;
-            for prefix in announce {
-                self.put(*prefix, route).await?;
+            match self.route(table).await {
+                Ok(route) => result = self.put_all(announce, route).await,
+                Err(error) => result = Err(error),
             }
         }
         for prefix in withdraw {
-            self.delete((table, *prefix)).await?;
+            result = result.and(self.delete((table, *prefix)).await);
         }
-        Ok(())
+        result
     }
 
     /// All that is to be announced at the start is: what else an agent before left goes.
@@ -133,18 +134,19 @@ impl ExportTable {
         let all = routing::list_all(&self.handle).await?.into_iter();
         let exported = all.filter(|(_, route)| !routing::forwards(route.table));
         self.held = exported.map(|(prefix, route)| ((route.table, prefix), route)).collect();
+        let mut result = Ok(());
         if self.complete {
             let unwanted =
                 |(table, prefix): &(u32, IpNet)| Some(*table) != self.table || !self.wanted.contains(prefix);
             let gone: Vec<(u32, IpNet)> = self.held.keys().copied().filter(unwanted).collect();
             for key in &gone {
-                self.delete(*key).await?;
+                result = result.and(self.delete(*key).await);
             }
             if !gone.is_empty() {
                 info!(routes = gone.len(), "removed exported routes that are announced no more");
             }
         }
-        let Some(table) = self.table.filter(|_| !self.wanted.is_empty()) else { return Ok(()) };
+        let Some(table) = self.table.filter(|_| !self.wanted.is_empty()) else { return result };
         let route = self.route(table).await?;
         let missing: Vec<IpNet> = self
             .wanted
@@ -152,16 +154,21 @@ impl ExportTable {
             .copied()
             .filter(|prefix| self.held.get(&(table, *prefix)) != Some(&route))
             .collect();
-        for prefix in missing {
-            self.put(prefix, route).await?;
-        }
-        Ok(())
+        result.and(self.put_all(&missing, route).await)
     }
 
     async fn route(&self, table: u32) -> Result<Route, RouteError> {
         let loopback = tunnel::find(&self.handle, "lo").await?;
         let loopback = loopback.ok_or_else(|| RouteError::new("lo".into(), "there is no loopback device"))?;
         Ok(Route::through(loopback.header.index, table))
+    }
+
+    async fn put_all(&mut self, prefixes: &[IpNet], route: Route) -> Result<(), RouteError> {
+        let mut result = Ok(());
+        for prefix in prefixes {
+            result = result.and(self.put(*prefix, route).await);
+        }
+        result
     }
 
     async fn put(&mut self, prefix: IpNet, route: Route) -> Result<(), RouteError> {

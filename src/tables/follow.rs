@@ -37,7 +37,7 @@ const IFF_UP: u32 = 1;
 const IFA_ADDRESS: u16 = 1;
 const IFA_LOCAL: u16 = 2;
 
-/// Notifications that may wait to be read: some thousands. With more the kernel leaves some out, says so, and the tables are listed.
+/// Bytes of notifications that may wait to be read, as far as `net.core.rmem_max` lets them: some hundreds by default. With more the kernel leaves some out, says so, and the tables are listed.
 const RECEIVE_BUFFER: u32 = 1 << 20;
 /// No datagram is longer: a dump's are cut by the kernel, and no route has so many next hops.
 const DATAGRAM: usize = 64 << 10;

@@ -60,9 +60,9 @@ fn forwarding() {
             &[all_nat!("ClusterIP TCP 10.96.0.80:80 Rr")],
         ),
         Case(
-            "config nat",
+            "config nat: directors that do not have it yet still tunnel here",
             |w| w.config.services.forwarding = Forwarding::Nat.into(),
-            &[all_nat!("ClusterIP TCP 10.96.0.80:80 Rr")],
+            &[all_nat!("ClusterIP TCP 10.96.0.80:80 Rr"), ACCEPT],
         ),
         Case(
             "config nat, annotation tunnel",

@@ -27,7 +27,8 @@ pub(super) const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         name: "nat-everywhere",
-        proves: "with forwarding nat for the whole cluster the same holds without an annotation, for hostNetwork endpoints and node ports too",
+        proves: "with forwarding nat for the whole cluster the same holds without an annotation, for hostNetwork endpoints and node ports too; while agents change to it and back, one by one, \
+                 no connection is refused",
         run: nat_everywhere,
     },
     Scenario {
@@ -68,13 +69,11 @@ fn nat_service(lab: &mut Lab) -> Result<()> {
 }
 
 fn nat_everywhere(lab: &mut Lab) -> Result<()> {
-    for name in lab.node_names() {
-        lab.restart_with(&name, "  forwarding: nat\n")?;
-    }
     let service = remapped("all-nat", 77, lab)?.node_port(NODE_PORT);
+    lab.apply(&service)?;
+    change_one_by_one(lab, "  forwarding: nat\n", &service)?;
     let host =
         Service::new("all-nat-host", 78).port(Tcp, 80, HOST_PORT).endpoints([lab.fabric.node("node-b")?]);
-    lab.apply(&service)?;
     lab.apply(&host)?;
     let directors: Vec<&Node> = lab.fabric.nodes.iter().collect();
     from_outside(lab, &service, &directors)?;
@@ -95,12 +94,32 @@ fn nat_everywhere(lab: &mut Lab) -> Result<()> {
         lab.fabric.steer(host.vip(family), None)?;
     }
     lab.fabric.trust_sources()?;
-    lab.remove(&service)?;
     lab.remove(&host)?;
-    for name in lab.node_names() {
-        lab.restart_with(&name, "")?;
+    change_one_by_one(lab, "", &service)?;
+    lab.remove(&service)
+}
+
+/// Restarts agents with a config, one by one, while clients outside and in a pod open connections: none is refused.
+fn change_one_by_one(lab: &mut Lab, config: &str, service: &Service) -> Result<()> {
+    let mut loads = Vec::new();
+    for family in Family::BOTH {
+        for protocol in [Tcp, Udp] {
+            loads.push(Load::start(&lab.fabric.client, protocol, service.vip(family), 80, 1)?);
+            loads.push(Load::start(&lab.fabric.pod("c1")?.ns, protocol, service.cluster_ip(family), 80, 1)?);
+        }
     }
-    Ok(())
+    for name in lab.node_names() {
+        lab.restart_with(&name, config)?;
+        loads
+            .iter()
+            .try_for_each(|load| load.await_answers(20))
+            .with_context(|| format!("{name}: {config:?}"))?;
+    }
+    lab.await_applied(service)?;
+    loads
+        .into_iter()
+        .try_for_each(|load| load.stop()?.ensure_none_failed())
+        .with_context(|| format!("{config:?}"))
 }
 
 fn inside_rolling(lab: &mut Lab) -> Result<()> {
