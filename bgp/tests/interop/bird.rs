@@ -1,165 +1,159 @@
 //! BIRD 2.
 
 use std::net::{IpAddr, Ipv4Addr};
-use std::time::Duration;
 
+use ipnet::IpNet;
 use sheave_bgp::session::State;
 use sheave_bgp::wire::AS_TRANS;
-use sheave_bgp::{
-    Attributes, Families, Password, PeerConfig, RouteChanges, Shutdown, Speaker, SpeakerConfig,
-};
+use sheave_bgp::{Attributes, Families, Password, PeerConfig, RouteChanges, Shutdown, Speaker};
 
+use crate::daemon::{Daemon, Route, Setup, Told, plain};
 use crate::lab::Lab;
-use crate::{OUR_ASN, announce, in_lab, only_peer, peer_config, speaker_config, until, withdraw};
+use crate::{OUR_ASN, in_lab, only_peer, peer_config, speaker_config, until};
+
+/// BIRD, with one BGP protocol called `peer`.
+pub(crate) struct Bird;
+
+cells! { Bird:
+    routes: every
+    route_refresh: every
+    graceful_restart_keeps_routes: every
+    cold_start_sweeps_at_once: every
+    peer_restart_reconnects: every
+    passwords: every
+    ttl_security: every
+    ttl_security_of_one_side: ebgp
+    short_hold_time: ebgp
+    no_hold_time: ebgp
+    why_the_peer_leaves: every
+    wrong_asn_is_told: every
+    collision: active
+}
+
+impl Daemon for Bird {
+    fn programs(&self) -> &'static [&'static str] {
+        &["bird", "birdc"]
+    }
+
+    fn start(&self, lab: &mut Lab, setup: &Setup) {
+        let mut options = format!("hold time {};", setup.hold_time);
+        if !setup.connects {
+            options += "passive on;";
+        }
+        if setup.ttl_security {
+            options += "ttl security on;";
+        }
+        if let Some(password) = setup.password {
+            options += &format!("password \"{password}\";");
+        }
+        lab.start_bird(setup.theirs, setup.asn, setup.ours, OUR_ASN, &options);
+    }
+
+    fn is_established(&self, lab: &Lab, _: &Setup) -> bool {
+        lab.birdc("show protocols peer").contains("Established")
+    }
+
+    fn route(&self, lab: &Lab, setup: &Setup, prefix: IpNet) -> Option<Route> {
+        let answer = lab.birdc(&format!("show route protocol peer all {prefix}"));
+        let attribute = |name: &str| {
+            answer.lines().find_map(|line| line.trim().strip_prefix(name)?.strip_prefix(':').map(str::trim))
+        };
+        // Communities as in `(64512,100) (64512,200)`.
+        let lists = |name| {
+            let words = attribute(name).unwrap_or_default().split_inclusive(')');
+            words.map(|word| word.replace(['(', ')', ' '], "").replace(',', ":")).collect::<Vec<_>>()
+        };
+        Some(Route {
+            next_hop: attribute("BGP.next_hop")?.split(' ').next()?.parse().ok()?,
+            as_path: attribute("BGP.as_path")?.split_whitespace().map(|asn| asn.parse().unwrap()).collect(),
+            local_pref: attribute("BGP.local_pref").filter(|_| setup.is_ibgp()).map(|n| n.parse().unwrap()),
+            med: attribute("BGP.med").map(|n| n.parse().unwrap()),
+            communities: lists("BGP.community").iter().map(|c| c.parse().unwrap()).collect(),
+            large_communities: lists("BGP.large_community").iter().map(|c| c.parse().unwrap()).collect(),
+        })
+    }
+
+    fn ask_refresh(&self, lab: &Lab, _: &Setup) {
+        lab.birdc("reload in peer");
+    }
+
+    fn shut_down(&self, lab: &Lab, _: &Setup, message: &str) {
+        lab.birdc(&format!("disable peer \"{message}\""));
+    }
+
+    fn was_told(&self, lab: &Lab, setup: &Setup, event: Told) -> bool {
+        (self.describe(lab, setup) + &lab.read("log")).contains(match event {
+            Told::Shutdown => "Administrative shutdown",
+            Told::WrongAsn => "Bad peer AS",
+        })
+    }
+
+    fn describe(&self, lab: &Lab, _: &Setup) -> String {
+        lab.birdc("show protocols all peer") + &lab.birdc("show route protocol peer")
+    }
+
+    fn has_enhanced_refresh(&self) -> bool {
+        true
+    }
+}
+
+impl Lab {
+    /// Starts BIRD, with `options` added to its protocol `peer`; of those that are there already they win.
+    fn start_bird(&mut self, local: IpAddr, local_asn: u32, peer: IpAddr, peer_asn: u32, options: &str) {
+        let (v4, v6) = match peer {
+            IpAddr::V4(_) => ("where source = RTS_STATIC", "none"),
+            IpAddr::V6(_) => ("none", "where source = RTS_STATIC"),
+        };
+        let config = self.write(
+            "bird.conf",
+            &format!(
+                "router id 10.0.0.2;
+                 protocol device {{ }}
+                 protocol direct {{ ipv4; ipv6; }}
+                 protocol static {{ ipv4; route 198.51.100.0/24 blackhole; route 203.0.113.0/24 blackhole; }}
+                 protocol static {{ ipv6; route 2001:db8:1::/48 blackhole; route 2001:db8:2::/48 blackhole; }}
+                 protocol bgp peer {{
+                     local {local} as {local_asn};
+                     neighbor {peer} as {peer_asn};
+                     hold time 9;
+                     graceful restart on;
+                     connect delay time 1; connect retry time 1; error wait time 1, 2;
+                     ipv4 {{ import all; export {v4}; }};
+                     ipv6 {{ import all; export {v6}; }};
+                     {options}
+                 }}"
+            ),
+        );
+        self.start(&["bird", "-f", "-c", &config, "-s", &self.path("bird.ctl")]);
+    }
+
+    /// What `birdc` answers.
+    fn birdc(&self, command: &str) -> String {
+        let control = self.path("bird.ctl");
+        let mut program = vec!["birdc", "-s", &control];
+        program.extend(command.split_whitespace());
+        self.ask(&program)
+    }
+
+    /// Waits until BIRD's answer to `command` has all of `parts`.
+    async fn wait_for(&self, command: &str, parts: &[&str]) {
+        let found = |answer: &str| parts.iter().all(|part| answer.contains(part));
+        self.wait(command, found, &format!("{parts:?}")).await;
+    }
+
+    /// Waits until BIRD's answer to `command` is as `wanted` says, which `description` puts into words.
+    async fn wait(&self, command: &str, wanted: impl Fn(&str) -> bool, description: &str) {
+        let state = || self.birdc(command) + &self.birdc("show protocols all peer");
+        self.until(description, || wanted(&self.birdc(command)), state).await;
+    }
+}
 
 const BIRD_ASN: u32 = 65001;
-
-/// Routes come with their attributes, change and go, and BIRD's are counted.
-#[test]
-fn routes_over_every_kind_of_session() {
-    for addresses in [Lab::V4, Lab::V6] {
-        for bird_asn in [BIRD_ASN, OUR_ASN] {
-            for passive in [false, true] {
-                eprintln!("{addresses:?}, BIRD in AS {bird_asn}, passive: {passive}");
-                in_lab(move |lab| routes(lab, addresses, bird_asn, passive));
-            }
-        }
-    }
-}
-
-async fn routes(mut lab: Lab, [ours, birds]: [IpAddr; 2], bird_asn: u32, passive: bool) {
-    lab.start_bird(birds, bird_asn, ours, OUR_ASN, if passive { "" } else { "passive on;" });
-    let speaker = Speaker::start(speaker_config(passive.then_some(ours))).await.unwrap();
-    speaker.set_peers(vec![PeerConfig { passive, ..peer_config(birds, bird_asn) }]);
-    let attributes = Attributes {
-        communities: [64512 << 16 | 100].map(sheave_bgp::Community).into(),
-        large_communities: ["4200000001:1:2".parse().unwrap()].into(),
-        local_pref: Some(150),
-        med: Some(7),
-        as_path_prepend: 2,
-    };
-    let prefixes = ["192.0.2.80/32", "2001:db8::80/128"];
-    speaker.update(announce(&prefixes, &attributes));
-
-    let ebgp = bird_asn != OUR_ASN;
-    let path = if ebgp { "BGP.as_path: 4200000001 4200000001 4200000001" } else { "BGP.local_pref: 150" };
-    for (prefix, next_hop) in prefixes.iter().zip(["BGP.next_hop: 10.0.0.1", "BGP.next_hop: fd00::1"]) {
-        let wanted = ["(64512,100)", "(4200000001, 1, 2)", "BGP.med: 7", path, next_hop];
-        lab.wait_for(&format!("show route all for {prefix}"), &wanted).await;
-    }
-    until("BIRD's two routes and their End-of-RIBs", || only_peer(&speaker).counters.prefixes_received == 2)
-        .await;
-    assert_eq!(only_peer(&speaker).state, State::Established);
-
-    // New attributes replace the old ones.
-    speaker.update(announce(&prefixes, &Attributes { med: Some(8), ..Attributes::default() }));
-    assert!(speaker.flushed(Duration::from_secs(5)).await);
-    for prefix in prefixes {
-        let replaced = |answer: &str| answer.contains("BGP.med: 8") && !answer.contains("(64512,100)");
-        lab.wait(&format!("show route all for {prefix}"), replaced, "the new attributes only").await;
-    }
-
-    // BIRD asks for everything again; nothing changes, but UPDATEs come. Of what it does not hear of until the end of
-    // the answer it drops the route: those stay.
-    let negotiated = only_peer(&speaker).session.unwrap().negotiated;
-    assert!(negotiated.route_refresh && negotiated.enhanced_refresh);
-    let before = only_peer(&speaker).counters.updates_sent;
-    lab.birdc("reload in peer");
-    until("an answer to ROUTE-REFRESH", || only_peer(&speaker).counters.updates_sent >= before + 2).await;
-
-    speaker.update(withdraw(&prefixes[..1]));
-    lab.wait(&format!("show route {}", prefixes[0]), |a| a.contains("Network not found"), "no route").await;
-    lab.wait_for(&format!("show route {}", prefixes[1]), &["unicast"]).await;
-
-    speaker.shutdown(Shutdown::Cease).await;
-    lab.wait(&format!("show route {}", prefixes[1]), |a| a.contains("Network not found"), "no route").await;
-    lab.wait_for("show protocols all peer", &["Administrative shutdown"]).await;
-}
-
-/// A restart keeps routes; those that are not announced again go with End-of-RIB.
-#[test]
-fn graceful_restart_keeps_routes() {
-    in_lab(|mut lab| async move {
-        let [ours, birds] = Lab::V4;
-        lab.start_bird(birds, BIRD_ASN, ours, OUR_ASN, "passive on;");
-        let speaker = Speaker::start(speaker_config(None)).await.unwrap();
-        speaker.set_peers(vec![peer_config(birds, BIRD_ASN)]);
-        speaker
-            .update(announce(&["192.0.2.1/32", "192.0.2.2/32", "2001:db8::1/128"], &Attributes::default()));
-        lab.wait_for("show route protocol peer", &["192.0.2.1/32", "192.0.2.2/32", "2001:db8::1/128"]).await;
-        until("End-of-RIB", || {
-            let session = only_peer(&speaker).session.unwrap();
-            session.families.iter().all(|family| family.end_of_rib_sent)
-        })
-        .await;
-
-        speaker.shutdown(Shutdown::GracefulRestart).await;
-        lab.wait_for("show protocols all peer", &["Neighbor graceful restart active"]).await;
-        let kept = lab.birdc("show route protocol peer");
-        assert!(kept.contains("192.0.2.1/32") && kept.contains("2001:db8::1/128"), "{kept}");
-
-        let speaker =
-            Speaker::start(SpeakerConfig { restarting: true, ..speaker_config(None) }).await.unwrap();
-        speaker.set_peers(vec![peer_config(birds, BIRD_ASN)]);
-        speaker.update(announce(&["192.0.2.1/32"], &Attributes { med: Some(1), ..Attributes::default() }));
-        lab.wait_for("show route all for 192.0.2.1/32", &["BGP.med: 1"]).await;
-        let kept = lab.birdc("show route protocol peer");
-        assert!(kept.contains("192.0.2.2/32") && kept.contains("2001:db8::1/128"), "{kept}");
-
-        speaker.initial_routes_complete();
-        let swept = |answer: &str| {
-            answer.contains("192.0.2.1/32")
-                && !answer.contains("192.0.2.2/32")
-                && !answer.contains("2001:db8::1/128")
-        };
-        lab.wait("show route protocol peer", swept, "only what was announced again").await;
-        speaker.shutdown(Shutdown::Cease).await;
-    });
-}
-
-/// A cold start takes back at once what the peer kept, without waiting for anything.
-#[test]
-fn cold_start_sweeps_at_once() {
-    in_lab(|mut lab| async move {
-        let [ours, birds] = Lab::V4;
-        lab.start_bird(birds, BIRD_ASN, ours, OUR_ASN, "passive on;");
-        let speaker = Speaker::start(speaker_config(None)).await.unwrap();
-        speaker.set_peers(vec![peer_config(birds, BIRD_ASN)]);
-        speaker.update(announce(&["192.0.2.1/32"], &Attributes::default()));
-        lab.wait_for("show route protocol peer", &["192.0.2.1/32"]).await;
-        speaker.shutdown(Shutdown::GracefulRestart).await;
-        lab.wait_for("show route protocol peer", &["192.0.2.1/32"]).await;
-
-        let speaker = Speaker::start(speaker_config(None)).await.unwrap();
-        speaker.set_peers(vec![peer_config(birds, BIRD_ASN)]);
-        lab.wait("show route protocol peer", |answer| !answer.contains("192.0.2.1/32"), "no route").await;
-        drop(speaker);
-    });
-}
-
-/// BIRD dies and comes back: the session does, and so do the routes.
-#[test]
-fn peer_restart_reconnects() {
-    in_lab(|mut lab| async move {
-        let [ours, birds] = Lab::V6;
-        lab.start_bird(birds, BIRD_ASN, ours, OUR_ASN, "");
-        let speaker = Speaker::start(speaker_config(Some(ours))).await.unwrap();
-        speaker.set_peers(vec![peer_config(birds, BIRD_ASN)]);
-        speaker.update(announce(&["192.0.2.1/32"], &Attributes::default()));
-        for round in 1..=2 {
-            lab.wait_for("show route protocol peer", &["192.0.2.1/32"]).await;
-            until("a session", || only_peer(&speaker).counters.established >= round).await;
-            lab.restart_bird();
-        }
-        lab.wait_for("show route protocol peer", &["192.0.2.1/32"]).await;
-        speaker.shutdown(Shutdown::Cease).await;
-    });
-}
 
 /// A changed peer starts over, an unchanged one keeps its session, a removed one is told.
 #[test]
 fn peers_change_live() {
-    in_lab(|mut lab| async move {
+    in_lab(Bird.programs(), |mut lab| async move {
         let [ours, birds] = Lab::V4;
         lab.start_bird(birds, BIRD_ASN, ours, OUR_ASN, "passive on;");
         let speaker = Speaker::start(speaker_config(None)).await.unwrap();
@@ -168,7 +162,7 @@ fn peers_change_live() {
             ..peer_config(birds, BIRD_ASN)
         };
         speaker.set_peers(vec![config.clone()]);
-        speaker.update(announce(&["192.0.2.1/32", "2001:db8::1/128"], &Attributes::default()));
+        speaker.update(plain(&["192.0.2.1/32", "2001:db8::1/128"]));
         lab.wait_for("show route protocol peer", &["192.0.2.1/32"]).await;
         assert!(!lab.birdc("show route protocol peer").contains("2001:db8::1/128"));
 
@@ -190,74 +184,11 @@ fn password(text: &str) -> Option<Password> {
     Some(Password::new(text.as_bytes()).unwrap())
 }
 
-/// A session whose segments are signed, whoever connects, in both families.
-#[test]
-fn passwords() {
-    for addresses in [Lab::V4, Lab::V6] {
-        for passive in [false, true] {
-            eprintln!("{addresses:?}, passive: {passive}");
-            in_lab(move |mut lab| async move {
-                let [ours, birds] = addresses;
-                let options =
-                    if passive { "password \"secret\";" } else { "password \"secret\"; passive on;" };
-                lab.start_bird(birds, BIRD_ASN, ours, OUR_ASN, options);
-                // Both families are listened on, as an agent does.
-                let listen = ["0.0.0.0:179", "[::]:179"].map(|address| address.parse().unwrap());
-                let config = SpeakerConfig { listen: Some(listen.into()), ..speaker_config(None) };
-                let speaker = Speaker::start(config).await.unwrap();
-                let peer = PeerConfig { passive, ..peer_config(birds, BIRD_ASN) };
-                speaker.set_peers(vec![PeerConfig { password: password("secret"), ..peer.clone() }]);
-                until("a session", || only_peer(&speaker).state == State::Established).await;
-
-                // Neither a wrong one nor none at all gets a session.
-                for wrong in [password("wrong"), None] {
-                    speaker.set_peers(vec![PeerConfig { password: wrong, ..peer.clone() }]);
-                    let before = lab.dropped("TCPMD5");
-                    until("a refused segment", || lab.dropped("TCPMD5") > before).await;
-                    assert_eq!(only_peer(&speaker).counters.established, 0);
-                }
-                speaker.set_peers(vec![PeerConfig { password: password("secret"), ..peer }]);
-                until("a session again", || only_peer(&speaker).state == State::Established).await;
-                assert!(!format!("{:?}", speaker.status()).contains("secret"));
-                speaker.shutdown(Shutdown::Cease).await;
-            });
-        }
-    }
-}
-
-/// TTL security on both sides (RFC 5082), whoever connects, in both families; a peer without it gets no session.
-#[test]
-fn ttl_security() {
-    for addresses in [Lab::V4, Lab::V6] {
-        for passive in [false, true] {
-            for theirs in [true, false] {
-                eprintln!("{addresses:?}, passive: {passive}, BIRD's own: {theirs}");
-                in_lab(move |mut lab| async move {
-                    let [ours, birds] = addresses;
-                    let security = if theirs { "ttl security on;" } else { "" };
-                    let options = format!("{security} {}", if passive { "" } else { "passive on;" });
-                    lab.start_bird(birds, BIRD_ASN, ours, OUR_ASN, &options);
-                    let speaker = Speaker::start(speaker_config(passive.then_some(ours))).await.unwrap();
-                    let peer = PeerConfig { passive, ..peer_config(birds, BIRD_ASN) };
-                    speaker.set_peers(vec![PeerConfig { ttl_security: Some(1), ..peer.clone() }]);
-                    if !theirs {
-                        until("a segment from too far away", || lab.dropped("TCPMinTTLDrop") > 0).await;
-                        assert_eq!(only_peer(&speaker).counters.established, 0);
-                        speaker.set_peers(vec![peer]);
-                    }
-                    until("a session", || only_peer(&speaker).state == State::Established).await;
-                    speaker.shutdown(Shutdown::Cease).await;
-                });
-            }
-        }
-    }
-}
-
 /// A peer that takes extended messages is sent them (RFC 8654).
 #[test]
 fn extended_messages() {
     const COUNT: u32 = 10_000;
-    in_lab(|mut lab| async move {
+    in_lab(Bird.programs(), |mut lab| async move {
         let [ours, birds] = Lab::V4;
         lab.start_bird(birds, BIRD_ASN, ours, OUR_ASN, "passive on; enable extended messages on;");
         let speaker = Speaker::start(speaker_config(None)).await.unwrap();
@@ -273,29 +204,10 @@ fn extended_messages() {
     });
 }
 
-/// What BIRD's operator says when the session is shut down is there to be read (RFC 9003).
-#[test]
-fn why_the_peer_leaves() {
-    in_lab(|mut lab| async move {
-        let [ours, birds] = Lab::V4;
-        lab.start_bird(birds, BIRD_ASN, ours, OUR_ASN, "passive on;");
-        let speaker = Speaker::start(speaker_config(None)).await.unwrap();
-        speaker.set_peers(vec![peer_config(birds, BIRD_ASN)]);
-        until("a session", || only_peer(&speaker).state == State::Established).await;
-        lab.birdc("disable peer \"maintenance\"");
-        let expected = "peer sent NOTIFICATION: Cease/Administrative Shutdown: \"maintenance\"";
-        until("the reason", || {
-            only_peer(&speaker).last_error.is_some_and(|error| error.reason.to_string() == expected)
-        })
-        .await;
-        speaker.shutdown(Shutdown::Cease).await;
-    });
-}
-
 /// What a wrong password looks like is said; its change leaves other sessions alone, even at the same listener.
 #[test]
 fn a_password_changes_live() {
-    in_lab(|mut lab| async move {
+    in_lab(Bird.programs(), |mut lab| async move {
         let ([ours, birds], [_, birds_v6]) = (Lab::V4, Lab::V6);
         let second = "} protocol bgp second { local fd00::2 as 65001; neighbor fd00::1 as 4200000001; passive on; \
                       password \"second\"; ipv6 { import all; export none; };";
@@ -323,33 +235,16 @@ fn a_password_changes_live() {
     });
 }
 
-/// A wrong ASN is named on both sides.
-#[test]
-fn wrong_asn_is_told() {
-    in_lab(|mut lab| async move {
-        let [ours, birds] = Lab::V4;
-        lab.start_bird(birds, BIRD_ASN, ours, OUR_ASN, "passive on;");
-        let speaker = Speaker::start(speaker_config(None)).await.unwrap();
-        speaker.set_peers(vec![peer_config(birds, BIRD_ASN + 1)]);
-        until("the reason", || {
-            let reason = only_peer(&speaker).last_error.map(|error| error.reason.to_string());
-            reason.is_some_and(|reason| reason.contains("peer is in AS 65001, configured is AS 65002"))
-        })
-        .await;
-        lab.wait_for("show protocols all peer", &["Bad peer AS"]).await;
-    });
-}
-
 /// A speaker without capabilities: IPv4 only, AS_TRANS for an ASN of four octets, and AS4_PATH, which BIRD merges into
 /// the path.
 #[test]
 fn old_speaker() {
-    in_lab(|mut lab| async move {
+    in_lab(Bird.programs(), |mut lab| async move {
         let [ours, birds] = Lab::V4;
         lab.start_bird(birds, BIRD_ASN, ours, AS_TRANS.into(), "passive on; capabilities off;");
         let speaker = Speaker::start(speaker_config(None)).await.unwrap();
         speaker.set_peers(vec![peer_config(birds, BIRD_ASN)]);
-        speaker.update(announce(&["192.0.2.1/32", "2001:db8::1/128"], &Attributes::default()));
+        speaker.update(plain(&["192.0.2.1/32", "2001:db8::1/128"]));
         lab.wait_for(
             "show route all for 192.0.2.1/32",
             &["BGP.as_path: 4200000001", "BGP.next_hop: 10.0.0.1"],

@@ -1,4 +1,4 @@
-//! Two network namespaces with a link between them: BIRD in one, this test's thread in the other.
+//! Two network namespaces with a link between them: a daemon in one, this test's thread in the other.
 
 use std::fs::File;
 use std::net::IpAddr;
@@ -9,32 +9,32 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 use std::{env, fs, process, thread};
 
+use rustix::process::{Pid, Signal, kill_process};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use tokio::time::Instant;
 
-/// How long anything may take that BIRD has to do.
+/// How long anything may take that a daemon has to do.
 const LIMIT: Duration = Duration::from_secs(30);
 
-/// Why these tests cannot run here, if they cannot.
-pub(crate) fn missing() -> Option<&'static str> {
-    let runs = |program: &str, argument: &str| {
-        let output = Command::new(program).arg(argument).stdout(Stdio::null()).stderr(Stdio::null()).status();
-        output.is_ok_and(|status| status.success())
+/// Why these tests cannot run here, if they cannot: without root, or without one of `programs`.
+pub(crate) fn missing(programs: &[&str]) -> Option<String> {
+    let exists = |program: &&&str| {
+        let path = env::var("PATH").unwrap_or_default() + ":/usr/sbin:/sbin";
+        path.split(':').any(|directory| Path::new(directory).join(program).exists())
     };
     if !rustix::process::geteuid().is_root() {
-        return Some("needs root, to make network namespaces");
+        return Some("needs root, to make network namespaces".to_owned());
     }
-    if !runs("bird", "--version") || !runs("ip", "-V") {
-        return Some("needs BIRD 2 and iproute2 (Debian packages bird2, iproute2)");
-    }
-    None
+    let program = ["ip"].iter().chain(programs).find(|program| !exists(program))?;
+    Some(format!("needs {program} (`integration/lab` installs it)"))
 }
 
 /// The namespaces and what runs in them. Dropping it removes all of it.
 pub(crate) struct Lab {
     name: String,
     directory: PathBuf,
-    bird: Option<Child>,
+    program: Vec<String>,
+    daemon: Option<Child>,
 }
 
 fn run(arguments: &str) {
@@ -43,27 +43,30 @@ fn run(arguments: &str) {
 }
 
 impl Lab {
-    /// Addresses of the speaker, then of BIRD.
+    /// Addresses of the speaker, then of the daemon.
     pub(crate) const V4: [IpAddr; 2] = [ip4(1), ip4(2)];
     /// Likewise.
     pub(crate) const V6: [IpAddr; 2] = [ip6(1), ip6(2)];
+    /// A second address at the daemon's end.
+    pub(crate) const THIRD: IpAddr = ip4(3);
 
     pub(crate) fn new() -> Lab {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let name = format!("sheave-bgp-{}-{}", process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
         let directory = env::temp_dir().join(&name);
         fs::create_dir(&directory).unwrap();
-        let lab = Lab { name, directory, bird: None };
-        let (us, bird) = (lab.namespace("us"), lab.namespace("bird"));
+        let lab = Lab { name, directory, program: Vec::new(), daemon: None };
+        let (us, peer) = (lab.namespace("us"), lab.namespace("peer"));
         run(&format!("netns add {us}"));
-        run(&format!("netns add {bird}"));
-        run(&format!("-n {us} link add link0 type veth peer name link0 netns {bird}"));
-        for (namespace, v4, v6) in [(&us, Lab::V4[0], Lab::V6[0]), (&bird, Lab::V4[1], Lab::V6[1])] {
+        run(&format!("netns add {peer}"));
+        run(&format!("-n {us} link add link0 type veth peer name link0 netns {peer}"));
+        for (namespace, v4, v6) in [(&us, Lab::V4[0], Lab::V6[0]), (&peer, Lab::V4[1], Lab::V6[1])] {
             run(&format!("-n {namespace} link set lo up"));
             run(&format!("-n {namespace} addr add {v4}/24 dev link0"));
             run(&format!("-n {namespace} addr add {v6}/64 dev link0 nodad"));
             run(&format!("-n {namespace} link set link0 up"));
         }
+        run(&format!("-n {peer} addr add {}/24 dev link0", Lab::THIRD));
         lab
     }
 
@@ -73,12 +76,9 @@ impl Lab {
 
     /// Runs `test` on a thread of its own within the speaker's namespace. The thread ends with it, so that no
     /// other code runs there by mistake.
-    pub(crate) fn enter<F: Future<Output = ()>>(mut self, test: impl FnOnce(Lab) -> F + Send + 'static) {
-        let path = Path::new("/run/netns").join(self.namespace("us"));
-        self.bird = None;
+    pub(crate) fn enter<F: Future<Output = ()>>(self, test: impl FnOnce(Lab) -> F + Send + 'static) {
         let result = thread::spawn(move || {
-            let namespace = File::open(path).unwrap();
-            move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network)).unwrap();
+            self.join("us");
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
             runtime.block_on(test(self));
         })
@@ -88,104 +88,126 @@ impl Lab {
         }
     }
 
-    /// Starts BIRD with one BGP protocol called `peer`, to which `options` are added.
-    pub(crate) fn start_bird(
-        &mut self,
-        local: IpAddr,
-        local_asn: u32,
-        peer: IpAddr,
-        peer_asn: u32,
-        options: &str,
-    ) {
-        let config = format!(
-            "router id 10.0.0.2;
-             protocol device {{ }}
-             protocol direct {{ ipv4; ipv6; }}
-             protocol static {{ ipv4; route 198.51.100.0/24 blackhole; route 203.0.113.0/24 blackhole; }}
-             protocol bgp peer {{
-                 local {local} as {local_asn};
-                 neighbor {peer} as {peer_asn};
-                 hold time 9;
-                 graceful restart on;
-                 connect delay time 1; connect retry time 1; error wait time 1, 2;
-                 ipv4 {{ import all; export where source = RTS_STATIC; }};
-                 ipv6 {{ import all; export none; }};
-                 {options}
-             }}"
-        );
-        fs::write(self.directory.join("bird.conf"), config).unwrap();
-        self.restart_bird();
+    fn join(&self, side: &str) {
+        let namespace = File::open(Path::new("/run/netns").join(self.namespace(side))).unwrap();
+        move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network)).unwrap();
     }
 
-    /// Kills BIRD if it runs, without a word to its peer, and starts it again.
-    pub(crate) fn restart_bird(&mut self) {
-        self.kill_bird();
-        let log = File::create(self.directory.join("bird.log")).unwrap();
+    /// What `work` makes of the daemon's namespace: a socket made there stays there.
+    pub(crate) fn at_peer<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        let entered = || {
+            self.join("peer");
+            work()
+        };
+        thread::scope(|scope| scope.spawn(entered).join()).unwrap()
+    }
+
+    /// Where a file of the daemon's is.
+    pub(crate) fn path(&self, file: &str) -> String {
+        self.directory.join(file).to_str().unwrap().to_owned()
+    }
+
+    /// Writes a file of the daemon's and says where it is.
+    pub(crate) fn write(&self, file: &str, text: &str) -> String {
+        fs::write(self.directory.join(file), text).unwrap();
+        self.path(file)
+    }
+
+    /// What is in a file of the daemon's; nothing while there is none.
+    pub(crate) fn read(&self, file: &str) -> String {
+        fs::read_to_string(self.directory.join(file)).unwrap_or_default()
+    }
+
+    /// Starts the daemon, which must stay in the foreground.
+    pub(crate) fn start(&mut self, program: &[&str]) {
+        self.program = program.iter().map(|&word| word.to_owned()).collect();
+        self.restart();
+    }
+
+    /// Kills the daemon if it runs, without a word to its peer, and starts it again.
+    pub(crate) fn restart(&mut self) {
+        self.kill();
+        let log = File::options().create(true).append(true).open(self.path("log")).unwrap();
         let child = Command::new("ip")
-            .args(["netns", "exec", &self.namespace("bird"), "bird", "-f", "-c"])
-            .arg(self.directory.join("bird.conf"))
-            .arg("-s")
-            .arg(self.directory.join("bird.ctl"))
-            .stdout(Stdio::null())
+            .args(["netns", "exec", &self.namespace("peer")])
+            .args(&self.program)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().unwrap())
             .stderr(log)
             .spawn();
-        self.bird = Some(child.unwrap());
+        self.daemon = Some(child.unwrap());
     }
 
-    fn kill_bird(&mut self) {
-        // `ip netns exec` becomes BIRD, so this is its process.
-        if let Some(mut child) = self.bird.take() {
+    fn kill(&mut self) {
+        // `ip netns exec` becomes the daemon, so this is its process.
+        if let Some(mut child) = self.daemon.take() {
             let _ = child.kill();
             let _ = child.wait();
         }
     }
 
-    /// What `birdc` answers.
-    pub(crate) fn birdc(&self, command: &str) -> String {
-        let mut birdc = Command::new("birdc");
-        birdc.arg("-s").arg(self.directory.join("bird.ctl")).args(command.split_whitespace());
-        let output = birdc.output().unwrap();
+    /// Stops the daemon's process and lets it go on. Its kernel still takes connections and acknowledges bytes.
+    pub(crate) fn freeze(&self, frozen: bool) {
+        let child = self.daemon.as_ref().expect("a daemon was started");
+        let signal = if frozen { Signal::STOP } else { Signal::CONT };
+        kill_process(Pid::from_child(child), signal).unwrap();
+    }
+
+    /// What a program answers, beside the daemon.
+    pub(crate) fn ask(&self, program: &[&str]) -> String {
+        let mut command = Command::new("ip");
+        command.args(["netns", "exec", &self.namespace("peer")]).args(program);
+        let output = command.output().unwrap();
         String::from_utf8_lossy(&output.stdout).into_owned()
     }
 
-    /// How many segments both kernels have dropped, by the counters of that name: `TCPMD5` are those for their signature or
-    /// for lack of one, `TCPMinTTLDrop` those from too far away.
-    pub(crate) fn dropped(&self, counters: &str) -> u64 {
-        let netstat = |side| {
-            let output = Command::new("ip")
-                .args(["netns", "exec", &self.namespace(side), "cat", "/proc/net/netstat"])
-                .output()
-                .unwrap();
+    /// The sum of the counters of both kernels whose names begin so, in a file like `/proc/net/netstat`.
+    fn counted(&self, sides: &[&str], file: &str, counters: &str) -> u64 {
+        let text = |side: &&str| {
+            let command = ["netns", "exec", &self.namespace(side), "cat", file];
+            let output = Command::new("ip").args(command).output().unwrap();
             String::from_utf8_lossy(&output.stdout).into_owned()
         };
-        let refused = |text: String| -> u64 {
+        let sum = |text: String| -> u64 {
             let rows: Vec<Vec<&str>> = text.lines().map(|line| line.split_whitespace().collect()).collect();
             let columns = rows.chunks(2).flat_map(|pair| pair[0].iter().zip(&pair[1]));
             let named = columns.filter(|(name, _)| name.starts_with(counters));
             named.map(|(_, count)| count.parse::<u64>().unwrap()).sum()
         };
-        ["us", "bird"].map(netstat).map(refused).into_iter().sum()
+        sides.iter().map(text).map(sum).sum()
     }
 
-    /// Waits until BIRD's answer to `command` has all of `parts`.
-    pub(crate) async fn wait_for(&self, command: &str, parts: &[&str]) {
-        self.wait(command, |answer| parts.iter().all(|part| answer.contains(part)), &format!("{parts:?}"))
-            .await;
+    /// How many segments both kernels have dropped, by the counters of that name: `TCPMD5` are those for their signature or
+    /// for lack of one, `TCPMinTTLDrop` those from too far away.
+    pub(crate) fn dropped(&self, counters: &str) -> u64 {
+        self.counted(&["us", "peer"], "/proc/net/netstat", counters)
     }
 
-    /// Waits until BIRD's answer to `command` is as `wanted` says, which `description` puts into words.
-    pub(crate) async fn wait(&self, command: &str, wanted: impl Fn(&str) -> bool, description: &str) {
+    /// Whether the daemon takes connections.
+    pub(crate) fn daemon_listens(&self) -> bool {
+        self.ask(&["ss", "-Hltn", "sport = :179"]).contains("LISTEN")
+    }
+
+    /// How many BGP connections the daemon has.
+    pub(crate) fn connections(&self) -> usize {
+        let filter = ["state", "established", "( sport = :179 or dport = :179 )"];
+        self.ask(&[&["ss", "-Htn"][..], &filter].concat()).lines().count()
+    }
+
+    /// How many connections the daemon has made to the speaker.
+    pub(crate) fn accepted(&self) -> u64 {
+        self.counted(&["us"], "/proc/net/snmp", "PassiveOpens")
+    }
+
+    /// Waits until `condition` holds; `state` tells what is there if it does not in time.
+    pub(crate) async fn until(&self, what: &str, condition: impl Fn() -> bool, state: impl Fn() -> String) {
         let deadline = Instant::now() + LIMIT;
-        loop {
-            let answer = self.birdc(command);
-            if wanted(&answer) {
-                return;
-            }
+        while !condition() {
             assert!(
                 Instant::now() < deadline,
-                "{command}: expected {description}, got\n{answer}\n{}\n{}",
-                self.birdc("show protocols all peer"),
-                fs::read_to_string(self.directory.join("bird.log")).unwrap_or_default()
+                "waited in vain for: {what}\n{}\nlog:\n{}",
+                state(),
+                self.read("log")
             );
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
@@ -194,8 +216,8 @@ impl Lab {
 
 impl Drop for Lab {
     fn drop(&mut self) {
-        self.kill_bird();
-        for side in ["us", "bird"] {
+        self.kill();
+        for side in ["us", "peer"] {
             let _ = Command::new("ip")
                 .args(["netns", "del", &self.namespace(side)])
                 .stderr(Stdio::null())
