@@ -77,8 +77,9 @@ impl Daemon for Bird {
         lab.birdc("reload in peer");
     }
 
-    fn shut_down(&self, lab: &Lab, _: &Setup, message: &str) {
+    fn shut_down(&self, lab: &Lab, _: &Setup, message: &str) -> String {
         lab.birdc(&format!("disable peer \"{message}\""));
+        format!("peer sent NOTIFICATION: Cease/Administrative Shutdown: \"{message}\"")
     }
 
     fn was_told(&self, lab: &Lab, setup: &Setup, event: Told) -> bool {

@@ -28,8 +28,8 @@ pub(crate) trait Daemon: Sync {
     /// Has it ask for all our routes again.
     fn ask_refresh(&self, lab: &Lab, setup: &Setup);
 
-    /// Has it end the session for good, with `message` (RFC 9003).
-    fn shut_down(&self, lab: &Lab, setup: &Setup, message: &str);
+    /// Has it end the session for good, with `message` (RFC 9003); returns how we then give the reason.
+    fn shut_down(&self, lab: &Lab, setup: &Setup, message: &str) -> String;
 
     /// Whether it says that we told it of `event`.
     fn was_told(&self, lab: &Lab, setup: &Setup, event: Told) -> bool;

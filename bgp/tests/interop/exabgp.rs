@@ -24,6 +24,7 @@ cells! { ExaBgp:
     ttl_security_of_one_side: ebgp
     short_hold_time: ebgp
     no_hold_time: ebgp
+    why_the_peer_leaves: every
     wrong_asn_is_told: every
 }
 
@@ -53,8 +54,10 @@ impl Daemon for ExaBgp {
         command(lab, "announce route-refresh ipv6 unicast");
     }
 
-    fn shut_down(&self, lab: &Lab, setup: &Setup, message: &str) {
-        command(lab, &format!("teardown {} {message}", setup.ours));
+    fn shut_down(&self, lab: &Lab, setup: &Setup, _: &str) -> String {
+        // With graceful restart it closes without a NOTIFICATION.
+        command(lab, &format!("neighbor {} teardown 2", setup.ours));
+        "connection closed".to_owned()
     }
 
     fn was_told(&self, lab: &Lab, setup: &Setup, event: Told) -> bool {

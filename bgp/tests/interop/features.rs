@@ -221,9 +221,8 @@ pub(crate) async fn why_the_peer_leaves(mut cell: Cell) {
     cell.start();
     let speaker = cell.speaker().await;
     cell.until_established(&speaker).await;
-    cell.daemon.shut_down(&cell.lab, &cell.setup, "maintenance");
-    cell.until_reason(&speaker, "peer sent NOTIFICATION: Cease/Administrative Shutdown: \"maintenance\"")
-        .await;
+    let reason = cell.daemon.shut_down(&cell.lab, &cell.setup, "maintenance");
+    cell.until_reason(&speaker, &reason).await;
     speaker.shutdown(Shutdown::Cease).await;
 }
 

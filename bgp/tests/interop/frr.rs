@@ -108,9 +108,10 @@ impl Daemon for Frr {
         }
     }
 
-    fn shut_down(&self, lab: &Lab, setup: &Setup, message: &str) {
+    fn shut_down(&self, lab: &Lab, setup: &Setup, message: &str) -> String {
         let shutdown = format!("neighbor {} shutdown message {message}", setup.ours);
         vtysh(lab, &["configure terminal", &format!("router bgp {}", setup.asn), &shutdown]);
+        format!("peer sent NOTIFICATION: Cease/Administrative Shutdown: \"{message}\"")
     }
 
     fn was_told(&self, lab: &Lab, setup: &Setup, event: Told) -> bool {

@@ -121,12 +121,13 @@ impl Daemon for GoBgp {
         })
     }
 
-    fn ask_refresh(&self, lab: &Lab, setup: &Setup) {
-        gobgp(lab, &format!("neighbor {} softresetin", setup.ours));
+    fn ask_refresh(&self, _: &Lab, _: &Setup) {
+        unreachable!("it keeps all that it was sent, and never asks");
     }
 
-    fn shut_down(&self, lab: &Lab, setup: &Setup, message: &str) {
+    fn shut_down(&self, lab: &Lab, setup: &Setup, message: &str) -> String {
         gobgp(lab, &format!("neighbor {} shutdown --reason {message}", setup.ours));
+        format!("peer sent NOTIFICATION: Cease/Administrative Shutdown: \"{message}\"")
     }
 
     fn was_told(&self, lab: &Lab, setup: &Setup, event: Told) -> bool {
