@@ -1,25 +1,35 @@
 //! Two speakers over a network that loses connections, in simulated time: whatever happened, they end up with each
 //! other's routes.
 //!
+//! Routes and attributes change, connections are cut or hang, segments are late, processes are suspended (which is what a
+//! clock that jumps looks like), die and start anew, cold or with their routes kept, and ask for all routes again. Each side
+//! keeps the other's routes over a restart as RFC 4724 §4.2 says. What must hold:
+//! - only what was announced in this session is withdrawn;
+//! - a restart with forwarding kept, and a mere loss of the connection, cost no route that is still wanted;
+//! - all that there is comes in answer to ROUTE-REFRESH;
+//! - in the end one session stands, with the other's routes and no stale one.
+//!
 //! Everything follows from the seed. A failure names it; `SEED=n cargo test -p sheave-bgp --test simulation` runs it
-//! alone.
+//! alone, `SEEDS=n` so many.
 
 #![expect(clippy::unwrap_used, reason = "what fails here fails the test")]
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BinaryHeap};
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 use sheave_bgp::rib::{Export, Rib};
 use sheave_bgp::session::{
-    Action, Backoff, Direction, Event, Jitter, RestartOffer, Session, SessionConfig, State,
+    Action, Backoff, Direction, Down, Event, Jitter, Negotiated, RestartOffer, Session, SessionConfig, State,
 };
-use sheave_bgp::wire::Context;
+use sheave_bgp::wire::{Context, Message, RefreshKind, RouteRefresh};
 use sheave_bgp::{Attributes, Families, Family, RouteChanges};
 
-const SEEDS: u64 = 600;
+const SEEDS: u64 = 10_000;
+/// How long each side is waited for when it restarts, in seconds.
+const RESTART_TIME: u16 = 60;
 /// For how long things go wrong.
 const TROUBLE: Duration = Duration::from_secs(120);
 /// How long after that everything must be well: what is waited for an OPEN on a connection that hangs, the longest
@@ -81,8 +91,20 @@ enum Happening {
     Cut,
     /// Connections hang: what is sent no longer arrives.
     Hang,
-    /// The process dies and starts anew, with nothing but its routes.
-    Restart,
+    /// The process dies and starts anew, with nothing but its routes; `kept` if it says so.
+    Restart {
+        kept: bool,
+    },
+    /// After such a restart, in that life: all routes are known again.
+    RoutesKnown {
+        life: u64,
+    },
+    /// The peer has not come back in time.
+    StaleExpire,
+    /// The process stands still, and time does not.
+    Suspend,
+    /// The node asks for all routes again.
+    Refresh,
 }
 
 /// A TCP connection.
@@ -101,11 +123,27 @@ struct Node {
     rib: Rib,
     /// What is to be announced, by MED.
     routes: BTreeMap<IpNet, u32>,
+    /// When each prefix was last changed.
+    changed: BTreeMap<IpNet, Instant>,
+    /// What a restarted process has yet to find out, and since when it knows all.
+    unknown: BTreeMap<IpNet, u32>,
+    all_known: Option<Instant>,
+    /// Which process this is, and whether it started with forwarding kept.
+    life: u64,
+    kept: bool,
+    suspended: Option<Instant>,
     /// The link of each direction.
     links: BTreeMap<Direction, usize>,
     dialling: Option<usize>,
-    /// What the peer has announced, in this session.
+    negotiated: Option<Negotiated>,
+    /// What the peer has announced.
     learnt: BTreeMap<IpNet, u32>,
+    /// Of that, what is left of an earlier session.
+    stale: BTreeSet<IpNet>,
+    /// When that session ended.
+    stale_since: Instant,
+    /// What is to come in answer to ROUTE-REFRESH.
+    awaited: BTreeSet<IpNet>,
     complete: Families,
 }
 
@@ -124,15 +162,26 @@ fn address(node: usize) -> IpAddr {
 }
 
 impl Node {
-    fn new(config: SessionConfig, seed: u64) -> Node {
+    fn new(config: SessionConfig, seed: u64, now: Instant) -> Node {
+        let kept = config.graceful_restart.is_some_and(|offer| offer.restarting);
         Node {
             session: Session::new(config.clone(), Jitter::seeded(seed)),
             config,
-            rib: Rib::new(false),
+            rib: Rib::new(kept),
             routes: BTreeMap::new(),
+            changed: BTreeMap::new(),
+            unknown: BTreeMap::new(),
+            all_known: Some(now),
+            life: 0,
+            kept,
+            suspended: None,
             links: BTreeMap::new(),
             dialling: None,
+            negotiated: None,
             learnt: BTreeMap::new(),
+            stale: BTreeSet::new(),
+            stale_since: now,
+            awaited: BTreeSet::new(),
             complete: Families::NONE,
         }
     }
@@ -142,6 +191,7 @@ impl Node {
     }
 
     fn apply(&mut self, prefix: IpNet, med: Option<u32>) {
+        self.unknown.remove(&prefix);
         let mut changes = RouteChanges::default();
         match med {
             Some(med) => {
@@ -155,6 +205,20 @@ impl Node {
         }
         self.rib.apply(changes);
     }
+
+    /// Takes stale routes out; returns which.
+    fn sweep(&mut self, is_swept: impl Fn(IpNet) -> bool) -> Vec<IpNet> {
+        let swept: Vec<IpNet> = self.stale.iter().copied().filter(|prefix| is_swept(*prefix)).collect();
+        for prefix in &swept {
+            self.stale.remove(prefix);
+            self.learnt.remove(prefix);
+        }
+        swept
+    }
+}
+
+fn family(prefix: IpNet) -> Family {
+    if prefix.addr().is_ipv4() { Family::Ipv4Unicast } else { Family::Ipv6Unicast }
 }
 
 impl Simulation {
@@ -176,9 +240,9 @@ impl Simulation {
                 families: Families::ALL,
                 graceful_restart: random
                     .chance(50)
-                    .then_some(RestartOffer { restart_time: 60, restarting: false }),
+                    .then_some(RestartOffer { restart_time: RESTART_TIME, restarting: false }),
             };
-            Node::new(config, random.next())
+            Node::new(config, random.next(), now)
         });
         let mut simulation = Simulation {
             random,
@@ -194,9 +258,15 @@ impl Simulation {
                 let at = simulation.random.millis(TROUBLE.as_secs() * 1000);
                 simulation.plan(at, node, Happening::RoutesChange);
             }
-            let faults: [fn() -> Happening; 3] =
-                [|| Happening::Cut, || Happening::Hang, || Happening::Restart];
-            for _ in 0..simulation.random.below(12) {
+            let faults: [fn() -> Happening; 6] = [
+                || Happening::Cut,
+                || Happening::Hang,
+                || Happening::Restart { kept: false },
+                || Happening::Restart { kept: true },
+                || Happening::Suspend,
+                || Happening::Refresh,
+            ];
+            for _ in 0..simulation.random.below(16) {
                 let at = simulation.random.millis(TROUBLE.as_secs() * 1000);
                 let fault = faults[simulation.random.index(faults.len())];
                 simulation.plan(at, node, fault());
@@ -217,7 +287,9 @@ impl Simulation {
 
     /// Something for the other end of `link`, in order.
     fn transmit(&mut self, from: usize, link: usize, happening: Happening) {
-        let delay = self.random.millis(50);
+        // A segment in fifty is lost and sent again.
+        let limit = if self.random.chance(2) { 3000 } else { 50 };
+        let delay = self.random.millis(limit);
         let state = &mut self.links[link];
         let at = state.latest[1 - from].max(self.now + delay);
         state.latest[1 - from] = at;
@@ -259,7 +331,7 @@ impl Simulation {
                         self.close(node, link);
                     }
                 }
-                Action::Established(_, negotiated) => {
+                Action::Established(direction, negotiated) => {
                     let ibgp = negotiated.asn == self.nodes[node].config.asn;
                     let next_hops = vec![
                         (Family::Ipv4Unicast, Some(address(node))),
@@ -277,28 +349,35 @@ impl Simulation {
                         next_hops,
                     };
                     self.nodes[node].rib.peer_up(peer, export);
-                    self.forget(node);
+                    self.up(node, direction, negotiated);
                     self.plan(Duration::ZERO, node, Happening::Writable);
                 }
-                Action::Down(_) => {
+                Action::Down(reason) => {
                     self.nodes[node].rib.peer_down(peer);
-                    self.forget(node);
+                    self.down(node, &reason);
                 }
                 Action::Update(update) => {
                     assert_eq!(update.malformed, []);
-                    let node = &mut self.nodes[node];
                     if let Some(family) = update.end_of_rib() {
-                        node.complete.insert(family);
+                        self.end_of_rib(node, family);
                     }
+                    let node = &mut self.nodes[node];
                     for prefix in update.unreachable() {
-                        assert!(
-                            node.learnt.remove(&prefix).is_some(),
-                            "{prefix} withdrawn, was not announced"
-                        );
+                        let announced =
+                            node.learnt.remove(&prefix).is_some() && !node.stale.contains(&prefix);
+                        assert!(announced, "{prefix} withdrawn, was not announced");
+                        node.awaited.remove(&prefix);
                     }
-                    node.learnt.extend(update.reachable().map(|p| (p, update.attributes.med.unwrap())));
+                    for prefix in update.reachable() {
+                        node.learnt.insert(prefix, update.attributes.med.unwrap());
+                        node.stale.remove(&prefix);
+                        node.awaited.remove(&prefix);
+                    }
                 }
-                Action::RouteRefresh(family) => self.nodes[node].rib.refresh(peer, family),
+                Action::RouteRefresh(family) => {
+                    self.nodes[node].rib.refresh(peer, family);
+                    self.plan(Duration::ZERO, node, Happening::Writable);
+                }
             }
         }
         if let Some(at) = self.nodes[node].session.next_deadline() {
@@ -306,10 +385,52 @@ impl Simulation {
         }
     }
 
-    /// Routes are as good as the session they came by.
-    fn forget(&mut self, node: usize) {
-        self.nodes[node].learnt.clear();
+    /// A session stands. Routes of families that the peer has not kept are gone (RFC 4724 §4.2).
+    fn up(&mut self, node: usize, direction: Direction, negotiated: Negotiated) {
+        let kept = negotiated.graceful_restart.as_ref().map_or(&[][..], |restart| &restart.families[..]);
+        let other = &self.nodes[1 - node];
+        // Unless the OPEN is of a process that is gone already.
+        let other_is_there = self.links[self.nodes[node].links[&direction]].open[1 - node];
+        let must_be_kept = other.kept && other_is_there;
+        let swept = self.nodes[node].sweep(|prefix| !kept.contains(&(family(prefix), true)));
+        assert!(swept.is_empty() || !must_be_kept, "a restart with routes kept costs {swept:?}");
         self.nodes[node].complete = Families::NONE;
+        self.nodes[node].negotiated = Some(negotiated);
+    }
+
+    /// A session, or an attempt at one, is over. Routes stay if the peer has asked for that and no NOTIFICATION was sent;
+    /// those that were stale already do not.
+    fn down(&mut self, node: usize, reason: &Down) {
+        let now = self.now;
+        let this = &mut self.nodes[node];
+        let Some(negotiated) = this.negotiated.take() else { return };
+        this.awaited.clear();
+        this.complete = Families::NONE;
+        this.sweep(|_| true);
+        this.stale = this.learnt.keys().copied().collect();
+        this.stale_since = now;
+        match negotiated.graceful_restart {
+            Some(restart) if *reason == Down::ConnectionClosed => {
+                let families: Vec<Family> = restart.families.iter().map(|(family, _)| *family).collect();
+                this.sweep(|prefix| !families.contains(&family(prefix)));
+                self.plan(restart.restart_time, node, Happening::StaleExpire);
+            }
+            _ => drop(this.sweep(|_| true)),
+        }
+    }
+
+    /// The peer has told all routes of a family: what it has not is gone, and must not be anything that it still wants. A
+    /// process that starts cold makes no such promise until it knows its routes.
+    fn end_of_rib(&mut self, node: usize, of: Family) {
+        let since = self.nodes[node].stale_since;
+        self.nodes[node].complete.insert(of);
+        let swept = self.nodes[node].sweep(|prefix| family(prefix) == of);
+        let other = &self.nodes[1 - node];
+        let promised = other.kept || other.all_known.is_some_and(|known| known < since);
+        for prefix in swept {
+            let unchanged = other.routes.contains_key(&prefix) && other.changed[&prefix] < since;
+            assert!(!(promised && unchanged), "End-of-RIB before {prefix}, which was there before");
+        }
     }
 
     fn close(&mut self, node: usize, link: usize) {
@@ -376,6 +497,7 @@ impl Simulation {
                 };
                 let med = self.random.chance(60).then(|| u32::try_from(self.random.below(3)).unwrap());
                 self.nodes[node].apply(address.into(), med);
+                self.nodes[node].changed.insert(address.into(), self.now);
                 self.plan(Duration::ZERO, node, Happening::Writable);
             }
             Happening::Cut => {
@@ -391,21 +513,74 @@ impl Simulation {
                     self.links[*link].hangs = true;
                 }
             }
-            Happening::Restart => {
-                for link in std::mem::take(&mut self.nodes[node].links).into_values() {
-                    self.close(node, link);
+            Happening::Restart { kept } => self.restart(node, kept),
+            Happening::RoutesKnown { life } => {
+                let this = &mut self.nodes[node];
+                if this.life == life {
+                    for (prefix, med) in std::mem::take(&mut this.unknown) {
+                        this.apply(prefix, Some(med));
+                    }
+                    this.all_known = Some(self.now);
+                    this.rib.initial_routes_complete();
+                    self.plan(Duration::ZERO, node, Happening::Writable);
                 }
-                if let Some(link) = self.nodes[node].dialling.take() {
-                    self.close(node, link);
-                }
-                let (config, routes) = (self.nodes[node].config.clone(), self.nodes[node].routes.clone());
-                self.nodes[node] = Node::new(config, self.random.next());
-                for (prefix, med) in routes {
-                    self.nodes[node].apply(prefix, Some(med));
-                }
-                self.session(node, Event::ManualStart);
+            }
+            Happening::StaleExpire => {
+                let this = &mut self.nodes[node];
+                let waited = this.negotiated.is_none()
+                    && self.now >= this.stale_since + Duration::from_secs(RESTART_TIME.into());
+                this.sweep(|_| waited);
+            }
+            Happening::Suspend => {
+                let pause = self.random.millis(40_000);
+                self.nodes[node].suspended = Some(self.now + pause);
+            }
+            Happening::Refresh => self.refresh(node),
+        }
+    }
+
+    fn restart(&mut self, node: usize, kept: bool) {
+        for link in std::mem::take(&mut self.nodes[node].links).into_values() {
+            self.close(node, link);
+        }
+        if let Some(link) = self.nodes[node].dialling.take() {
+            self.close(node, link);
+        }
+        let seed = self.random.next();
+        let old = &mut self.nodes[node];
+        let mut config = old.config.clone();
+        if let Some(offer) = &mut config.graceful_restart {
+            offer.restarting = kept;
+        }
+        let (routes, changed) = (std::mem::take(&mut old.routes), std::mem::take(&mut old.changed));
+        let life = old.life + 1;
+        let new = Node::new(config, seed, self.now);
+        self.nodes[node] = Node { routes: routes.clone(), changed, life, all_known: None, ..new };
+        // What is announced comes back bit by bit.
+        let pause = self.random.millis(10_000);
+        self.plan(pause, node, Happening::RoutesKnown { life });
+        for (prefix, med) in routes {
+            if self.random.chance(50) {
+                self.nodes[node].apply(prefix, Some(med));
+            } else {
+                self.nodes[node].unknown.insert(prefix, med);
             }
         }
+        self.session(node, Event::ManualStart);
+    }
+
+    fn refresh(&mut self, node: usize) {
+        let of = Family::ALL[self.random.index(2)];
+        let this = &mut self.nodes[node];
+        let Some(direction) = this.session.established().map(|(direction, _)| direction) else { return };
+        let Some(&link) = this.links.get(&direction) else { return };
+        let learnt = this.learnt.keys().copied().filter(|p| family(*p) == of && !this.stale.contains(p));
+        this.awaited.extend(learnt);
+        let context = Context { four_octet_asn: true, ibgp: false, extended_messages: false };
+        let mut bytes = Vec::new();
+        let message = Message::RouteRefresh(RouteRefresh::new(RefreshKind::Request, of));
+        message.encode(context, &mut bytes).unwrap();
+        self.transmit(node, link, Happening::Bytes { link, bytes });
     }
 
     /// Sends a little, and goes on a little later.
@@ -426,11 +601,16 @@ impl Simulation {
     }
 
     fn run(&mut self) {
-        while let Some(Reverse((at, _, node, happening))) = self.agenda.pop() {
+        while let Some(Reverse((at, count, node, happening))) = self.agenda.pop() {
             if at > self.trouble_ends + RECOVERY {
                 break;
             }
             self.now = at;
+            if let Some(until) = self.nodes[node].suspended.filter(|until| *until > at) {
+                // In the order it would have happened.
+                self.agenda.push(Reverse((until, count, node, happening)));
+                continue;
+            }
             self.happen(node, happening);
         }
         for node in [0, 1] {
@@ -438,6 +618,8 @@ impl Simulation {
             assert_eq!(this.session.state(), State::Established, "node {node}");
             assert_eq!(this.learnt, other.routes, "node {node}");
             assert_eq!(this.complete, Families::ALL, "node {node}");
+            assert_eq!(this.stale, BTreeSet::new(), "node {node}");
+            assert_eq!(this.awaited, BTreeSet::new(), "node {node}");
             // Of two connections one is left, the same for both.
             assert_eq!(this.links.values().collect::<Vec<_>>(), other.links.values().collect::<Vec<_>>());
             assert_eq!(this.links.len(), 1);
@@ -447,17 +629,30 @@ impl Simulation {
     }
 }
 
+fn environment(name: &str) -> Option<u64> {
+    std::env::var(name).ok().map(|value| value.parse().unwrap())
+}
+
 #[test]
 fn sessions_converge() {
-    let seeds = match std::env::var("SEED") {
-        Ok(seed) => {
-            let seed: u64 = seed.parse().unwrap();
-            seed..seed + 1
-        }
-        Err(_) => 0..SEEDS,
+    let seeds = match environment("SEED") {
+        Some(seed) => seed..seed + 1,
+        None => 0..environment("SEEDS").unwrap_or(SEEDS),
     };
-    for seed in seeds {
-        let outcome = std::panic::catch_unwind(|| Simulation::new(seed).run());
-        assert!(outcome.is_ok(), "seed {seed}: SEED={seed} cargo test -p sheave-bgp --test simulation");
-    }
+    // Each thread takes its share.
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    std::thread::scope(|scope| {
+        for thread in 0..threads {
+            let seeds = seeds.clone().skip(thread).step_by(threads);
+            scope.spawn(move || {
+                for seed in seeds {
+                    let outcome = std::panic::catch_unwind(|| Simulation::new(seed).run());
+                    assert!(
+                        outcome.is_ok(),
+                        "seed {seed}: SEED={seed} cargo test -p sheave-bgp --test simulation"
+                    );
+                }
+            });
+        }
+    });
 }

@@ -1,4 +1,4 @@
-//! `docs/kube-proxy-parity.md` names a test for each behaviour, and each test that it names exists.
+//! `docs/kube-proxy-parity.md` and `docs/interop.md` name a test for each row, and each test that they name exists.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -24,21 +24,37 @@ impl<'a> Test<'a> {
     fn exists(&self, root: &Path, scenarios: &BTreeSet<&str>) -> bool {
         match self {
             Self::Scenario(name) => scenarios.contains(name),
-            Self::Function { file, name } => std::fs::read_to_string(root.join(file)).is_ok_and(|source| {
-                let declared = format!("fn {name}(");
-                let mut lines = source.lines().map(str::trim);
-                // The attribute stands right before it, or before others of its own.
-                let mut is_test = false;
-                lines.any(|line| {
-                    let found = is_test && line.contains(&declared);
-                    is_test = line == "#[test]"
-                        || line.starts_with("#[tokio::test")
-                        || (is_test && line.starts_with("#["));
-                    found
-                })
-            }),
+            Self::Function { file, name } => {
+                std::fs::read_to_string(root.join(file)).is_ok_and(|source| tests_of(&source).contains(name))
+            }
         }
     }
+}
+
+/// The tests in a source: functions, and the lines `name: …` of the tables that macros make tests of.
+fn tests_of(source: &str) -> BTreeSet<&str> {
+    let mut tests = BTreeSet::new();
+    let mut in_table = false;
+    // The attribute stands right before the function, or before others of its own.
+    let mut is_test = false;
+    for line in source.lines() {
+        match line.split_once("! {") {
+            Some((name, _)) if is_name(name) && name != "proptest" => in_table = true,
+            _ if line == "}" => in_table = false,
+            _ => {}
+        }
+        let line = line.trim();
+        let row = line.split_once(": ").map(|(name, _)| name).filter(|name| in_table && is_name(name));
+        let function = line.split_once("fn ").and_then(|(_, rest)| Some(rest.split_once('(')?.0));
+        tests.extend(row.or(function.filter(|name| is_test && is_name(name))));
+        is_test =
+            line == "#[test]" || line.starts_with("#[tokio::test") || (is_test && line.starts_with("#["));
+    }
+    tests
+}
+
+fn is_name(text: &str) -> bool {
+    !text.is_empty() && text.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
 }
 
 /// What stands between backticks.
@@ -63,23 +79,29 @@ fn rows(document: &str) -> impl Iterator<Item = (usize, Vec<&str>)> {
     })
 }
 
-#[test]
-fn every_behaviour_has_a_test_that_exists() {
-    let root: PathBuf = [env!("CARGO_MANIFEST_DIR"), ".."].iter().collect();
-    let document = std::fs::read_to_string(root.join("docs/kube-proxy-parity.md")).unwrap();
+fn root() -> PathBuf {
+    [env!("CARGO_MANIFEST_DIR"), ".."].iter().collect()
+}
+
+/// What is wrong with the names in a document, whose rows have tests in the columns from that one on; and how many rows it has.
+fn check(
+    document: &str,
+    column: impl Fn(&[&str]) -> usize,
+    full_name: impl Fn(&str) -> String,
+) -> (usize, Vec<String>) {
     let scenarios: BTreeSet<&str> = scenarios::all().iter().map(|(_, scenario)| scenario.name).collect();
     let mut wrong = Vec::new();
     let mut count = 0;
-    for (line, cells) in rows(&document) {
+    for (line, cells) in rows(document) {
         count += 1;
         let behaviour = cells.first().copied().unwrap_or_default();
-        let tests: Vec<&str> = cells.last().into_iter().flat_map(|cell| quoted(cell)).collect();
+        let tests: Vec<&str> = cells.iter().skip(column(&cells)).flat_map(|cell| quoted(cell)).collect();
         if tests.is_empty() {
             wrong.push(format!("line {line}, {behaviour}: names no test"));
         }
         for text in tests {
-            match Test::parse(text) {
-                Some(test) if test.exists(&root, &scenarios) => {}
+            match Test::parse(&full_name(text)) {
+                Some(test) if test.exists(&root(), &scenarios) => {}
                 Some(_) => wrong.push(format!("line {line}, {behaviour}: there is no test `{text}`")),
                 None => wrong.push(format!(
                     "line {line}, {behaviour}: `{text}` is neither FILE::FUNCTION nor scenario NAME"
@@ -87,6 +109,34 @@ fn every_behaviour_has_a_test_that_exists() {
             }
         }
     }
+    (count, wrong)
+}
+
+#[test]
+fn every_behaviour_has_a_test_that_exists() {
+    let document = std::fs::read_to_string(root().join("docs/kube-proxy-parity.md")).unwrap();
+    let (count, wrong) = check(&document, |cells| cells.len() - 1, str::to_owned);
     assert!(count > 50, "only {count} rows: is this the document?");
     assert!(wrong.is_empty(), "docs/kube-proxy-parity.md:\n{}", wrong.join("\n"));
+}
+
+/// There the names are those by which `cargo test` finds them, and all that there are.
+#[test]
+fn every_feature_of_interoperation_has_a_test_that_exists() {
+    let document = std::fs::read_to_string(root().join("docs/interop.md")).unwrap();
+    let directory = "bgp/tests/interop";
+    let full_name = |text: &str| format!("{directory}/{}", text.replacen("::", ".rs::", 1));
+    let (count, mut wrong) = check(&document, |_| 1, full_name);
+    assert!(count > 20, "only {count} rows: is this the document?");
+    for file in std::fs::read_dir(root().join(directory)).unwrap() {
+        let path = file.unwrap().path();
+        let module = path.file_stem().unwrap().to_str().unwrap();
+        let source = std::fs::read_to_string(&path).unwrap();
+        let names = tests_of(&source).into_iter().filter(|_| module != "main");
+        let unnamed = names
+            .map(|name| format!("{module}::{name}"))
+            .filter(|name| !document.contains(&format!("`{name}`")));
+        wrong.extend(unnamed.map(|name| format!("`{name}` is not named")));
+    }
+    assert!(wrong.is_empty(), "docs/interop.md:\n{}", wrong.join("\n"));
 }
