@@ -138,10 +138,11 @@ impl AsPath {
             missing -= length;
             segments.push(segment);
         }
-        // One sequence again, where it was cut.
+        // One sequence again, where it was cut, if it can be sent as one.
         if let [.., last] = segments.as_mut_slice()
             && let [first, ..] = as4.segments.as_mut_slice()
             && (last.kind, first.kind) == (SegmentKind::Sequence, SegmentKind::Sequence)
+            && last.asns.len() + first.asns.len() <= usize::from(u8::MAX)
         {
             first.asns.splice(0..0, std::mem::take(&mut last.asns));
             segments.pop();

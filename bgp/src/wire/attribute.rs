@@ -128,8 +128,8 @@ pub struct PathAttributes {
     pub only_to_customer: Option<u32>,
     /// All others.
     pub other: Vec<RawAttribute>,
-    /// Type codes of those above that a speaker on the way did not know, `other` aside: once said, that is passed on
-    /// (RFC 4271 §5).
+    /// Type codes, in order, of those above that a speaker on the way did not know, `other` aside: once said, that is passed
+    /// on (RFC 4271 §5).
     pub partial: Vec<u8>,
 }
 
@@ -345,7 +345,9 @@ impl PathAttributes {
         let kept = !matches!(attribute.code, code::AS4_PATH | code::AS4_AGGREGATOR);
         let may_be_partial = kept && defined_flags(attribute.code) == Some(OPTIONAL_TRANSITIVE);
         if may_be_partial && attribute.flags & PARTIAL != 0 {
-            self.partial.push(attribute.code);
+            // In order, whatever order the attributes came in.
+            let at = self.partial.partition_point(|&code| code < attribute.code);
+            self.partial.insert(at, attribute.code);
         }
         Ok(())
     }
