@@ -24,7 +24,7 @@ pub struct Export {
 
 impl Export {
     /// The attributes to send, but for the next hop.
-    pub(super) fn path_attributes(&self, route: &Attributes) -> PathAttributes {
+    pub fn path_attributes(&self, route: &Attributes) -> PathAttributes {
         let ibgp = self.context.ibgp;
         // RFC 4271 §5.1.2: our ASN is prepended towards other ASes, and a route of our own has an empty path within.
         let times = if ibgp { 0 } else { 1 + usize::from(route.as_path_prepend) };
