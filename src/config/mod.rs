@@ -4,6 +4,7 @@
 //! node's Node do.
 
 pub mod annotations;
+mod bmp;
 mod communities;
 mod file;
 mod forwarding;
@@ -14,6 +15,7 @@ mod peer;
 mod reader;
 
 pub use annotations::ServiceSettings;
+pub use bmp::BmpStation;
 pub use communities::Communities;
 pub use file::{
     Announce, Config, Drain, Error, ExternalIps, GracefulRestart, Listen, LongLived, NodePortAddresses,
