@@ -115,3 +115,21 @@ pub struct Attributes {
     /// How many times more than once our ASN stands in the AS_PATH; eBGP only.
     pub as_path_prepend: u8,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::ExtendedCommunity;
+
+    /// RFC 4360 §2: the second bit, whatever the first says of who assigns the type.
+    #[test]
+    fn extended_communities_that_leave_the_as() {
+        for (name, kind, transitive) in [
+            ("route target", 0x00, true),
+            ("link bandwidth", 0x40, false),
+            ("experimental", 0x80, true),
+            ("experimental, within the AS", 0xc0, false),
+        ] {
+            assert_eq!(ExtendedCommunity([kind, 2, 0, 0, 0, 0, 0, 1]).is_transitive(), transitive, "{name}");
+        }
+    }
+}

@@ -87,7 +87,7 @@ impl Monitor {
         }
     }
 
-    /// Makes messages of it, and passes them to `write` in pieces.
+    /// Messages of it, table by table; one that is not asked for is not made.
     pub(super) fn messages(&self, snapshot: &Snapshot) -> impl Iterator<Item = Vec<u8>> {
         let at = now();
         let loc_rib = move || {

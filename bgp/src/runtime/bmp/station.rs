@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime};
 
-use socket2::SockRef;
+use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
@@ -24,6 +24,8 @@ use crate::session::{Backoff, Jitter};
 
 /// How long a connection may take.
 const CONNECT_TIME: Duration = Duration::from_secs(15);
+/// How long a connection may be silent before the kernel asks whether the station is there.
+const KEEPALIVE: Duration = Duration::from_secs(60);
 /// How long the last messages may take.
 const CLOSE_TIME: Duration = Duration::from_secs(1);
 /// Pauses between attempts. RFC 7854 §3.2 suggests from 30 s to 12 min, for routers with full tables.
@@ -222,7 +224,10 @@ impl StationTask {
                 Err(_) => return Err(End::Connect(io::ErrorKind::TimedOut.into())),
             },
         };
-        SockRef::from(&stream).set_send_buffer_size(SEND_BUFFER)?;
+        let socket = SockRef::from(&stream);
+        socket.set_send_buffer_size(SEND_BUFFER)?;
+        // A station that is gone without a word would not be missed while there is nothing to tell.
+        socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE))?;
         let status = &mut lock(&self.seen).status;
         tracing::info!(station = %address, "monitoring station connected");
         status.connected = Some(SystemTime::now());
