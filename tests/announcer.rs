@@ -192,6 +192,33 @@ async fn what_a_session_is_told_to_be_like() {
     announcer.stop().await;
 }
 
+/// Stations come and go without a touch to sessions; one alone has a speaker run, and makes nothing announced.
+#[tokio::test]
+async fn bmp_stations() {
+    let station = TcpListener::bind("127.0.0.1:0").unwrap();
+    let bmp = format!(", bmp: [{{address: 127.0.0.1, port: {}}}]", station.local_addr().unwrap().port());
+    let connected =
+        |announcer: &Announcer| announcer.bmp_stations().iter().any(|station| station.connected.is_some());
+
+    let mut announcer = announcer(&router(&[], &bmp)).await;
+    until(&mut announcer, "the station", connected).await;
+    assert_eq!(announcer.announced(), 0, "there is no peer");
+
+    let peer = Peer::start(2, None).await;
+    configure(&mut announcer, &router(&[peer.written("")], &bmp)).await;
+    until(&mut announcer, "the session", |announcer| is_up(announcer, &peer)).await;
+    assert_eq!(announcer.announced(), 1);
+    assert_eq!(announcer.bmp_stations()[0].counters.connections, 1, "it was not connected anew");
+
+    let since = session(&announcer, &peer).unwrap().since;
+    configure(&mut announcer, &router(&[peer.written("")], "")).await;
+    assert!(announcer.bmp_stations().is_empty());
+    configure(&mut announcer, &router(&[peer.written("")], &bmp)).await;
+    until(&mut announcer, "the station again", connected).await;
+    assert_eq!(session(&announcer, &peer).unwrap().since, since, "the session went on");
+    announcer.stop().await;
+}
+
 #[tokio::test]
 async fn passwords_come_from_files_and_change_live() {
     let directory = tempfile::tempdir().unwrap();

@@ -47,6 +47,17 @@ impl FromStr for Community {
     }
 }
 
+/// An extended community (RFC 4360), as it stands in a message: type, and what the type makes of the rest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ExtendedCommunity(pub [u8; 8]);
+
+impl ExtendedCommunity {
+    /// Whether it is passed on to other ASes (the T bit, RFC 4360 §2).
+    pub fn is_transitive(self) -> bool {
+        self.0[0] & 0x40 == 0
+    }
+}
+
 /// A large community (RFC 8092). Prints and parses as `4200000001:1:2`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct LargeCommunity {
@@ -103,4 +114,22 @@ pub struct Attributes {
     pub med: Option<u32>,
     /// How many times more than once our ASN stands in the AS_PATH; eBGP only.
     pub as_path_prepend: u8,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::ExtendedCommunity;
+
+    /// RFC 4360 §2: the second bit, whatever the first says of who assigns the type.
+    #[test]
+    fn extended_communities_that_leave_the_as() {
+        for (name, kind, transitive) in [
+            ("route target", 0x00, true),
+            ("link bandwidth", 0x40, false),
+            ("experimental", 0x80, true),
+            ("experimental, within the AS", 0xc0, false),
+        ] {
+            assert_eq!(ExtendedCommunity([kind, 2, 0, 0, 0, 0, 0, 1]).is_transitive(), transitive, "{name}");
+        }
+    }
 }

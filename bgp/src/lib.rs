@@ -16,10 +16,13 @@
 //!              └─────────────────────────┘
 //! ```
 //!
-//! `wire`, `session` and `rib` are sans-IO: bytes and the time come in as arguments, bytes and actions come
+//! `bmp` makes messages for monitoring stations of what happens above `wire`; `runtime` sends them.
+//!
+//! `wire`, `session`, `rib` and `bmp` are sans-IO: bytes and the time come in as arguments, bytes and actions come
 //! out, so whole networks of sessions run in a deterministic simulation. They must not read a clock
 //! (`Instant::now`), open sockets or spawn tasks; only `runtime` may.
 
+pub mod bmp;
 pub mod rib;
 pub mod runtime;
 pub mod session;
@@ -28,12 +31,12 @@ pub mod wire;
 mod attributes;
 mod family;
 
-pub use attributes::{Attributes, Community, LargeCommunity, ParseCommunityError};
+pub use attributes::{Attributes, Community, ExtendedCommunity, LargeCommunity, ParseCommunityError};
 pub use family::{Families, Family};
 pub use rib::RouteChanges;
 pub use runtime::{
-    Counters, GracefulRestart, Password, PasswordLength, PeerConfig, PeerStatus, Shutdown, Speaker,
-    SpeakerConfig, SpeakerStatus, StartError,
+    BmpCounters, BmpStation, BmpStationStatus, Counters, GracefulRestart, Password, PasswordLength,
+    PeerConfig, PeerStatus, Shutdown, Speaker, SpeakerConfig, SpeakerStatus, StartError,
 };
 
 /// The README's example compiles.

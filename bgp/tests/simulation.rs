@@ -341,6 +341,7 @@ impl Simulation {
                         four_octet_asn: true,
                         ibgp,
                         extended_messages: negotiated.extended_messages,
+                        ..Context::default()
                     };
                     let export = Export {
                         asn: self.nodes[node].config.asn,
@@ -362,13 +363,13 @@ impl Simulation {
                         self.end_of_rib(node, family);
                     }
                     let node = &mut self.nodes[node];
-                    for prefix in update.unreachable() {
+                    for prefix in update.unreachable().map(|nlri| nlri.prefix) {
                         let announced =
                             node.learnt.remove(&prefix).is_some() && !node.stale.contains(&prefix);
                         assert!(announced, "{prefix} withdrawn, was not announced");
                         node.awaited.remove(&prefix);
                     }
-                    for prefix in update.reachable() {
+                    for prefix in update.reachable().map(|nlri| nlri.prefix) {
                         node.learnt.insert(prefix, update.attributes.med.unwrap());
                         node.stale.remove(&prefix);
                         node.awaited.remove(&prefix);
@@ -576,7 +577,8 @@ impl Simulation {
         let Some(&link) = this.links.get(&direction) else { return };
         let learnt = this.learnt.keys().copied().filter(|p| family(*p) == of && !this.stale.contains(p));
         this.awaited.extend(learnt);
-        let context = Context { four_octet_asn: true, ibgp: false, extended_messages: false };
+        let context =
+            Context { four_octet_asn: true, ibgp: false, extended_messages: false, ..Context::default() };
         let mut bytes = Vec::new();
         let message = Message::RouteRefresh(RouteRefresh::new(RefreshKind::Request, of));
         message.encode(context, &mut bytes).unwrap();

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use sheave_bgp::SpeakerStatus;
+use sheave_bgp::{BmpStationStatus, SpeakerStatus};
 use tracing::debug;
 
 use super::{Agent, CHECK};
@@ -33,6 +33,7 @@ impl Agent {
             health: self.observer.health(),
             watches: self.observer.watches(),
             peers: self.announcer.status().map(peers).unwrap_or_default(),
+            bmp: self.announcer.bmp_stations().into_iter().map(bmp_station).collect(),
             announcements: announced
                 .announcements
                 .values()
@@ -132,7 +133,20 @@ impl Agent {
             ipvs_time: self.dataplane.ipvs_time(),
             traffic: wanted.pick(&self.planner, listed),
             speaker: self.announcer.status(),
+            bmp: self.announcer.bmp_stations(),
         }
+    }
+}
+
+fn bmp_station(station: BmpStationStatus) -> status::BmpStation {
+    status::BmpStation {
+        address: station.address.to_string(),
+        connected_seconds: station
+            .connected
+            .map(|since| since.elapsed().map_or(0, |connected| connected.as_secs())),
+        queued_bytes: station.queued,
+        cut_off: station.counters.cut_off,
+        last_error: station.last_error.map(|(_, error)| error),
     }
 }
 

@@ -16,8 +16,8 @@ use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 use sheave_bgp::{
-    Attributes, Community, LargeCommunity, PeerConfig, RouteChanges, Shutdown, Speaker, SpeakerConfig,
-    SpeakerStatus,
+    Attributes, BmpStationStatus, Community, LargeCommunity, PeerConfig, RouteChanges, Shutdown, Speaker,
+    SpeakerConfig, SpeakerStatus,
 };
 use tokio::runtime::Handle;
 use tracing::{info, warn};
@@ -39,7 +39,7 @@ const START_AGAIN: Duration = Duration::from_secs(5);
 enum AnnounceError {
     /// There is no autonomous system number.
     #[error(
-        "there are peers, but no autonomous system number: set router.asn in the config, or annotate the Node with \
+        "there are peers or BMP stations, but no autonomous system number: set router.asn in the config, or annotate the Node with \
          sheave.io/asn"
     )]
     NoAsn,
@@ -63,7 +63,7 @@ pub struct Announcer {
     runtime: Handle,
     /// As configured last.
     configured: Option<Configured>,
-    /// `None`: there is no peer to tell, or the speaker could not start.
+    /// `None`: there is neither peer nor monitoring station to tell, or the speaker could not start.
     speaker: Option<Running>,
     passwords: Passwords,
     /// As the speaker was told of them last.
@@ -137,7 +137,7 @@ impl Announcer {
         self.restarting = Restarting::Since(Instant::now());
     }
 
-    /// Makes the sessions be as `router` says. Those of peers for which nothing changes go on; a change of the ASN,
+    /// Makes sessions and monitoring stations be as `router` says. Those for which nothing changes go on; a change of the ASN,
     /// the router id, the port or graceful restart begins all of them anew. `addresses` are node `node`'s own.
     pub async fn configure(&mut self, router: &Router, node: &str, addresses: &[IpAddr]) {
         let configured =
@@ -178,6 +178,7 @@ impl Announcer {
     /// Brings speaker and peers in line with what is configured.
     async fn apply(&mut self) {
         let Some(Configured { router, node, addresses }) = &self.configured else { return };
+        let stations = sessions::bmp_stations(router, node);
         let mut problems = Vec::new();
         let mut peers = Vec::new();
         let mut of_secrets = BTreeMap::new();
@@ -196,7 +197,7 @@ impl Announcer {
         }
         self.journal.passwords_are(of_secrets);
         self.start_again = None;
-        if router.peers.is_empty() {
+        if router.peers.is_empty() && router.bmp.is_empty() {
             self.stop_speaker(Shutdown::Cease).await;
         } else {
             self.auto_router_id = self.auto_router_id.or_else(|| sessions::first_ipv4(addresses));
@@ -215,6 +216,7 @@ impl Announcer {
         }
         if let Some(Running { speaker, .. }) = &self.speaker {
             speaker.set_peers(peers.clone());
+            speaker.set_bmp_stations(stations);
         }
         self.peers = peers;
         for problem in problems.iter().filter(|problem| !self.problems.contains(problem)) {
@@ -354,7 +356,7 @@ impl Announcer {
     pub fn announces(&self, plan: &NodePlan, prefix: &IpNet) -> bool {
         let told = self.aggregate_of(plan, prefix).unwrap_or(*prefix);
         let exported = || self.export.as_ref().is_some_and(|export| export.holds(&told));
-        self.selection.announces(prefix) && (self.speaker.is_some() || exported())
+        self.selection.announces(prefix) && (self.has_sessions() || exported())
     }
 
     /// The aggregate that is announced in place of a prefix.
@@ -366,10 +368,21 @@ impl Announcer {
     pub fn announced(&self) -> usize {
         let announced = self.selection.announced();
         match &self.export {
-            _ if self.speaker.is_some() => announced.len(),
+            _ if self.has_sessions() => announced.len(),
             Some(export) => announced.keys().filter(|prefix| export.holds(prefix)).count(),
             None => 0,
         }
+    }
+
+    /// Whether there is a speaker with peers: monitoring stations alone make nobody send packets here.
+    fn has_sessions(&self) -> bool {
+        let has_peers = |configured: &Configured| !configured.router.peers.is_empty();
+        self.speaker.is_some() && self.configured.as_ref().is_some_and(has_peers)
+    }
+
+    /// The speaker's monitoring stations.
+    pub fn bmp_stations(&self) -> Vec<BmpStationStatus> {
+        self.speaker.as_ref().map(|running| running.speaker.bmp_stations()).unwrap_or_default()
     }
 
     /// The speaker's sessions.

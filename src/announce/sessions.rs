@@ -2,10 +2,10 @@
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
-use sheave_bgp::{Families, GracefulRestart, Password, PeerConfig, SpeakerConfig};
+use sheave_bgp::{BmpStation, Families, GracefulRestart, Password, PeerConfig, SpeakerConfig};
 
 use super::AnnounceError;
-use crate::config::{AddressFamily, NextHop, Peer, Router};
+use crate::config::{self, AddressFamily, NextHop, Peer, Router};
 
 /// What all sessions share, not restarting. `auto` is what an automatic router id is.
 pub(super) fn speaker_config(
@@ -13,7 +13,7 @@ pub(super) fn speaker_config(
     auto: Option<Ipv4Addr>,
     node: &str,
 ) -> Result<SpeakerConfig, AnnounceError> {
-    let Router { asn, router_id, listen, graceful_restart, peers: _, dynamic_peers: _ } = router;
+    let Router { asn, router_id, listen, graceful_restart, peers: _, dynamic_peers: _, bmp: _ } = router;
     Ok(SpeakerConfig {
         asn: asn.ok_or(AnnounceError::NoAsn)?,
         router_id: router_id.or(auto).ok_or_else(|| AnnounceError::NoRouterId(node.to_owned()))?,
@@ -26,6 +26,23 @@ pub(super) fn speaker_config(
             .map(|graceful| GracefulRestart { restart_time: graceful.restart_time }),
         restarting: false,
     })
+}
+
+/// Monitoring stations, to which this is `node`.
+pub(super) fn bmp_stations(router: &Router, node: &str) -> Vec<BmpStation> {
+    let station =
+        |config::BmpStation { address, port, statistics_interval, queue_kib }: &config::BmpStation| {
+            BmpStation {
+                address: *address,
+                port: *port,
+                name: node.to_owned(),
+                description: concat!("Sheave ", env!("CARGO_PKG_VERSION")).to_owned(),
+                // At most a GiB.
+                queue: usize::try_from(*queue_kib).unwrap_or(usize::MAX).saturating_mul(1024),
+                statistics: *statistics_interval,
+            }
+        };
+    router.bmp.iter().map(station).collect()
 }
 
 /// The primary IPv4 address of this node.

@@ -70,6 +70,7 @@ fn table(status: &Status) -> String {
         health,
         watches,
         peers,
+        bmp,
         announcements,
         virtual_servers,
         problems,
@@ -117,6 +118,19 @@ fn table(status: &Status) -> String {
                 peer.uptime_seconds.map_or_else(|| "-".into(), |seconds| format!("{seconds}s")),
                 peer.prefixes_sent.to_string(),
                 peer.last_error.clone().unwrap_or_else(|| "-".into()),
+            ]
+        }),
+    );
+    section(
+        &mut text,
+        ["BMP STATION", "CONNECTED", "QUEUED", "CUT OFF", "LAST ERROR"],
+        bmp.iter().map(|station| {
+            [
+                station.address.clone(),
+                station.connected_seconds.map_or_else(|| "no".into(), |seconds| format!("{seconds}s")),
+                station.queued_bytes.to_string(),
+                station.cut_off.to_string(),
+                station.last_error.clone().unwrap_or_else(|| "-".into()),
             ]
         }),
     );
@@ -243,6 +257,7 @@ mod tests {
                 Watch { resource: "services".into(), state: "watching".into(), since: None, error: None },
             ],
             peers: Vec::new(),
+            bmp: Vec::new(),
             announcements: Vec::new(),
             virtual_servers: Vec::new(),
             problems: Vec::new(),

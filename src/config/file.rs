@@ -9,6 +9,7 @@ use ipnet::IpNet;
 use serde::Deserialize;
 use serde::de::{Deserializer, Error as _};
 
+use super::bmp::{self, BmpStation};
 use super::peer::{self, DynamicPeer, Peer, duration};
 use super::{Communities, Conntrack, ForwardingTo, MarkMask, reader};
 use crate::cluster::Encapsulation;
@@ -75,6 +76,8 @@ pub struct Router {
     pub peers: Vec<Peer>,
     /// Peers that need not be listed one by one.
     pub dynamic_peers: Vec<DynamicPeer>,
+    /// Monitoring stations that are told of sessions and routes.
+    pub bmp: Vec<BmpStation>,
 }
 
 impl Default for Router {
@@ -86,6 +89,7 @@ impl Default for Router {
             graceful_restart: Some(GracefulRestart::default()),
             peers: Vec::new(),
             dynamic_peers: Vec::new(),
+            bmp: Vec::new(),
         }
     }
 }
@@ -358,7 +362,7 @@ impl Config {
     /// What no field can tell alone.
     fn checked(self) -> Result<Self, yaml::Error> {
         let wrong = |field: String, message: String| yaml::Error { line: None, field, message };
-        let Router { asn, peers, dynamic_peers, .. } = &self.router;
+        let Router { asn, peers, dynamic_peers, bmp, .. } = &self.router;
         if asn.is_none() && !(peers.is_empty() && dynamic_peers.is_empty()) {
             return Err(wrong(
                 "router.asn".into(),
@@ -369,6 +373,7 @@ impl Config {
             return Err(wrong("router.asn".into(), "0 is reserved (RFC 7607)".into()));
         }
         peer::check(peers).map_err(|(field, message)| wrong(format!("router.peers{field}"), message))?;
+        bmp::check(bmp).map_err(|(field, message)| wrong(format!("router.bmp{field}"), message))?;
         for (index, table) in self.announce.kernel_tables.iter().enumerate() {
             if matches!(*table, 0 | LOCAL_TABLE) {
                 let message = format!(

@@ -4,6 +4,7 @@
 //! node's Node do.
 
 pub mod annotations;
+mod bmp;
 mod communities;
 mod conntrack;
 mod file;
@@ -15,6 +16,7 @@ mod peer;
 mod reader;
 
 pub use annotations::ServiceSettings;
+pub use bmp::BmpStation;
 pub use communities::Communities;
 pub use conntrack::Conntrack;
 pub use file::{

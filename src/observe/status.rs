@@ -40,6 +40,8 @@ pub struct Status {
     pub watches: Vec<Watch>,
     /// BGP peers.
     pub peers: Vec<Peer>,
+    /// Monitoring stations that are told by BMP.
+    pub bmp: Vec<BmpStation>,
     /// Prefixes that the plan announces.
     pub announcements: Vec<Announcement>,
     /// Virtual servers that the plan has, with what the kernel holds of them.
@@ -105,6 +107,22 @@ pub struct Peer {
     /// Prefixes it has been told and not withdrawn.
     pub prefixes_sent: usize,
     /// What ended the last session or attempt.
+    pub last_error: Option<String>,
+}
+
+/// A monitoring station.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct BmpStation {
+    /// Its address and port.
+    pub address: String,
+    /// Seconds since it was connected, if it is.
+    pub connected_seconds: Option<u64>,
+    /// Bytes that wait for it.
+    pub queued_bytes: usize,
+    /// How often it was cut off because it did not keep up.
+    pub cut_off: u64,
+    /// What ended the last connection or attempt.
     pub last_error: Option<String>,
 }
 

@@ -15,7 +15,8 @@ const EVERYTHING: &str = "
 router: {asn: 64512, routerId: auto, listen: {port: 179}, gracefulRestart: {restartTime: 120s, longLived: {staleTime: 1h}},
   peers: [{address: 10.0.0.1, asn: 65001, port: 179, localAddress: null, passwordFile: null, multihop: null, ttlSecurity: null, holdTime: 90s,
            bfd: {transmitInterval: 300ms, receiveInterval: 300ms, detectMultiplier: 3}, nextHop: self, families: [ipv4, ipv6], import: none}],
-  dynamicPeers: [{prefix: 10.0.0.0/24, asn: 65001}]}
+  dynamicPeers: [{prefix: 10.0.0.0/24, asn: 65001}],
+  bmp: [{address: 10.0.0.9, port: 11019, statisticsInterval: 60s, queueKiB: 8192}]}
 announce: {clusterIPs: false, externalIPs: true, loadBalancerIPs: true, podCIDRs: false, kernelTables: [], aggregate: [], communities: []}
 services: {forwarding: tunnel, encapsulation: ipip, acceptance: node, serviceCIDRs: [], nodePortAddresses: [primary],
   scheduler: {external: mh, internal: rr}, externalIPs: {allow: []}, markMask: 0x3fff}
@@ -75,6 +76,12 @@ fn listeners_are_addresses_or_off() {
         (off.virtual_server_metrics, off.virtual_server_metrics_limit),
         (VirtualServerMetrics::Off, 0)
     );
+}
+
+#[test]
+fn a_bmp_station_needs_an_address() {
+    let short = parse("router: {bmp: [{address: 10.0.0.9}]}").unwrap();
+    assert_eq!(short.router.bmp, parse(EVERYTHING).unwrap().router.bmp);
 }
 
 #[test]
@@ -142,6 +149,22 @@ fn errors_name_file_line_field_and_remedy() {
         (
             "router:\n  asn: 1\n  peers:\n  - {address: 10.0.0.1, asn: 1, holdTime: 90}\n",
             "sheave.yaml:4: router.peers[0].holdTime: `90` is not a duration such as 120s, 300ms or 1h",
+        ),
+        (
+            "router:\n  bmp:\n  - {address: 10.0.0.9}\n  - {address: 10.0.0.9, port: 11019}\n",
+            "sheave.yaml:4: router.bmp[1].address: 10.0.0.9 port 11019 is listed twice: a station has one connection",
+        ),
+        (
+            "router:\n  bmp:\n  - {address: 10.0.0.9, queueKiB: 1}\n",
+            "sheave.yaml:3: router.bmp[0].queueKiB: a queue is 64 to 1048576 KiB",
+        ),
+        (
+            "router:\n  bmp:\n  - {address: 10.0.0.9, statisticsInterval: 10ms}\n",
+            "sheave.yaml:3: router.bmp[0].statisticsInterval: an interval of reports is 0s (never) or at least 1s",
+        ),
+        (
+            "router:\n  bmp:\n  - {address: 10.0.0.9, port: 0}\n",
+            "sheave.yaml:3: router.bmp[0].port: no station listens on port 0: give the one that it does, 11019 by custom",
         ),
         (
             "announce:\n  clusterIP: true\n",

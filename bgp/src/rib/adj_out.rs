@@ -112,6 +112,11 @@ impl FamilyOut {
         self.sent.len()
     }
 
+    /// What it holds, but for what is about to be sent again.
+    pub fn routes(&self) -> impl Iterator<Item = (IpNet, &Arc<Attributes>)> {
+        self.sent.iter().filter_map(|(prefix, sent)| Some((*prefix, sent.as_ref()?)))
+    }
+
     /// How many changes it has yet to be told.
     pub fn pending(&self) -> usize {
         self.pending.changes.len()
@@ -229,6 +234,10 @@ impl AdjRibOut {
 
     pub(super) fn families(&self) -> &[FamilyOut] {
         &self.families
+    }
+
+    pub(super) fn export(&self) -> &Export {
+        &self.export
     }
 
     /// Makes `target` what the peer is to hold for `prefix`.

@@ -24,20 +24,19 @@ pub struct Export {
 
 impl Export {
     /// The attributes to send, but for the next hop.
-    pub(super) fn path_attributes(&self, route: &Attributes) -> PathAttributes {
+    pub fn path_attributes(&self, route: &Attributes) -> PathAttributes {
         let ibgp = self.context.ibgp;
         // RFC 4271 §5.1.2: our ASN is prepended towards other ASes, and a route of our own has an empty path within.
         let times = if ibgp { 0 } else { 1 + usize::from(route.as_path_prepend) };
         PathAttributes {
             origin: Some(Origin::Igp),
             as_path: Some(AsPath::sequence(vec![self.asn; times])),
-            next_hop: None,
             med: route.med,
             // RFC 4271 §5.1.5: within the AS always, to others never.
             local_pref: ibgp.then(|| route.local_pref.unwrap_or(DEFAULT_LOCAL_PREF)),
             communities: route.communities.to_vec(),
             large_communities: route.large_communities.to_vec(),
-            other: Vec::new(),
+            ..PathAttributes::default()
         }
     }
 }

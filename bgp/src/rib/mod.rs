@@ -68,6 +68,16 @@ impl Rib {
         self.routes.is_empty()
     }
 
+    /// What is to be announced.
+    pub fn routes(&self) -> impl Iterator<Item = (IpNet, &Arc<Attributes>)> {
+        self.routes.iter().map(|(prefix, attributes)| (*prefix, attributes))
+    }
+
+    /// Whether all routes of an earlier life are in.
+    pub fn is_complete(&self) -> bool {
+        !self.end_of_rib_held
+    }
+
     /// The number of the latest change, for [`Written::drained`].
     pub fn sequence(&self) -> u64 {
         self.sequence
@@ -144,6 +154,11 @@ impl Rib {
         let mut written = adj_out.write(out, limit, self.end_of_rib_held);
         written.drained = (!adj_out.has_changes()).then_some(self.sequence);
         written
+    }
+
+    /// How a peer is told of routes, while it is Established.
+    pub fn export(&self, peer: IpAddr) -> Option<&Export> {
+        self.peers.get(&peer).map(AdjRibOut::export)
     }
 
     /// What the peer has been told, for each negotiated family; empty while it is not Established.

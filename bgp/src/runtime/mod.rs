@@ -4,10 +4,12 @@
 //!   Speaker ── set_peers ──► PeerTask (one for each peer) ◄── connections ── listener (one for each address)
 //!           ── update ─────► Rib ── changed ──► every PeerTask
 //!           ◄─ flushed ──── progress ─────────── every PeerTask
+//!           ── set_bmp_stations ──► Stations ◄── Monitor ── what all of these do
 //! ```
 //!
 //! The only module that reads the clock, opens sockets and spawns tasks.
 
+mod bmp;
 mod config;
 mod md5;
 mod option;
@@ -26,6 +28,7 @@ use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::{JoinHandle, JoinSet};
 
+pub use bmp::{BmpCounters, BmpStation, BmpStationStatus};
 pub use config::{GracefulRestart, PeerConfig, Shutdown, SpeakerConfig, StartError};
 pub use md5::{Password, PasswordLength};
 pub use status::{Counters, FamilyStatus, LastError, PeerStatus, SessionStatus, SpeakerStatus};
@@ -33,6 +36,7 @@ pub use status::{Counters, FamilyStatus, LastError, PeerStatus, SessionStatus, S
 use crate::rib::RouteChanges;
 use crate::session::Farewell;
 use crate::wire::Cease;
+use bmp::Stations;
 use peer::{Inputs, PeerTask};
 use shared::{Observed, Shared, lock};
 
@@ -41,6 +45,7 @@ use shared::{Observed, Shared, lock};
 pub struct Speaker {
     shared: Arc<Shared>,
     peers: Arc<Mutex<Peers>>,
+    stations: Mutex<Stations>,
     listeners: Vec<Arc<TcpListener>>,
     accepting: JoinSet<()>,
     runtime: Handle,
@@ -85,7 +90,8 @@ impl Speaker {
             listeners.push(listener);
         }
         let runtime = Handle::current();
-        Ok(Speaker { shared: Arc::new(Shared::new(config)), peers, listeners, accepting, runtime })
+        let shared = Arc::new(Shared::new(config));
+        Ok(Speaker { shared, peers, stations: Mutex::default(), listeners, accepting, runtime })
     }
 
     /// Makes `peers` the peers: adds, removes (CEASE/peer de-configured) and changes; a peer whose configuration is
@@ -117,6 +123,17 @@ impl Speaker {
             };
             current.insert(address, self.spawn(config, before));
         }
+    }
+
+    /// Makes `stations` the monitoring stations that are told of all this by BMP; one whose configuration is the same keeps
+    /// its connection.
+    pub fn set_bmp_stations(&self, stations: Vec<BmpStation>) {
+        lock(&self.stations).set(stations, &self.shared, &self.runtime);
+    }
+
+    /// What monitoring stations are like now, by address.
+    pub fn bmp_stations(&self) -> Vec<BmpStationStatus> {
+        lock(&self.stations).status()
     }
 
     /// Makes the listeners expect `password` of a peer, of which they expect `before` now.
@@ -153,7 +170,10 @@ impl Speaker {
     /// Changes what is announced. Returns at once; changes reach each peer in this order, though only the last
     /// one to a prefix need be seen.
     pub fn update(&self, changes: RouteChanges) {
-        self.shared.rib().apply(changes);
+        let mut rib = self.shared.rib();
+        self.shared.monitor.loc_rib_changes(&changes);
+        rib.apply(changes);
+        drop(rib);
         self.shared.changed.send_replace(());
     }
 
@@ -174,7 +194,12 @@ impl Speaker {
 
     /// After a restart: all routes are in, peers may drop what they kept of the earlier life.
     pub fn initial_routes_complete(&self) {
-        self.shared.rib().initial_routes_complete();
+        let mut rib = self.shared.rib();
+        if !rib.is_complete() {
+            rib.initial_routes_complete();
+            self.shared.monitor.loc_rib_complete();
+        }
+        drop(rib);
         self.shared.changed.send_replace(());
     }
 
@@ -194,7 +219,7 @@ impl Speaker {
         }
     }
 
-    /// Ends every session as `how` says, and the listeners. Takes a second at most.
+    /// Ends every session as `how` says, the listeners, and what monitoring stations are told. Takes two seconds at most.
     pub async fn shutdown(mut self, how: Shutdown) {
         self.accepting.shutdown().await;
         self.listeners.clear();
@@ -207,6 +232,11 @@ impl Speaker {
             peers.current.into_values().map(|peer| peer.stop(farewell)).collect();
         for task in stopped.into_iter().chain(peers.leaving.into_values()) {
             // However it ended, it has ended.
+            let _ = task.await;
+        }
+        // Last, so that they are told how sessions ended.
+        let stations = lock(&self.stations).stop();
+        for task in stations {
             let _ = task.await;
         }
     }

@@ -22,10 +22,12 @@ use tokio::net::TcpStream;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
+use super::bmp::Opens;
 use super::config::{PeerConfig, SpeakerConfig};
 use super::shared::{Observed, ObservedSession, Shared, lock};
 use super::socket;
 use crate::Family;
+use crate::bmp::PeerUp;
 use crate::rib::Export;
 use crate::session::{
     Action, Direction, Down, Event, Farewell, Jitter, Negotiated, RestartOffer, Session, SessionConfig,
@@ -59,6 +61,8 @@ pub(super) struct PeerTask {
     /// Connections that are being closed.
     closing: JoinSet<()>,
     sending: Sending,
+    /// For monitoring stations.
+    opens: Opens,
     input: Box<[u8]>,
 }
 
@@ -170,6 +174,7 @@ impl PeerTask {
             incoming: None,
             closing: JoinSet::new(),
             sending: Sending::Done,
+            opens: Opens::default(),
             input: vec![0; OUTPUT_LIMIT].into_boxed_slice(),
         }
     }
@@ -272,6 +277,7 @@ impl PeerTask {
             None => {}
             Some(Ok(count)) if count > 0 => {
                 self.observed().counters.bytes_received += count as u64;
+                self.opens.received(direction, &input[..count]);
                 self.event(Event::Received(direction, &input[..count]));
             }
             Some(Err(error)) if error.kind() == io::ErrorKind::WouldBlock => {}
@@ -319,7 +325,10 @@ impl PeerTask {
             let limit = connection.taken + OUTPUT_LIMIT;
             let (written, more) = {
                 let mut rib = shared.rib();
-                (rib.write(peer, &mut connection.output, limit), rib.has_pending(peer))
+                let at = connection.output.len();
+                let written = rib.write(peer, &mut connection.output, limit);
+                shared.monitor.sent(peer, &connection.output[at..]);
+                (written, rib.has_pending(peer))
             };
             connection.drained = written.drained;
             self.observed().counters.updates_sent += written.updates;
@@ -339,11 +348,13 @@ impl PeerTask {
                 // `accepted` has put the connection in its place.
                 Action::Accept => {}
                 Action::Send(direction, bytes) => {
+                    self.opens.sent(direction, &bytes);
                     if let Some(connection) = self.connection(direction) {
                         connection.output.extend_from_slice(&bytes);
                     }
                 }
                 Action::Close(direction) => {
+                    self.opens.closed(direction);
                     if let Some(mut connection) = self.connection(direction).take() {
                         let rest = connection.output.split_off(connection.taken);
                         self.closing.spawn(socket::close(connection.stream, rest));
@@ -363,13 +374,15 @@ impl PeerTask {
     }
 
     fn established(&mut self, direction: Direction, negotiated: Negotiated) {
-        let Some(local) = self.connection(direction).as_ref().map(|c| c.local) else { return };
+        let Some(connection) = self.connection(direction) else { return };
+        let (local, remote) = (connection.local, connection.stream.peer_addr());
         let export = Export {
             asn: self.shared.config.asn,
             context: Context {
                 four_octet_asn: negotiated.four_octet_asn,
                 ibgp: negotiated.asn == self.shared.config.asn,
                 extended_messages: negotiated.extended_messages,
+                ..Context::default()
             },
             enhanced_refresh: negotiated.enhanced_refresh,
             next_hops: negotiated
@@ -383,7 +396,14 @@ impl PeerTask {
             tracing::warn!(%peer, %family, "no next hop, nothing is announced: set `next_hop_v4` or `next_hop_v6`");
         }
         tracing::info!(%peer, asn = negotiated.asn, %local, "session established");
-        self.shared.rib().peer_up(peer, export);
+        let (sent_open, received_open) = self.opens.established(direction);
+        let remote_port = remote.map_or(self.config.port, |remote| remote.port());
+        let up = PeerUp { local, remote_port, sent_open, received_open };
+        {
+            let mut rib = self.shared.rib();
+            rib.peer_up(peer, export);
+            self.shared.monitor.peer_up(peer, &negotiated, up);
+        }
         self.sending = Sending::Writing;
         let mut observed = self.observed();
         observed.counters.established += 1;
@@ -405,7 +425,12 @@ impl PeerTask {
             }
         }
         let peer = self.config.address;
-        self.shared.rib().peer_down(peer);
+        let notification = self.opens.notification();
+        {
+            let mut rib = self.shared.rib();
+            rib.peer_down(peer);
+            self.shared.monitor.peer_down(peer, &reason, notification);
+        }
         self.sending = Sending::Done;
         let mut observed = self.observed();
         let repeated = observed.last_error.as_ref().is_some_and(|last| last.reason == reason);

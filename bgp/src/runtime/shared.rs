@@ -5,6 +5,7 @@ use std::time::{Instant, SystemTime};
 
 use tokio::sync::watch;
 
+use super::bmp::Monitor;
 use super::config::SpeakerConfig;
 use super::status::{Counters, LastError};
 use crate::rib::Rib;
@@ -15,6 +16,8 @@ use crate::session::{Down, Negotiated, State};
 pub(super) struct Shared {
     pub(super) config: SpeakerConfig,
     rib: Mutex<Rib>,
+    /// What monitoring stations are told; called with the RIB locked.
+    pub(super) monitor: Monitor,
     /// Changes when there may be something to send.
     pub(super) changed: watch::Sender<()>,
     /// Changes when a peer has been sent something, or is no longer there to be sent it.
@@ -24,7 +27,8 @@ pub(super) struct Shared {
 impl Shared {
     pub(super) fn new(config: SpeakerConfig) -> Shared {
         let rib = Mutex::new(Rib::new(config.restarting));
-        Shared { config, rib, changed: watch::Sender::new(()), progress: watch::Sender::new(()) }
+        let monitor = Monitor::new(config.asn, config.router_id);
+        Shared { config, rib, monitor, changed: watch::Sender::new(()), progress: watch::Sender::new(()) }
     }
 
     pub(super) fn rib(&self) -> MutexGuard<'_, Rib> {

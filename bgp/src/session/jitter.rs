@@ -13,7 +13,7 @@ impl Jitter {
     }
 
     /// Between three quarters of `interval` and all of it (RFC 4271 §10).
-    pub(super) fn shorten(&mut self, interval: Duration) -> Duration {
+    pub(crate) fn shorten(&mut self, interval: Duration) -> Duration {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);

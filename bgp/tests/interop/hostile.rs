@@ -4,6 +4,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
+use sheave_bgp::Families;
 use sheave_bgp::session::State;
 use sheave_bgp::wire::{Capability, Context, Message, Notification, Open, Update, frame};
 use sheave_bgp::{Counters, Family, PeerConfig, PeerStatus, Speaker, SpeakerConfig};
@@ -17,7 +18,8 @@ use crate::lab::Lab;
 use crate::{in_lab, peer_config, start};
 
 const RAW_ASN: u16 = 65003;
-const CONTEXT: Context = Context { four_octet_asn: true, ibgp: false, extended_messages: false };
+const CONTEXT: Context =
+    Context { four_octet_asn: true, ibgp: false, extended_messages: false, add_path: Families::NONE };
 
 /// What becomes of a route with a strange attribute.
 #[derive(Clone, Copy)]

@@ -5,6 +5,7 @@ mod agent;
 mod api;
 mod ask;
 mod beside;
+mod bmp;
 mod bulk;
 mod directors;
 mod encapsulation;
@@ -64,6 +65,7 @@ pub fn all() -> Vec<(SourceKind, Scenario)> {
         pods::SCENARIOS,
         &beside::scenarios(),
         tables::SCENARIOS,
+        bmp::SCENARIOS,
         agent::SCENARIOS,
     ]
     .concat();

@@ -11,6 +11,7 @@
 //! that wait at the same time share one question and one text, however many they are.
 
 mod bgp;
+mod bmp;
 mod exposition;
 mod process;
 mod snapshot;

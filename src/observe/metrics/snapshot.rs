@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use sheave_bgp::SpeakerStatus;
+use sheave_bgp::{BmpStationStatus, SpeakerStatus};
 
 use super::exposition::{Families, Labels};
 use super::traffic::Traffic;
-use super::{bgp, traffic};
+use super::{bgp, bmp, traffic};
 use crate::plan::{ByFamily, WithoutLocalEndpoints};
 
 /// The agent at one moment, in numbers.
@@ -51,6 +51,8 @@ pub struct Snapshot {
     pub traffic: Traffic,
     /// BGP sessions, where there are peers.
     pub speaker: Option<SpeakerStatus>,
+    /// Monitoring stations.
+    pub bmp: Vec<BmpStationStatus>,
 }
 
 /// How often a part of the kernel state was looked at or changed.
@@ -139,6 +141,7 @@ impl Snapshot {
         if let Some(speaker) = &self.speaker {
             bgp::add_to(speaker, families);
         }
+        bmp::add_to(&self.bmp, families);
     }
 
     fn add_without_local_endpoints(&self, families: &mut Families) {

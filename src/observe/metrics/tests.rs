@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use sheave_bgp::runtime::{FamilyStatus, LastError, SessionStatus};
 use sheave_bgp::session::{Down, Negotiated, State};
-use sheave_bgp::{Counters, PeerStatus, SpeakerStatus};
+use sheave_bgp::{BmpCounters, BmpStationStatus, Counters, PeerStatus, SpeakerStatus};
 use sheave_ipvs::Stats;
 
 use super::*;
@@ -207,6 +207,13 @@ fn everything() -> String {
             routes: 3,
             peers: vec![peer()],
         }),
+        bmp: vec![BmpStationStatus {
+            address: "10.0.0.9:11019".parse().unwrap(),
+            connected: Some(SystemTime::UNIX_EPOCH),
+            last_error: None,
+            queued: 7,
+            counters: BmpCounters { connections: 3, cut_off: 2, bytes_sent: 1000 },
+        }],
         ..Snapshot::default()
     };
     metrics.render(&health, Some(&snapshot))
@@ -223,6 +230,9 @@ fn the_exposition_is_valid() {
         "sheave_bgp_session_up{peer=\"10.0.0.254\",asn=\"65001\"} 1",
         "sheave_bgp_last_error_timestamp_seconds{peer=\"10.0.0.254\",asn=\"65001\",reason=\"ConnectionClosed\"} 0",
         "sheave_bgp_prefixes_sent{peer=\"10.0.0.254\",asn=\"65001\",family=\"ipv4\"} 3",
+        "sheave_bmp_station_up{station=\"10.0.0.9:11019\"} 1",
+        "sheave_bmp_cut_off_total{station=\"10.0.0.9:11019\"} 2",
+        "sheave_bmp_queued_bytes{station=\"10.0.0.9:11019\"} 7",
         "sheave_kernel_passes_total{part=\"IPVS\",result=\"error\"} 1",
         "sheave_virtual_server_connections_total{namespace=\"default\",service=\"web\",kind=\"ClusterIP\",vip=\"10.96.0.80\",port=\"80\",protocol=\"TCP\"} 5",
         "sheave_virtual_server_incoming_bytes_total{namespace=\"default\",service=\"web\",kind=\"ClusterIP\",vip=\"10.96.0.80\",port=\"80\",protocol=\"TCP\"} 4294967296",

@@ -1,0 +1,59 @@
+//! Routes as Route Monitoring messages (RFC 7854 §4.6): UPDATEs as full as they get.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use ipnet::IpNet;
+
+use super::{View, route_monitoring};
+use crate::Family;
+use crate::wire::pack::{Announcement, write_end_of_rib, write_withdrawal};
+use crate::wire::{Context, PathAttributes, TooLong};
+
+/// Appends that `prefixes`, all of the next hop's family, have these attributes. `context` is that of the session that the
+/// table belongs to.
+///
+/// # Errors
+/// The attributes leave no room for a prefix, and nothing is told.
+pub fn announcements(
+    view: View,
+    attributes: PathAttributes,
+    next_hop: IpAddr,
+    prefixes: impl IntoIterator<Item = IpNet>,
+    context: Context,
+    at: Duration,
+    out: &mut Vec<u8>,
+) -> Result<(), TooLong> {
+    let announcement = Announcement::new(attributes, next_hop, context)?;
+    let mut prefixes = prefixes.into_iter().peekable();
+    let mut update = Vec::new();
+    while announcement.write(&mut prefixes, &mut update) > 0 {
+        route_monitoring(view, &update, at, out);
+        update.clear();
+    }
+    Ok(())
+}
+
+/// Appends that `prefixes` of `family` are in the table no more.
+pub fn withdrawals(
+    view: View,
+    family: Family,
+    prefixes: impl IntoIterator<Item = IpNet>,
+    context: Context,
+    at: Duration,
+    out: &mut Vec<u8>,
+) {
+    let mut prefixes = prefixes.into_iter().peekable();
+    let mut update = Vec::new();
+    while write_withdrawal(family, context, &mut prefixes, &mut update) > 0 {
+        route_monitoring(view, &update, at, out);
+        update.clear();
+    }
+}
+
+/// Appends that all routes of `family` have been told (RFC 7854 §5).
+pub fn end_of_rib(view: View, family: Family, at: Duration, out: &mut Vec<u8>) {
+    let mut update = Vec::new();
+    write_end_of_rib(family, &mut update);
+    route_monitoring(view, &update, at, out);
+}
