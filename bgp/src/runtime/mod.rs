@@ -9,6 +9,7 @@
 //! The only module that reads the clock, opens sockets and spawns tasks.
 
 mod config;
+mod learning;
 mod md5;
 mod option;
 mod peer;
@@ -27,6 +28,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::{JoinHandle, JoinSet};
 
 pub use config::{GracefulRestart, PeerConfig, Shutdown, SpeakerConfig, StartError};
+pub use learning::LearntStatus;
 pub use md5::{Password, PasswordLength};
 pub use status::{Counters, FamilyStatus, LastError, PeerStatus, SessionStatus, SpeakerStatus};
 

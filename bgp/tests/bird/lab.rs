@@ -119,6 +119,23 @@ impl Lab {
 
     /// Kills BIRD if it runs, without a word to its peer, and starts it again.
     pub(crate) fn restart_bird(&mut self) {
+        self.run_bird(&[]);
+    }
+
+    /// The same, with BIRD telling its peer that it has kept forwarding meanwhile.
+    pub(crate) fn recover_bird(&mut self) {
+        self.run_bird(&["-R"]);
+    }
+
+    /// Changes something in BIRD's configuration, for its next start.
+    pub(crate) fn edit(&self, what: &str, becomes: &str) {
+        let path = self.directory.join("bird.conf");
+        let text = fs::read_to_string(&path).unwrap();
+        assert!(text.contains(what));
+        fs::write(path, text.replace(what, becomes)).unwrap();
+    }
+
+    fn run_bird(&mut self, options: &[&str]) {
         self.kill_bird();
         let log = File::create(self.directory.join("bird.log")).unwrap();
         let child = Command::new("ip")
@@ -126,6 +143,7 @@ impl Lab {
             .arg(self.directory.join("bird.conf"))
             .arg("-s")
             .arg(self.directory.join("bird.ctl"))
+            .args(options)
             .stdout(Stdio::null())
             .stderr(log)
             .spawn();

@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "what fails here fails the test")]
 
 mod lab;
+mod learning;
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
