@@ -47,6 +47,17 @@ impl FromStr for Community {
     }
 }
 
+/// An extended community (RFC 4360), as it stands in a message: type, and what the type makes of the rest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ExtendedCommunity(pub [u8; 8]);
+
+impl ExtendedCommunity {
+    /// Whether it is passed on to other ASes (the T bit, RFC 4360 §2).
+    pub fn is_transitive(self) -> bool {
+        self.0[0] & 0x40 == 0
+    }
+}
+
 /// A large community (RFC 8092). Prints and parses as `4200000001:1:2`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct LargeCommunity {

@@ -28,7 +28,7 @@ pub mod wire;
 mod attributes;
 mod family;
 
-pub use attributes::{Attributes, Community, LargeCommunity, ParseCommunityError};
+pub use attributes::{Attributes, Community, ExtendedCommunity, LargeCommunity, ParseCommunityError};
 pub use family::{Families, Family};
 pub use rib::{
     FamilyCounts, ImportPolicy, LearntChange, LimitAction, MaxPrefixes, PrefixFilter, RouteChanges,

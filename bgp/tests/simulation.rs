@@ -269,6 +269,7 @@ impl Simulation {
                         four_octet_asn: true,
                         ibgp,
                         extended_messages: negotiated.extended_messages,
+                        ..Context::default()
                     };
                     let export = Export {
                         asn: self.nodes[node].config.asn,
@@ -290,13 +291,14 @@ impl Simulation {
                     if let Some(family) = update.end_of_rib() {
                         node.complete.insert(family);
                     }
-                    for prefix in update.unreachable() {
+                    for prefix in update.unreachable().map(|nlri| nlri.prefix) {
                         assert!(
                             node.learnt.remove(&prefix).is_some(),
                             "{prefix} withdrawn, was not announced"
                         );
                     }
-                    node.learnt.extend(update.reachable().map(|p| (p, update.attributes.med.unwrap())));
+                    let med = update.attributes.med;
+                    node.learnt.extend(update.reachable().map(|nlri| (nlri.prefix, med.unwrap())));
                 }
                 Action::RouteRefresh(family) => self.nodes[node].rib.refresh(peer, family),
             }

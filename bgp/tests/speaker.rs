@@ -11,7 +11,7 @@ use ipnet::IpNet;
 use sheave_bgp::session::{Backoff, Down, State};
 use sheave_bgp::wire::{Capability, Cease, Context, Message, Notification, Open, Update, frame};
 use sheave_bgp::{
-    Attributes, Community, Family, GracefulRestart, PeerConfig, RouteChanges, Shutdown, Speaker,
+    Attributes, Community, Families, Family, GracefulRestart, PeerConfig, RouteChanges, Shutdown, Speaker,
     SpeakerConfig, StartError,
 };
 use socket2::SockRef;
@@ -21,7 +21,8 @@ use tokio::time::timeout;
 
 const ASN: u32 = 64512;
 const PEER_ASN: u32 = 65001;
-const CONTEXT: Context = Context { four_octet_asn: true, ibgp: false, extended_messages: false };
+const CONTEXT: Context =
+    Context { four_octet_asn: true, ibgp: false, extended_messages: false, add_path: Families::NONE };
 const LIMIT: Duration = Duration::from_secs(30);
 
 fn speaker_config() -> SpeakerConfig {
@@ -184,9 +185,9 @@ async fn slow_peer_is_told_the_latest() {
     let mut settled = 0;
     while settled < COUNT {
         let update = peer.next_update().await;
-        for prefix in update.reachable() {
+        for nlri in update.reachable() {
             told += 1;
-            table.insert(prefix, update.attributes.med);
+            table.insert(nlri.prefix, update.attributes.med);
             settled += u32::from(update.attributes.med > Some(CHANGES * COUNT - 1));
         }
     }

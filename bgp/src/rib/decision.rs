@@ -46,15 +46,14 @@ fn keep_least_med(candidates: &mut Vec<Candidate<'_>>) {
 /// Steps f and g, with those of RFC 4456 §9: what tells equals apart.
 fn name(candidate: &Candidate<'_>) -> (Ipv4Addr, usize, IpAddr) {
     let Candidate { path, source } = candidate;
-    (path.originator_id().unwrap_or(source.router_id), path.cluster_list().count(), source.peer)
+    let attributes = &path.attributes;
+    (attributes.originator_id.unwrap_or(source.router_id), attributes.cluster_list.len(), source.peer)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wire::{AsPath, Origin, PathAttributes, RawAttribute, Segment, SegmentKind};
-
-    const OPTIONAL: u8 = 0x80;
+    use crate::wire::{AsPath, Origin, PathAttributes, Segment, SegmentKind};
 
     fn path(change: impl FnOnce(&mut PathAttributes)) -> Path {
         let mut attributes = PathAttributes {
@@ -73,10 +72,6 @@ mod tests {
             ibgp,
             local: [10, 0, 0, 1].into(),
         }
-    }
-
-    fn raw(code: u8, value: &[u8]) -> RawAttribute {
-        RawAttribute { flags: OPTIONAL, code, value: value.to_vec() }
     }
 
     /// Each step decides where those before it are silent, and against all that come after it.
@@ -154,23 +149,27 @@ mod tests {
     #[test]
     fn names_decide_among_equals() {
         let plain = path(|_| {});
-        let originated =
-            |id: [u8; 4], clusters: &[u8]| path(|a| a.other = vec![raw(9, &id), raw(10, clusters)]);
+        let originated = |id: [u8; 4], clusters: &[[u8; 4]]| {
+            path(|a| {
+                a.originator_id = Some(id.into());
+                a.cluster_list = clusters.iter().map(|&cluster| cluster.into()).collect();
+            })
+        };
         let cases = [
             ("router id", plain.clone(), 2, plain.clone(), 3),
-            ("ORIGINATOR_ID in its place", originated([10, 9, 9, 1], &[0; 4]), 3, plain, 2),
+            ("ORIGINATOR_ID in its place", originated([10, 9, 9, 1], &[[9; 4]]), 3, plain, 2),
             (
                 "the shorter CLUSTER_LIST",
-                originated([10, 9, 9, 1], &[0; 4]),
+                originated([10, 9, 9, 1], &[[9; 4]]),
                 3,
-                originated([10, 9, 9, 1], &[0; 8]),
+                originated([10, 9, 9, 1], &[[9; 4]; 2]),
                 2,
             ),
             (
                 "the peer's address",
-                originated([10, 9, 9, 1], &[0; 4]),
+                originated([10, 9, 9, 1], &[[9; 4]]),
                 2,
-                originated([10, 9, 9, 1], &[7; 4]),
+                originated([10, 9, 9, 1], &[[7; 4]]),
                 3,
             ),
         ];

@@ -31,13 +31,12 @@ impl Export {
         PathAttributes {
             origin: Some(Origin::Igp),
             as_path: Some(AsPath::sequence(vec![self.asn; times])),
-            next_hop: None,
             med: route.med,
             // RFC 4271 §5.1.5: within the AS always, to others never.
             local_pref: ibgp.then(|| route.local_pref.unwrap_or(DEFAULT_LOCAL_PREF)),
             communities: route.communities.to_vec(),
             large_communities: route.large_communities.to_vec(),
-            other: Vec::new(),
+            ..PathAttributes::default()
         }
     }
 }

@@ -23,7 +23,7 @@ use super::decision::{Candidate, select};
 use super::import::{ImportPolicy, LimitAction, MaxPrefixes};
 use super::path::{Identity, Path, Source};
 use crate::session::{Negotiated, PeerGracefulRestart};
-use crate::wire::{MpReach, PathAttributes, Update};
+use crate::wire::{MpReach, Nlri, PathAttributes, Update};
 use crate::{Families, Family};
 
 #[cfg(test)]
@@ -266,7 +266,7 @@ impl Learnt {
             }
             return Ok(());
         }
-        for prefix in update.unreachable() {
+        for Nlri { prefix, .. } in update.unreachable() {
             self.remove(peer, &prefix.trunc());
         }
         for (path, prefixes) in announced(update) {
@@ -419,16 +419,14 @@ fn announced(update: &Update) -> Vec<(Path, Vec<IpNet>)> {
         next_hop,
         attributes: PathAttributes { next_hop: None, ..update.attributes.clone() },
     };
+    fn nets<P: Copy + Into<IpNet>>(nlri: &[Nlri<P>]) -> Vec<IpNet> {
+        nlri.iter().map(|nlri| nlri.prefix.into()).collect()
+    }
     let own = update.attributes.next_hop.filter(|_| !update.nlri.is_empty());
-    let own =
-        own.map(|next_hop| (path(next_hop.into()), update.nlri.iter().copied().map(IpNet::V4).collect()));
+    let own = own.map(|next_hop| (path(next_hop.into()), nets(&update.nlri)));
     let multiprotocol = update.mp_reach.as_ref().map(|reach| match reach {
-        MpReach::Ipv4 { next_hop, prefixes } => {
-            (path((*next_hop).into()), prefixes.iter().copied().map(IpNet::V4).collect())
-        }
-        MpReach::Ipv6 { next_hop, prefixes, .. } => {
-            (path((*next_hop).into()), prefixes.iter().copied().map(IpNet::V6).collect())
-        }
+        MpReach::Ipv4 { next_hop, prefixes } => (path((*next_hop).into()), nets(prefixes)),
+        MpReach::Ipv6 { next_hop, prefixes, .. } => (path((*next_hop).into()), nets(prefixes)),
     });
     own.into_iter().chain(multiprotocol).collect()
 }

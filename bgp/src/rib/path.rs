@@ -2,10 +2,8 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 
-use crate::wire::{AsPath, Origin, PathAttributes, RawAttribute, SegmentKind};
+use crate::wire::{AsPath, Origin, PathAttributes, SegmentKind};
 
-const ORIGINATOR_ID: u8 = 9;
-const CLUSTER_LIST: u8 = 10;
 /// LOCAL_PREF of a route that has none: from another AS, or from a peer that leaves it out.
 const DEFAULT_LOCAL_PREF: u32 = 100;
 
@@ -44,8 +42,8 @@ impl Path {
     pub(super) fn loops(&self, own: Identity) -> bool {
         let segments = self.attributes.as_path.iter().flat_map(|path| &path.segments);
         segments.flat_map(|segment| &segment.asns).any(|asn| *asn == own.asn)
-            || self.originator_id() == Some(own.router_id)
-            || self.cluster_list().any(|cluster| cluster == own.router_id)
+            || self.attributes.originator_id == Some(own.router_id)
+            || self.attributes.cluster_list.contains(&own.router_id)
     }
 
     /// Whether a packet could be sent to the next hop, as far as the address tells (RFC 4271 §5.1.3, §6.3).
@@ -93,20 +91,5 @@ impl Path {
             first.asns.first().copied()
         };
         self.attributes.as_path.as_ref().and_then(of_others)
-    }
-
-    pub(super) fn originator_id(&self) -> Option<Ipv4Addr> {
-        let value = self.other(ORIGINATOR_ID)?.first_chunk::<4>()?;
-        Some(Ipv4Addr::from(*value))
-    }
-
-    pub(super) fn cluster_list(&self) -> impl Iterator<Item = Ipv4Addr> {
-        let (clusters, _) = self.other(CLUSTER_LIST).unwrap_or_default().as_chunks::<4>();
-        clusters.iter().map(|cluster| Ipv4Addr::from(*cluster))
-    }
-
-    fn other(&self, code: u8) -> Option<&[u8]> {
-        let found = self.attributes.other.iter().find(|attribute: &&RawAttribute| attribute.code == code)?;
-        Some(&found.value)
     }
 }

@@ -9,11 +9,12 @@ use proptest::prelude::{Strategy, any, prop_oneof, proptest};
 
 use super::{Export, Rib, RouteChanges, Written};
 use crate::wire::{AsPath, Context, Message, Origin, PathAttributes, Update, frame};
-use crate::{Attributes, Community, Family};
+use crate::{Attributes, Community, Families, Family};
 
 const PEER: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 2));
-const EBGP: Context = Context { four_octet_asn: true, ibgp: false, extended_messages: false };
-const IBGP: Context = Context { four_octet_asn: true, ibgp: true, extended_messages: false };
+const EBGP: Context =
+    Context { four_octet_asn: true, ibgp: false, extended_messages: false, add_path: Families::NONE };
+const IBGP: Context = Context { ibgp: true, ..EBGP };
 
 fn export(context: Context) -> Export {
     let next_hops = vec![
@@ -170,7 +171,7 @@ fn family_without_next_hop_is_not_announced() {
 fn attributes_by_kind_of_session() {
     let plain = Attributes::default();
     let full = Attributes { local_pref: Some(7), med: Some(8), as_path_prepend: 2, ..Attributes::default() };
-    let old = Context { four_octet_asn: false, ibgp: false, extended_messages: false };
+    let old = Context::default();
     let cases = [
         ("eBGP", EBGP, &plain, vec![64512], None),
         ("eBGP, full", EBGP, &full, vec![64512; 3], None),
@@ -308,10 +309,10 @@ fn prefix(n: u8) -> IpNet {
 /// What a peer makes of UPDATEs.
 fn learn(table: &mut BTreeMap<IpNet, Option<u32>>, bytes: &[u8]) {
     for update in decode(bytes, EBGP) {
-        for prefix in update.unreachable() {
+        for prefix in update.unreachable().map(|nlri| nlri.prefix) {
             assert!(table.remove(&prefix).is_some(), "{prefix} withdrawn, was not announced");
         }
-        table.extend(update.reachable().map(|prefix| (prefix, update.attributes.med)));
+        table.extend(update.reachable().map(|nlri| (nlri.prefix, update.attributes.med)));
     }
 }
 

@@ -389,6 +389,7 @@ impl PeerTask {
                 four_octet_asn: negotiated.four_octet_asn,
                 ibgp: negotiated.asn == self.shared.config.asn,
                 extended_messages: negotiated.extended_messages,
+                ..Context::default()
             },
             enhanced_refresh: negotiated.enhanced_refresh,
             next_hops: negotiated

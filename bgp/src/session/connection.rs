@@ -101,7 +101,7 @@ impl Connection {
         let four_octet_asn = self.open().is_some_and(|open| open.negotiated.four_octet_asn);
         // What may be sent plays no part in reading.
         let message =
-            Message::decode(&unread[..length], Context { four_octet_asn, ibgp, extended_messages: false });
+            Message::decode(&unread[..length], Context { four_octet_asn, ibgp, ..Context::default() });
         self.read += length;
         message.map(Some)
     }

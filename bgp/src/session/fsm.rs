@@ -403,8 +403,7 @@ fn keepalive_interval(negotiated: &Negotiated) -> Option<Duration> {
 
 fn send(direction: Direction, message: &Message) -> Action {
     let mut bytes = Vec::new();
-    let written =
-        message.encode(Context { four_octet_asn: true, ibgp: false, extended_messages: false }, &mut bytes);
+    let written = message.encode(Context { four_octet_asn: true, ..Context::default() }, &mut bytes);
     debug_assert_eq!(written, Ok(()), "OPEN, KEEPALIVE and NOTIFICATION of this side are short");
     Action::Send(direction, bytes)
 }

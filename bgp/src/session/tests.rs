@@ -34,9 +34,7 @@ fn peer_open() -> Open {
 
 fn bytes(message: &Message) -> Vec<u8> {
     let mut out = Vec::new();
-    message
-        .encode(Context { four_octet_asn: true, ibgp: false, extended_messages: false }, &mut out)
-        .unwrap();
+    message.encode(Context { four_octet_asn: true, ..Context::default() }, &mut out).unwrap();
     out
 }
 
@@ -98,12 +96,7 @@ fn words(actions: &[Action]) -> Vec<String> {
         Action::Accept => "accept".to_owned(),
         Action::Send(direction, bytes) => {
             assert_eq!(frame(bytes), Ok(Some(bytes.len())));
-            match Message::decode(
-                bytes,
-                Context { four_octet_asn: true, ibgp: false, extended_messages: false },
-            )
-            .unwrap()
-            {
+            match Message::decode(bytes, Context { four_octet_asn: true, ..Context::default() }).unwrap() {
                 Message::Notification(n) => format!("send{} {}/{}", side(direction), n.code, n.subcode),
                 message => format!("send{} {}", side(direction), message.name()),
             }
@@ -390,7 +383,7 @@ fn restart_flags() {
     let flags = |bench: &mut Bench, event: Event<'_>| {
         let actions = bench.event(event);
         let Some(Action::Send(_, bytes)) = actions.last() else { panic!("{actions:?}") };
-        let context = Context { four_octet_asn: true, ibgp: false, extended_messages: false };
+        let context = Context { four_octet_asn: true, ..Context::default() };
         let Ok(Message::Open(open)) = Message::decode(bytes, context) else { panic!("not an OPEN") };
         open.capabilities.into_iter().find_map(|capability| match capability {
             Capability::GracefulRestart(c) => {

@@ -1,11 +1,12 @@
-//! Path attributes (RFC 4271 §4.3, §5; RFC 1997; RFC 6793; RFC 8092).
+//! Path attributes (RFC 4271 §4.3, §5; RFC 1997; RFC 4360; RFC 4456; RFC 6793; RFC 8092; RFC 9234).
 
 use std::net::Ipv4Addr;
 
+use super::as_path::AsPath;
 use super::error::{AttributeError, AttributeProblem, Handling, TooLong, UpdateError};
 use super::reader::Reader;
 use super::{AS_TRANS, Context};
-use crate::{Community, LargeCommunity};
+use crate::{Community, ExtendedCommunity, LargeCommunity};
 
 /// Attribute type codes.
 pub(super) mod code {
@@ -25,10 +26,13 @@ pub(super) mod code {
     pub(in crate::wire) const AS4_PATH: u8 = 17;
     pub(in crate::wire) const AS4_AGGREGATOR: u8 = 18;
     pub(in crate::wire) const LARGE_COMMUNITIES: u8 = 32;
+    pub(in crate::wire) const ONLY_TO_CUSTOMER: u8 = 35;
 }
 
 const OPTIONAL: u8 = 0x80;
 const TRANSITIVE: u8 = 0x40;
+/// Somebody on the way did not know the attribute.
+const PARTIAL: u8 = 0x20;
 const EXTENDED_LENGTH: u8 = 0x10;
 
 /// Flags of a well-known attribute.
@@ -38,7 +42,7 @@ pub(super) const NON_TRANSITIVE: u8 = OPTIONAL;
 const OPTIONAL_TRANSITIVE: u8 = OPTIONAL | TRANSITIVE;
 
 /// ORIGIN (RFC 4271 §5.1.1).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(u8)]
 pub enum Origin {
     /// Interior to the originating AS.
@@ -49,38 +53,29 @@ pub enum Origin {
     Incomplete = 2,
 }
 
-/// AS_PATH (RFC 4271 §5.1.2).
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
-pub struct AsPath {
-    /// Segments, the nearest first.
-    pub segments: Vec<Segment>,
+/// Who made one route of several (RFC 4271 §5.1.7).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Aggregator {
+    /// The speaker's ASN.
+    pub asn: u32,
+    /// The speaker's BGP Identifier, as a rule.
+    pub address: Ipv4Addr,
 }
 
-/// A segment of an AS_PATH.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Segment {
-    /// How to read the ASNs.
-    pub kind: SegmentKind,
-    /// At least one ASN.
-    pub asns: Vec<u32>,
+impl Aggregator {
+    fn to_value(self, four_octet_asn: bool) -> Vec<u8> {
+        let mut value = if four_octet_asn {
+            self.asn.to_be_bytes().to_vec()
+        } else {
+            u16::try_from(self.asn).unwrap_or(AS_TRANS).to_be_bytes().to_vec()
+        };
+        value.extend_from_slice(&self.address.octets());
+        value
+    }
 }
 
-/// The kinds of segments (RFC 4271 §4.3, RFC 5065 §3).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[repr(u8)]
-pub enum SegmentKind {
-    /// Unordered.
-    Set = 1,
-    /// Ordered.
-    Sequence = 2,
-    /// Ordered, within a confederation.
-    ConfedSequence = 3,
-    /// Unordered, within a confederation.
-    ConfedSet = 4,
-}
-
-/// An attribute that is passed on as it came: unknown, or not interpreted here.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+/// An attribute that is not known here.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RawAttribute {
     /// Attribute flags, without Extended Length.
     pub flags: u8,
@@ -90,8 +85,20 @@ pub struct RawAttribute {
     pub value: Vec<u8>,
 }
 
+impl RawAttribute {
+    /// How it is passed on to other peers: marked as unknown to a speaker on the way if it is transitive, not at all
+    /// otherwise (RFC 4271 §5).
+    pub fn passed_on(&self) -> Option<RawAttribute> {
+        let transitive = self.flags & TRANSITIVE != 0;
+        transitive.then(|| RawAttribute { flags: self.flags | PARTIAL, ..self.clone() })
+    }
+}
+
 /// The attributes of an UPDATE, apart from the multiprotocol ones. Empty lists are absent attributes.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+///
+/// Paths and aggregators are the real ones whatever the peer speaks: what a 2-octet peer is told in two attributes, and
+/// tells in two, is one here (RFC 6793).
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PathAttributes {
     /// ORIGIN.
     pub origin: Option<Origin>,
@@ -103,65 +110,46 @@ pub struct PathAttributes {
     pub med: Option<u32>,
     /// LOCAL_PREF.
     pub local_pref: Option<u32>,
+    /// ATOMIC_AGGREGATE.
+    pub atomic_aggregate: bool,
+    /// AGGREGATOR.
+    pub aggregator: Option<Aggregator>,
     /// COMMUNITIES.
     pub communities: Vec<Community>,
+    /// ORIGINATOR_ID (RFC 4456 §8).
+    pub originator_id: Option<Ipv4Addr>,
+    /// CLUSTER_LIST, the nearest reflector first (RFC 4456 §8).
+    pub cluster_list: Vec<Ipv4Addr>,
+    /// Extended communities (RFC 4360).
+    pub extended_communities: Vec<ExtendedCommunity>,
     /// LARGE_COMMUNITIES.
     pub large_communities: Vec<LargeCommunity>,
+    /// ONLY_TO_CUSTOMER: the ASN that has set it (RFC 9234 §5).
+    pub only_to_customer: Option<u32>,
     /// All others.
     pub other: Vec<RawAttribute>,
+    /// Type codes, in order, of those above that a speaker on the way did not know, `other` aside: once said, that is passed
+    /// on (RFC 4271 §5).
+    pub partial: Vec<u8>,
 }
 
-impl AsPath {
-    /// A path of one sequence; empty where `asns` is.
-    pub fn sequence(asns: Vec<u32>) -> AsPath {
-        if asns.is_empty() {
-            return AsPath::default();
-        }
-        AsPath { segments: vec![Segment { kind: SegmentKind::Sequence, asns }] }
-    }
+/// What a 2-octet peer carries along beside AS_PATH and AGGREGATOR (RFC 6793 §3), until all attributes are read.
+#[derive(Debug, Default)]
+pub(super) struct As4 {
+    path: Option<AsPath>,
+    aggregator: Option<Aggregator>,
+}
 
-    fn needs_four_octets(&self) -> bool {
-        self.segments.iter().flat_map(|s| &s.asns).any(|&asn| u16::try_from(asn).is_err())
-    }
-
-    fn to_value(&self, four_octet: bool) -> Vec<u8> {
-        let mut value = Vec::new();
-        // A segment counts its ASNs in one octet.
-        let pieces = self.segments.iter().flat_map(|s| s.asns.chunks(255).map(move |asns| (s.kind, asns)));
-        for (kind, asns) in pieces {
-            value.push(kind as u8);
-            value.extend(u8::try_from(asns.len()));
-            for &asn in asns {
-                if four_octet {
-                    value.extend_from_slice(&asn.to_be_bytes());
-                } else {
-                    value.extend_from_slice(&u16::try_from(asn).unwrap_or(AS_TRANS).to_be_bytes());
-                }
-            }
-        }
-        value
-    }
-
-    fn from_value(value: &[u8], four_octet: bool) -> Option<AsPath> {
-        let mut reader = Reader::new(value);
-        let mut segments = Vec::new();
-        while !reader.is_empty() {
-            let kind = match reader.u8()? {
-                1 => SegmentKind::Set,
-                2 => SegmentKind::Sequence,
-                3 => SegmentKind::ConfedSequence,
-                4 => SegmentKind::ConfedSet,
-                _ => return None,
-            };
-            // RFC 7606 §7.2: a segment of no ASNs is malformed.
-            let count = reader.u8().filter(|&count| count > 0)?;
-            let asn = |reader: &mut Reader<'_>| {
-                if four_octet { reader.u32() } else { reader.u16().map(u32::from) }
-            };
-            let asns = (0..count).map(|_| asn(&mut reader)).collect::<Option<_>>()?;
-            segments.push(Segment { kind, asns });
-        }
-        Some(AsPath { segments })
+/// Flags of the attributes that are known here, without Partial.
+fn defined_flags(code: u8) -> Option<u8> {
+    match code {
+        code::ORIGIN..=code::NEXT_HOP | code::LOCAL_PREF | code::ATOMIC_AGGREGATE => Some(WELL_KNOWN),
+        code::MULTI_EXIT_DISC | code::ORIGINATOR_ID | code::CLUSTER_LIST => Some(NON_TRANSITIVE),
+        code::MP_REACH_NLRI | code::MP_UNREACH_NLRI => Some(NON_TRANSITIVE),
+        code::AGGREGATOR | code::AS4_PATH | code::AS4_AGGREGATOR => Some(OPTIONAL_TRANSITIVE),
+        code::COMMUNITIES | code::EXTENDED_COMMUNITIES => Some(OPTIONAL_TRANSITIVE),
+        code::LARGE_COMMUNITIES | code::ONLY_TO_CUSTOMER => Some(OPTIONAL_TRANSITIVE),
+        _ => None,
     }
 }
 
@@ -176,6 +164,17 @@ pub(super) fn put(out: &mut Vec<u8>, flags: u8, code: u8, value: &[u8]) -> Resul
     }
     out.extend_from_slice(value);
     Ok(())
+}
+
+/// Appends one attribute of a list, none where it is empty.
+fn put_list<const N: usize>(
+    out: &mut Vec<u8>,
+    flags: u8,
+    code: u8,
+    list: impl Iterator<Item = [u8; N]>,
+) -> Result<(), TooLong> {
+    let value: Vec<u8> = list.flatten().collect();
+    if value.is_empty() { Ok(()) } else { put(out, flags, code, &value) }
 }
 
 /// An attribute as it stands in a message.
@@ -227,16 +226,9 @@ impl<'a> Encoded<'a> {
     /// Whether Optional and Transitive are as the attribute's definition says. Any of optional attributes will
     /// do where it is not known.
     pub(super) fn check_flags(&self) -> Result<(), AttributeError> {
-        let defined = match self.code {
-            code::ORIGIN..=code::NEXT_HOP | code::LOCAL_PREF | code::ATOMIC_AGGREGATE => WELL_KNOWN,
-            code::MULTI_EXIT_DISC | code::ORIGINATOR_ID | code::CLUSTER_LIST => NON_TRANSITIVE,
-            code::MP_REACH_NLRI | code::MP_UNREACH_NLRI => NON_TRANSITIVE,
-            code::AGGREGATOR | code::COMMUNITIES | code::EXTENDED_COMMUNITIES => OPTIONAL_TRANSITIVE,
-            code::AS4_PATH | code::AS4_AGGREGATOR | code::LARGE_COMMUNITIES => OPTIONAL_TRANSITIVE,
+        match defined_flags(self.code) {
+            Some(defined) if self.flags & (OPTIONAL | TRANSITIVE) != defined => {}
             _ => return Ok(()),
-        };
-        if self.flags & (OPTIONAL | TRANSITIVE) == defined {
-            return Ok(());
         }
         // RFC 7606 §3 c: withdraw, unless the attribute's own definition says discard (§7.6, §7.7, RFC 6793 §6).
         Err(match self.code {
@@ -252,12 +244,23 @@ impl<'a> Encoded<'a> {
         Ok(u32::from_be_bytes(value))
     }
 
-    /// The value in pieces of `N` bytes, at least one.
-    fn pieces<const N: usize>(&self) -> Result<&'a [[u8; N]], AttributeError> {
+    /// The value in pieces of `N` bytes, at least one, each made into what it means.
+    fn pieces<const N: usize, T>(&self, meaning: impl Fn([u8; N]) -> T) -> Result<Vec<T>, AttributeError> {
         match self.value.as_chunks::<N>() {
-            (pieces, []) if !pieces.is_empty() => Ok(pieces),
+            (pieces, []) if !pieces.is_empty() => Ok(pieces.iter().copied().map(meaning).collect()),
             _ => Err(self.malformed(AttributeProblem::Length)),
         }
+    }
+
+    /// The value as an AGGREGATOR (RFC 4271 §4.3), which never takes the route with it (RFC 7606 §7.7).
+    fn aggregator(&self, four_octet_asn: bool) -> Result<Aggregator, AttributeError> {
+        let mut reader = Reader::new(self.value);
+        let mut fields = || {
+            let asn = if four_octet_asn { reader.u32()? } else { reader.u16()?.into() };
+            let address = reader.u32()?.into();
+            reader.is_empty().then_some(Aggregator { asn, address })
+        };
+        fields().ok_or(self.discarded(AttributeProblem::Length))
     }
 }
 
@@ -267,30 +270,20 @@ impl PathAttributes {
         &mut self,
         attribute: &Encoded<'_>,
         context: Context,
+        as4: &mut As4,
     ) -> Result<Result<(), AttributeError>, UpdateError> {
-        const KNOWN: [u8; 14] = [
-            code::ORIGIN,
-            code::AS_PATH,
-            code::NEXT_HOP,
-            code::MULTI_EXIT_DISC,
-            code::LOCAL_PREF,
-            code::ATOMIC_AGGREGATE,
-            code::AGGREGATOR,
-            code::COMMUNITIES,
-            code::ORIGINATOR_ID,
-            code::CLUSTER_LIST,
-            code::EXTENDED_COMMUNITIES,
-            code::AS4_PATH,
-            code::AS4_AGGREGATOR,
-            code::LARGE_COMMUNITIES,
-        ];
-        if attribute.flags & OPTIONAL == 0 && !KNOWN.contains(&attribute.code) {
+        if attribute.flags & OPTIONAL == 0 && defined_flags(attribute.code).is_none() {
             return Err(UpdateError::UnrecognizedWellKnown(attribute.to_bytes()));
         }
-        Ok(attribute.check_flags().and_then(|()| self.read_value(attribute, context)))
+        Ok(attribute.check_flags().and_then(|()| self.read_value(attribute, context, as4)))
     }
 
-    fn read_value(&mut self, attribute: &Encoded<'_>, context: Context) -> Result<(), AttributeError> {
+    fn read_value(
+        &mut self,
+        attribute: &Encoded<'_>,
+        context: Context,
+        as4: &mut As4,
+    ) -> Result<(), AttributeError> {
         let length = || attribute.malformed(AttributeProblem::Length);
         let value = || attribute.malformed(AttributeProblem::Value);
         let unexpected = || attribute.discarded(AttributeProblem::Unexpected);
@@ -315,44 +308,60 @@ impl PathAttributes {
                 return Err(unexpected());
             }
             code::LOCAL_PREF => self.local_pref = Some(attribute.u32()?),
+            code::ATOMIC_AGGREGATE if attribute.value.is_empty() => self.atomic_aggregate = true,
+            // RFC 7606 §7.6.
+            code::ATOMIC_AGGREGATE => return Err(attribute.discarded(AttributeProblem::Length)),
+            code::AGGREGATOR => self.aggregator = Some(attribute.aggregator(context.four_octet_asn)?),
             code::COMMUNITIES => {
-                self.communities =
-                    attribute.pieces()?.iter().map(|&c| Community(u32::from_be_bytes(c))).collect();
+                self.communities = attribute.pieces(|c| Community(u32::from_be_bytes(c)))?;
             }
-            code::LARGE_COMMUNITIES => {
-                self.large_communities = attribute
-                    .pieces::<12>()?
-                    .iter()
-                    .map(|&[a, b, c, d, e, f, g, h, i, j, k, l]| LargeCommunity {
-                        global: u32::from_be_bytes([a, b, c, d]),
-                        data1: u32::from_be_bytes([e, f, g, h]),
-                        data2: u32::from_be_bytes([i, j, k, l]),
-                    })
-                    .collect();
+            code::ORIGINATOR_ID => self.originator_id = Some(attribute.u32()?.into()),
+            code::CLUSTER_LIST => self.cluster_list = attribute.pieces::<4, _>(Ipv4Addr::from)?,
+            code::EXTENDED_COMMUNITIES => {
+                self.extended_communities = attribute.pieces(ExtendedCommunity)?;
             }
             // RFC 6793 §4.1: a 4-octet speaker must not send these, and what it sends is discarded.
             code::AS4_PATH | code::AS4_AGGREGATOR if context.four_octet_asn => return Err(unexpected()),
-            _ => {
-                self.check_raw(attribute, context)?;
-                self.other.push(attribute.to_raw());
+            code::AS4_PATH => {
+                let path = AsPath::from_value(attribute.value, true).filter(|path| !path.segments.is_empty());
+                let path = path.ok_or(attribute.discarded(AttributeProblem::Value))?;
+                as4.path = Some(path.outside_confederation());
             }
+            code::AS4_AGGREGATOR => as4.aggregator = Some(attribute.aggregator(true)?),
+            code::LARGE_COMMUNITIES => {
+                self.large_communities =
+                    attribute.pieces(|[a, b, c, d, e, f, g, h, i, j, k, l]| LargeCommunity {
+                        global: u32::from_be_bytes([a, b, c, d]),
+                        data1: u32::from_be_bytes([e, f, g, h]),
+                        data2: u32::from_be_bytes([i, j, k, l]),
+                    })?;
+            }
+            code::ONLY_TO_CUSTOMER => self.only_to_customer = Some(attribute.u32()?),
+            _ => {
+                self.other.push(attribute.to_raw());
+                return Ok(());
+            }
+        }
+        let kept = !matches!(attribute.code, code::AS4_PATH | code::AS4_AGGREGATOR);
+        let may_be_partial = kept && defined_flags(attribute.code) == Some(OPTIONAL_TRANSITIVE);
+        if may_be_partial && attribute.flags & PARTIAL != 0 {
+            // In order, whatever order the attributes came in.
+            let at = self.partial.partition_point(|&code| code < attribute.code);
+            self.partial.insert(at, attribute.code);
         }
         Ok(())
     }
 
-    /// The lengths of attributes that are known and not interpreted (RFC 7606 §7).
-    fn check_raw(&self, attribute: &Encoded<'_>, context: Context) -> Result<(), AttributeError> {
-        let length = attribute.value.len();
-        let discarded = |fits: bool| fits.then_some(()).ok_or(attribute.discarded(AttributeProblem::Length));
-        match attribute.code {
-            code::ATOMIC_AGGREGATE => discarded(length == 0),
-            code::AGGREGATOR => discarded(length == if context.four_octet_asn { 8 } else { 6 }),
-            code::AS4_PATH => discarded(AsPath::from_value(attribute.value, true).is_some()),
-            code::AS4_AGGREGATOR => discarded(length == 8),
-            code::ORIGINATOR_ID => attribute.u32().map(|_| ()),
-            code::CLUSTER_LIST => attribute.pieces::<4>().map(|_| ()),
-            code::EXTENDED_COMMUNITIES => attribute.pieces::<8>().map(|_| ()),
-            _ => Ok(()),
+    /// Puts the real ASNs where a 2-octet peer could not name them (RFC 6793 §4.2.3).
+    pub(super) fn merge(&mut self, as4: As4) {
+        match (&mut self.aggregator, as4.aggregator) {
+            (Some(aggregator), Some(real)) if aggregator.asn == AS_TRANS.into() => *aggregator = real,
+            // Aggregated since by a speaker that knew of neither: both are about an earlier route.
+            (Some(_), Some(_)) => return,
+            _ => {}
+        }
+        if let Some(real) = as4.path {
+            self.as_path = self.as_path.take().map(|path| path.with_as4(real));
         }
     }
 
@@ -376,22 +385,48 @@ impl PathAttributes {
         if let Some(local_pref) = self.local_pref {
             put(out, WELL_KNOWN, code::LOCAL_PREF, &local_pref.to_be_bytes())?;
         }
-        if !self.communities.is_empty() {
-            let value: Vec<u8> = self.communities.iter().flat_map(|c| c.0.to_be_bytes()).collect();
-            put(out, OPTIONAL_TRANSITIVE, code::COMMUNITIES, &value)?;
+        let transitive = |code| {
+            let partial = self.partial.contains(&code);
+            OPTIONAL_TRANSITIVE | if partial { PARTIAL } else { 0 }
+        };
+        if self.atomic_aggregate {
+            put(out, WELL_KNOWN, code::ATOMIC_AGGREGATE, &[])?;
         }
-        // RFC 6793 §4.2.2: a 2-octet peer carries the real path along without reading it.
-        if let Some(path) = self.as_path.as_ref().filter(|p| !context.four_octet_asn && p.needs_four_octets())
-        {
-            put(out, OPTIONAL_TRANSITIVE, code::AS4_PATH, &path.to_value(true))?;
+        if let Some(aggregator) = self.aggregator {
+            let flags = transitive(code::AGGREGATOR);
+            put(out, flags, code::AGGREGATOR, &aggregator.to_value(context.four_octet_asn))?;
         }
-        if !self.large_communities.is_empty() {
-            let parts = self.large_communities.iter().flat_map(|c| [c.global, c.data1, c.data2]);
-            let value: Vec<u8> = parts.flat_map(u32::to_be_bytes).collect();
-            put(out, OPTIONAL_TRANSITIVE, code::LARGE_COMMUNITIES, &value)?;
+        let communities = self.communities.iter().map(|c| c.0.to_be_bytes());
+        put_list(out, transitive(code::COMMUNITIES), code::COMMUNITIES, communities)?;
+        if let Some(originator) = self.originator_id {
+            put(out, NON_TRANSITIVE, code::ORIGINATOR_ID, &originator.octets())?;
+        }
+        put_list(out, NON_TRANSITIVE, code::CLUSTER_LIST, self.cluster_list.iter().map(Ipv4Addr::octets))?;
+        let extended = self.extended_communities.iter().map(|c| c.0);
+        put_list(out, transitive(code::EXTENDED_COMMUNITIES), code::EXTENDED_COMMUNITIES, extended)?;
+        if !context.four_octet_asn {
+            self.encode_as4(out)?;
+        }
+        let large = self.large_communities.iter().flat_map(|c| [c.global, c.data1, c.data2]);
+        let flags = transitive(code::LARGE_COMMUNITIES);
+        put_list(out, flags, code::LARGE_COMMUNITIES, large.map(u32::to_be_bytes))?;
+        if let Some(asn) = self.only_to_customer {
+            let flags = transitive(code::ONLY_TO_CUSTOMER);
+            put(out, flags, code::ONLY_TO_CUSTOMER, &asn.to_be_bytes())?;
         }
         for RawAttribute { flags, code, value } in &self.other {
             put(out, *flags, *code, value)?;
+        }
+        Ok(())
+    }
+
+    /// What a 2-octet peer carries along without reading it (RFC 6793 §4.2.2).
+    fn encode_as4(&self, out: &mut Vec<u8>) -> Result<(), TooLong> {
+        if let Some(path) = self.as_path.as_ref().and_then(AsPath::to_as4) {
+            put(out, OPTIONAL_TRANSITIVE, code::AS4_PATH, &path.to_value(true))?;
+        }
+        if let Some(aggregator) = self.aggregator.filter(|a| u16::try_from(a.asn).is_err()) {
+            put(out, OPTIONAL_TRANSITIVE, code::AS4_AGGREGATOR, &aggregator.to_value(true))?;
         }
         Ok(())
     }

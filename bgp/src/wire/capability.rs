@@ -23,6 +23,8 @@ pub enum Capability {
     GracefulRestart(GracefulRestartCapability),
     /// 4-octet ASNs (65, RFC 6793): the speaker's own.
     FourOctetAsn(u32),
+    /// Several paths to a prefix (69, RFC 7911), for each of these families.
+    AddPath(Vec<AddPathFamily>),
     /// Any other, kept as it came.
     Unknown {
         /// Capability code.
@@ -56,11 +58,25 @@ pub struct GracefulRestartFamily {
     pub forwarding: bool,
 }
 
+/// One family of an ADD-PATH capability (RFC 7911 §4).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct AddPathFamily {
+    /// Address Family Identifier.
+    pub afi: u16,
+    /// Subsequent Address Family Identifier.
+    pub safi: u8,
+    /// The speaker takes several paths to a prefix.
+    pub receive: bool,
+    /// The speaker can send several paths to a prefix.
+    pub send: bool,
+}
+
 const MULTIPROTOCOL: u8 = 1;
 const ROUTE_REFRESH: u8 = 2;
 const EXTENDED_MESSAGE: u8 = 6;
 const GRACEFUL_RESTART: u8 = 64;
 const FOUR_OCTET_ASN: u8 = 65;
+const ADD_PATH: u8 = 69;
 const ENHANCED_ROUTE_REFRESH: u8 = 70;
 
 const RESTARTING: u16 = 0x8000;
@@ -96,6 +112,11 @@ impl Capability {
             Capability::EnhancedRouteRefresh => (ENHANCED_ROUTE_REFRESH, Vec::new()),
             Capability::GracefulRestart(capability) => (GRACEFUL_RESTART, capability.to_value()),
             Capability::FourOctetAsn(asn) => (FOUR_OCTET_ASN, asn.to_be_bytes().to_vec()),
+            Capability::AddPath(families) => {
+                let mut value = Vec::new();
+                families.iter().for_each(|family| family.write(&mut value));
+                (ADD_PATH, value)
+            }
             Capability::Unknown { code, value } => (*code, value.clone()),
         }
     }
@@ -114,6 +135,13 @@ impl Capability {
             ENHANCED_ROUTE_REFRESH => Capability::EnhancedRouteRefresh,
             GRACEFUL_RESTART => Capability::GracefulRestart(GracefulRestartCapability::read(&mut reader)?),
             FOUR_OCTET_ASN => Capability::FourOctetAsn(reader.u32()?),
+            ADD_PATH => {
+                let mut families = Vec::new();
+                while !reader.is_empty() {
+                    families.push(AddPathFamily::read(&mut reader)?);
+                }
+                Capability::AddPath(families)
+            }
             _ => Capability::Unknown { code, value: reader.rest().to_vec() },
         };
         reader.is_empty().then_some(capability)
@@ -148,5 +176,24 @@ impl GracefulRestartCapability {
             restart_time: head & RESTART_TIME,
             families,
         })
+    }
+}
+
+impl AddPathFamily {
+    const RECEIVE: u8 = 1;
+    const SEND: u8 = 2;
+
+    fn write(self, out: &mut Vec<u8>) {
+        let receive = if self.receive { Self::RECEIVE } else { 0 };
+        let send = if self.send { Self::SEND } else { 0 };
+        out.extend_from_slice(&self.afi.to_be_bytes());
+        out.extend_from_slice(&[self.safi, receive | send]);
+    }
+
+    fn read(reader: &mut Reader<'_>) -> Option<AddPathFamily> {
+        let (afi, safi, mode) = (reader.u16()?, reader.u8()?, reader.u8()?);
+        // RFC 7911 §4: any other value is as if the family were not there.
+        let has = |bit| mode <= Self::RECEIVE | Self::SEND && mode & bit != 0;
+        Some(AddPathFamily { afi, safi, receive: has(Self::RECEIVE), send: has(Self::SEND) })
     }
 }

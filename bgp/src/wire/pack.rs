@@ -3,12 +3,10 @@
 use std::iter::Peekable;
 use std::net::{IpAddr, Ipv4Addr};
 
-use ipnet::IpNet;
-
 use super::attribute::{NON_TRANSITIVE, PathAttributes, code};
 use super::error::TooLong;
 use super::message::{Message, RefreshKind, RouteRefresh, UPDATE, with_header};
-use super::prefix::{wire_length, write_any};
+use super::prefix::Nlri;
 use super::update::family_bytes;
 use super::{Context, Update};
 use crate::Family;
@@ -19,6 +17,8 @@ pub struct Announcement {
     attributes: Vec<u8>,
     /// What MP_REACH_NLRI begins with, in a family that needs it.
     mp_reach: Option<Vec<u8>>,
+    /// Prefixes have path identifiers.
+    add_path: bool,
     /// The length of the longest message.
     limit: usize,
 }
@@ -46,18 +46,26 @@ impl Announcement {
         };
         let mut encoded = Vec::new();
         PathAttributes { next_hop: classic, ..attributes }.encode(context, &mut encoded)?;
-        let announcement = Announcement { attributes: encoded, mp_reach, limit: context.max_length() };
+        let family = if mp_reach.is_some() { Family::Ipv6Unicast } else { Family::Ipv4Unicast };
+        let add_path = context.add_path.contains(family);
+        let announcement =
+            Announcement { attributes: encoded, mp_reach, add_path, limit: context.max_length() };
         // Header, two lengths, header of MP_REACH_NLRI, longest prefix.
         let least = 19
             + 4
             + announcement.attributes.len()
+            + if add_path { 4 } else { 0 }
             + announcement.mp_reach.as_ref().map_or(5, |m| 4 + m.len() + 17);
         if least > announcement.limit { Err(TooLong) } else { Ok(announcement) }
     }
 
     /// Appends one UPDATE that takes from `prefixes` what fits; nothing where there are none. Returns how many
     /// it took.
-    pub fn write(&self, prefixes: &mut Peekable<impl Iterator<Item = IpNet>>, out: &mut Vec<u8>) -> usize {
+    pub fn write<P: Into<Nlri> + Copy>(
+        &self,
+        prefixes: &mut Peekable<impl Iterator<Item = P>>,
+        out: &mut Vec<u8>,
+    ) -> usize {
         if prefixes.peek().is_none() {
             return 0;
         }
@@ -69,12 +77,12 @@ impl Announcement {
             out.extend_from_slice(&[0, 0]);
             if let Some(head) = &self.mp_reach {
                 let room = self.limit - (out.len() - start) - self.attributes.len();
-                count = write_multiprotocol(code::MP_REACH_NLRI, head, prefixes, room, out)?;
+                count = write_multiprotocol(code::MP_REACH_NLRI, head, prefixes, self.add_path, room, out)?;
             }
             out.extend_from_slice(&self.attributes);
             fill_length(attributes_at, out)?;
             if self.mp_reach.is_none() {
-                count = write_prefixes(prefixes, self.limit - (out.len() - start), out);
+                count = write_prefixes(prefixes, self.add_path, self.limit - (out.len() - start), out);
             }
             Ok(())
         });
@@ -85,16 +93,16 @@ impl Announcement {
 
 /// Appends one UPDATE that withdraws what fits of `prefixes`, all of `family`; nothing where there are none. Returns
 /// how many it took.
-pub fn write_withdrawal(
+pub fn write_withdrawal<P: Into<Nlri> + Copy>(
     family: Family,
     context: Context,
-    prefixes: &mut Peekable<impl Iterator<Item = IpNet>>,
+    prefixes: &mut Peekable<impl Iterator<Item = P>>,
     out: &mut Vec<u8>,
 ) -> usize {
     if prefixes.peek().is_none() {
         return 0;
     }
-    let limit = context.max_length();
+    let (limit, add_path) = (context.max_length(), context.add_path.contains(family));
     let mut count = 0;
     let written = with_header(UPDATE, limit, out, |out| {
         let start = out.len() - 19;
@@ -102,7 +110,7 @@ pub fn write_withdrawal(
         out.extend_from_slice(&[0, 0]);
         match family {
             Family::Ipv4Unicast => {
-                count = write_prefixes(prefixes, limit - (out.len() - start) - 2, out);
+                count = write_prefixes(prefixes, add_path, limit - (out.len() - start) - 2, out);
                 fill_length(withdrawn_at, out)?;
                 out.extend_from_slice(&[0, 0]);
                 Ok(())
@@ -111,8 +119,8 @@ pub fn write_withdrawal(
                 let attributes_at = out.len();
                 out.extend_from_slice(&[0, 0]);
                 let room = limit - (out.len() - start);
-                count =
-                    write_multiprotocol(code::MP_UNREACH_NLRI, &family_bytes(family), prefixes, room, out)?;
+                let head = family_bytes(family);
+                count = write_multiprotocol(code::MP_UNREACH_NLRI, &head, prefixes, add_path, room, out)?;
                 fill_length(attributes_at, out)
             }
         }
@@ -133,16 +141,16 @@ pub fn write_route_refresh(kind: RefreshKind, family: Family, out: &mut Vec<u8>)
 
 /// Appends a message that any peer takes.
 fn write_short(message: &Message, out: &mut Vec<u8>) {
-    let context = Context { four_octet_asn: true, ibgp: false, extended_messages: false };
-    let written = message.encode(context, out);
+    let written = message.encode(Context::default(), out);
     debug_assert_eq!(written, Ok(()), "these are short");
 }
 
 /// An attribute of two length octets: `head`, then prefixes; all within `room`.
-fn write_multiprotocol(
+fn write_multiprotocol<P: Into<Nlri> + Copy>(
     code: u8,
     head: &[u8],
-    prefixes: &mut Peekable<impl Iterator<Item = IpNet>>,
+    prefixes: &mut Peekable<impl Iterator<Item = P>>,
+    add_path: bool,
     room: usize,
     out: &mut Vec<u8>,
 ) -> Result<usize, TooLong> {
@@ -151,21 +159,23 @@ fn write_multiprotocol(
     let length_at = out.len();
     out.extend_from_slice(&[0, 0]);
     out.extend_from_slice(head);
-    let count = write_prefixes(prefixes, room - 4 - head.len(), out);
+    let count = write_prefixes(prefixes, add_path, room - 4 - head.len(), out);
     fill_length(length_at, out)?;
     Ok(count)
 }
 
 /// Appends prefixes while they fit into `room` bytes.
-fn write_prefixes(
-    prefixes: &mut Peekable<impl Iterator<Item = IpNet>>,
+fn write_prefixes<P: Into<Nlri> + Copy>(
+    prefixes: &mut Peekable<impl Iterator<Item = P>>,
+    add_path: bool,
     mut room: usize,
     out: &mut Vec<u8>,
 ) -> usize {
     let mut count = 0;
-    while let Some(prefix) = prefixes.next_if(|prefix| wire_length(prefix) <= room) {
-        room -= wire_length(&prefix);
-        write_any(&prefix, out);
+    while let Some(nlri) = prefixes.next_if(|&nlri| nlri.into().wire_length(add_path) <= room) {
+        let nlri = nlri.into();
+        room -= nlri.wire_length(add_path);
+        nlri.write_any(add_path, out);
         count += 1;
     }
     count

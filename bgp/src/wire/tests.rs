@@ -1,32 +1,40 @@
 //! Round trips, hostile bytes, and what each defect is answered with.
 
-use std::net::IpAddr;
+mod as4;
+mod pack;
+
+use std::net::Ipv4Addr;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use proptest::collection::vec;
 use proptest::option;
-use proptest::prelude::{BoxedStrategy, Just, Strategy, any, prop_oneof, proptest};
+use proptest::prelude::{BoxedStrategy, Just, Strategy, any, prop_compose, prop_oneof, proptest};
 
-use super::pack::{Announcement, write_end_of_rib, write_withdrawal};
 use super::{
-    AS_TRANS, AsPath, AttributeProblem, Capability, Context, GracefulRestartCapability,
-    GracefulRestartFamily, Handling, Message, MpReach, MpUnreach, Notification, Open, Origin, PathAttributes,
-    RawAttribute, RouteRefresh, Segment, SegmentKind, TooLong, Update, frame,
+    AddPathFamily, Aggregator, AsPath, AttributeProblem, Capability, Context, GracefulRestartCapability,
+    GracefulRestartFamily, Handling, Message, MpReach, MpUnreach, Nlri, Notification, Open, Origin,
+    PathAttributes, RawAttribute, RouteRefresh, Segment, SegmentKind, TooLong, Update, frame,
 };
-use crate::{Community, Family, LargeCommunity};
+use crate::{Community, ExtendedCommunity, Families, LargeCommunity};
 
-const EBGP: Context = Context { four_octet_asn: true, ibgp: false, extended_messages: false };
-const IBGP: Context = Context { four_octet_asn: true, ibgp: true, extended_messages: false };
-const OLD: Context = Context { four_octet_asn: false, ibgp: false, extended_messages: false };
+const EBGP: Context =
+    Context { four_octet_asn: true, ibgp: false, extended_messages: false, add_path: Families::NONE };
+const IBGP: Context = Context { ibgp: true, ..EBGP };
+/// A peer of 2-octet ASNs.
+const OLD: Context = Context { four_octet_asn: false, ..EBGP };
+/// Several paths to each prefix.
+const ADD_PATH: Context = Context { add_path: Families::ALL, ..IBGP };
 
-fn v4_nets() -> impl Strategy<Value = Vec<Ipv4Net>> {
-    let net = (any::<[u8; 4]>(), 0..=32u8).prop_map(|(a, l)| Ipv4Net::new(a.into(), l).unwrap().trunc());
-    vec(net, 0..20)
+fn nlri<P: std::fmt::Debug>(prefix: impl Strategy<Value = P>) -> impl Strategy<Value = Vec<Nlri<P>>> {
+    vec((prefix, any::<u32>()).prop_map(|(prefix, path_id)| Nlri { prefix, path_id }), 0..20)
 }
 
-fn v6_nets() -> impl Strategy<Value = Vec<Ipv6Net>> {
-    let net = (any::<[u8; 16]>(), 0..=128u8).prop_map(|(a, l)| Ipv6Net::new(a.into(), l).unwrap().trunc());
-    vec(net, 0..20)
+fn v4_nets() -> impl Strategy<Value = Vec<Nlri<Ipv4Net>>> {
+    nlri((any::<[u8; 4]>(), 0..=32u8).prop_map(|(a, l)| Ipv4Net::new(a.into(), l).unwrap().trunc()))
+}
+
+fn v6_nets() -> impl Strategy<Value = Vec<Nlri<Ipv6Net>>> {
+    nlri((any::<[u8; 16]>(), 0..=128u8).prop_map(|(a, l)| Ipv6Net::new(a.into(), l).unwrap().trunc()))
 }
 
 fn capability() -> impl Strategy<Value = Capability> {
@@ -38,6 +46,8 @@ fn capability() -> impl Strategy<Value = Capability> {
             Capability::GracefulRestart(capability)
         },
     );
+    let add_path = (any::<u16>(), any::<u8>(), any::<[bool; 2]>())
+        .prop_map(|(afi, safi, [receive, send])| AddPathFamily { afi, safi, receive, send });
     prop_oneof![
         (any::<u16>(), any::<u8>()).prop_map(|(afi, safi)| Capability::Multiprotocol { afi, safi }),
         Just(Capability::RouteRefresh),
@@ -45,6 +55,7 @@ fn capability() -> impl Strategy<Value = Capability> {
         Just(Capability::EnhancedRouteRefresh),
         any::<u32>().prop_map(Capability::FourOctetAsn),
         restart,
+        vec(add_path, 0..4).prop_map(Capability::AddPath),
         (100..=255u8, vec(any::<u8>(), 0..=255))
             .prop_map(|(code, value)| Capability::Unknown { code, value }),
     ]
@@ -72,32 +83,46 @@ fn as_path() -> impl Strategy<Value = AsPath> {
     vec(segment, 0..4).prop_map(|segments| AsPath { segments })
 }
 
-/// As an iBGP peer may send them: all mandatory ones there.
-fn attributes() -> impl Strategy<Value = PathAttributes> {
-    let origin = prop_oneof![Just(Origin::Igp), Just(Origin::Egp), Just(Origin::Incomplete)];
-    let large = any::<[u32; 3]>().prop_map(|[global, data1, data2]| LargeCommunity { global, data1, data2 });
-    let raw = (prop_oneof![Just(0x80u8), Just(0xc0), Just(0xe0)], vec(any::<u8>(), 0..300));
-    (
-        (origin, as_path(), any::<[u8; 4]>()),
-        (option::of(any::<u32>()), option::of(any::<u32>())),
-        (vec(any::<u32>().prop_map(Community), 0..100), vec(large, 0..10)),
-        vec(raw, 0..3),
-    )
-        .prop_map(
-            |((origin, as_path, next_hop), (med, local_pref), (communities, large_communities), raws)| {
-                let raws = raws.into_iter().zip(100..);
-                PathAttributes {
-                    origin: Some(origin),
-                    as_path: Some(as_path),
-                    next_hop: Some(next_hop.into()),
-                    med,
-                    local_pref,
-                    communities,
-                    large_communities,
-                    other: raws.map(|((flags, value), code)| RawAttribute { flags, code, value }).collect(),
-                }
-            },
-        )
+prop_compose! {
+    /// As an iBGP peer may send them: all mandatory ones there.
+    fn attributes()(
+        origin in prop_oneof![Just(Origin::Igp), Just(Origin::Egp), Just(Origin::Incomplete)],
+        (as_path, next_hop) in (as_path(), any::<[u8; 4]>()),
+        [med, local_pref, only_to_customer] in [option::of(any::<u32>()), option::of(any::<u32>()), option::of(any::<u32>())],
+        aggregator in option::of((any::<u32>(), any::<[u8; 4]>())),
+        (originator, cluster_list) in (option::of(any::<[u8; 4]>()), vec(any::<[u8; 4]>(), 0..4)),
+        communities in vec(any::<u32>(), 0..100),
+        extended in vec(any::<[u8; 8]>(), 0..5),
+        large_list in vec(any::<[u32; 3]>(), 0..10),
+        raw in vec((prop_oneof![Just(0x80u8), Just(0xc0), Just(0xe0)], vec(any::<u8>(), 0..300)), 0..3),
+        (atomic_aggregate, partial) in any::<(bool, bool)>(),
+    ) -> PathAttributes {
+        let large = |[global, data1, data2]: [u32; 3]| LargeCommunity { global, data1, data2 };
+        let present = [
+            (7, aggregator.is_some()),
+            (8, !communities.is_empty()),
+            (16, !extended.is_empty()),
+            (32, !large_list.is_empty()),
+            (35, only_to_customer.is_some()),
+        ];
+        PathAttributes {
+            origin: Some(origin),
+            as_path: Some(as_path),
+            next_hop: Some(next_hop.into()),
+            med,
+            local_pref,
+            atomic_aggregate,
+            aggregator: aggregator.map(|(asn, address)| Aggregator { asn, address: address.into() }),
+            communities: communities.into_iter().map(Community).collect(),
+            originator_id: originator.map(Into::into),
+            cluster_list: cluster_list.into_iter().map(Into::into).collect(),
+            extended_communities: extended.into_iter().map(ExtendedCommunity).collect(),
+            large_communities: large_list.into_iter().map(large).collect(),
+            only_to_customer,
+            other: raw.into_iter().zip(100..).map(|((flags, value), code)| RawAttribute { flags, code, value }).collect(),
+            partial: present.iter().filter(|(_, there)| partial && *there).map(|(code, _)| *code).collect(),
+        }
+    }
 }
 
 fn update() -> impl Strategy<Value = Update> {
@@ -156,9 +181,19 @@ fn read_all(mut bytes: &[u8], context: Context) {
 proptest! {
     #[test]
     fn round_trip(message in message()) {
-        let bytes = encode(&message, IBGP);
+        let bytes = encode(&message, ADD_PATH);
         assert_eq!(frame(&bytes), Ok(Some(bytes.len())));
-        assert_eq!(Message::decode(&bytes, IBGP), Ok(message));
+        assert_eq!(Message::decode(&bytes, ADD_PATH), Ok(message));
+    }
+
+    /// What a 2-octet peer carries along is what comes out behind it, confederations aside.
+    #[test]
+    fn round_trip_by_a_two_octet_peer(attributes in attributes()) {
+        let as_path = attributes.as_path.map(|path| path.outside_confederation());
+        let attributes = PathAttributes { as_path, ..attributes };
+        let old = Context { ibgp: true, ..OLD };
+        let update = Message::Update(Update { attributes, ..Update::default() });
+        assert_eq!(Message::decode(&encode(&update, old), old), Ok(update));
     }
 
     #[test]
@@ -401,9 +436,73 @@ fn malformed_attributes_by_rfc_7606() {
             Length,
             TreatAsWithdraw,
         ),
+        (
+            "ORIGINATOR_ID by eBGP",
+            update_of(&[ORIGIN, AS_PATH, NEXT_HOP, &[0x80, 9, 4, 1, 1, 1, 1]]),
+            EBGP,
+            9,
+            Unexpected,
+            Discard,
+        ),
+        (
+            "ORIGINATOR_ID of three",
+            update_of(&[ORIGIN, AS_PATH, NEXT_HOP, &[0x80, 9, 3, 1, 1, 1]]),
+            IBGP,
+            9,
+            Length,
+            TreatAsWithdraw,
+        ),
+        (
+            "CLUSTER_LIST by eBGP",
+            update_of(&[ORIGIN, AS_PATH, NEXT_HOP, &[0x80, 10, 4, 1, 1, 1, 1]]),
+            EBGP,
+            10,
+            Unexpected,
+            Discard,
+        ),
+        (
+            "CLUSTER_LIST of five",
+            update_of(&[ORIGIN, AS_PATH, NEXT_HOP, &[0x80, 10, 5, 1, 1, 1, 1, 1]]),
+            IBGP,
+            10,
+            Length,
+            TreatAsWithdraw,
+        ),
+        (
+            "transitive CLUSTER_LIST",
+            update_of(&[ORIGIN, AS_PATH, NEXT_HOP, &[0xc0, 10, 4, 1, 1, 1, 1]]),
+            IBGP,
+            10,
+            Flags,
+            TreatAsWithdraw,
+        ),
+        (
+            "extended community of seven",
+            update_of(&[ORIGIN, AS_PATH, NEXT_HOP, &[0xc0, 16, 7, 0, 2, 0, 0, 0, 0, 0]]),
+            EBGP,
+            16,
+            Length,
+            TreatAsWithdraw,
+        ),
+        (
+            "ONLY_TO_CUSTOMER of two",
+            update_of(&[ORIGIN, AS_PATH, NEXT_HOP, &[0xc0, 35, 2, 0, 1]]),
+            EBGP,
+            35,
+            Length,
+            TreatAsWithdraw,
+        ),
+        (
+            "ONLY_TO_CUSTOMER, not transitive",
+            update_of(&[ORIGIN, AS_PATH, NEXT_HOP, &[0x80, 35, 4, 0, 0, 0, 1]]),
+            EBGP,
+            35,
+            Flags,
+            TreatAsWithdraw,
+        ),
         ("one byte left", update_of(&[ORIGIN, AS_PATH, NEXT_HOP, &[0xc0]]), EBGP, 0, Length, TreatAsWithdraw),
     ];
-    let prefix: IpNet = "10.0.0.0/8".parse().unwrap();
+    let prefix = Nlri::from("10.0.0.0/8".parse::<IpNet>().unwrap());
     for (name, bytes, context, code, problem, handling) in cases {
         let Ok(Message::Update(update)) = Message::decode(bytes, *context) else { panic!("{name}") };
         let [error] = update.malformed.as_slice() else { panic!("{name}: {:?}", update.malformed) };
@@ -448,25 +547,6 @@ fn foreign_family_is_kept() {
 }
 
 #[test]
-fn two_octet_peer_is_told_as_trans_and_as4_path() {
-    let path = AsPath::sequence(vec![4_200_000_001, 65001]);
-    let attributes = PathAttributes {
-        origin: Some(Origin::Igp),
-        as_path: Some(path),
-        next_hop: Some([10, 0, 0, 1].into()),
-        ..PathAttributes::default()
-    };
-    let nlri = vec!["10.0.0.0/8".parse().unwrap()];
-    let update = Message::Update(Update { attributes, nlri, ..Update::default() });
-    let Ok(Message::Update(read)) = Message::decode(&encode(&update, OLD), OLD) else {
-        panic!("not an UPDATE")
-    };
-    assert_eq!(read.attributes.as_path, Some(AsPath::sequence(vec![AS_TRANS.into(), 65001])));
-    let as4_path = [&[2, 2][..], &4_200_000_001u32.to_be_bytes(), &65001u32.to_be_bytes()].concat();
-    assert_eq!(read.attributes.other, [RawAttribute { flags: 0xc0, code: 17, value: as4_path }]);
-}
-
-#[test]
 fn opens_of_both_parameter_formats() {
     for (name, values) in [("short", vec![3; 4]), ("extended", vec![200; 4])] {
         let capabilities =
@@ -481,118 +561,42 @@ fn opens_of_both_parameter_formats() {
 
 #[test]
 fn too_long_leaves_nothing_behind() {
-    let update = Update { nlri: vec!["10.0.0.1/32".parse().unwrap(); 900], ..Update::default() };
+    let update = Update { nlri: vec![Ipv4Net::from(Ipv4Addr::LOCALHOST).into(); 900], ..Update::default() };
     let mut out = vec![1, 2, 3];
     assert_eq!(Message::Update(update).encode(EBGP, &mut out), Err(TooLong));
     assert_eq!(out, [1, 2, 3]);
 }
 
-/// `count` host prefixes.
-fn hosts(family: Family, count: u32) -> impl Iterator<Item = IpNet> {
-    (0..count).map(move |n| {
-        let address: IpAddr = match family {
-            Family::Ipv4Unicast => std::net::Ipv4Addr::from(0x0a00_0000 + n).into(),
-            Family::Ipv6Unicast => std::net::Ipv6Addr::from(0xfd00 << 112 | u128::from(n)).into(),
-        };
-        address.into()
-    })
-}
-
-/// Reads packed messages back: how long each is, and all that they tell.
-fn unpack(mut bytes: &[u8]) -> (Vec<usize>, Vec<Update>) {
-    let (mut lengths, mut updates) = (Vec::new(), Vec::new());
-    while let Some(length) = frame(bytes).unwrap() {
-        let Ok(Message::Update(update)) = Message::decode(&bytes[..length], EBGP) else {
-            panic!("not an UPDATE")
-        };
-        assert_eq!(update.malformed, []);
-        lengths.push(length);
-        updates.push(update);
-        bytes = &bytes[length..];
-    }
-    (lengths, updates)
-}
-
-/// A peer that takes extended messages (RFC 8654).
-const EXTENDED: Context = Context { extended_messages: true, ..EBGP };
-
-/// Messages are as full as they get: the next prefix would not have fitted, and the numbers are the most that 4096
-/// bytes hold, or 65535 to a peer that takes these.
+/// RFC 4271 §5: what is not known is passed on marked as such where it is transitive, and not at all otherwise; what is
+/// known and was so marked stays so.
 #[test]
-fn packed_to_the_limit() {
-    let attributes = PathAttributes {
-        origin: Some(Origin::Igp),
-        as_path: Some(AsPath::sequence(vec![64512])),
-        ..PathAttributes::default()
-    };
-    // Header 19, lengths 4, ORIGIN 4, AS_PATH 9: 36. IPv4: NEXT_HOP 7, 5 for each; IPv6: MP_REACH_NLRI 4 + 21, 17 each.
-    for (family, context, next_hop, most) in [
-        (Family::Ipv4Unicast, EBGP, "10.0.0.1", (4096 - 43) / 5),
-        (Family::Ipv6Unicast, EBGP, "fd00::1", (4096 - 61) / 17),
-        (Family::Ipv4Unicast, EXTENDED, "10.0.0.1", (65535 - 43) / 5),
-        (Family::Ipv6Unicast, EXTENDED, "fd00::1", (65535 - 61) / 17),
+fn partial() {
+    let raw = |flags| RawAttribute { flags, code: 99, value: vec![7] };
+    for (name, flags, expected) in [
+        ("transitive", 0xc0, Some(0xe0)),
+        ("already marked", 0xe0, Some(0xe0)),
+        ("not transitive", 0x80, None),
     ] {
-        let announcement = Announcement::new(attributes.clone(), next_hop.parse().unwrap(), context).unwrap();
-        let mut prefixes = hosts(family, 20_000).peekable();
-        let (mut out, mut counts) = (Vec::new(), Vec::new());
-        while prefixes.peek().is_some() {
-            counts.push(announcement.write(&mut prefixes, &mut out));
-        }
-        assert_eq!(counts.len(), 20_000usize.div_ceil(most), "{family}");
-        assert_eq!(counts[0], most, "{family}");
-        let (lengths, updates) = unpack(&out);
-        assert_eq!(lengths.len(), counts.len());
-        assert!(lengths.iter().all(|&length| length <= context.max_length()));
-        let told: Vec<IpNet> = updates.iter().flat_map(Update::reachable).collect();
-        assert!(told.into_iter().eq(hosts(family, 20_000)), "{family}");
+        assert_eq!(raw(flags).passed_on(), expected.map(raw), "{name}");
     }
+    let bytes =
+        update_of(&[ORIGIN, AS_PATH, NEXT_HOP, &[0xe0, 8, 4, 0, 0, 0, 1], &[0xc0, 35, 4, 0, 0, 0, 1]]);
+    let message = Message::decode(&bytes, EBGP).unwrap();
+    let Message::Update(update) = &message else { panic!("not an UPDATE") };
+    assert_eq!(update.attributes.partial, [8]);
+    assert_eq!(encode(&message, EBGP), bytes);
 }
 
+/// Path identifiers are part of what is withdrawn with a malformed attribute (RFC 7911 §3, RFC 7606 §2).
 #[test]
-fn withdrawals_packed_to_the_limit() {
-    // Header 19, lengths 4; IPv6: MP_UNREACH_NLRI 4 + 3.
-    for (family, context, most) in [
-        (Family::Ipv4Unicast, EBGP, (4096 - 23) / 5),
-        (Family::Ipv6Unicast, EBGP, (4096 - 30) / 17),
-        (Family::Ipv4Unicast, EXTENDED, (65535 - 23) / 5),
-        (Family::Ipv6Unicast, EXTENDED, (65535 - 30) / 17),
-    ] {
-        let mut prefixes = hosts(family, 20_000).peekable();
-        let (mut out, mut counts) = (Vec::new(), Vec::new());
-        while prefixes.peek().is_some() {
-            counts.push(write_withdrawal(family, context, &mut prefixes, &mut out));
-        }
-        assert_eq!((counts.len(), counts[0]), (20_000usize.div_ceil(most), most), "{family}");
-        let told: Vec<IpNet> = unpack(&out).1.iter().flat_map(Update::unreachable).collect();
-        assert!(told.into_iter().eq(hosts(family, 20_000)), "{family}");
-    }
-}
-
-#[test]
-fn end_of_rib_markers() {
-    for family in Family::ALL {
-        let mut out = Vec::new();
-        write_end_of_rib(family, &mut out);
-        let (_, updates) = unpack(&out);
-        assert_eq!(updates.iter().map(Update::end_of_rib).collect::<Vec<_>>(), [Some(family)]);
-    }
-}
-
-/// Attributes that leave no room are refused, not cut.
-#[test]
-fn too_many_communities_are_refused() {
-    let with = |context, count: u32| {
-        let communities = (0..count).map(Community).collect();
-        let attributes = PathAttributes { communities, ..PathAttributes::default() };
-        Announcement::new(attributes, "fd00::1".parse().unwrap(), context).map(|a| {
-            let mut out = Vec::new();
-            assert_eq!(a.write(&mut hosts(Family::Ipv6Unicast, 1).peekable(), &mut out), 1);
-            out.len()
-        })
+fn paths_are_withdrawn_apart() {
+    let nlri = [&[0, 0, 0, 7, 8, 10][..], &[0, 0, 0, 9, 8, 10]].concat();
+    let attributes = [&[0x40, 1, 1, 3], AS_PATH, NEXT_HOP].concat();
+    let body = [&[0, 0, 0, u8::try_from(attributes.len()).unwrap()][..], &attributes, &nlri].concat();
+    let Ok(Message::Update(update)) = Message::decode(&raw(2, &body), ADD_PATH) else {
+        panic!("not an UPDATE")
     };
-    // 19 + 4 + (4 + 21) + 17 + 4 + 4 × 1006 = 4093.
-    assert_eq!(with(EBGP, 1006).ok(), Some(4093));
-    assert!(with(EBGP, 1007).is_err());
-    assert_eq!(with(EXTENDED, 16_366).ok(), Some(65_533));
-    assert!(with(EXTENDED, 16_367).is_err());
+    let told: Vec<String> = update.unreachable().map(|nlri| nlri.to_string()).collect();
+    assert_eq!(told, ["10.0.0.0/8 path 7", "10.0.0.0/8 path 9"]);
+    assert_eq!(update.reachable().count(), 0);
 }

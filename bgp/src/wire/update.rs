@@ -2,14 +2,14 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use ipnet::{Ipv4Net, Ipv6Net};
 
 use super::Context;
-use super::attribute::{Encoded, NON_TRANSITIVE, PathAttributes, code, put};
+use super::attribute::{As4, Encoded, NON_TRANSITIVE, PathAttributes, code, put};
 use super::error::{AttributeError, AttributeProblem, Handling, TooLong, UpdateError};
-use super::prefix::Nlri;
+use super::prefix::{self, Nlri, Prefix};
 use super::reader::Reader;
-use crate::Family;
+use crate::{Families, Family};
 
 /// An UPDATE message.
 ///
@@ -18,7 +18,7 @@ use crate::Family;
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Update {
     /// IPv4 prefixes in the message's own field.
-    pub withdrawn: Vec<Ipv4Net>,
+    pub withdrawn: Vec<Nlri<Ipv4Net>>,
     /// MP_REACH_NLRI.
     pub mp_reach: Option<MpReach>,
     /// MP_UNREACH_NLRI.
@@ -26,7 +26,7 @@ pub struct Update {
     /// All other attributes.
     pub attributes: PathAttributes,
     /// IPv4 prefixes in the message's own field.
-    pub nlri: Vec<Ipv4Net>,
+    pub nlri: Vec<Nlri<Ipv4Net>>,
     /// What was malformed in a received message. Not written.
     pub malformed: Vec<AttributeError>,
 }
@@ -39,7 +39,7 @@ pub enum MpReach {
         /// Next hop.
         next_hop: Ipv4Addr,
         /// Prefixes.
-        prefixes: Vec<Ipv4Net>,
+        prefixes: Vec<Nlri<Ipv4Net>>,
     },
     /// IPv6 unicast (RFC 2545).
     Ipv6 {
@@ -48,7 +48,7 @@ pub enum MpReach {
         /// Link-local next hop, on a shared link.
         link_local: Option<Ipv6Addr>,
         /// Prefixes.
-        prefixes: Vec<Ipv6Net>,
+        prefixes: Vec<Nlri<Ipv6Net>>,
     },
 }
 
@@ -56,9 +56,9 @@ pub enum MpReach {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum MpUnreach {
     /// IPv4 unicast.
-    Ipv4(Vec<Ipv4Net>),
+    Ipv4(Vec<Nlri<Ipv4Net>>),
     /// IPv6 unicast.
-    Ipv6(Vec<Ipv6Net>),
+    Ipv6(Vec<Nlri<Ipv6Net>>),
 }
 
 /// Appends what follows AFI and SAFI after two octets of length that `body` fills.
@@ -74,9 +74,9 @@ fn with_length(
     Ok(())
 }
 
-fn write_all<N: Nlri>(prefixes: &[N], out: &mut Vec<u8>) {
-    for prefix in prefixes {
-        prefix.write(out);
+fn write_all<P: Prefix>(nlri: &[Nlri<P>], add_path: bool, out: &mut Vec<u8>) {
+    for nlri in nlri {
+        prefix::write(nlri, add_path, out);
     }
 }
 
@@ -87,7 +87,7 @@ pub(super) fn family_bytes(family: Family) -> [u8; 3] {
 }
 
 impl MpReach {
-    fn to_value(&self) -> Vec<u8> {
+    fn to_value(&self, add_path: Families) -> Vec<u8> {
         let mut value = Vec::new();
         match self {
             MpReach::Ipv4 { next_hop, prefixes } => {
@@ -95,7 +95,7 @@ impl MpReach {
                 value.push(4);
                 value.extend_from_slice(&next_hop.octets());
                 value.push(0);
-                write_all(prefixes, &mut value);
+                write_all(prefixes, add_path.ipv4_unicast, &mut value);
             }
             MpReach::Ipv6 { next_hop, link_local, prefixes } => {
                 value.extend_from_slice(&family_bytes(Family::Ipv6Unicast));
@@ -103,14 +103,14 @@ impl MpReach {
                 value.extend_from_slice(&next_hop.octets());
                 value.extend(link_local.iter().flat_map(Ipv6Addr::octets));
                 value.push(0);
-                write_all(prefixes, &mut value);
+                write_all(prefixes, add_path.ipv6_unicast, &mut value);
             }
         }
         value
     }
 
     /// `None` is malformed, `Some(None)` a family that is not ours.
-    fn from_value(value: &[u8]) -> Option<Option<MpReach>> {
+    fn from_value(value: &[u8], add_path: Families) -> Option<Option<MpReach>> {
         let mut reader = Reader::new(value);
         let (afi, safi) = (reader.u16()?, reader.u8()?);
         let length = reader.u8()?;
@@ -121,7 +121,8 @@ impl MpReach {
             None => None,
             Some(Family::Ipv4Unicast) => {
                 let address = next_hop.array::<4>().filter(|_| next_hop.is_empty())?;
-                Some(MpReach::Ipv4 { next_hop: address.into(), prefixes: Nlri::read_all(reader)? })
+                let prefixes = prefix::read_all(reader, add_path.ipv4_unicast)?;
+                Some(MpReach::Ipv4 { next_hop: address.into(), prefixes })
             }
             Some(Family::Ipv6Unicast) => {
                 let global = next_hop.array::<16>()?;
@@ -129,50 +130,55 @@ impl MpReach {
                     0 => None,
                     _ => Some(next_hop.array::<16>().filter(|_| next_hop.is_empty())?.into()),
                 };
-                Some(MpReach::Ipv6 { next_hop: global.into(), link_local, prefixes: Nlri::read_all(reader)? })
+                let prefixes = prefix::read_all(reader, add_path.ipv6_unicast)?;
+                Some(MpReach::Ipv6 { next_hop: global.into(), link_local, prefixes })
             }
         })
     }
 
-    fn prefixes(&self) -> Vec<IpNet> {
+    fn prefixes(&self) -> Vec<Nlri> {
         match self {
-            MpReach::Ipv4 { prefixes, .. } => prefixes.iter().copied().map(IpNet::V4).collect(),
-            MpReach::Ipv6 { prefixes, .. } => prefixes.iter().copied().map(IpNet::V6).collect(),
+            MpReach::Ipv4 { prefixes, .. } => prefixes.iter().copied().map(Nlri::any).collect(),
+            MpReach::Ipv6 { prefixes, .. } => prefixes.iter().copied().map(Nlri::any).collect(),
         }
     }
 }
 
 impl MpUnreach {
-    fn to_value(&self) -> Vec<u8> {
+    fn to_value(&self, add_path: Families) -> Vec<u8> {
         let mut value = Vec::new();
         match self {
             MpUnreach::Ipv4(prefixes) => {
                 value.extend_from_slice(&family_bytes(Family::Ipv4Unicast));
-                write_all(prefixes, &mut value);
+                write_all(prefixes, add_path.ipv4_unicast, &mut value);
             }
             MpUnreach::Ipv6(prefixes) => {
                 value.extend_from_slice(&family_bytes(Family::Ipv6Unicast));
-                write_all(prefixes, &mut value);
+                write_all(prefixes, add_path.ipv6_unicast, &mut value);
             }
         }
         value
     }
 
     /// `None` is malformed, `Some(None)` a family that is not ours.
-    fn from_value(value: &[u8]) -> Option<Option<MpUnreach>> {
+    fn from_value(value: &[u8], add_path: Families) -> Option<Option<MpUnreach>> {
         let mut reader = Reader::new(value);
         let (afi, safi) = (reader.u16()?, reader.u8()?);
         Some(match Family::from_afi_safi(afi, safi) {
             None => None,
-            Some(Family::Ipv4Unicast) => Some(MpUnreach::Ipv4(Nlri::read_all(reader)?)),
-            Some(Family::Ipv6Unicast) => Some(MpUnreach::Ipv6(Nlri::read_all(reader)?)),
+            Some(Family::Ipv4Unicast) => {
+                Some(MpUnreach::Ipv4(prefix::read_all(reader, add_path.ipv4_unicast)?))
+            }
+            Some(Family::Ipv6Unicast) => {
+                Some(MpUnreach::Ipv6(prefix::read_all(reader, add_path.ipv6_unicast)?))
+            }
         })
     }
 
-    fn prefixes(&self) -> Vec<IpNet> {
+    fn prefixes(&self) -> Vec<Nlri> {
         match self {
-            MpUnreach::Ipv4(prefixes) => prefixes.iter().copied().map(IpNet::V4).collect(),
-            MpUnreach::Ipv6(prefixes) => prefixes.iter().copied().map(IpNet::V6).collect(),
+            MpUnreach::Ipv4(prefixes) => prefixes.iter().copied().map(Nlri::any).collect(),
+            MpUnreach::Ipv6(prefixes) => prefixes.iter().copied().map(Nlri::any).collect(),
         }
     }
 }
@@ -209,41 +215,41 @@ impl Update {
         self.malformed.iter().any(|error| error.handling == Handling::TreatAsWithdraw)
     }
 
-    fn announced(&self) -> impl Iterator<Item = IpNet> {
-        let own = self.nlri.iter().copied().map(IpNet::V4);
+    fn announced(&self) -> impl Iterator<Item = Nlri> {
+        let own = self.nlri.iter().copied().map(Nlri::any);
         own.chain(self.mp_reach.iter().flat_map(MpReach::prefixes))
     }
 
     /// Prefixes that can now be reached with these attributes.
-    pub fn reachable(&self) -> impl Iterator<Item = IpNet> {
+    pub fn reachable(&self) -> impl Iterator<Item = Nlri> {
         let none = self.treat_as_withdraw();
         self.announced().filter(move |_| !none)
     }
 
     /// Prefixes that can no longer be reached.
-    pub fn unreachable(&self) -> impl Iterator<Item = IpNet> {
+    pub fn unreachable(&self) -> impl Iterator<Item = Nlri> {
         let announced_too = self.treat_as_withdraw();
-        let own = self.withdrawn.iter().copied().map(IpNet::V4);
+        let own = self.withdrawn.iter().copied().map(Nlri::any);
         own.chain(self.mp_unreach.iter().flat_map(MpUnreach::prefixes))
             .chain(self.announced().filter(move |_| announced_too))
     }
 
     pub(super) fn encode(&self, context: Context, out: &mut Vec<u8>) -> Result<(), TooLong> {
         with_length(out, |out| {
-            write_all(&self.withdrawn, out);
+            write_all(&self.withdrawn, context.add_path.ipv4_unicast, out);
             Ok(())
         })?;
         with_length(out, |out| {
             // First, where a receiver in trouble finds it (RFC 7606 §5.1).
             if let Some(reach) = &self.mp_reach {
-                put(out, NON_TRANSITIVE, code::MP_REACH_NLRI, &reach.to_value())?;
+                put(out, NON_TRANSITIVE, code::MP_REACH_NLRI, &reach.to_value(context.add_path))?;
             }
             if let Some(unreach) = &self.mp_unreach {
-                put(out, NON_TRANSITIVE, code::MP_UNREACH_NLRI, &unreach.to_value())?;
+                put(out, NON_TRANSITIVE, code::MP_UNREACH_NLRI, &unreach.to_value(context.add_path))?;
             }
             self.attributes.encode(context, out)
         })?;
-        write_all(&self.nlri, out);
+        write_all(&self.nlri, context.add_path.ipv4_unicast, out);
         Ok(())
     }
 
@@ -255,9 +261,10 @@ impl Update {
         };
         let withdrawn = field().ok_or(UpdateError::MalformedAttributeList)?;
         let attributes = field().ok_or(UpdateError::MalformedAttributeList)?;
+        let add_path = context.add_path.ipv4_unicast;
         let mut update = Update {
-            withdrawn: Nlri::read_all(withdrawn).ok_or(UpdateError::InvalidNetwork)?,
-            nlri: Nlri::read_all(reader).ok_or(UpdateError::InvalidNetwork)?,
+            withdrawn: prefix::read_all(withdrawn, add_path).ok_or(UpdateError::InvalidNetwork)?,
+            nlri: prefix::read_all(reader, add_path).ok_or(UpdateError::InvalidNetwork)?,
             ..Update::default()
         };
         let seen = update.read_attributes(attributes, context)?;
@@ -272,6 +279,7 @@ impl Update {
         context: Context,
     ) -> Result<[bool; 256], UpdateError> {
         let mut seen = [false; 256];
+        let mut as4 = As4::default();
         while !reader.is_empty() {
             let attribute = match Encoded::read(&mut reader) {
                 Ok(attribute) => attribute,
@@ -295,23 +303,24 @@ impl Update {
                 continue;
             }
             let outcome = if multiprotocol {
-                self.read_multiprotocol(&attribute)?;
+                self.read_multiprotocol(&attribute, context.add_path)?;
                 attribute.check_flags()
             } else {
-                self.attributes.read(&attribute, context)?
+                self.attributes.read(&attribute, context, &mut as4)?
             };
             self.malformed.extend(outcome.err());
         }
+        self.attributes.merge(as4);
         Ok(seen)
     }
 
-    fn read_multiprotocol(&mut self, attribute: &Encoded<'_>) -> Result<(), UpdateError> {
+    fn read_multiprotocol(&mut self, attribute: &Encoded<'_>, add_path: Families) -> Result<(), UpdateError> {
         let error = || UpdateError::Multiprotocol(attribute.to_bytes());
         let ours = if attribute.code == code::MP_REACH_NLRI {
-            self.mp_reach = MpReach::from_value(attribute.value).ok_or_else(error)?;
+            self.mp_reach = MpReach::from_value(attribute.value, add_path).ok_or_else(error)?;
             self.mp_reach.is_some()
         } else {
-            self.mp_unreach = MpUnreach::from_value(attribute.value).ok_or_else(error)?;
+            self.mp_unreach = MpUnreach::from_value(attribute.value, add_path).ok_or_else(error)?;
             self.mp_unreach.is_some()
         };
         if !ours {

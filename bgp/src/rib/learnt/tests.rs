@@ -11,7 +11,7 @@ use proptest::prelude::{Just, Strategy, any, prop_oneof, proptest};
 use super::Learnt;
 use crate::rib::{FamilyCounts, Identity, ImportPolicy, LimitAction, MaxPrefixes, PrefixFilter, Source};
 use crate::session::{Negotiated, PeerGracefulRestart};
-use crate::wire::{AsPath, MpReach, MpUnreach, Origin, PathAttributes, RawAttribute, Update};
+use crate::wire::{AsPath, MpReach, MpUnreach, Origin, PathAttributes, Update};
 use crate::{Families, Family};
 
 const OWN: Identity = Identity { asn: 64512, router_id: std::net::Ipv4Addr::new(10, 0, 0, 1) };
@@ -81,8 +81,8 @@ fn announce(host: u8, attributes: PathAttributes, prefixes: &[&str]) -> Update {
     let mut v6 = Vec::new();
     for prefix in prefixes {
         match net(prefix) {
-            IpNet::V4(prefix) => update.nlri.push(prefix),
-            IpNet::V6(prefix) => v6.push(prefix),
+            IpNet::V4(prefix) => update.nlri.push(prefix.into()),
+            IpNet::V6(prefix) => v6.push(prefix.into()),
         }
     }
     update.attributes.next_hop = (!update.nlri.is_empty()).then(|| [10, 0, 0, host].into());
@@ -100,8 +100,8 @@ fn withdraw(prefixes: &[&str]) -> Update {
     let mut v6 = Vec::new();
     for prefix in prefixes {
         match net(prefix) {
-            IpNet::V4(prefix) => update.withdrawn.push(prefix),
-            IpNet::V6(prefix) => v6.push(prefix),
+            IpNet::V4(prefix) => update.withdrawn.push(prefix.into()),
+            IpNet::V6(prefix) => v6.push(prefix.into()),
         }
     }
     update.mp_unreach = (!v6.is_empty()).then_some(MpUnreach::Ipv6(v6));
@@ -178,17 +178,17 @@ fn changes_are_told_once_and_only_where_next_hops_change() {
 
 #[test]
 fn what_is_not_accepted() {
-    let raw = |code, value: &[u8]| RawAttribute { flags: 0x80, code, value: value.to_vec() };
-    let own_id = OWN.router_id.octets();
-    let reflected = |attribute: RawAttribute| PathAttributes { other: vec![attribute], ..attributes(&[]) };
-    let others = [10, 9, 9, 7];
+    let own = OWN.router_id;
+    let others = std::net::Ipv4Addr::new(10, 9, 9, 7);
+    let originated = |by| PathAttributes { originator_id: Some(by), ..attributes(&[]) };
+    let reflected = |by: [_; 2]| PathAttributes { cluster_list: by.into(), ..attributes(&[]) };
     let cases: Vec<(&str, PathAttributes, u8, bool)> = vec![
         ("plain", attributes(&[65001]), 2, true),
         ("own AS in the path", attributes(&[65001, OWN.asn, 65002]), 2, false),
-        ("own identifier as ORIGINATOR_ID", reflected(raw(9, &own_id)), 2, false),
-        ("another's", reflected(raw(9, &others)), 2, true),
-        ("own identifier in the CLUSTER_LIST", reflected(raw(10, &[others, own_id].concat())), 2, false),
-        ("others'", reflected(raw(10, &[others, others].concat())), 2, true),
+        ("own identifier as ORIGINATOR_ID", originated(own), 2, false),
+        ("another's", originated(others), 2, true),
+        ("own identifier in the CLUSTER_LIST", reflected([others, own]), 2, false),
+        ("others'", reflected([others, others]), 2, true),
         ("own address as next hop", attributes(&[65001]), 1, false),
     ];
     for (name, attributes, host, accepted) in cases {
