@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use super::{failed, print};
-use crate::observe::status::{self, Health, Status};
+use crate::observe::status::{self, Health, Imported, Status};
 
 /// Show health, watches, peers, announcements, virtual servers with their endpoints, and problems of the local agent
 #[derive(Debug, clap::Args)]
@@ -70,6 +70,7 @@ fn table(status: &Status) -> String {
         health,
         watches,
         peers,
+        imported,
         announcements,
         virtual_servers,
         problems,
@@ -106,16 +107,26 @@ fn table(status: &Status) -> String {
             [listener.name.clone(), listener.address.clone(), listening.into()]
         }),
     );
+    if *imported != Imported::default() {
+        let Imported { prefixes, in_kernel, kept } = imported;
+        let _ = writeln!(
+            text,
+            "\nroutes learnt of peers: {prefixes}, {in_kernel} of them in the kernel; {kept} of sessions before kept"
+        );
+    }
     section(
         &mut text,
-        ["PEER", "ASN", "STATE", "UP", "PREFIXES", "LAST ERROR"],
+        ["PEER", "ASN", "STATE", "UP", "PREFIXES", "RECEIVED", "ACCEPTED", "LAST ERROR"],
         peers.iter().map(|peer| {
+            let or_none = |count: Option<usize>| count.map_or_else(|| "-".into(), |count| count.to_string());
             [
                 peer.address.clone(),
                 peer.asn.to_string(),
                 peer.state.clone(),
                 peer.uptime_seconds.map_or_else(|| "-".into(), |seconds| format!("{seconds}s")),
                 peer.prefixes_sent.to_string(),
+                or_none(peer.prefixes_received),
+                or_none(peer.prefixes_accepted),
                 peer.last_error.clone().unwrap_or_else(|| "-".into()),
             ]
         }),
@@ -243,6 +254,7 @@ mod tests {
                 Watch { resource: "services".into(), state: "watching".into(), since: None, error: None },
             ],
             peers: Vec::new(),
+            imported: Imported::default(),
             announcements: Vec::new(),
             virtual_servers: Vec::new(),
             problems: Vec::new(),

@@ -10,7 +10,7 @@ use serde::Deserialize;
 use serde::de::{Deserializer, Error as _};
 
 use super::peer::{self, DynamicPeer, Peer, duration};
-use super::{Communities, ForwardingTo, MarkMask, reader};
+use super::{Communities, ForwardingTo, ImportTo, MarkMask, reader};
 use crate::cluster::Encapsulation;
 use crate::plan::{AcceptedIn, Scheduler, Warning};
 use crate::yaml;
@@ -75,6 +75,8 @@ pub struct Router {
     pub peers: Vec<Peer>,
     /// Peers that need not be listed one by one.
     pub dynamic_peers: Vec<DynamicPeer>,
+    /// Where routes go that are taken over of peers.
+    pub import: ImportTo,
 }
 
 impl Default for Router {
@@ -86,6 +88,7 @@ impl Default for Router {
             graceful_restart: Some(GracefulRestart::default()),
             peers: Vec::new(),
             dynamic_peers: Vec::new(),
+            import: ImportTo::default(),
         }
     }
 }
@@ -388,6 +391,17 @@ impl Config {
                  `ip rule` leads to, such as 120"
             );
             return Err(wrong("announce.exportTable".into(), message));
+        }
+        let ImportTo { table, .. } = self.router.import;
+        let why = match table {
+            0 | LOCAL_TABLE => Some("no table of routes to elsewhere"),
+            _ if self.announce.export_table == Some(table) => Some("announce.exportTable"),
+            _ => None,
+        };
+        if let Some(why) = why {
+            let message =
+                format!("{table} is {why}: take 254 (main), or a table that rules of yours lead to");
+            return Err(wrong("router.import.table".into(), message));
         }
         Ok(self)
     }

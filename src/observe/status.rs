@@ -40,6 +40,8 @@ pub struct Status {
     pub watches: Vec<Watch>,
     /// BGP peers.
     pub peers: Vec<Peer>,
+    /// Routes learnt of peers.
+    pub imported: Imported,
     /// Prefixes that the plan announces.
     pub announcements: Vec<Announcement>,
     /// Virtual servers that the plan has, with what the kernel holds of them.
@@ -104,8 +106,24 @@ pub struct Peer {
     pub uptime_seconds: Option<u64>,
     /// Prefixes it has been told and not withdrawn.
     pub prefixes_sent: usize,
+    /// Prefixes it announces; `None` where nothing of it is imported.
+    pub prefixes_received: Option<usize>,
+    /// Those of them that its import policy lets in.
+    pub prefixes_accepted: Option<usize>,
     /// What ended the last session or attempt.
     pub last_error: Option<String>,
+}
+
+/// Routes learnt of peers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Imported {
+    /// Prefixes that some peer's import policy lets in.
+    pub prefixes: usize,
+    /// Those of them whose route the kernel holds, to all next hops.
+    pub in_kernel: usize,
+    /// Routes of sessions before that the kernel keeps until peers have told all.
+    pub kept: usize,
 }
 
 /// A prefix.

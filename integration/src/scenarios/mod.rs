@@ -10,6 +10,7 @@ mod directors;
 mod encapsulation;
 mod explain;
 mod guard;
+mod import;
 mod invalid;
 mod kept_ports;
 mod nat;
@@ -64,6 +65,7 @@ pub fn all() -> Vec<(SourceKind, Scenario)> {
         pods::SCENARIOS,
         &beside::scenarios(),
         tables::SCENARIOS,
+        import::SCENARIOS,
         agent::SCENARIOS,
     ]
     .concat();

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use sheave_bgp::runtime::{FamilyStatus, LastError, SessionStatus};
 use sheave_bgp::session::{Down, Negotiated, State};
-use sheave_bgp::{Counters, PeerStatus, SpeakerStatus};
+use sheave_bgp::{Counters, FamilyCounts, LearntStatus, PeerStatus, SpeakerStatus};
 use sheave_ipvs::Stats;
 
 use super::*;
@@ -207,6 +207,17 @@ fn everything() -> String {
             routes: 3,
             peers: vec![peer()],
         }),
+        learnt: Some(LearntStatus {
+            routes: 2,
+            complete: true,
+            peers: BTreeMap::from([(
+                [10, 0, 0, 254].into(),
+                vec![(
+                    sheave_bgp::Family::Ipv4Unicast,
+                    FamilyCounts { received: 3, accepted: 2, end_of_rib: true },
+                )],
+            )]),
+        }),
         ..Snapshot::default()
     };
     metrics.render(&health, Some(&snapshot))
@@ -223,6 +234,8 @@ fn the_exposition_is_valid() {
         "sheave_bgp_session_up{peer=\"10.0.0.254\",asn=\"65001\"} 1",
         "sheave_bgp_last_error_timestamp_seconds{peer=\"10.0.0.254\",asn=\"65001\",reason=\"ConnectionClosed\"} 0",
         "sheave_bgp_prefixes_sent{peer=\"10.0.0.254\",asn=\"65001\",family=\"ipv4\"} 3",
+        "sheave_bgp_prefixes_held{peer=\"10.0.0.254\",family=\"ipv4\"} 3",
+        "sheave_bgp_prefixes_accepted{peer=\"10.0.0.254\",family=\"ipv4\"} 2",
         "sheave_kernel_passes_total{part=\"IPVS\",result=\"error\"} 1",
         "sheave_virtual_server_connections_total{namespace=\"default\",service=\"web\",kind=\"ClusterIP\",vip=\"10.96.0.80\",port=\"80\",protocol=\"TCP\"} 5",
         "sheave_virtual_server_incoming_bytes_total{namespace=\"default\",service=\"web\",kind=\"ClusterIP\",vip=\"10.96.0.80\",port=\"80\",protocol=\"TCP\"} 4294967296",
