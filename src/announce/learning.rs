@@ -5,8 +5,7 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
-use sheave_bgp::{ImportPolicy, LearntStatus, Speaker, SpeakerConfig};
-use tokio::sync::watch;
+use sheave_bgp::{ImportPolicy, LearntStatus, SpeakerConfig};
 
 use super::{Announcer, Configured, Running};
 use crate::config::{OnExit, Router};
@@ -18,19 +17,6 @@ const BATCH: usize = 1000;
 /// How long routes of sessions before are kept until peers have told all, where no restart time says it.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// News of a speaker.
-pub(super) struct Learnt {
-    news: watch::Receiver<()>,
-}
-
-impl Learnt {
-    pub(super) fn of(speaker: &Speaker) -> Self {
-        let mut news = speaker.learnt_news();
-        news.mark_changed();
-        Self { news }
-    }
-}
-
 /// The import policies of peers.
 pub(super) fn policies(router: &Router) -> BTreeMap<IpAddr, ImportPolicy> {
     router.peers.iter().filter_map(|peer| Some((peer.address, peer.import.clone()?))).collect()
@@ -39,8 +25,8 @@ pub(super) fn policies(router: &Router) -> BTreeMap<IpAddr, ImportPolicy> {
 impl Announcer {
     /// Waits until there is something to [take](Self::take_learnt).
     pub async fn learnt(&mut self) {
-        if let Some(Running { learnt, .. }) = &mut self.speaker
-            && learnt.news.changed().await.is_ok()
+        if let Some(Running { news, .. }) = &mut self.speaker
+            && news.changed().await.is_ok()
         {
             return;
         }
@@ -50,13 +36,13 @@ impl Announcer {
 
     /// Has the kernel follow what became different, or the first part of it.
     pub async fn take_learnt(&mut self) {
-        let (Some(Running { speaker, learnt, .. }), Some(import)) = (&mut self.speaker, &mut self.import)
+        let (Some(Running { speaker, news, .. }), Some(import)) = (&mut self.speaker, &mut self.import)
         else {
             return;
         };
         let changes = speaker.take_learnt(BATCH);
         if changes.len() == BATCH {
-            learnt.news.mark_changed();
+            news.mark_changed();
         }
         if !changes.is_empty() {
             import.change(changes).await;
@@ -78,9 +64,11 @@ impl Announcer {
     }
 
     pub(super) async fn tick_import(&mut self) {
-        let complete = self.learns().is_some_and(|learnt| learnt.complete);
+        // Without a speaker nothing is told, and nothing is left to take in.
+        let (complete, drained) =
+            self.learns().map_or((false, true), |learnt| (learnt.complete, learnt.pending == 0));
         if let Some(import) = &mut self.import {
-            import.tick(Instant::now(), complete).await;
+            import.tick(Instant::now(), complete, drained).await;
         }
     }
 

@@ -22,6 +22,7 @@ use sheave_bgp::{
     SpeakerStatus,
 };
 use tokio::runtime::Handle;
+use tokio::sync::watch;
 use tracing::{info, warn};
 
 use crate::cluster::Node;
@@ -29,7 +30,6 @@ use crate::config::{PasswordSource, Router};
 use crate::plan::{Announcement, AnnouncementKind, NodePlan, Selection, Step};
 use crate::tables::{ExportTable, ImportTable};
 pub use journal::{Journal, Saved, remove as remove_journal};
-use learning::Learnt;
 use passwords::Passwords;
 
 /// How long a step waits for peers to be told of the one before. One that does not read must not hold up the others.
@@ -99,7 +99,8 @@ struct Configured {
 /// A speaker that runs.
 struct Running {
     speaker: Speaker,
-    learnt: Learnt,
+    /// Changes when there may be something to take of what it learns.
+    news: watch::Receiver<()>,
     /// What it was started with; a change of it takes another speaker.
     config: SpeakerConfig,
 }
@@ -238,8 +239,9 @@ impl Announcer {
             }
         }
         if let Some(Running { speaker, .. }) = &self.speaker {
-            speaker.set_peers(peers.clone());
+            // What a session brings is judged from its beginning.
             speaker.set_imports(&imports);
+            speaker.set_peers(peers.clone());
         }
         self.peers = peers;
         for problem in problems.iter().filter(|problem| !self.problems.contains(problem)) {
@@ -278,7 +280,7 @@ impl Announcer {
             speaker.initial_routes_complete();
         }
         speaker.reserve(&self.reserved.iter().copied().collect::<Vec<_>>(), &[]);
-        self.speaker = Some(Running { learnt: Learnt::of(&speaker), speaker, config });
+        self.speaker = Some(Running { news: speaker.learnt_news(), speaker, config });
         Ok(())
     }
 

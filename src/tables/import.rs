@@ -140,9 +140,11 @@ impl ImportTable {
         }
     }
 
-    /// Tries again what failed; drops what is kept in vain once all is told (`complete`) or its time is over.
-    pub async fn tick(&mut self, now: Instant, complete: bool) {
-        if self.adopting.is_some_and(|until| complete || until.is_some_and(|until| until <= now)) {
+    /// Tries again what failed; drops what is kept in vain once peers have told all (`complete`) or its time is over. `drained`: all
+    /// that they told has been taken in.
+    pub async fn tick(&mut self, now: Instant, complete: bool, drained: bool) {
+        let over = |until: Option<Instant>| complete || until.is_some_and(|until| until <= now);
+        if drained && self.adopting.is_some_and(over) {
             self.settle().await;
         }
         if self.retry_after <= now {
@@ -229,34 +231,34 @@ impl ImportTable {
             self.refused.remove(&prefix);
             return;
         };
-        // One that no packet can be sent to must not cost the others.
-        let mut usable = Vec::new();
-        if ways.hops.len() > 1 {
-            for hop in ways.hops.iter() {
-                if self.put(key, &Ways { hops: [*hop].into(), ..ways.clone() }).await.is_ok() {
-                    usable.push(*hop);
-                }
-            }
-        }
-        let done = match usable.len() {
+        if ways.hops.len() == 1 || !self.put_usable(key, &ways).await {
             // What is there leads to next hops that do not count any more.
-            0 => return self.give_up(key, &error).await,
-            1 => Ok(()),
-            _ => self.put(key, &Ways { hops: usable.into(), ..ways }).await,
-        };
-        self.refuse(prefix, &done.err().unwrap_or(error));
-    }
-
-    async fn give_up(&mut self, key: Key, error: &RouteError) {
-        self.delete(key).await;
-        self.refuse(key.1, error);
-    }
-
-    fn refuse(&mut self, prefix: IpNet, error: &RouteError) {
-        let why = format!("{error}; next hops have to be on a link of this node");
+            self.delete(key).await;
+        }
+        let why = format!(
+            "{error}; next hops have to be on a link of this node, and the Node's address has to be one of this host"
+        );
         if self.refused.insert(prefix, why.clone()).is_none() && self.refused.len() == 1 {
             warn!("router.import.table {}: {why}", self.table);
         }
+    }
+
+    /// Puts a route to those next hops that the kernel takes: one that it does not must not cost the others. Those in use stay so
+    /// meanwhile. Gives whether there are any.
+    async fn put_usable(&mut self, key: Key, ways: &Ways) -> bool {
+        let of = |hops: &BTreeSet<IpAddr>| Ways { hops: hops.iter().copied().collect(), ..ways.clone() };
+        let in_use = self.held.get(&key).map(|held| Arc::clone(&held.hops)).unwrap_or_default();
+        let mut usable: BTreeSet<IpAddr> =
+            ways.hops.iter().filter(|hop| in_use.contains(hop)).copied().collect();
+        if !usable.is_empty() && self.put(key, &of(&usable)).await.is_err() {
+            usable.clear();
+        }
+        for hop in ways.hops.iter() {
+            if usable.insert(*hop) && self.put(key, &of(&usable)).await.is_err() {
+                usable.remove(hop);
+            }
+        }
+        !usable.is_empty()
     }
 
     fn ways(&self, prefix: &IpNet) -> Option<Ways> {

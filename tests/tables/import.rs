@@ -133,11 +133,17 @@ fn a_next_hop_that_is_on_no_link() {
         }
         shell("ip", "addr add 10.9.0.1/24 dev up1");
         shell("ip", "addr add fd00:99::1/64 dev up1 nodad");
-        import.tick(Instant::now() + Duration::from_secs(10), false).await;
+        import.tick(Instant::now() + Duration::from_secs(10), false, true).await;
         assert_eq!(import.problem(), None);
         for (prefix, [_, other]) in hops {
             assert!(shown(prefix).contains(&format!("nexthop via {other} dev up1")), "{}", shown(prefix));
         }
+        // Of three, two: those stay as they are while the third is tried.
+        let three = ["10.0.0.2", "10.0.0.3", "10.77.0.2"];
+        import.change(vec![learnt(V4, &three[..2])]).await;
+        import.change(vec![learnt(V4, &three)]).await;
+        assert_eq!(shown(V4), expected(V4, &three[..2]));
+        assert!(import.problem().is_some_and(|problem| problem.contains(V4)));
         // None is left that could be used.
         shell("ip", "addr del 10.9.0.1/24 dev up1");
         import.change(vec![learnt(V4, &["10.9.0.2"])]).await;
@@ -164,23 +170,24 @@ fn routes_of_an_agent_before_are_taken_over() {
             let mut import = open(MAIN);
             let start = Instant::now();
             import.bound(start + Duration::from_secs(120));
-            import.tick(start, false).await;
+            import.tick(start, false, true).await;
             assert_eq!(import.counts(), counts(0, 4));
             // The first peer is back, and tells of a route.
             import.change(vec![learnt(V4, &["10.0.0.2"])]).await;
             assert_eq!((shown(V4), import.counts()), (expected(V4, &["10.0.0.2"]), counts(1, 3)));
             import.change(vec![learnt(V4, &both)]).await;
-            import.tick(start + Duration::from_secs(119), false).await;
+            import.tick(start + Duration::from_secs(119), false, true).await;
+            import.tick(start + Duration::from_secs(119), true, false).await;
             assert_eq!((shown(V6), import.counts()), (expected(V6, &["fd00:10::2"]), counts(1, 3)));
             let (now, complete) =
                 if by_time { (start + Duration::from_secs(121), false) } else { (start, true) };
-            import.tick(now, complete).await;
+            import.tick(now, complete, true).await;
             assert_eq!((shown(V4), shown(V6)), (expected(V4, &both), String::new()));
             assert_eq!(import.counts(), counts(1, 0));
 
             // What others take away is put back.
             shell("ip", "route del 198.51.100.0/24 metric 8192");
-            import.tick(now, true).await;
+            import.tick(now, true, true).await;
             tokio::time::sleep(Duration::from_millis(500)).await;
             import.check().await;
             assert_eq!(shown(V4), expected(V4, &both));

@@ -95,6 +95,11 @@ impl Learnt {
         self.routes.is_empty()
     }
 
+    /// How many changes there are to take.
+    pub fn pending(&self) -> usize {
+        self.changed.len()
+    }
+
     /// Takes up to `limit` changes.
     pub fn take_changes(&mut self, limit: usize) -> Vec<LearntChange> {
         let mut changes = Vec::new();
@@ -226,8 +231,8 @@ impl Learnt {
         // RFC 4724 §4.2: what was stale already goes with a second restart.
         self.flush(peer, kept.iter(), true);
         let Some(known) = self.peers.get_mut(&peer) else { return };
-        for held in kept.iter().collect::<Vec<_>>() {
-            known.family_mut(held).routes.values_mut().for_each(|held| held.stale = true);
+        for family in kept.iter() {
+            known.family_mut(family).routes.values_mut().for_each(|held| held.stale = true);
         }
         known.stale_until = known.has_stale().then(|| now + time);
     }

@@ -17,6 +17,8 @@ pub struct LearntStatus {
     pub routes: usize,
     /// Every peer with an import policy has told all it has.
     pub complete: bool,
+    /// Prefixes whose next hops changed, and that have yet to be taken.
+    pub pending: usize,
     /// Peers with an import policy, and what each announces.
     pub peers: BTreeMap<IpAddr, Vec<(Family, FamilyCounts)>>,
 }
@@ -57,6 +59,7 @@ impl Speaker {
         LearntStatus {
             routes: learnt.len(),
             complete: learnt.is_complete(),
+            pending: learnt.pending(),
             peers: learnt.peers().map(|peer| (peer, counts(peer))).collect(),
         }
     }

@@ -210,6 +210,7 @@ fn everything() -> String {
         learnt: Some(LearntStatus {
             routes: 2,
             complete: true,
+            pending: 0,
             peers: BTreeMap::from([(
                 [10, 0, 0, 254].into(),
                 vec![(
