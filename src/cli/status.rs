@@ -263,6 +263,34 @@ mod tests {
     }
 
     #[test]
+    fn what_is_learnt_of_peers_is_shown() {
+        let peer = |address: &str, received, accepted| status::Peer {
+            address: address.into(),
+            asn: 65001,
+            state: "Established".into(),
+            uptime_seconds: Some(7),
+            prefixes_sent: 1,
+            prefixes_received: received,
+            prefixes_accepted: accepted,
+            last_error: None,
+        };
+        let status = Status {
+            peers: vec![peer("10.0.0.1", Some(3), Some(2)), peer("10.0.0.2", None, None)],
+            imported: Imported { prefixes: 2, in_kernel: 1, kept: 4 },
+            ..status(true, true)
+        };
+        let text = table(&status);
+        let shown = "
+routes learnt of peers: 2, 1 of them in the kernel; 4 of sessions before kept
+
+PEER      ASN    STATE        UP  PREFIXES  RECEIVED  ACCEPTED  LAST ERROR
+10.0.0.1  65001  Established  7s  1         3         2         -
+10.0.0.2  65001  Established  7s  1         -         -         -
+";
+        assert!(text.ends_with(shown), "{text}");
+    }
+
+    #[test]
     fn health_and_watches_are_shown() {
         assert_eq!(
             table(&status(true, true)),
