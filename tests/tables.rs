@@ -2,6 +2,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a failure is the report of a test")]
 
+#[path = "tables/import.rs"]
+mod import;
 mod namespace;
 
 use std::collections::BTreeSet;

@@ -1,4 +1,4 @@
-//! A small BGP-4 speaker: announces routes of its own to any number of peers.
+//! A small BGP-4 speaker: announces routes of its own to any number of peers, and decides which of theirs are used.
 //!
 //! ```text
 //!            set_peers, update, status, shutdown
@@ -33,10 +33,12 @@ mod family;
 
 pub use attributes::{Attributes, Community, ExtendedCommunity, LargeCommunity, ParseCommunityError};
 pub use family::{Families, Family};
-pub use rib::RouteChanges;
+pub use rib::{
+    FamilyCounts, ImportPolicy, LearntChange, LimitAction, MaxPrefixes, PrefixFilter, RouteChanges,
+};
 pub use runtime::{
-    BmpCounters, BmpStation, BmpStationStatus, Counters, GracefulRestart, Password, PasswordLength,
-    PeerConfig, PeerStatus, Shutdown, Speaker, SpeakerConfig, SpeakerStatus, StartError,
+    BmpCounters, BmpStation, BmpStationStatus, Counters, GracefulRestart, LearntStatus, Password,
+    PasswordLength, PeerConfig, PeerStatus, Shutdown, Speaker, SpeakerConfig, SpeakerStatus, StartError,
 };
 
 /// The README's example compiles.

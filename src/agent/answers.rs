@@ -1,8 +1,9 @@
 //! What the agent says when it is asked.
 
+use std::net::IpAddr;
 use std::time::Instant;
 
-use sheave_bgp::{BmpStationStatus, SpeakerStatus};
+use sheave_bgp::{BmpStationStatus, FamilyCounts, LearntStatus, SpeakerStatus};
 use tracing::debug;
 
 use super::{Agent, CHECK};
@@ -25,6 +26,8 @@ impl Agent {
         });
         let plan = self.planner.plan();
         let announced = self.held.as_ref().unwrap_or(plan);
+        let learnt = self.announcer.learns().unwrap_or_default();
+        let imported = self.announcer.imported();
         Status {
             node: self.planner.node().into(),
             version: env!("CARGO_PKG_VERSION").into(),
@@ -32,8 +35,13 @@ impl Agent {
             holding: self.held.is_some(),
             health: self.observer.health(),
             watches: self.observer.watches(),
-            peers: self.announcer.status().map(peers).unwrap_or_default(),
+            peers: self.announcer.status().map(|speaker| peers(speaker, &learnt)).unwrap_or_default(),
             bmp: self.announcer.bmp_stations().into_iter().map(bmp_station).collect(),
+            imported: status::Imported {
+                prefixes: learnt.routes,
+                in_kernel: imported.in_kernel,
+                kept: imported.kept,
+            },
             announcements: announced
                 .announcements
                 .values()
@@ -134,6 +142,8 @@ impl Agent {
             traffic: wanted.pick(&self.planner, listed),
             speaker: self.announcer.status(),
             bmp: self.announcer.bmp_stations(),
+            learnt: self.announcer.learns(),
+            imported: self.announcer.imported(),
         }
     }
 }
@@ -150,7 +160,10 @@ fn bmp_station(station: BmpStationStatus) -> status::BmpStation {
     }
 }
 
-fn peers(speaker: SpeakerStatus) -> Vec<status::Peer> {
+fn peers(speaker: SpeakerStatus, learnt: &LearntStatus) -> Vec<status::Peer> {
+    let count = |peer: &IpAddr, of: fn(&FamilyCounts) -> usize| {
+        learnt.peers.get(peer).map(|families| families.iter().map(|(_, counts)| of(counts)).sum())
+    };
     speaker
         .peers
         .into_iter()
@@ -165,6 +178,8 @@ fn peers(speaker: SpeakerStatus) -> Vec<status::Peer> {
                 .flat_map(|session| &session.families)
                 .map(|family| family.prefixes_sent)
                 .sum(),
+            prefixes_received: count(&peer.address, |counts| counts.received),
+            prefixes_accepted: count(&peer.address, |counts| counts.accepted),
             last_error: peer.last_error.map(|error| error.reason.to_string()),
         })
         .collect()

@@ -7,6 +7,7 @@
 //! every second: what drains, lingers or failed        every CHECK: what others changed in the kernel
 //! source away at the start: hold what an agent before announced, as far as the kernel still forwards it
 //! kernel tables ──News──► Planner ──Delta──► 1, 3
+//! peers ──LearntChange──► ImportTable                             (announce)
 //! status socket, scrapes ──questions──► the loop answers between two changes
 //! ```
 //!
@@ -33,7 +34,7 @@ use crate::observe::events::Events;
 use crate::observe::status::Question;
 use crate::observe::{Observer, Pass};
 use crate::plan::{Announcement, AnnouncementKind, Delta, NodePlan, Planner, Warning};
-use crate::tables::{ExportTable, Following, News, follow};
+use crate::tables::{ExportTable, Following, ImportTable, News, follow};
 
 /// How often the kernel is looked at for what others changed.
 const CHECK: Duration = Duration::from_secs(15);
@@ -136,6 +137,7 @@ impl Agent {
         let (journal, saved) = Journal::open(&settings.state_directory);
         let announce = &config.announce;
         let export = ExportTable::open(announce.export_table).map_err(AgentError::Tables)?;
+        let import = ImportTable::open(config.router.import.table).map_err(AgentError::Tables)?;
         let following = match &announce.kernel_tables[..] {
             [] => None,
             tables => {
@@ -150,6 +152,7 @@ impl Agent {
         }
         let mut announcer = Announcer::new(background.clone(), api_server.clone(), journal);
         announcer.export_to(export);
+        announcer.import_to(import);
         Ok(Self {
             planner,
             dataplane,
@@ -199,6 +202,7 @@ impl Agent {
                     self.take(batch).await;
                 }
                 told = self.tables.next() => self.take_routes(told).await,
+                () = self.announcer.learnt() => self.announcer.take_learnt().await,
                 Some(question) = questions.recv() => {
                     // Whoever asked may have gone: nothing is lost, and nothing need be found out.
                     match question {
@@ -312,7 +316,9 @@ impl Agent {
         for (prefix, announcement) in &self.planner.plan().announcements {
             held.announcements.entry(*prefix).or_insert_with(|| announcement.clone());
         }
+        held.node.pod_cidrs = node.pod_cidrs.iter().copied().collect();
         self.announcer.restarting();
+        self.announcer.reserve(&held, None);
         let router = &self.planner.config().router;
         self.announcer.configure(router, self.planner.node(), &node.addresses).await;
         self.announcer.update(&held, |planned| forwarded.contains(&planned.prefix.addr()), None).await;
@@ -354,6 +360,7 @@ impl Agent {
         self.ready = true;
         self.remember_node();
         let plan = self.planner.plan();
+        self.announcer.reserve(plan, None);
         let router = &self.planner.config().router;
         self.announcer.configure(router, self.planner.node(), &plan.node.addresses).await;
         self.announcer.update(plan, |planned| holds(&self.dataplane, plan, planned), None).await;
@@ -415,6 +422,7 @@ impl Agent {
         }
         let began = Instant::now();
         let plan = self.planner.plan();
+        self.announcer.reserve(plan, Some(delta));
         self.announcer.withdraw(plan, &delta.announcements).await;
         self.dataplane.apply(plan, delta, began).await;
         self.observer.worked(Pass::Partial, began.elapsed(), self.dataplane.is_whole());

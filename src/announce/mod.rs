@@ -4,9 +4,11 @@
 //! Config.router, passwords ──configure─┐      ┌──► ExportTable, for a routing daemon of this node
 //! NodePlan.announcements ──────────────┼─► [Announcer] ──peers, RouteChanges──► Speaker ──► peers
 //! Dataplane::holds ────────────────────┘      └──► Journal, for starts without a source
+//!                          ImportTable ◄──learnt, by import policies── Speaker ◄── peers
 //! ```
 
 mod journal;
+mod learning;
 mod passwords;
 mod sessions;
 
@@ -20,12 +22,13 @@ use sheave_bgp::{
     SpeakerConfig, SpeakerStatus,
 };
 use tokio::runtime::Handle;
+use tokio::sync::watch;
 use tracing::{info, warn};
 
 use crate::cluster::Node;
 use crate::config::{PasswordSource, Router};
 use crate::plan::{Announcement, AnnouncementKind, NodePlan, Selection, Step};
-use crate::tables::ExportTable;
+use crate::tables::{ExportTable, ImportTable};
 pub use journal::{Journal, Saved, remove as remove_journal};
 use passwords::Passwords;
 
@@ -75,6 +78,9 @@ pub struct Announcer {
     restarting: Restarting,
     selection: Selection,
     export: Option<ExportTable>,
+    import: Option<ImportTable>,
+    /// This node's own nets, as the speaker was told of them: routes to these are not learnt.
+    reserved: BTreeSet<IpNet>,
     journal: Journal,
     /// All that is to be announced at the start has been.
     complete: bool,
@@ -93,6 +99,8 @@ struct Configured {
 /// A speaker that runs.
 struct Running {
     speaker: Speaker,
+    /// Changes when there may be something to take of what it learns.
+    news: watch::Receiver<()>,
     /// What it was started with; a change of it takes another speaker.
     config: SpeakerConfig,
 }
@@ -119,6 +127,8 @@ impl Announcer {
             restarting: Restarting::No,
             selection: Selection::default(),
             export: None,
+            import: None,
+            reserved: BTreeSet::new(),
             journal,
             complete: false,
             problems: Vec::new(),
@@ -129,6 +139,11 @@ impl Announcer {
     /// Has what is announced written to a table as well. Before anything is announced.
     pub fn export_to(&mut self, table: ExportTable) {
         self.export = Some(table);
+    }
+
+    /// Has what peers announce and may be imported written to a table. Before peers are configured.
+    pub fn import_to(&mut self, table: ImportTable) {
+        self.import = Some(table);
     }
 
     /// The kernel has forwarded for this node all along, so that peers keep their routes: they are told of a restart by the
@@ -159,28 +174,34 @@ impl Announcer {
         if let Some(export) = &mut self.export {
             export.tick(Instant::now()).await;
         }
+        self.tick_import().await;
     }
 
-    /// Looks for what others changed in the table that is written to, and repairs it.
+    /// Looks for what others changed in the tables that are written to, and repairs it.
     pub async fn check(&mut self) {
         if let Some(export) = &mut self.export {
             export.sync().await;
         }
+        if let Some(import) = &mut self.import {
+            import.check().await;
+        }
     }
 
-    /// What is not as configured: peers without their password, or why there are no sessions at all; and what the kernel
-    /// refuses of the table that is written to.
+    /// What is not as configured: peers without their password or beyond their limit, or why there are no sessions at all; and
+    /// what the kernel refuses of the tables that are written to.
     pub fn problems(&self) -> Vec<String> {
         let export = self.export.as_ref().and_then(ExportTable::problem);
-        self.problems.iter().cloned().chain(export.map(str::to_owned)).collect()
+        self.problems.iter().cloned().chain(export.map(str::to_owned)).chain(self.import_problems()).collect()
     }
 
     /// Brings speaker and peers in line with what is configured.
     async fn apply(&mut self) {
+        self.prepare_import();
         let Some(Configured { router, node, addresses }) = &self.configured else { return };
         let stations = sessions::bmp_stations(router, node);
         let mut problems = Vec::new();
         let mut peers = Vec::new();
+        let imports = learning::policies(router);
         let mut of_secrets = BTreeMap::new();
         for peer in &router.peers {
             let before = self.peers.iter().find(|config| config.address == peer.address);
@@ -199,6 +220,10 @@ impl Announcer {
         self.start_again = None;
         if router.peers.is_empty() && router.bmp.is_empty() {
             self.stop_speaker(Shutdown::Cease).await;
+            if let Some(import) = &mut self.import {
+                // Nobody will tell of anything.
+                import.settle().await;
+            }
         } else {
             self.auto_router_id = self.auto_router_id.or_else(|| sessions::first_ipv4(addresses));
             match sessions::speaker_config(router, self.auto_router_id, node) {
@@ -215,6 +240,8 @@ impl Announcer {
             }
         }
         if let Some(Running { speaker, .. }) = &self.speaker {
+            // What a session brings is judged from its beginning.
+            speaker.set_imports(&imports);
             speaker.set_peers(peers.clone());
             speaker.set_bmp_stations(stations);
         }
@@ -254,12 +281,14 @@ impl Announcer {
         if self.complete {
             speaker.initial_routes_complete();
         }
-        self.speaker = Some(Running { speaker, config });
+        speaker.reserve(&self.reserved.iter().copied().collect::<Vec<_>>(), &[]);
+        self.speaker = Some(Running { news: speaker.learnt_news(), speaker, config });
         Ok(())
     }
 
     async fn stop_speaker(&mut self, how: Shutdown) {
-        if let Some(Running { speaker, .. }) = self.speaker.take() {
+        if let Some(Running { speaker, config, .. }) = self.speaker.take() {
+            self.keep_imported(&config);
             // The task only ends early with its runtime, and then there is no session left to end.
             let _ = self.runtime.spawn(speaker.shutdown(how)).await;
         }
@@ -392,6 +421,7 @@ impl Announcer {
 
     /// Ends the sessions: so that peers keep the routes, where graceful restart is configured.
     pub async fn stop(mut self) {
+        self.leave_imported().await;
         if let Some(Running { config, .. }) = &self.speaker {
             let how = leaving(config);
             self.stop_speaker(how).await;

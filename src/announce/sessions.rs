@@ -13,7 +13,8 @@ pub(super) fn speaker_config(
     auto: Option<Ipv4Addr>,
     node: &str,
 ) -> Result<SpeakerConfig, AnnounceError> {
-    let Router { asn, router_id, listen, graceful_restart, peers: _, dynamic_peers: _, bmp: _ } = router;
+    let Router { asn, router_id, listen, graceful_restart, peers: _, dynamic_peers: _, bmp: _, import: _ } =
+        router;
     Ok(SpeakerConfig {
         asn: asn.ok_or(AnnounceError::NoAsn)?,
         router_id: router_id.or(auto).ok_or_else(|| AnnounceError::NoRouterId(node.to_owned()))?,

@@ -31,7 +31,7 @@ use crate::observe::{Observer, status};
 /// Needs root (CAP_NET_ADMIN), IPVS in the kernel and `nft`; `sheave check` tells what is missing.
 ///
 /// SIGTERM and SIGINT end it, for a restart or an upgrade: kernel state stays and goes on forwarding, and peers are
-/// left in the manner of graceful restart. The next start adopts what is there. `sheave cleanup` removes it.
+/// left in the manner of graceful restart; routes learnt of peers stay too, unless `router.import.onExit` says else. The next start adopts what is there. `sheave cleanup` removes it.
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = "\
 Examples:

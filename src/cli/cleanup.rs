@@ -14,13 +14,14 @@ use crate::cluster::kubernetes::{ConnectError, connect};
 use crate::config::Config;
 use crate::dataplane::{self, Lock};
 use crate::observe::accepts;
+use crate::tables;
 
 /// How long the other nodes have to hear that this one does not accept any more, and requests under way to be answered.
 const GRACE: Duration = Duration::from_secs(5);
 
 /// Remove everything of Sheave's from this node's kernel, and nothing else
 ///
-/// Virtual servers, VIP routes (those written to `announce.exportTable` too), the nftables table `inet sheave` and the interfaces sheave4 and sheave6 go, and the journal of announcements; sysctls
+/// Virtual servers, VIP routes (those written to `announce.exportTable` too), routes learnt of peers, the nftables table `inet sheave` and the interfaces sheave4 and sheave6 go, and the journal of announcements; sysctls
 /// get back the values found at first, except those that somebody has changed since. Connections through this
 /// node's VIPs end. Stop the agent before: it would put everything back.
 ///
@@ -91,7 +92,19 @@ pub(super) fn run(args: Args) -> ExitCode {
             );
             all_done = false;
         }
+        let imported = match tables::remove_imported().await {
+            Ok(count) => count,
+            Err(error) => {
+                eprintln!("error: {error}; going on");
+                all_done = false;
+                0
+            }
+        };
+        if imported > 0 {
+            println!("removed {imported} learnt routes");
+        }
         match dataplane::cleanup(&settings, &lock).await {
+            Ok(done) if done.is_empty() && imported > 0 => {}
             Ok(done) if done.is_empty() => println!("nothing of Sheave's is here"),
             Ok(done) => done.iter().for_each(|what| println!("removed {what}")),
             Err(error) => return failed(&error.to_string()),

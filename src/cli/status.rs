@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use super::{failed, print};
-use crate::observe::status::{self, Health, Status};
+use crate::observe::status::{self, Health, Imported, Status};
 
 /// Show health, watches, peers, announcements, virtual servers with their endpoints, and problems of the local agent
 #[derive(Debug, clap::Args)]
@@ -71,6 +71,7 @@ fn table(status: &Status) -> String {
         watches,
         peers,
         bmp,
+        imported,
         announcements,
         virtual_servers,
         problems,
@@ -107,16 +108,26 @@ fn table(status: &Status) -> String {
             [listener.name.clone(), listener.address.clone(), listening.into()]
         }),
     );
+    if *imported != Imported::default() {
+        let Imported { prefixes, in_kernel, kept } = imported;
+        let _ = writeln!(
+            text,
+            "\nroutes learnt of peers: {prefixes}, {in_kernel} of them in the kernel; {kept} of sessions before kept"
+        );
+    }
     section(
         &mut text,
-        ["PEER", "ASN", "STATE", "UP", "PREFIXES", "LAST ERROR"],
+        ["PEER", "ASN", "STATE", "UP", "PREFIXES", "RECEIVED", "ACCEPTED", "LAST ERROR"],
         peers.iter().map(|peer| {
+            let or_none = |count: Option<usize>| count.map_or_else(|| "-".into(), |count| count.to_string());
             [
                 peer.address.clone(),
                 peer.asn.to_string(),
                 peer.state.clone(),
                 peer.uptime_seconds.map_or_else(|| "-".into(), |seconds| format!("{seconds}s")),
                 peer.prefixes_sent.to_string(),
+                or_none(peer.prefixes_received),
+                or_none(peer.prefixes_accepted),
                 peer.last_error.clone().unwrap_or_else(|| "-".into()),
             ]
         }),
@@ -258,11 +269,40 @@ mod tests {
             ],
             peers: Vec::new(),
             bmp: Vec::new(),
+            imported: Imported::default(),
             announcements: Vec::new(),
             virtual_servers: Vec::new(),
             problems: Vec::new(),
             warnings: Vec::new(),
         }
+    }
+
+    #[test]
+    fn what_is_learnt_of_peers_is_shown() {
+        let peer = |address: &str, received, accepted| status::Peer {
+            address: address.into(),
+            asn: 65001,
+            state: "Established".into(),
+            uptime_seconds: Some(7),
+            prefixes_sent: 1,
+            prefixes_received: received,
+            prefixes_accepted: accepted,
+            last_error: None,
+        };
+        let status = Status {
+            peers: vec![peer("10.0.0.1", Some(3), Some(2)), peer("10.0.0.2", None, None)],
+            imported: Imported { prefixes: 2, in_kernel: 1, kept: 4 },
+            ..status(true, true)
+        };
+        let text = table(&status);
+        let shown = "
+routes learnt of peers: 2, 1 of them in the kernel; 4 of sessions before kept
+
+PEER      ASN    STATE        UP  PREFIXES  RECEIVED  ACCEPTED  LAST ERROR
+10.0.0.1  65001  Established  7s  1         3         2         -
+10.0.0.2  65001  Established  7s  1         -         -         -
+";
+        assert!(text.ends_with(shown), "{text}");
     }
 
     #[test]

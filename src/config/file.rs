@@ -11,7 +11,7 @@ use serde::de::{Deserializer, Error as _};
 
 use super::bmp::{self, BmpStation};
 use super::peer::{self, DynamicPeer, Peer, duration};
-use super::{Communities, Conntrack, ForwardingTo, MarkMask, reader};
+use super::{Communities, Conntrack, ForwardingTo, ImportTo, MarkMask, reader};
 use crate::cluster::Encapsulation;
 use crate::plan::{AcceptedIn, Scheduler, Warning};
 use crate::yaml;
@@ -78,6 +78,8 @@ pub struct Router {
     pub dynamic_peers: Vec<DynamicPeer>,
     /// Monitoring stations that are told of sessions and routes.
     pub bmp: Vec<BmpStation>,
+    /// Where routes go that are taken over of peers.
+    pub import: ImportTo,
 }
 
 impl Default for Router {
@@ -90,6 +92,7 @@ impl Default for Router {
             peers: Vec::new(),
             dynamic_peers: Vec::new(),
             bmp: Vec::new(),
+            import: ImportTo::default(),
         }
     }
 }
@@ -396,6 +399,17 @@ impl Config {
                  `ip rule` leads to, such as 120"
             );
             return Err(wrong("announce.exportTable".into(), message));
+        }
+        let ImportTo { table, .. } = self.router.import;
+        let why = match table {
+            0 | LOCAL_TABLE => Some("no table of routes to elsewhere"),
+            _ if self.announce.export_table == Some(table) => Some("announce.exportTable"),
+            _ => None,
+        };
+        if let Some(why) = why {
+            let message =
+                format!("{table} is {why}: take 254 (main), or a table that rules of yours lead to");
+            return Err(wrong("router.import.table".into(), message));
         }
         Ok(self)
     }

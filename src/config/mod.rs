@@ -9,6 +9,7 @@ mod communities;
 mod conntrack;
 mod file;
 mod forwarding;
+mod import;
 mod kube_router;
 mod mark_mask;
 pub mod node;
@@ -24,9 +25,8 @@ pub use file::{
     Observe, Router, Schedulers, Services, VirtualServerMetrics,
 };
 pub use forwarding::ForwardingTo;
+pub use import::{ImportTo, OnExit};
 pub use mark_mask::MarkMask;
 pub use node::NodeSettings;
-pub use peer::{
-    AddressFamily, Bfd, DynamicPeer, Import, NextHop, PasswordSource, Peer, PeerSource, SecretKey,
-};
+pub use peer::{AddressFamily, Bfd, DynamicPeer, NextHop, PasswordSource, Peer, PeerSource, SecretKey};
 pub use reader::INVALID_ANNOTATION;

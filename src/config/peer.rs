@@ -9,7 +9,9 @@ use std::time::Duration;
 use ipnet::IpNet;
 use serde::Deserialize;
 use serde::de::{Deserializer, Error as _};
-use sheave_bgp::Password;
+use sheave_bgp::{ImportPolicy, Password};
+
+use super::import;
 
 /// One of `router.peers`.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
@@ -56,9 +58,9 @@ pub struct Peer {
     /// Address families to exchange, both by default.
     #[serde(default = "families")]
     pub families: Vec<AddressFamily>,
-    /// What is done with the routes it announces.
-    #[serde(default)]
-    pub import: Import,
+    /// Which of the routes it announces are taken over; `None`: none.
+    #[serde(default, deserialize_with = "import::policy")]
+    pub import: Option<ImportPolicy>,
     /// Who asks for it.
     #[serde(skip)]
     pub source: PeerSource,
@@ -82,7 +84,7 @@ impl Peer {
             bfd: None,
             next_hop: NextHop::default(),
             families: families(),
-            import: Import::default(),
+            import: None,
             source: PeerSource::default(),
         }
     }
@@ -183,15 +185,6 @@ pub enum AddressFamily {
     Ipv4,
     /// IPv6 unicast.
     Ipv6,
-}
-
-/// `import` of a peer.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Import {
-    /// Its routes are not taken over.
-    #[default]
-    None,
 }
 
 /// What no field can tell alone: the field that is wrong, from the list on, and what is wrong with it.

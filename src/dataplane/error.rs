@@ -77,7 +77,7 @@ impl RouteError {
         Self { action, reason: reason.to_string(), passing: false }
     }
 
-    pub(super) fn of(action: &str) -> impl FnOnce(rtnetlink::Error) -> Self {
+    pub(crate) fn of(action: &str) -> impl FnOnce(rtnetlink::Error) -> Self {
         let action = action.to_owned();
         move |error| match &error {
             rtnetlink::Error::NetlinkError(message) => Self::io(action, &message.to_io()),
@@ -114,7 +114,7 @@ pub(super) fn is_passing(error: &io::Error) -> bool {
 }
 
 /// Whether the kernel says that what a request names is not there (ENOENT, ESRCH, ENODEV).
-pub(super) fn is_absent(error: &rtnetlink::Error) -> bool {
+pub(crate) fn is_absent(error: &rtnetlink::Error) -> bool {
     let rtnetlink::Error::NetlinkError(message) = error else { return false };
     matches!(message.raw_code(), -2 | -3 | -19)
 }

@@ -184,7 +184,7 @@ fn parse(message: &RouteMessage) -> Option<(IpNet, Route)> {
 }
 
 /// The IP address within a route attribute.
-pub(super) fn ip(address: &RouteAddress) -> Option<IpAddr> {
+pub(crate) fn ip(address: &RouteAddress) -> Option<IpAddr> {
     match address {
         RouteAddress::Inet(address) => Some((*address).into()),
         RouteAddress::Inet6(address) => Some((*address).into()),

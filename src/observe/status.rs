@@ -42,6 +42,8 @@ pub struct Status {
     pub peers: Vec<Peer>,
     /// Monitoring stations that are told by BMP.
     pub bmp: Vec<BmpStation>,
+    /// Routes learnt of peers.
+    pub imported: Imported,
     /// Prefixes that the plan announces.
     pub announcements: Vec<Announcement>,
     /// Virtual servers that the plan has, with what the kernel holds of them.
@@ -106,6 +108,10 @@ pub struct Peer {
     pub uptime_seconds: Option<u64>,
     /// Prefixes it has been told and not withdrawn.
     pub prefixes_sent: usize,
+    /// Prefixes it announces; `None` where nothing of it is imported.
+    pub prefixes_received: Option<usize>,
+    /// Those of them that its import policy lets in.
+    pub prefixes_accepted: Option<usize>,
     /// What ended the last session or attempt.
     pub last_error: Option<String>,
 }
@@ -124,6 +130,18 @@ pub struct BmpStation {
     pub cut_off: u64,
     /// What ended the last connection or attempt.
     pub last_error: Option<String>,
+}
+
+/// Routes learnt of peers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Imported {
+    /// Prefixes that some peer's import policy lets in.
+    pub prefixes: usize,
+    /// Those of them whose route the kernel holds, to all next hops.
+    pub in_kernel: usize,
+    /// Routes of sessions before that the kernel keeps until peers have told all.
+    pub kept: usize,
 }
 
 /// A prefix.

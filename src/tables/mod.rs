@@ -4,6 +4,7 @@
 //! tables of others ──notifications, dumps──► [follow] ──► Book ──News──► Planner ──► announcements of kind Kernel
 //! what is announced ─────────────────────────────────────────────────► [ExportTable] ──► a table that the node's own BIRD or
 //!                                                                                        FRR announces
+//! what peers announce ──import policies, decision──► LearntChange ──► [ImportTable] ──► the main table, or another
 //! ```
 //!
 //! In: routes that others (Coil, an operator) put into tables of their own are announced as long as they are there. Nothing is
@@ -13,16 +14,22 @@
 //!
 //! Out: where a node has a routing daemon of its own, it gets what would be announced as routes of our protocol number in a table
 //! that nothing is forwarded by.
+//!
+//! Learnt: what peers announce and their policies let in becomes routes of another protocol number, to several next hops where
+//! several are as good.
 
 mod book;
 mod export;
 mod follow;
+mod import;
+mod multipath;
 mod route;
 
 use ipnet::IpNet;
 
 pub use export::ExportTable;
 pub use follow::{Following, follow};
+pub use import::{ImportCounts, ImportTable, remove_imported};
 
 /// What became different in the tables that are followed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -4,6 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
+use super::multipath;
 use crate::dataplane::netlink::attributes;
 use crate::dataplane::routing::PROTOCOL;
 
@@ -100,7 +101,10 @@ impl Route {
     /// Whether its prefix is to be announced on its account: it leads somewhere, somebody put it there, and the prefix is one that
     /// other hosts can send to.
     pub(super) fn counts(&self, default_routes: bool) -> bool {
-        let made_here = matches!(self.protocol, PROTOCOL | RTPROT_REDIRECT | RTPROT_KERNEL | RTPROT_RA);
+        // What is learnt is not passed on.
+        const LEARNT: u8 = multipath::PROTOCOL;
+        let made_here =
+            matches!(self.protocol, PROTOCOL | LEARNT | RTPROT_REDIRECT | RTPROT_KERNEL | RTPROT_RA);
         self.kind == RTN_UNICAST
             && !made_here
             && if self.prefix.prefix_len() == 0 { default_routes } else { is_routable(&self.prefix) }
@@ -232,6 +236,7 @@ pub(super) mod tests {
             ("IPv6", "2001:db8:1::/64", STATIC, RTN_UNICAST, true),
             ("IPv6, local use", "fd00:64::/64", STATIC, RTN_UNICAST, true),
             ("ours", "192.0.2.80/32", PROTOCOL, RTN_UNICAST, false),
+            ("learnt of a peer", "192.0.2.0/24", multipath::PROTOCOL, RTN_UNICAST, false),
             ("of an address", "10.0.0.0/24", RTPROT_KERNEL, RTN_UNICAST, false),
             ("of a redirect", "192.0.2.7/32", RTPROT_REDIRECT, RTN_UNICAST, false),
             ("of a router's advertisement", "2001:db8::/64", RTPROT_RA, RTN_UNICAST, false),

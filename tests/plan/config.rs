@@ -3,8 +3,9 @@
 use std::path::Path;
 use std::time::Duration;
 
-use sheave::config::{Config, ForwardingTo, MarkMask, VirtualServerMetrics};
+use sheave::config::{Config, ForwardingTo, ImportTo, MarkMask, OnExit, VirtualServerMetrics};
 use sheave::plan::{Forwarding, Scheduler};
+use sheave_bgp::{ImportPolicy, LimitAction, MaxPrefixes, PrefixFilter};
 
 fn parse(text: &str) -> Result<Config, String> {
     Config::parse(Path::new("sheave.yaml"), text).map_err(|error| error.to_string())
@@ -15,7 +16,7 @@ const EVERYTHING: &str = "
 router: {asn: 64512, routerId: auto, listen: {port: 179}, gracefulRestart: {restartTime: 120s, longLived: {staleTime: 1h}},
   peers: [{address: 10.0.0.1, asn: 65001, port: 179, localAddress: null, passwordFile: null, multihop: null, ttlSecurity: null, holdTime: 90s,
            bfd: {transmitInterval: 300ms, receiveInterval: 300ms, detectMultiplier: 3}, nextHop: self, families: [ipv4, ipv6], import: none}],
-  dynamicPeers: [{prefix: 10.0.0.0/24, asn: 65001}],
+  dynamicPeers: [{prefix: 10.0.0.0/24, asn: 65001}], import: {table: 254, onExit: keep},
   bmp: [{address: 10.0.0.9, port: 11019, statisticsInterval: 60s, queueKiB: 8192}]}
 announce: {clusterIPs: false, externalIPs: true, loadBalancerIPs: true, podCIDRs: false, kernelTables: [], aggregate: [], communities: []}
 services: {forwarding: tunnel, encapsulation: ipip, acceptance: node, serviceCIDRs: [], nodePortAddresses: [primary],
@@ -94,6 +95,101 @@ fn a_peer_needs_little() {
         parse("services: {scheduler: {internal: wlc}}").unwrap().services.scheduler.internal,
         Scheduler::Wlc
     );
+}
+
+fn import(text: &str) -> Result<Option<ImportPolicy>, String> {
+    let text = format!("router: {{asn: 1, peers: [{{address: 10.0.0.1, asn: 2, import: {text}}}]}}");
+    parse(&text).map(|config| config.router.peers[0].import.clone())
+}
+
+#[test]
+fn imports() {
+    let range = |within: &str, min_length, max_length| PrefixFilter {
+        within: within.parse().unwrap(),
+        min_length,
+        max_length,
+    };
+    let policy = |prefixes: &[PrefixFilter], limit: Option<(usize, usize, LimitAction)>| {
+        let max_prefixes = limit.map(|(limit, warn_at, action)| MaxPrefixes { limit, warn_at, action });
+        Some(ImportPolicy { prefixes: prefixes.into(), max_prefixes })
+    };
+    let restart = |seconds| LimitAction::Restart(Duration::from_secs(seconds));
+    let default = range("0.0.0.0/0", 0, 0);
+    for (text, expected) in [
+        ("none", None),
+        ("null", None),
+        ("{prefixes: [0.0.0.0/0]}", policy(&[default], None)),
+        (
+            "{prefixes: [10.1.2.3/8, 'fd00::/8', {prefix: 10.0.0.0/8, le: 24}, {prefix: 10.0.0.0/8, ge: 16}]}",
+            policy(
+                &[
+                    range("10.0.0.0/8", 8, 8),
+                    range("fd00::/8", 8, 8),
+                    range("10.0.0.0/8", 8, 24),
+                    range("10.0.0.0/8", 16, 32),
+                ],
+                None,
+            ),
+        ),
+        (
+            "{prefixes: [{prefix: '2001:db8::/32', ge: 48, le: 64}]}",
+            policy(&[range("2001:db8::/32", 48, 64)], None),
+        ),
+        ("{prefixes: [0.0.0.0/0], maxPrefixes: 10}", policy(&[default], Some((10, 8, restart(300))))),
+        (
+            "{prefixes: [0.0.0.0/0], maxPrefixes: {limit: 10, warnAt: 50, idleHold: 30s}}",
+            policy(&[default], Some((10, 5, restart(30)))),
+        ),
+        (
+            "{prefixes: [0.0.0.0/0], maxPrefixes: {limit: 10, action: warn}}",
+            policy(&[default], Some((10, 8, LimitAction::Warn))),
+        ),
+        (
+            "{prefixes: [0.0.0.0/0], maxPrefixes: {limit: 10, action: tearDown}}",
+            policy(&[default], Some((10, 8, LimitAction::TearDown))),
+        ),
+    ] {
+        assert_eq!(import(text).as_ref(), Ok(&expected), "{text}");
+    }
+    for (text, field, remedy) in [
+        ("all", "import", "`all` is neither `none` nor a map such as {prefixes: [10.0.0.0/8]}"),
+        ("{prefixes: []}", "import", "write `import: none`"),
+        ("{maxPrefixes: 3}", "import", "prefixes"),
+        ("{prefix: [10.0.0.0/8]}", "import.prefix", "unknown field `prefix`"),
+        ("{prefixes: [10.0.0.0/33]}", "import.prefixes[0]", "is not a CIDR such as"),
+        ("{prefixes: [10.0.0.0/8, {prefix: ten}]}", "import.prefixes[1].prefix", "is not a CIDR such as"),
+        ("{prefixes: [{prefix: 10.0.0.0/8, ge: 4}]}", "import.prefixes[0]", "it takes 8 <= ge <= le <= 32"),
+        ("{prefixes: [{prefix: 10.0.0.0/8, ge: 20, le: 16}]}", "import.prefixes[0]", "8 <= ge <= le <= 32"),
+        ("{prefixes: [{prefix: 10.0.0.0/8, le: 64}]}", "import.prefixes[0]", "8 <= ge <= le <= 32"),
+        ("{prefixes: [10.0.0.0/8], maxPrefixes: 0}", "import.maxPrefixes", "use `import: none`"),
+        ("{prefixes: [10.0.0.0/8], maxPrefixes: many}", "import.maxPrefixes", "is not a number of prefixes"),
+        ("{prefixes: [10.0.0.0/8], maxPrefixes: {limit: 5, warnAt: 120}}", "import.maxPrefixes", "1 to 100"),
+        (
+            "{prefixes: [10.0.0.0/8], maxPrefixes: {limit: 5, action: drop}}",
+            "import.maxPrefixes.action",
+            "expected one of warn, restart, tearDown",
+        ),
+        (
+            "{prefixes: [10.0.0.0/8], maxPrefixes: {limit: 5, action: warn, idleHold: 3s}}",
+            "import.maxPrefixes",
+            "goes with `action: restart` alone",
+        ),
+    ] {
+        let error = import(text).unwrap_err();
+        let place = format!("sheave.yaml:1: router.peers[0].{field}: ");
+        assert!(error.starts_with(&place) && error.contains(remedy), "{text}: {error}");
+    }
+
+    let to = |text: &str| parse(&format!("router: {text}")).map(|config| config.router.import);
+    assert_eq!(to("{}"), Ok(ImportTo { table: 254, on_exit: OnExit::Keep }));
+    let elsewhere = ImportTo { table: 100, on_exit: OnExit::Remove };
+    assert_eq!(to("{import: {table: 100, onExit: remove}}"), Ok(elsewhere));
+    for text in
+        ["{import: {table: 0}}", "{import: {table: 255}}", "{import: {table: 9}}\nannounce: {exportTable: 9}"]
+    {
+        let error = to(text).unwrap_err();
+        assert!(error.contains("router.import.table: ") && error.contains("take 254 (main)"), "{error}");
+    }
 }
 
 #[test]

@@ -10,11 +10,16 @@
 //! A pending change is an entry for its prefix, not a message: a peer that reads slowly costs no more than one entry
 //! for each prefix, and is told the latest state only. A change that is undone before it was sent is not sent.
 //!
-//! Routes received from peers are validated and counted by the session's owner; an Adj-RIB-In and the decision
-//! process would stand between them and the Loc-RIB here.
+//! What peers announce goes the other way and never meets it: [`Learnt`] keeps what a peer's import policy asks for, and
+//! decides which of it is used. Nothing of it is passed on to other peers.
 
+mod adj_in;
 mod adj_out;
+mod decision;
 mod export;
+mod import;
+mod learnt;
+mod path;
 
 #[cfg(test)]
 mod tests;
@@ -29,6 +34,9 @@ use crate::{Attributes, Family};
 use adj_out::AdjRibOut;
 pub use adj_out::{FamilyOut, Written};
 pub use export::Export;
+pub use import::{ImportPolicy, LimitAction, MaxPrefixes, PrefixFilter};
+pub use learnt::{FamilyCounts, Learnt, LearntChange, LimitExceeded};
+pub use path::{Identity, Source};
 
 /// A change to what is announced. A prefix in both lists ends up withdrawn.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

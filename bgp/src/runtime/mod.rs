@@ -11,6 +11,7 @@
 
 mod bmp;
 mod config;
+mod learning;
 mod md5;
 mod option;
 mod peer;
@@ -30,6 +31,7 @@ use tokio::task::{JoinHandle, JoinSet};
 
 pub use bmp::{BmpCounters, BmpStation, BmpStationStatus};
 pub use config::{GracefulRestart, PeerConfig, Shutdown, SpeakerConfig, StartError};
+pub use learning::LearntStatus;
 pub use md5::{Password, PasswordLength};
 pub use status::{Counters, FamilyStatus, LastError, PeerStatus, SessionStatus, SpeakerStatus};
 

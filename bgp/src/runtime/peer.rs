@@ -7,7 +7,10 @@
 //!   bytes ────────┤                                └─► Observed (status)
 //!   timer ────────┘
 //!   routes changed ── after COALESCE ──► Rib::write ─► output, while it is short
+//!   UPDATE, lost ──► Learnt (`learning`)
 //! ```
+
+mod learning;
 
 use std::future::Future;
 use std::hash::{BuildHasher, Hasher, RandomState};
@@ -28,7 +31,7 @@ use super::shared::{Observed, ObservedSession, Shared, lock};
 use super::socket;
 use crate::Family;
 use crate::bmp::PeerUp;
-use crate::rib::Export;
+use crate::rib::{Export, MaxPrefixes};
 use crate::session::{
     Action, Direction, Down, Event, Farewell, Jitter, Negotiated, RestartOffer, Session, SessionConfig,
 };
@@ -64,6 +67,8 @@ pub(super) struct PeerTask {
     /// For monitoring stations.
     opens: Opens,
     input: Box<[u8]>,
+    /// The limit that the peer exceeded, while its session is down for that until its policy changes.
+    torn_down: Option<MaxPrefixes>,
 }
 
 /// Where the task is in sending routes.
@@ -96,6 +101,7 @@ enum Input {
     Readable(Direction),
     Writable(Direction),
     SessionTimer,
+    StaleTimer,
     RoutesChanged,
     Gathered,
 }
@@ -176,6 +182,7 @@ impl PeerTask {
             sending: Sending::Done,
             opens: Opens::default(),
             input: vec![0; OUTPUT_LIMIT].into_boxed_slice(),
+            torn_down: None,
         }
     }
 
@@ -196,6 +203,7 @@ impl PeerTask {
                     Direction::ALL.into_iter().for_each(|direction| self.read(direction));
                     self.event(Event::TimerExpired);
                 }
+                Input::StaleTimer => self.expire_learnt(),
                 Input::RoutesChanged => {
                     self.sending = Sending::Gathering { until: Instant::now() + COALESCE }
                 }
@@ -212,7 +220,9 @@ impl PeerTask {
             Sending::Gathering { until } => Some(until),
             Sending::Done | Sending::Writing => None,
         };
-        let idle = self.sending == Sending::Done && self.session.established().is_some();
+        let heeds_changes = self.session.established().is_some() || self.torn_down.is_some();
+        let idle = self.sending == Sending::Done && heeds_changes;
+        let stale_until = self.learnt_deadline();
         tokio::select! {
             farewell = &mut self.inputs.stop => Input::Stop(farewell.unwrap_or(Farewell::Silent)),
             Some(stream) = self.inputs.accepted.recv() => Input::Accepted(stream),
@@ -222,6 +232,7 @@ impl PeerTask {
             () = writable(self.outgoing.as_ref()) => Input::Writable(Direction::Outgoing),
             () = writable(self.incoming.as_ref()) => Input::Writable(Direction::Incoming),
             () = sleep_until(self.session.next_deadline()) => Input::SessionTimer,
+            () = sleep_until(stale_until) => Input::StaleTimer,
             () = sleep_until(gathered) => Input::Gathered,
             Ok(()) = self.changed.changed(), if idle => Input::RoutesChanged,
         }
@@ -310,14 +321,15 @@ impl PeerTask {
     /// Makes UPDATEs of what is pending, as long as the peer keeps up.
     fn send_routes(&mut self) {
         while self.sending == Sending::Writing {
+            // Before RIB and policy are looked at: what changes from here on wakes this task again.
+            self.changed.mark_unchanged();
+            self.policy_changed();
             let Some((direction, _)) = self.session.established() else {
                 self.sending = Sending::Done;
                 return;
             };
             let shared = Arc::clone(&self.shared);
             let peer = self.config.address;
-            // Before the RIB is looked at: what changes from here on wakes this task again.
-            self.changed.mark_unchanged();
             let Some(connection) = self.connection(direction) else { return };
             if connection.unwritten() >= OUTPUT_LIMIT {
                 return;
@@ -338,6 +350,7 @@ impl PeerTask {
     }
 
     fn act(&mut self, actions: Vec<Action>) {
+        let mut exceeded = None;
         for action in actions {
             match action {
                 Action::Connect => {
@@ -362,7 +375,10 @@ impl PeerTask {
                 }
                 Action::Established(direction, negotiated) => self.established(direction, negotiated),
                 Action::Down(reason) => self.down(reason),
-                Action::Update(update) => self.received(&update),
+                Action::Update(update) => {
+                    self.received(&update);
+                    exceeded = exceeded.or(self.learn(&update));
+                }
                 Action::RouteRefresh(family) => {
                     self.shared.rib().refresh(self.config.address, family);
                     self.sending = Sending::Writing;
@@ -371,6 +387,9 @@ impl PeerTask {
         }
         let state = self.session.state();
         self.observed().set_state(state);
+        if let Some(exceeded) = exceeded {
+            self.exceeds(exceeded);
+        }
     }
 
     fn established(&mut self, direction: Direction, negotiated: Negotiated) {
@@ -404,6 +423,7 @@ impl PeerTask {
             rib.peer_up(peer, export);
             self.shared.monitor.peer_up(peer, &negotiated, up);
         }
+        self.learn_from(local.ip(), &negotiated);
         self.sending = Sending::Writing;
         let mut observed = self.observed();
         observed.counters.established += 1;
@@ -431,6 +451,7 @@ impl PeerTask {
             rib.peer_down(peer);
             self.shared.monitor.peer_down(peer, &reason, notification);
         }
+        self.lose_learnt(&reason);
         self.sending = Sending::Done;
         let mut observed = self.observed();
         let repeated = observed.last_error.as_ref().is_some_and(|last| last.reason == reason);

@@ -8,7 +8,7 @@ use tokio::sync::watch;
 use super::bmp::Monitor;
 use super::config::SpeakerConfig;
 use super::status::{Counters, LastError};
-use crate::rib::Rib;
+use crate::rib::{Identity, Learnt, Rib};
 use crate::session::{Down, Negotiated, State};
 
 /// Shared by all peers' tasks. Locks are held for computing only, never across an await.
@@ -18,6 +18,9 @@ pub(super) struct Shared {
     rib: Mutex<Rib>,
     /// What monitoring stations are told; called with the RIB locked.
     pub(super) monitor: Monitor,
+    learnt: Mutex<Learnt>,
+    /// Changes when there may be something to take of what is learnt.
+    pub(super) news: watch::Sender<()>,
     /// Changes when there may be something to send.
     pub(super) changed: watch::Sender<()>,
     /// Changes when a peer has been sent something, or is no longer there to be sent it.
@@ -28,11 +31,18 @@ impl Shared {
     pub(super) fn new(config: SpeakerConfig) -> Shared {
         let rib = Mutex::new(Rib::new(config.restarting));
         let monitor = Monitor::new(config.asn, config.router_id);
-        Shared { config, rib, monitor, changed: watch::Sender::new(()), progress: watch::Sender::new(()) }
+        let learnt = Mutex::new(Learnt::new(Identity { asn: config.asn, router_id: config.router_id }));
+        let [news, changed, progress] = [(), (), ()].map(watch::Sender::new);
+        Shared { config, rib, monitor, learnt, news, changed, progress }
     }
 
     pub(super) fn rib(&self) -> MutexGuard<'_, Rib> {
         lock(&self.rib)
+    }
+
+    /// Never locked together with the RIB.
+    pub(super) fn learnt(&self) -> MutexGuard<'_, Learnt> {
+        lock(&self.learnt)
     }
 }
 

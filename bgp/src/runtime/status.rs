@@ -88,7 +88,7 @@ pub struct Counters {
     pub updates_sent: u64,
     /// UPDATE messages received.
     pub updates_received: u64,
-    /// Reachable prefixes in received UPDATEs. They are validated and counted, not stored.
+    /// Reachable prefixes in received UPDATEs, whether anything of the peer is imported or not.
     pub prefixes_received: u64,
     /// Withdrawn prefixes in received UPDATEs.
     pub prefixes_withdrawn: u64,

@@ -3,8 +3,8 @@
 use std::net::Ipv4Addr;
 
 use super::State;
-use crate::Families;
-use crate::wire::{Capability, Notification, WireError};
+use crate::wire::{Capability, Cease, Notification, WireError};
+use crate::{Families, Family};
 
 /// Why this side ends a session. The variant says whose fault it is, [`SessionError::notification`] what the
 /// peer is told.
@@ -35,6 +35,16 @@ pub enum PeerMisbehaved {
     /// Nothing came for the hold time (RFC 4271 §6.5).
     #[error("hold timer expired")]
     HoldTimerExpired,
+    /// More prefixes of a family than it may announce (RFC 4486).
+    #[error(
+        "more than {limit} prefixes of {family}: raise its limit if they are wanted, or have the peer filter"
+    )]
+    TooManyPrefixes {
+        /// As many it may.
+        limit: usize,
+        /// Of that family.
+        family: Family,
+    },
 }
 
 /// An OPEN that this side's configuration does not allow (RFC 4271 §6.2).
@@ -89,6 +99,13 @@ impl PeerMisbehaved {
                 },
             ),
             PeerMisbehaved::HoldTimerExpired => Notification::new(Notification::HOLD_TIMER_EXPIRED, 0),
+            // RFC 4486 §4: family and limit.
+            PeerMisbehaved::TooManyPrefixes { limit, family } => {
+                let cease = Notification::cease(Cease::MaximumPrefixes);
+                let limit = u32::try_from(*limit).unwrap_or(u32::MAX).to_be_bytes();
+                let [high, low] = family.afi().to_be_bytes();
+                Notification { data: [&[high, low, family.safi()][..], &limit].concat(), ..cease }
+            }
         }
     }
 }

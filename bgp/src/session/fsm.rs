@@ -111,6 +111,16 @@ impl Session {
             }
             Event::Received(direction, bytes) => self.receive(direction, bytes, now, &mut actions),
             Event::TimerExpired => self.timers(now, &mut actions),
+            Event::TooManyPrefixes { limit, family, retry_after } => {
+                if let Some((direction, _)) = self.established() {
+                    let other = direction.other();
+                    actions.extend(self.connection_mut(other).take().map(|_| Action::Close(other)));
+                    let error = PeerMisbehaved::TooManyPrefixes { limit, family };
+                    self.fail(direction, error.into(), now, &mut actions);
+                    self.dial =
+                        retry_after.map_or(Dial::Stopped, |after| Dial::HeldDown { until: now + after });
+                }
+            }
         }
         actions
     }

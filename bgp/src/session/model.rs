@@ -79,6 +79,15 @@ pub enum Event<'a> {
     Received(Direction, &'a [u8]),
     /// The time that [`Session::next_deadline`](super::Session::next_deadline) told has come.
     TimerExpired,
+    /// The peer has announced more prefixes of a family than it may.
+    TooManyPrefixes {
+        /// As many it may.
+        limit: usize,
+        /// Of that family.
+        family: Family,
+        /// How long the session is held down; `None`: until it is stopped and started.
+        retry_after: Option<Duration>,
+    },
 }
 
 /// How a stopped session leaves.

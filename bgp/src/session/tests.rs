@@ -121,7 +121,7 @@ fn transitions() {
     let names =
         ["Idle", "held down", "Connect", "Active", "passive", "OpenSent", "OpenConfirm", "Established"];
     for name in names {
-        let events: [(&str, Trigger); 13] = [
+        let events: [(&str, Trigger); 14] = [
             ("ManualStart", |b| b.event(Event::ManualStart)),
             ("ManualStop", |b| b.event(Event::ManualStop(Farewell::Cease(Cease::AdministrativeShutdown)))),
             ("TcpConnected", |b| b.event(Event::TcpConnected)),
@@ -138,6 +138,7 @@ fn transitions() {
                 b.told(Outgoing, &Message::Notification(Notification::cease(Cease::AdministrativeReset)))
             }),
             ("garbage", |b| b.event(Event::Received(Outgoing, &[0; 19]))),
+            ("too many", |b| b.event(too_many(None))),
             ("timer", |b| {
                 if b.session.next_deadline().is_some() { b.expire() } else { b.event(Event::TimerExpired) }
             }),
@@ -174,6 +175,33 @@ fn transitions() {
         }
     }
     assert_eq!(actual, TRANSITIONS, "{actual}");
+}
+
+fn too_many(retry_after: Option<Duration>) -> Event<'static> {
+    Event::TooManyPrefixes { limit: 1000, family: Family::Ipv6Unicast, retry_after }
+}
+
+/// RFC 4486: the peer is told which limit; it may come back after the given time and not before, or when the session is started anew.
+#[test]
+fn a_peer_that_announces_too_much_stays_away() {
+    let hold = Duration::from_secs(300);
+    for retry_after in [Some(hold), None] {
+        let mut bench = Bench::established(config());
+        let actions = bench.event(too_many(retry_after));
+        let Action::Send(Outgoing, sent) = &actions[0] else { panic!("{actions:?}") };
+        // After header, code and subcode: AFI, SAFI and the limit.
+        assert_eq!(sent[19..], [6, 1, 0, 2, 1, 0, 0, 0x03, 0xe8]);
+        assert_eq!(words(&actions), ["send 6/1", "close", "down"]);
+        assert_eq!(words(&bench.event(Event::TcpAccepted)), [""; 0], "refused");
+        let done = run_for(&mut bench, hold * 2);
+        match retry_after {
+            Some(_) => assert_eq!(done[0], (hold, "connect".to_owned())),
+            None => assert_eq!(done, []),
+        }
+        if retry_after.is_none() {
+            assert_eq!(words(&bench.event(Event::ManualStart)), ["connect"]);
+        }
+    }
 }
 
 /// Advances to each deadline for `time`; returns what was done, with when.

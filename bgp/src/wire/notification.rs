@@ -61,6 +61,8 @@ impl Notification {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u8)]
 pub enum Cease {
+    /// The peer has announced more prefixes than it may.
+    MaximumPrefixes = 1,
     /// This speaker was told to stop for good, or for long.
     AdministrativeShutdown = 2,
     /// The peer is no longer configured.

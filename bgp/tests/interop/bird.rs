@@ -30,9 +30,12 @@ cells! { Bird:
     collision: active
 }
 
+/// BIRD's.
+pub(crate) const PROGRAMS: &[&str] = &["bird", "birdc"];
+
 impl Daemon for Bird {
     fn programs(&self) -> &'static [&'static str] {
-        &["bird", "birdc"]
+        PROGRAMS
     }
 
     fn start(&self, lab: &mut Lab, setup: &Setup) {
@@ -100,7 +103,14 @@ impl Daemon for Bird {
 
 impl Lab {
     /// Starts BIRD, with `options` added to its protocol `peer`; of those that are there already they win.
-    fn start_bird(&mut self, local: IpAddr, local_asn: u32, peer: IpAddr, peer_asn: u32, options: &str) {
+    pub(crate) fn start_bird(
+        &mut self,
+        local: IpAddr,
+        local_asn: u32,
+        peer: IpAddr,
+        peer_asn: u32,
+        options: &str,
+    ) {
         let (v4, v6) = match peer {
             IpAddr::V4(_) => ("where source = RTS_STATIC", "none"),
             IpAddr::V6(_) => ("none", "where source = RTS_STATIC"),
@@ -125,11 +135,33 @@ impl Lab {
                  }}"
             ),
         );
-        self.start(&["bird", "-f", "-c", &config, "-s", &self.path("bird.ctl")]);
+        self.run_bird(&config, &[]);
+    }
+
+    fn run_bird(&mut self, config: &str, options: &[&str]) {
+        let control = self.path("bird.ctl");
+        self.start(&[&["bird", "-f", "-c", config, "-s", &control], options].concat());
+    }
+
+    /// Changes something in BIRD's configuration, for its next start.
+    pub(crate) fn edit_bird(&self, what: &str, becomes: &str) {
+        let text = self.read("bird.conf");
+        assert!(text.contains(what));
+        self.write("bird.conf", &text.replace(what, becomes));
+    }
+
+    /// Kills BIRD, without a word to its peer, and starts it again.
+    pub(crate) fn restart_bird(&mut self) {
+        self.run_bird(&self.path("bird.conf"), &[]);
+    }
+
+    /// The same, with BIRD telling its peer that it has kept forwarding meanwhile.
+    pub(crate) fn recover_bird(&mut self) {
+        self.run_bird(&self.path("bird.conf"), &["-R"]);
     }
 
     /// What `birdc` answers.
-    fn birdc(&self, command: &str) -> String {
+    pub(crate) fn birdc(&self, command: &str) -> String {
         let control = self.path("bird.ctl");
         let mut program = vec!["birdc", "-s", &control];
         program.extend(command.split_whitespace());
@@ -137,19 +169,19 @@ impl Lab {
     }
 
     /// Waits until BIRD's answer to `command` has all of `parts`.
-    async fn wait_for(&self, command: &str, parts: &[&str]) {
+    pub(crate) async fn wait_for(&self, command: &str, parts: &[&str]) {
         let found = |answer: &str| parts.iter().all(|part| answer.contains(part));
         self.wait(command, found, &format!("{parts:?}")).await;
     }
 
     /// Waits until BIRD's answer to `command` is as `wanted` says, which `description` puts into words.
-    async fn wait(&self, command: &str, wanted: impl Fn(&str) -> bool, description: &str) {
+    pub(crate) async fn wait(&self, command: &str, wanted: impl Fn(&str) -> bool, description: &str) {
         let state = || self.birdc(command) + &self.birdc("show protocols all peer");
         self.until(description, || wanted(&self.birdc(command)), state).await;
     }
 }
 
-const BIRD_ASN: u32 = 65001;
+pub(crate) const BIRD_ASN: u32 = 65001;
 
 /// A changed peer starts over, an unchanged one keeps its session, a removed one is told.
 #[test]

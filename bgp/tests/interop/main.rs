@@ -51,6 +51,7 @@ mod frr;
 mod gobgp;
 mod hostile;
 mod lab;
+mod learning;
 
 /// Runs `test` in a lab, or says why it cannot.
 fn in_lab<F: Future<Output = ()>>(programs: &[&str], test: impl FnOnce(Lab) -> F + Send + 'static) {

@@ -11,6 +11,7 @@ mod directors;
 mod encapsulation;
 mod explain;
 mod guard;
+mod import;
 mod invalid;
 mod kept_ports;
 mod nat;
@@ -66,6 +67,7 @@ pub fn all() -> Vec<(SourceKind, Scenario)> {
         &beside::scenarios(),
         tables::SCENARIOS,
         bmp::SCENARIOS,
+        import::SCENARIOS,
         agent::SCENARIOS,
     ]
     .concat();

@@ -10,8 +10,8 @@ use sheave::cluster::Protocol::Tcp;
 
 use super::Scenario;
 use crate::cluster::Service;
+use crate::fabric::Direction;
 use crate::fabric::addresses::Family;
-use crate::fabric::{Direction, Leaf};
 use crate::lab::{Lab, POD_PORT};
 use crate::netns::NetNs;
 use crate::process::{self, Daemon};
@@ -46,22 +46,22 @@ pub(super) const SCENARIOS: &[Scenario] = &[
     },
 ];
 
-/// What becomes of a router's routes, noted by the kernel.
-struct Watch {
+/// What becomes of the routes of a router or node, noted by the kernel.
+pub(super) struct Watch {
     log: PathBuf,
     monitor: Daemon,
 }
 
 impl Watch {
-    fn start(lab: &Lab, leaf: &Leaf) -> Result<Self> {
-        let log = lab.config(NODE).with_file_name(format!("{}-routes.log", leaf.name()));
+    pub(super) fn start(lab: &Lab, ns: &NetNs) -> Result<Self> {
+        let log = lab.config(NODE).with_file_name(format!("{}-routes.log", ns.name()));
         let mut command = Command::new("ip");
         command.args(["monitor", "route"]);
-        Ok(Self { monitor: leaf.ns.daemon(command, &log)?, log })
+        Ok(Self { monitor: ns.daemon(command, &log)?, log })
     }
 
     /// Lines about routes to that destination that went.
-    fn removals(&mut self, destination: &str) -> Result<Vec<String>> {
+    pub(super) fn removals(&mut self, destination: &str) -> Result<Vec<String>> {
         self.monitor.ensure_running()?;
         let all = std::fs::read_to_string(&self.log).with_context(|| self.log.display().to_string())?;
         let removals = all.lines().filter(|line| line.starts_with("Deleted") && line.contains(destination));
@@ -91,7 +91,7 @@ fn kernel_tables(lab: &mut Lab) -> Result<()> {
     lab.restart_with(NODE, "announce: {kernelTables: [119, 70000]}\n")?;
     await_some(LIMIT, "the agent to be ready", || is_ready(lab))?;
     let mut watches =
-        lab.fabric.leaves.iter().map(|leaf| Watch::start(lab, leaf)).collect::<Result<Vec<_>>>()?;
+        lab.fabric.leaves.iter().map(|leaf| Watch::start(lab, &leaf.ns)).collect::<Result<Vec<_>>>()?;
 
     let stays = ["10.250.1.0/24", "2001:db8:250:1::/64"];
     let goes = ["10.250.2.0/24", "2001:db8:250:2::/64"];
@@ -163,7 +163,7 @@ fn kernel_tables(lab: &mut Lab) -> Result<()> {
     lab.restart_with(NODE, "")
 }
 
-fn is_ready(lab: &Lab) -> Result<(), String> {
+pub(super) fn is_ready(lab: &Lab) -> Result<(), String> {
     let status = lab.status(NODE).map_err(|error| format!("{error:#}"))?;
     if status["ready"] == true { Ok(()) } else { Err(status.to_string()) }
 }
@@ -251,7 +251,7 @@ fn start_bird(lab: &Lab, node: &NetNs, config: &str) -> Result<Daemon> {
 }
 
 /// Waits until both leaves send for a Service to exactly these nodes.
-fn await_directors(lab: &Lab, service: &Service, expected: &BTreeSet<String>) -> Result<()> {
+pub(super) fn await_directors(lab: &Lab, service: &Service, expected: &BTreeSet<String>) -> Result<()> {
     await_some(LIMIT, &format!("{} goes to {expected:?}", service.name), || {
         for leaf in &lab.fabric.leaves {
             for family in Family::BOTH {

@@ -4,7 +4,7 @@ use std::time::SystemTime;
 
 use sheave_bgp::runtime::FamilyStatus;
 use sheave_bgp::session::{Down, State};
-use sheave_bgp::{Counters, Family, PeerStatus, SpeakerStatus};
+use sheave_bgp::{Counters, Family, FamilyCounts, LearntStatus, PeerStatus, SpeakerStatus};
 
 use super::exposition::Families;
 use super::seconds;
@@ -104,6 +104,37 @@ pub fn add_to(speaker: &SpeakerStatus, families: &mut Families) {
             name,
             help,
             per_family.iter().map(|(labels, status)| (&labels[..], number(count(status)))),
+        );
+    }
+}
+
+/// Adds the families of what is learnt.
+pub fn add_learnt(learnt: &LearntStatus, families: &mut Families) {
+    families.gauge(
+        "sheave_bgp_learnt_prefixes",
+        "Prefixes that some peer announces and its import policy lets in",
+        [(&[][..], number(learnt.routes))],
+    );
+    let peers: Vec<_> = learnt.peers.iter().map(|(peer, counts)| (peer.to_string(), counts)).collect();
+    let per_family: Vec<_> = peers
+        .iter()
+        .flat_map(|(peer, counts)| {
+            counts
+                .iter()
+                .map(move |(of, counts)| ([("peer", peer.as_str()), ("family", family(*of))], counts))
+        })
+        .collect();
+    let gauges: [Count<FamilyCounts, usize>; 2] = [
+        ("sheave_bgp_prefixes_held", "Prefixes that a peer with an import policy announces", |counts| {
+            counts.received
+        }),
+        ("sheave_bgp_prefixes_accepted", "Those of them that the policy lets in", |counts| counts.accepted),
+    ];
+    for (name, help, count) in gauges {
+        families.gauge(
+            name,
+            help,
+            per_family.iter().map(|(labels, counts)| (&labels[..], number(count(counts)))),
         );
     }
 }

@@ -3,12 +3,13 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use sheave_bgp::{BmpStationStatus, SpeakerStatus};
+use sheave_bgp::{BmpStationStatus, LearntStatus, SpeakerStatus};
 
 use super::exposition::{Families, Labels};
 use super::traffic::Traffic;
 use super::{bgp, bmp, traffic};
 use crate::plan::{ByFamily, WithoutLocalEndpoints};
+use crate::tables::ImportCounts;
 
 /// The agent at one moment, in numbers.
 #[derive(Debug, Default)]
@@ -53,6 +54,10 @@ pub struct Snapshot {
     pub speaker: Option<SpeakerStatus>,
     /// Monitoring stations.
     pub bmp: Vec<BmpStationStatus>,
+    /// What is learnt of peers, where there are any.
+    pub learnt: Option<LearntStatus>,
+    /// What of that the kernel holds.
+    pub imported: ImportCounts,
 }
 
 /// How often a part of the kernel state was looked at or changed.
@@ -119,6 +124,16 @@ impl Snapshot {
             ("sheave_announcements", "Planned prefixes", self.announcements),
             ("sheave_announced_prefixes", "Prefixes that peers are told now", self.announced),
             (
+                "sheave_imported_routes",
+                "Routes learnt of peers that the kernel holds, to all of their next hops",
+                self.imported.in_kernel,
+            ),
+            (
+                "sheave_imported_routes_kept",
+                "Routes of sessions before that the kernel keeps until peers have told all",
+                self.imported.kept,
+            ),
+            (
                 "sheave_virtual_server_metrics_omitted",
                 "Virtual servers left out of sheave_virtual_server_* by observe.virtualServerMetricsLimit",
                 self.traffic.omitted,
@@ -142,6 +157,9 @@ impl Snapshot {
             bgp::add_to(speaker, families);
         }
         bmp::add_to(&self.bmp, families);
+        if let Some(learnt) = &self.learnt {
+            bgp::add_learnt(learnt, families);
+        }
     }
 
     fn add_without_local_endpoints(&self, families: &mut Families) {

@@ -4,7 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use sheave_bgp::runtime::{FamilyStatus, LastError, SessionStatus};
 use sheave_bgp::session::{Down, Negotiated, State};
-use sheave_bgp::{BmpCounters, BmpStationStatus, Counters, PeerStatus, SpeakerStatus};
+use sheave_bgp::{
+    BmpCounters, BmpStationStatus, Counters, FamilyCounts, LearntStatus, PeerStatus, SpeakerStatus,
+};
 use sheave_ipvs::Stats;
 
 use super::*;
@@ -214,6 +216,18 @@ fn everything() -> String {
             queued: 7,
             counters: BmpCounters { connections: 3, cut_off: 2, bytes_sent: 1000 },
         }],
+        learnt: Some(LearntStatus {
+            routes: 2,
+            complete: true,
+            pending: 0,
+            peers: BTreeMap::from([(
+                [10, 0, 0, 254].into(),
+                vec![(
+                    sheave_bgp::Family::Ipv4Unicast,
+                    FamilyCounts { received: 3, accepted: 2, end_of_rib: true },
+                )],
+            )]),
+        }),
         ..Snapshot::default()
     };
     metrics.render(&health, Some(&snapshot))
@@ -233,6 +247,8 @@ fn the_exposition_is_valid() {
         "sheave_bmp_station_up{station=\"10.0.0.9:11019\"} 1",
         "sheave_bmp_cut_off_total{station=\"10.0.0.9:11019\"} 2",
         "sheave_bmp_queued_bytes{station=\"10.0.0.9:11019\"} 7",
+        "sheave_bgp_prefixes_held{peer=\"10.0.0.254\",family=\"ipv4\"} 3",
+        "sheave_bgp_prefixes_accepted{peer=\"10.0.0.254\",family=\"ipv4\"} 2",
         "sheave_kernel_passes_total{part=\"IPVS\",result=\"error\"} 1",
         "sheave_virtual_server_connections_total{namespace=\"default\",service=\"web\",kind=\"ClusterIP\",vip=\"10.96.0.80\",port=\"80\",protocol=\"TCP\"} 5",
         "sheave_virtual_server_incoming_bytes_total{namespace=\"default\",service=\"web\",kind=\"ClusterIP\",vip=\"10.96.0.80\",port=\"80\",protocol=\"TCP\"} 4294967296",

@@ -1,0 +1,437 @@
+//! What peers announce: from an UPDATE to the routes that are used.
+//!
+//! ```text
+//!   UPDATE ──► Adj-RIB-In of the peer ──import policy──► candidates of the prefix ──decision──► Loc-RIB
+//!              (if it has a policy)      loops, own nets                                           │ next hops changed
+//!   session lost, Established, End-of-RIB, time ──► stale, or gone                                 ▼
+//!                                                                                         taken by the owner
+//! ```
+//!
+//! A change costs what its prefixes cost: each of them is looked up once for each peer. Routes that share attributes share
+//! memory. The peer's graceful restart is helped (RFC 4724 §4.2): its routes stay in use, marked stale, until it has told
+//! them again or its time is over.
+
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use ipnet::IpNet;
+
+use super::adj_in::{AdjRibIn, Held, Nearness, supernets, within};
+use super::decision::{Candidate, select};
+use super::import::{ImportPolicy, LimitAction, MaxPrefixes};
+use super::path::{Identity, Path, Source};
+use crate::session::{Negotiated, PeerGracefulRestart};
+use crate::wire::{MpReach, Nlri, PathAttributes, Update};
+use crate::{Families, Family};
+
+#[cfg(test)]
+mod tests;
+
+/// How long a peer that is back may take to tell its routes, at most (RFC 4724 §4.2 asks for a bound).
+const STALE_LIMIT: Duration = Duration::from_secs(300);
+
+/// Routes of peers.
+#[derive(Debug)]
+pub struct Learnt {
+    own: Identity,
+    /// Nets that no route may be to, around or within, unless the peer's policy names its prefix.
+    reserved: BTreeSet<IpNet>,
+    peers: BTreeMap<IpAddr, AdjRibIn>,
+    /// Every path in use, once.
+    paths: HashSet<Arc<Path>>,
+    /// The Loc-RIB: next hops by prefix, sorted.
+    routes: BTreeMap<IpNet, Arc<[IpAddr]>>,
+    /// Prefixes whose next hops changed since they were taken.
+    changed: BTreeSet<IpNet>,
+}
+
+/// What is used for a prefix from now on: next hops of equal worth, or none.
+pub type LearntChange = (IpNet, Option<Arc<[IpAddr]>>);
+
+/// What a peer announces of a family.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FamilyCounts {
+    /// Prefixes it announces.
+    pub received: usize,
+    /// Those of them that the import policy accepts.
+    pub accepted: usize,
+    /// It has told all that it had when the session came up.
+    pub end_of_rib: bool,
+}
+
+/// A peer announces more than it may, and the session is to end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LimitExceeded {
+    /// More than that many.
+    pub limit: MaxPrefixes,
+    /// Of that family.
+    pub family: Family,
+    /// When the session may be tried again; `None`: not before the configuration changes.
+    pub retry_after: Option<Duration>,
+}
+
+impl Learnt {
+    /// Nothing, learnt by this speaker.
+    pub fn new(own: Identity) -> Learnt {
+        Learnt {
+            own,
+            reserved: BTreeSet::new(),
+            peers: BTreeMap::new(),
+            paths: HashSet::new(),
+            routes: BTreeMap::new(),
+            changed: BTreeSet::new(),
+        }
+    }
+
+    /// How many prefixes there are routes to.
+    pub fn len(&self) -> usize {
+        self.routes.len()
+    }
+
+    /// Whether there is no route.
+    pub fn is_empty(&self) -> bool {
+        self.routes.is_empty()
+    }
+
+    /// How many changes there are to take.
+    pub fn pending(&self) -> usize {
+        self.changed.len()
+    }
+
+    /// Takes up to `limit` changes.
+    pub fn take_changes(&mut self, limit: usize) -> Vec<LearntChange> {
+        let mut changes = Vec::new();
+        while changes.len() < limit
+            && let Some(prefix) = self.changed.pop_first()
+        {
+            changes.push((prefix, self.routes.get(&prefix).cloned()));
+        }
+        changes
+    }
+
+    /// Whether every peer with a policy has told all it has, as far as it says so.
+    pub fn is_complete(&self) -> bool {
+        self.peers.values().all(|peer| {
+            let told = |family| {
+                let family = peer.family(family);
+                !family.negotiated || family.end_of_rib
+            };
+            peer.up && Family::ALL.into_iter().all(told)
+        })
+    }
+
+    /// What a peer announces; `None` where nothing of it is kept.
+    pub fn counts(&self, peer: IpAddr, family: Family) -> Option<FamilyCounts> {
+        let family = self.peers.get(&peer)?.family(family);
+        Some(FamilyCounts {
+            received: family.routes.len(),
+            accepted: family.accepted,
+            end_of_rib: family.end_of_rib,
+        })
+    }
+
+    /// Changes the nets that are this node's own business: no route to, around or within one is accepted, unless the peer's
+    /// policy names exactly its prefix.
+    pub fn reserve(&mut self, add: &[IpNet], remove: &[IpNet]) {
+        let mut touched = Vec::new();
+        for (nets, here) in [(remove, false), (add, true)] {
+            for net in nets.iter().map(IpNet::trunc) {
+                let changes = if here { self.reserved.insert(net) } else { self.reserved.remove(&net) };
+                if changes {
+                    let of_peer = |(peer, held): (&IpAddr, &AdjRibIn)| {
+                        let peer = *peer;
+                        held.overlapping(&net)
+                            .into_iter()
+                            .map(move |prefix| (peer, prefix))
+                            .collect::<Vec<_>>()
+                    };
+                    touched.extend(self.peers.iter().flat_map(of_peer));
+                }
+            }
+        }
+        touched.into_iter().for_each(|(peer, prefix)| self.judge(peer, prefix));
+    }
+
+    /// Peers with a policy.
+    pub fn peers(&self) -> impl Iterator<Item = IpAddr> {
+        self.peers.keys().copied()
+    }
+
+    /// How much a peer may announce.
+    pub fn limit(&self, peer: IpAddr) -> Option<MaxPrefixes> {
+        self.peers.get(&peer)?.policy.max_prefixes
+    }
+
+    /// Sets what is taken of peers: of those without a policy nothing is, and nothing is kept.
+    pub fn set_policies(&mut self, policies: &BTreeMap<IpAddr, ImportPolicy>) {
+        let gone: Vec<IpAddr> = self.peers().filter(|peer| !policies.contains_key(peer)).collect();
+        gone.into_iter().for_each(|peer| self.set_policy(peer, None));
+        for (peer, policy) in policies {
+            if self.peers.get(peer).is_none_or(|known| known.policy != *policy) {
+                self.set_policy(*peer, Some(policy.clone()));
+            }
+        }
+    }
+
+    /// What is kept already is judged again.
+    fn set_policy(&mut self, peer: IpAddr, policy: Option<ImportPolicy>) {
+        let Some(policy) = policy else {
+            self.flush(peer, Family::ALL, false);
+            self.peers.remove(&peer);
+            return;
+        };
+        let Some(known) = self.peers.get_mut(&peer) else {
+            self.peers.insert(peer, AdjRibIn::new(policy));
+            return;
+        };
+        known.policy = policy;
+        for prefix in known.prefixes() {
+            self.judge(peer, prefix);
+        }
+    }
+
+    /// A session is Established.
+    pub fn peer_up(&mut self, source: Source, negotiated: &Negotiated, now: Instant) {
+        let peer = source.peer;
+        let Some(known) = self.peers.get_mut(&peer) else { return };
+        let other = known.source.replace(source).is_some_and(|before| before != source);
+        known.up = true;
+        for family in Family::ALL {
+            let state = known.family_mut(family);
+            state.negotiated = negotiated.families.contains(family);
+            state.end_of_rib = false;
+            state.told = Nearness::Far;
+        }
+        // RFC 4724 §4.2: what was not kept by the peer is gone.
+        let kept = kept_by_restart(negotiated.graceful_restart.as_ref(), true);
+        self.flush(peer, Family::ALL.into_iter().filter(|&family| !kept.contains(family)), true);
+        let Some(known) = self.peers.get_mut(&peer) else { return };
+        known.stale_until = known.has_stale().then(|| now + STALE_LIMIT);
+        if other {
+            for prefix in known.prefixes() {
+                self.judge(peer, prefix);
+            }
+        }
+    }
+
+    /// Whether a peer has a policy, and its session is not known here: it was Established before there was one.
+    pub fn awaits_session(&self, peer: IpAddr) -> bool {
+        self.peers.get(&peer).is_some_and(|known| !known.up)
+    }
+
+    /// The session is over. `graceful`: what the peer offered, where it may be restarting and this side helps: its routes stay.
+    pub fn peer_down(&mut self, peer: IpAddr, graceful: Option<&PeerGracefulRestart>, now: Instant) {
+        let Some(known) = self.peers.get_mut(&peer).filter(|known| known.up) else { return };
+        known.up = false;
+        let time = graceful.map_or(Duration::ZERO, |graceful| graceful.restart_time);
+        let kept = if time.is_zero() { Families::NONE } else { kept_by_restart(graceful, false) };
+        self.flush(peer, Family::ALL.into_iter().filter(|&family| !kept.contains(family)), false);
+        // RFC 4724 §4.2: what was stale already goes with a second restart.
+        self.flush(peer, kept.iter(), true);
+        let Some(known) = self.peers.get_mut(&peer) else { return };
+        for family in kept.iter() {
+            known.family_mut(family).routes.values_mut().for_each(|held| held.stale = true);
+        }
+        known.stale_until = known.has_stale().then(|| now + time);
+    }
+
+    /// When [`Learnt::expire`] is due for a peer.
+    pub fn deadline(&self, peer: IpAddr) -> Option<Instant> {
+        self.peers.get(&peer)?.stale_until
+    }
+
+    /// Drops what has been stale for too long.
+    pub fn expire(&mut self, peer: IpAddr, now: Instant) {
+        if self.deadline(peer).is_some_and(|until| until <= now) {
+            tracing::warn!(%peer, "stale routes dropped: the peer has not told them again in time");
+            self.flush(peer, Family::ALL, true);
+            if let Some(known) = self.peers.get_mut(&peer) {
+                known.stale_until = None;
+            }
+        }
+    }
+
+    /// Takes in an UPDATE of a peer. A peer that exceeds its limit is told of; the rest of the message is left out then.
+    ///
+    /// # Errors
+    /// The session is to end.
+    pub fn receive(&mut self, peer: IpAddr, update: &Update) -> Result<(), LimitExceeded> {
+        if !self.peers.get(&peer).is_some_and(|known| known.up) {
+            return Ok(());
+        }
+        if let Some(family) = update.end_of_rib() {
+            self.flush(peer, [family], true);
+            if let Some(known) = self.peers.get_mut(&peer) {
+                known.family_mut(family).end_of_rib = true;
+                if !known.has_stale() {
+                    known.stale_until = None;
+                }
+            }
+            return Ok(());
+        }
+        for Nlri { prefix, .. } in update.unreachable() {
+            self.remove(peer, &prefix.trunc());
+        }
+        for (path, prefixes) in announced(update) {
+            let path = self.intern(path);
+            let mut prefixes = prefixes.iter();
+            let taken = prefixes.try_for_each(|prefix| self.insert(peer, prefix.trunc(), &path));
+            self.forget(&path);
+            taken?;
+        }
+        Ok(())
+    }
+
+    fn insert(&mut self, peer: IpAddr, prefix: IpNet, path: &Arc<Path>) -> Result<(), LimitExceeded> {
+        let Some(known) = self.peers.get_mut(&peer) else { return Ok(()) };
+        let family = Family::of(&prefix);
+        let limit = known.policy.max_prefixes;
+        let state = known.family_mut(family);
+        let before = state.routes.get(&prefix).map(|held| held.accepted);
+        if let (None, Some(limit)) = (before, limit) {
+            let count = state.routes.len() + 1;
+            let retry_after = match limit.action {
+                LimitAction::Restart(after) => Some(Some(after)),
+                LimitAction::TearDown => Some(None),
+                LimitAction::Warn => None,
+            };
+            if let Some(retry_after) = retry_after.filter(|_| count > limit.limit) {
+                return Err(LimitExceeded { limit, family, retry_after });
+            }
+            let nearness = Nearness::of(count, limit);
+            if nearness > state.told {
+                state.told = nearness;
+                let over = if nearness == Nearness::Over { "more than" } else { "close to" };
+                tracing::warn!(%peer, %family, prefixes = count, limit = limit.limit, "{over} its limit of prefixes");
+            }
+        }
+        let accepted = before.unwrap_or(false);
+        let held = Held { path: Arc::clone(path), stale: false, accepted };
+        if let Some(before) = state.routes.insert(prefix, held) {
+            self.forget(&before.path);
+        }
+        self.judge(peer, prefix);
+        Ok(())
+    }
+
+    fn remove(&mut self, peer: IpAddr, prefix: &IpNet) {
+        let Some(known) = self.peers.get_mut(&peer) else { return };
+        let state = known.family_mut(Family::of(prefix));
+        let Some(gone) = state.routes.remove(prefix) else { return };
+        state.accepted -= usize::from(gone.accepted);
+        // Half of where it is told, so that a count that sways is not told again and again.
+        if let Some(limit) = known.policy.max_prefixes
+            && known.family(Family::of(prefix)).routes.len() < limit.warn_at / 2
+        {
+            known.family_mut(Family::of(prefix)).told = Nearness::Far;
+        }
+        self.forget(&gone.path);
+        if gone.accepted {
+            self.decide(*prefix);
+        }
+    }
+
+    /// Drops routes of a peer: of these families, all or those that are stale.
+    fn flush(&mut self, peer: IpAddr, families: impl IntoIterator<Item = Family>, stale_alone: bool) {
+        for family in families {
+            let Some(known) = self.peers.get(&peer) else { return };
+            for prefix in known.family(family).prefixes(stale_alone) {
+                self.remove(peer, &prefix);
+            }
+        }
+    }
+
+    /// Whether a peer's route is accepted is found out (again), and what follows from it.
+    fn judge(&mut self, peer: IpAddr, prefix: IpNet) {
+        let Some(known) = self.peers.get(&peer) else { return };
+        let (Some(held), Some(source)) = (known.get(&prefix), &known.source) else { return };
+        let accepted = known.policy.takes(&prefix)
+            && !held.path.loops(self.own)
+            && held.path.leads_elsewhere(source)
+            && (known.policy.names(&prefix) || !self.is_reserved(&prefix));
+        let Some(known) = self.peers.get_mut(&peer) else { return };
+        let state = known.family_mut(Family::of(&prefix));
+        let Some(held) = state.routes.get_mut(&prefix) else { return };
+        let before = std::mem::replace(&mut held.accepted, accepted);
+        match (before, accepted) {
+            (false, false) => return,
+            (false, true) => state.accepted += 1,
+            (true, false) => state.accepted -= 1,
+            (true, true) => {}
+        }
+        self.decide(prefix);
+    }
+
+    fn is_reserved(&self, prefix: &IpNet) -> bool {
+        supernets(*prefix).any(|net| self.reserved.contains(&net))
+            || self.reserved.range(within(prefix)).next().is_some()
+    }
+
+    /// Runs the decision process for a prefix.
+    fn decide(&mut self, prefix: IpNet) {
+        let candidates = self.peers.values().filter_map(|peer| {
+            let held = peer.get(&prefix).filter(|held| held.accepted)?;
+            Some(Candidate { path: &held.path, source: peer.source.as_ref()? })
+        });
+        let used = select(candidates.collect());
+        let next_hops: BTreeSet<IpAddr> = used.iter().map(|candidate| candidate.path.next_hop).collect();
+        let before = self.routes.get(&prefix);
+        if before.is_some_and(|before| before.iter().eq(&next_hops))
+            || before.is_none() && next_hops.is_empty()
+        {
+            return;
+        }
+        if next_hops.is_empty() {
+            self.routes.remove(&prefix);
+        } else {
+            self.routes.insert(prefix, next_hops.into_iter().collect());
+        }
+        self.changed.insert(prefix);
+    }
+
+    fn intern(&mut self, path: Path) -> Arc<Path> {
+        if let Some(known) = self.paths.get(&path) {
+            return Arc::clone(known);
+        }
+        let new = Arc::new(path);
+        self.paths.insert(Arc::clone(&new));
+        new
+    }
+
+    /// Forgets a path that only the table of paths still has.
+    fn forget(&mut self, path: &Arc<Path>) {
+        // Here, and in the table.
+        if Arc::strong_count(path) == 2 {
+            self.paths.remove(path);
+        }
+    }
+}
+
+/// Families that a restart of the peer leaves in place; `back`: in its forwarding too (F bit).
+fn kept_by_restart(offered: Option<&PeerGracefulRestart>, back: bool) -> Families {
+    let families = offered.into_iter().flat_map(|offered| &offered.families);
+    families.filter(|(_, forwarding)| *forwarding || !back).map(|(family, _)| *family).collect()
+}
+
+/// What an UPDATE announces, by path.
+fn announced(update: &Update) -> Vec<(Path, Vec<IpNet>)> {
+    if update.reachable().next().is_none() {
+        return Vec::new();
+    }
+    let path = |next_hop: IpAddr| Path {
+        next_hop,
+        attributes: PathAttributes { next_hop: None, ..update.attributes.clone() },
+    };
+    fn nets<P: Copy + Into<IpNet>>(nlri: &[Nlri<P>]) -> Vec<IpNet> {
+        nlri.iter().map(|nlri| nlri.prefix.into()).collect()
+    }
+    let own = update.attributes.next_hop.filter(|_| !update.nlri.is_empty());
+    let own = own.map(|next_hop| (path(next_hop.into()), nets(&update.nlri)));
+    let multiprotocol = update.mp_reach.as_ref().map(|reach| match reach {
+        MpReach::Ipv4 { next_hop, prefixes } => (path((*next_hop).into()), nets(prefixes)),
+        MpReach::Ipv6 { next_hop, prefixes, .. } => (path((*next_hop).into()), nets(prefixes)),
+    });
+    own.into_iter().chain(multiprotocol).collect()
+}

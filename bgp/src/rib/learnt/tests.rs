@@ -1,0 +1,501 @@
+//! What is used of what peers announce.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
+
+use ipnet::IpNet;
+use proptest::collection::vec;
+use proptest::prelude::{Just, Strategy, any, prop_oneof, proptest};
+
+use super::Learnt;
+use crate::rib::{FamilyCounts, Identity, ImportPolicy, LimitAction, MaxPrefixes, PrefixFilter, Source};
+use crate::session::{Negotiated, PeerGracefulRestart};
+use crate::wire::{AsPath, MpReach, MpUnreach, Origin, PathAttributes, Update};
+use crate::{Families, Family};
+
+const OWN: Identity = Identity { asn: 64512, router_id: std::net::Ipv4Addr::new(10, 0, 0, 1) };
+const A: &str = "198.51.100.0/24";
+const B: &str = "203.0.113.0/24";
+const V6: &str = "2001:db8:1::/48";
+
+fn net(text: &str) -> IpNet {
+    text.parse().unwrap()
+}
+
+fn address(number: u8) -> IpAddr {
+    [10, 0, 0, number].into()
+}
+
+/// Anything.
+fn everything() -> ImportPolicy {
+    let range = |within: &str| {
+        let within = net(within);
+        PrefixFilter { within, min_length: 0, max_length: within.max_prefix_len() }
+    };
+    ImportPolicy { prefixes: vec![range("0.0.0.0/0"), range("::/0")], max_prefixes: None }
+}
+
+fn source(number: u8) -> Source {
+    Source {
+        peer: address(number),
+        router_id: [10, 9, 9, number].into(),
+        ibgp: number >= 100,
+        local: address(1),
+    }
+}
+
+fn restart(forwarding: bool) -> PeerGracefulRestart {
+    PeerGracefulRestart {
+        restarting: forwarding,
+        restart_time: Duration::from_secs(120),
+        families: Family::ALL.map(|family| (family, forwarding)).into(),
+    }
+}
+
+fn negotiated(graceful_restart: Option<PeerGracefulRestart>) -> Negotiated {
+    Negotiated {
+        asn: 65001,
+        router_id: [10, 9, 9, 2].into(),
+        hold_time: Duration::from_secs(90),
+        families: Families::ALL,
+        four_octet_asn: true,
+        route_refresh: true,
+        enhanced_refresh: false,
+        extended_messages: false,
+        graceful_restart,
+    }
+}
+
+fn attributes(asns: &[u32]) -> PathAttributes {
+    PathAttributes {
+        origin: Some(Origin::Igp),
+        as_path: Some(AsPath::sequence(asns.to_vec())),
+        ..PathAttributes::default()
+    }
+}
+
+/// An UPDATE that announces, with this host's next hop.
+fn announce(host: u8, attributes: PathAttributes, prefixes: &[&str]) -> Update {
+    let mut update = Update { attributes, ..Update::default() };
+    let mut v6 = Vec::new();
+    for prefix in prefixes {
+        match net(prefix) {
+            IpNet::V4(prefix) => update.nlri.push(prefix.into()),
+            IpNet::V6(prefix) => v6.push(prefix.into()),
+        }
+    }
+    update.attributes.next_hop = (!update.nlri.is_empty()).then(|| [10, 0, 0, host].into());
+    update.mp_reach =
+        (!v6.is_empty()).then(|| MpReach::Ipv6 { next_hop: hop6(host), link_local: None, prefixes: v6 });
+    update
+}
+
+fn hop6(host: u8) -> std::net::Ipv6Addr {
+    [0xfd00, 0, 0, 0, 0, 0, 0, u16::from(host)].into()
+}
+
+fn withdraw(prefixes: &[&str]) -> Update {
+    let mut update = Update::default();
+    let mut v6 = Vec::new();
+    for prefix in prefixes {
+        match net(prefix) {
+            IpNet::V4(prefix) => update.withdrawn.push(prefix.into()),
+            IpNet::V6(prefix) => v6.push(prefix.into()),
+        }
+    }
+    update.mp_unreach = (!v6.is_empty()).then_some(MpUnreach::Ipv6(v6));
+    update
+}
+
+/// Peers with these numbers, Established.
+fn learnt(policy: &ImportPolicy, peers: &[u8]) -> Learnt {
+    let mut learnt = Learnt::new(OWN);
+    for &number in peers {
+        learnt.set_policy(address(number), Some(policy.clone()));
+        learnt.peer_up(source(number), &negotiated(None), Instant::now());
+    }
+    learnt
+}
+
+/// What is used, in words: `prefix via last part of each next hop`.
+fn used(learnt: &Learnt) -> Vec<String> {
+    let last = |hop: &IpAddr| match hop {
+        IpAddr::V4(hop) => u16::from(hop.octets()[3]),
+        IpAddr::V6(hop) => hop.segments()[7],
+    };
+    let words = |(prefix, hops): (&IpNet, &std::sync::Arc<[IpAddr]>)| {
+        let hops: Vec<String> = hops.iter().map(|hop| last(hop).to_string()).collect();
+        format!("{prefix} via {}", hops.join(" "))
+    };
+    learnt.routes.iter().map(words).collect()
+}
+
+fn counts(learnt: &Learnt, peer: u8) -> [(usize, usize); 2] {
+    Family::ALL.map(|family| {
+        let FamilyCounts { received, accepted, .. } = learnt.counts(address(peer), family).unwrap();
+        (received, accepted)
+    })
+}
+
+/// Nothing of anything is left.
+fn assert_empty(learnt: &Learnt) {
+    assert!(learnt.is_empty() && learnt.paths.is_empty(), "{learnt:?}");
+}
+
+#[test]
+fn equal_routes_are_used_together() {
+    let mut learnt = learnt(&everything(), &[2, 3]);
+    learnt.receive(address(2), &announce(2, attributes(&[65001]), &[A, V6])).unwrap();
+    assert_eq!(used(&learnt), [format!("{A} via 2"), format!("{V6} via 2")]);
+    learnt.receive(address(3), &announce(3, attributes(&[65002]), &[A, V6])).unwrap();
+    assert_eq!(used(&learnt), [format!("{A} via 2 3"), format!("{V6} via 2 3")]);
+    // A longer path is no equal; it is used when the other goes.
+    learnt.receive(address(3), &announce(3, attributes(&[65002, 65009]), &[A])).unwrap();
+    assert_eq!(used(&learnt), [format!("{A} via 2"), format!("{V6} via 2 3")]);
+    learnt.receive(address(2), &withdraw(&[A, V6])).unwrap();
+    assert_eq!(used(&learnt), [format!("{A} via 3"), format!("{V6} via 3")]);
+    learnt.peer_down(address(3), None, Instant::now());
+    assert_empty(&learnt);
+}
+
+#[test]
+fn changes_are_told_once_and_only_where_next_hops_change() {
+    let mut learnt = learnt(&everything(), &[2, 3]);
+    learnt.receive(address(2), &announce(2, attributes(&[65001]), &[A, B])).unwrap();
+    let hops = |numbers: &[u8]| Some(numbers.iter().map(|&number| address(number)).collect());
+    assert_eq!(learnt.take_changes(1), [(net(A), hops(&[2]))]);
+    assert_eq!(learnt.take_changes(9), [(net(B), hops(&[2]))]);
+    // Another community, and a worse route: nothing becomes different.
+    let mut with_med = attributes(&[65001]);
+    with_med.med = Some(7);
+    learnt.receive(address(2), &announce(2, with_med, &[A])).unwrap();
+    learnt.receive(address(3), &announce(3, attributes(&[65002, 65003]), &[A])).unwrap();
+    assert_eq!(learnt.take_changes(9), []);
+    learnt.receive(address(2), &withdraw(&[A, B])).unwrap();
+    assert_eq!(learnt.take_changes(9), [(net(A), hops(&[3])), (net(B), None)]);
+}
+
+#[test]
+fn what_is_not_accepted() {
+    let own = OWN.router_id;
+    let others = std::net::Ipv4Addr::new(10, 9, 9, 7);
+    let originated = |by| PathAttributes { originator_id: Some(by), ..attributes(&[]) };
+    let reflected = |by: [_; 2]| PathAttributes { cluster_list: by.into(), ..attributes(&[]) };
+    let cases: Vec<(&str, PathAttributes, u8, bool)> = vec![
+        ("plain", attributes(&[65001]), 2, true),
+        ("own AS in the path", attributes(&[65001, OWN.asn, 65002]), 2, false),
+        ("own identifier as ORIGINATOR_ID", originated(own), 2, false),
+        ("another's", originated(others), 2, true),
+        ("own identifier in the CLUSTER_LIST", reflected([others, own]), 2, false),
+        ("others'", reflected([others, others]), 2, true),
+        ("own address as next hop", attributes(&[65001]), 1, false),
+    ];
+    for (name, attributes, host, accepted) in cases {
+        let mut learnt = learnt(&everything(), &[100]);
+        learnt.receive(address(100), &announce(host, attributes, &[A])).unwrap();
+        assert_eq!(learnt.len() == 1, accepted, "{name}");
+        assert_eq!(counts(&learnt, 100)[0], (1, usize::from(accepted)), "{name}");
+        learnt.receive(address(100), &withdraw(&[A])).unwrap();
+        assert_empty(&learnt);
+    }
+    let mut learnt = learnt(&everything(), &[2]);
+    for hop in ["::", "::1", "ff02::1", "fe80::1", "::ffff:10.0.0.2"] {
+        let mut update = announce(2, attributes(&[65001]), &[V6]);
+        if let Some(MpReach::Ipv6 { next_hop, .. }) = &mut update.mp_reach {
+            *next_hop = hop.parse().unwrap();
+        }
+        learnt.receive(address(2), &update).unwrap();
+        assert!(learnt.is_empty(), "next hop {hop}");
+    }
+}
+
+/// What is this node's own is not taken from others, whichever comes first, unless it is asked for by name.
+#[test]
+fn own_nets_are_kept_free() {
+    for reserved_first in [true, false] {
+        let policy = ImportPolicy {
+            prefixes: [everything().prefixes, vec![PrefixFilter::exactly(net("10.244.0.0/16"))]].concat(),
+            max_prefixes: None,
+        };
+        let mut learnt = learnt(&policy, &[2]);
+        let own = [net("10.244.1.0/24"), net("192.0.2.80/32"), net("fd00:244:1::/64")];
+        let update = announce(
+            2,
+            attributes(&[65001]),
+            &[
+                "10.244.1.0/24",
+                "10.244.1.7/32",
+                "10.244.0.0/22",
+                "10.244.0.0/16",
+                "10.244.2.0/24",
+                "192.0.2.0/24",
+                "fd00:244::/32",
+                "fd00:244:2::/64",
+                "0.0.0.0/0",
+            ],
+        );
+        if reserved_first {
+            learnt.reserve(&own, &[]);
+            learnt.receive(address(2), &update).unwrap();
+        } else {
+            learnt.receive(address(2), &update).unwrap();
+            assert_eq!(learnt.len(), 9);
+            learnt.reserve(&own, &[]);
+        }
+        // The default route is what the policy's range is within: it is named.
+        let free = ["0.0.0.0/0 via 2", "10.244.0.0/16 via 2", "10.244.2.0/24 via 2", "fd00:244:2::/64 via 2"];
+        assert_eq!(used(&learnt), free, "{reserved_first}");
+        learnt.reserve(&[], &own);
+        assert_eq!(learnt.len(), 9);
+    }
+}
+
+#[test]
+fn a_policy_decides_and_may_change() {
+    let only =
+        |prefix| ImportPolicy { prefixes: vec![PrefixFilter::exactly(net(prefix))], max_prefixes: None };
+    let mut learnt = learnt(&only(A), &[2]);
+    learnt.receive(address(2), &announce(2, attributes(&[65001]), &[A, B])).unwrap();
+    assert_eq!((used(&learnt), counts(&learnt, 2)[0]), (vec![format!("{A} via 2")], (2, 1)));
+    learnt.set_policy(address(2), Some(only(B)));
+    assert_eq!((used(&learnt), counts(&learnt, 2)[0]), (vec![format!("{B} via 2")], (2, 1)));
+    learnt.set_policy(address(2), None);
+    assert_empty(&learnt);
+    assert_eq!(learnt.counts(address(2), Family::Ipv4Unicast), None);
+    learnt.receive(address(2), &announce(2, attributes(&[65001]), &[A])).unwrap();
+    assert_empty(&learnt);
+    // A policy that comes while the session stands waits for it.
+    assert!(!learnt.awaits_session(address(2)));
+    learnt.set_policy(address(2), Some(only(A)));
+    assert!(learnt.awaits_session(address(2)));
+    learnt.peer_up(source(2), &negotiated(None), Instant::now());
+    assert!(!learnt.awaits_session(address(2)));
+}
+
+#[test]
+fn a_limit_is_kept() {
+    let hold = Duration::from_secs(300);
+    for (action, retry_after) in [
+        (LimitAction::Warn, None),
+        (LimitAction::Restart(hold), Some(Some(hold))),
+        (LimitAction::TearDown, Some(None)),
+    ] {
+        let max_prefixes = Some(MaxPrefixes { limit: 2, warn_at: 2, action });
+        // What is not taken counts too: it is kept.
+        let policy = ImportPolicy { prefixes: Vec::new(), max_prefixes };
+        let mut learnt = learnt(&policy, &[2]);
+        let of = |prefixes: &[&str]| announce(2, attributes(&[65001]), prefixes);
+        learnt.receive(address(2), &of(&[A, B, V6])).unwrap();
+        learnt.receive(address(2), &of(&[A, B])).unwrap();
+        learnt.receive(address(2), &withdraw(&[A])).unwrap();
+        learnt.receive(address(2), &of(&["192.0.2.0/24"])).unwrap();
+        let exceeded = learnt.receive(address(2), &of(&[A]));
+        assert_eq!(exceeded.err().map(|exceeded| exceeded.retry_after), retry_after, "{action:?}");
+        learnt.peer_down(address(2), None, Instant::now());
+        assert_empty(&learnt);
+    }
+}
+
+/// RFC 4724 §4.2, step by step.
+#[test]
+fn a_restarting_peer_is_helped() {
+    let start = Instant::now();
+    let at = |seconds| start + Duration::from_secs(seconds);
+    let up = || {
+        let mut learnt = Learnt::new(OWN);
+        learnt.set_policy(address(2), Some(everything()));
+        learnt.peer_up(source(2), &negotiated(Some(restart(false))), start);
+        assert!(!learnt.is_complete());
+        learnt.receive(address(2), &announce(2, attributes(&[65001]), &[A, B, V6])).unwrap();
+        for family in Family::ALL {
+            learnt.receive(address(2), &Update::end_of_rib_marker(family)).unwrap();
+        }
+        assert!(learnt.is_complete());
+        learnt
+    };
+    let lost = || {
+        let mut learnt = up();
+        learnt.peer_down(address(2), Some(&restart(false)), start);
+        assert_eq!((learnt.len(), learnt.is_complete()), (3, false));
+        learnt
+    };
+
+    let mut learnt = up();
+    learnt.peer_down(address(2), None, start);
+    assert_empty(&learnt);
+
+    // It does not come back; attempts that fail are no loss.
+    let mut learnt = lost();
+    learnt.peer_down(address(2), None, at(60));
+    assert_eq!(learnt.deadline(address(2)), Some(at(120)));
+    learnt.expire(address(2), at(119));
+    assert_eq!(learnt.len(), 3);
+    learnt.expire(address(2), at(120));
+    assert_empty(&learnt);
+    assert_eq!(learnt.deadline(address(2)), None);
+
+    // It comes back, and tells of one route less.
+    let mut learnt = lost();
+    learnt.take_changes(9);
+    learnt.peer_up(source(2), &negotiated(Some(restart(true))), at(100));
+    learnt.receive(address(2), &announce(2, attributes(&[65001]), &[A, V6])).unwrap();
+    learnt.expire(address(2), at(121));
+    assert_eq!(learnt.take_changes(9), []);
+    learnt.receive(address(2), &Update::end_of_rib_marker(Family::Ipv4Unicast)).unwrap();
+    learnt.receive(address(2), &Update::end_of_rib_marker(Family::Ipv6Unicast)).unwrap();
+    assert_eq!(learnt.take_changes(9), [(net(B), None)]);
+    assert_eq!((learnt.deadline(address(2)), learnt.is_complete()), (None, true));
+
+    // It comes back, and never says that that was all.
+    let mut learnt = lost();
+    learnt.peer_up(source(2), &negotiated(Some(restart(true))), at(100));
+    learnt.receive(address(2), &announce(2, attributes(&[65001]), &[A])).unwrap();
+    learnt.expire(address(2), at(400));
+    assert_eq!(used(&learnt), [format!("{A} via 2")]);
+
+    // It has not kept its forwarding, or does not say anything of it.
+    for offered in [None, Some(restart(false))] {
+        let mut learnt = lost();
+        learnt.peer_up(source(2), &negotiated(offered), at(10));
+        assert_empty(&learnt);
+    }
+
+    // It goes again before it has told all: what was stale already is gone.
+    let mut learnt = lost();
+    learnt.peer_up(source(2), &negotiated(Some(restart(true))), at(10));
+    learnt.receive(address(2), &announce(2, attributes(&[65001]), &[A])).unwrap();
+    learnt.peer_down(address(2), Some(&restart(true)), at(20));
+    assert_eq!((used(&learnt), learnt.deadline(address(2))), (vec![format!("{A} via 2")], Some(at(140))));
+
+    // One family alone.
+    let mut learnt = up();
+    let ipv6 = PeerGracefulRestart { families: vec![(Family::Ipv6Unicast, true)], ..restart(true) };
+    learnt.peer_down(address(2), Some(&ipv6), start);
+    assert_eq!(used(&learnt), [format!("{V6} via 2")]);
+}
+
+/// What happens at peers.
+#[derive(Clone, Debug)]
+enum Step {
+    Announce { peer: u8, prefix: u8, route: Route },
+    Withdraw { peer: u8, prefix: u8 },
+    Down { peer: u8 },
+    Reserve { prefix: u8, here: bool },
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Route {
+    neighbour: u32,
+    longer: bool,
+    med: u32,
+    origin: u8,
+    local_pref: u32,
+}
+
+const PEERS: [u8; 4] = [2, 3, 100, 101];
+
+fn route() -> impl Strategy<Value = Route> {
+    (0..3u32, any::<bool>(), 0..3u32, 0..2u8, 0..2u32).prop_map(|(neighbour, longer, med, origin, more)| {
+        Route { neighbour: 65001 + neighbour, longer, med, origin, local_pref: 100 + more }
+    })
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let peer = || proptest::sample::select(PEERS.to_vec());
+    prop_oneof![
+        8 => (peer(), 0..4u8, route()).prop_map(|(peer, prefix, route)| Step::Announce { peer, prefix, route }),
+        3 => (peer(), 0..4u8).prop_map(|(peer, prefix)| Step::Withdraw { peer, prefix }),
+        1 => peer().prop_map(|peer| Step::Down { peer }),
+        1 => (0..4u8, any::<bool>()).prop_map(|(prefix, here)| Step::Reserve { prefix, here }),
+    ]
+}
+
+const PREFIXES: [&str; 4] = [A, B, V6, "198.51.100.128/25"];
+
+impl Route {
+    fn update(self, peer: u8, prefix: u8) -> Update {
+        let mut asns = vec![self.neighbour];
+        asns.extend(self.longer.then_some(65009));
+        let mut attributes = attributes(&asns);
+        attributes.med = Some(self.med);
+        attributes.origin = Some(if self.origin == 0 { Origin::Igp } else { Origin::Egp });
+        attributes.local_pref = (peer >= 100).then_some(self.local_pref);
+        announce(peer, attributes, &[PREFIXES[usize::from(prefix)]])
+    }
+}
+
+proptest! {
+    /// What is used at the end follows from what there is at the end: not from the order in which it came, nor from what there was.
+    #[test]
+    fn order_does_not_matter(
+        steps in vec(step(), 0..60),
+        order in Just((0..PEERS.len() * PREFIXES.len()).collect::<Vec<_>>()).prop_shuffle(),
+    ) {
+        let mut history = learnt(&everything(), &PEERS);
+        let mut there: BTreeMap<(u8, u8), Route> = BTreeMap::new();
+        let mut reserved = BTreeSet::new();
+        let mut told: BTreeMap<IpNet, Vec<IpAddr>> = BTreeMap::new();
+        for (number, step) in steps.into_iter().enumerate() {
+            match step {
+                Step::Announce { peer, prefix, route } => {
+                    history.receive(address(peer), &route.update(peer, prefix)).unwrap();
+                    there.insert((peer, prefix), route);
+                }
+                Step::Withdraw { peer, prefix } => {
+                    history.receive(address(peer), &withdraw(&[PREFIXES[usize::from(prefix)]])).unwrap();
+                    there.remove(&(peer, prefix));
+                }
+                Step::Down { peer } => {
+                    history.peer_down(address(peer), None, Instant::now());
+                    history.peer_up(source(peer), &negotiated(None), Instant::now());
+                    there.retain(|(of, _), _| *of != peer);
+                }
+                Step::Reserve { prefix, here } => {
+                    let net = [net(PREFIXES[usize::from(prefix)])];
+                    if here {
+                        history.reserve(&net, &[]);
+                        reserved.insert(net[0]);
+                    } else {
+                        history.reserve(&[], &net);
+                        reserved.remove(&net[0]);
+                    }
+                }
+            }
+            // Whoever takes the changes, now and then, has what is used.
+            for (prefix, hops) in history.take_changes(number % 3) {
+                match hops {
+                    Some(hops) => told.insert(prefix, hops.to_vec()),
+                    None => told.remove(&prefix),
+                };
+            }
+        }
+        let mut fresh = learnt(&everything(), &PEERS);
+        let all: Vec<_> = there.iter().collect();
+        for index in order {
+            if let Some(((peer, prefix), route)) = all.get(index) {
+                fresh.receive(address(*peer), &route.update(*peer, *prefix)).unwrap();
+            }
+        }
+        fresh.reserve(&reserved.into_iter().collect::<Vec<_>>(), &[]);
+        assert_eq!(used(&history), used(&fresh));
+        assert_eq!(PEERS.map(|peer| counts(&history, peer)), PEERS.map(|peer| counts(&fresh, peer)));
+        assert_eq!(history.paths, fresh.paths);
+        for (prefix, hops) in history.take_changes(usize::MAX) {
+            match hops {
+                Some(hops) => told.insert(prefix, hops.to_vec()),
+                None => told.remove(&prefix),
+            };
+        }
+        let used: BTreeMap<IpNet, Vec<IpAddr>> =
+            history.routes.iter().map(|(prefix, hops)| (*prefix, hops.to_vec())).collect();
+        assert_eq!(told, used);
+
+        // And with the last of it nothing stays.
+        for ((peer, prefix), _) in there {
+            history.receive(address(peer), &withdraw(&[PREFIXES[usize::from(prefix)]])).unwrap();
+        }
+        assert_empty(&history);
+        assert_eq!(PEERS.map(|peer| counts(&history, peer)), [[(0, 0); 2]; PEERS.len()]);
+    }
+}

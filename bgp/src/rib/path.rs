@@ -1,0 +1,95 @@
+//! A received route, apart from its prefix: what the decision process goes by.
+
+use std::net::{IpAddr, Ipv4Addr};
+
+use crate::wire::{AsPath, Origin, PathAttributes, SegmentKind};
+
+/// LOCAL_PREF of a route that has none: from another AS, or from a peer that leaves it out.
+const DEFAULT_LOCAL_PREF: u32 = 100;
+
+/// Attributes and next hop that routes of a peer share.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Path {
+    pub(super) next_hop: IpAddr,
+    /// But for NEXT_HOP.
+    pub(super) attributes: PathAttributes,
+}
+
+/// This speaker, to itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Identity {
+    /// Its ASN.
+    pub asn: u32,
+    /// Its BGP Identifier, and its CLUSTER_ID too.
+    pub router_id: Ipv4Addr,
+}
+
+/// The session that a route came by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Source {
+    /// The peer's address.
+    pub peer: IpAddr,
+    /// The peer's BGP Identifier.
+    pub router_id: Ipv4Addr,
+    /// The peer is in this speaker's own AS.
+    pub ibgp: bool,
+    /// This side's address.
+    pub local: IpAddr,
+}
+
+impl Path {
+    /// Whether the route has been here before (RFC 4271 §9.1.2, RFC 4456 §8).
+    pub(super) fn loops(&self, own: Identity) -> bool {
+        let segments = self.attributes.as_path.iter().flat_map(|path| &path.segments);
+        segments.flat_map(|segment| &segment.asns).any(|asn| *asn == own.asn)
+            || self.attributes.originator_id == Some(own.router_id)
+            || self.attributes.cluster_list.contains(&own.router_id)
+    }
+
+    /// Whether a packet could be sent to the next hop, as far as the address tells (RFC 4271 §5.1.3, §6.3).
+    pub(super) fn leads_elsewhere(&self, source: &Source) -> bool {
+        let unusable = match self.next_hop {
+            IpAddr::V4(hop) => hop.is_broadcast() || hop.octets()[0] == 0,
+            // Usable on one link only, and which one is not in the message.
+            IpAddr::V6(hop) => hop.is_unicast_link_local() || hop.to_ipv4_mapped().is_some(),
+        };
+        let hop = self.next_hop;
+        !unusable && !hop.is_unspecified() && !hop.is_loopback() && !hop.is_multicast() && hop != source.local
+    }
+
+    pub(super) fn local_pref(&self) -> u32 {
+        self.attributes.local_pref.unwrap_or(DEFAULT_LOCAL_PREF)
+    }
+
+    /// RFC 4271 §9.1.2.2 a: a set counts as one; RFC 5065 §5.3: what is of a confederation counts for nothing.
+    pub(super) fn as_path_length(&self) -> usize {
+        let segments = self.attributes.as_path.iter().flat_map(|path| &path.segments);
+        let lengths = segments.map(|segment| match segment.kind {
+            SegmentKind::Sequence => segment.asns.len(),
+            SegmentKind::Set => 1,
+            SegmentKind::ConfedSequence | SegmentKind::ConfedSet => 0,
+        });
+        lengths.sum()
+    }
+
+    /// ORIGIN, the best first.
+    pub(super) fn origin(&self) -> u8 {
+        self.attributes.origin.unwrap_or(Origin::Incomplete) as u8
+    }
+
+    /// MULTI_EXIT_DISC; without one it is the best (RFC 4271 §9.1.2.2 c).
+    pub(super) fn med(&self) -> u32 {
+        self.attributes.med.unwrap_or(0)
+    }
+
+    /// The AS that the route came from into this one; `None` where it began here.
+    pub(super) fn neighbour_as(&self) -> Option<u32> {
+        let of_others = |path: &AsPath| {
+            let mut segments = path.segments.iter();
+            let first =
+                segments.find(|segment| matches!(segment.kind, SegmentKind::Sequence | SegmentKind::Set))?;
+            first.asns.first().copied()
+        };
+        self.attributes.as_path.as_ref().and_then(of_others)
+    }
+}

@@ -1,0 +1,66 @@
+//! What the speaker's owner says of routes of peers, and learns of them.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use tokio::sync::watch;
+
+use super::Speaker;
+use crate::Family;
+use crate::rib::{FamilyCounts, ImportPolicy, LearntChange};
+
+/// What is learnt, at one moment.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LearntStatus {
+    /// Prefixes that there is a route to (Loc-RIB).
+    pub routes: usize,
+    /// Every peer with an import policy has told all it has.
+    pub complete: bool,
+    /// Prefixes whose next hops changed, and that have yet to be taken.
+    pub pending: usize,
+    /// Peers with an import policy, and what each announces.
+    pub peers: BTreeMap<IpAddr, Vec<(Family, FamilyCounts)>>,
+}
+
+impl Speaker {
+    /// Makes these the import policies of peers; of others nothing is imported. No session is reset: what is known is judged
+    /// again, and a peer that had none is asked for its routes. Peers that a limit keeps down are tried again if it changed.
+    pub fn set_imports(&self, policies: &BTreeMap<IpAddr, ImportPolicy>) {
+        self.shared.learnt().set_policies(policies);
+        self.shared.changed.send_replace(());
+        self.shared.news.send_replace(());
+    }
+
+    /// Changes the nets that are this node's own: no route to, around or within one is used, unless a peer's policy names
+    /// exactly its prefix.
+    pub fn reserve(&self, add: &[IpNet], remove: &[IpNet]) {
+        self.shared.learnt().reserve(add, remove);
+        self.shared.news.send_replace(());
+    }
+
+    /// Takes up to `limit` of the prefixes whose next hops changed since they were taken.
+    pub fn take_learnt(&self, limit: usize) -> Vec<LearntChange> {
+        self.shared.learnt().take_changes(limit)
+    }
+
+    /// Changes when there may be something to take.
+    pub fn learnt_news(&self) -> watch::Receiver<()> {
+        self.shared.news.subscribe()
+    }
+
+    /// What is learnt of whom.
+    pub fn learnt(&self) -> LearntStatus {
+        let learnt = self.shared.learnt();
+        let counts = |peer| {
+            let of = |family| Some((family, learnt.counts(peer, family)?));
+            Family::ALL.into_iter().filter_map(of).collect()
+        };
+        LearntStatus {
+            routes: learnt.len(),
+            complete: learnt.is_complete(),
+            pending: learnt.pending(),
+            peers: learnt.peers().map(|peer| (peer, counts(peer))).collect(),
+        }
+    }
+}

@@ -1,0 +1,300 @@
+//! Routes learnt of peers, in a kernel table.
+//!
+//! ```text
+//!   adopting ── every peer has told all, or time is over ──► settled: what is not wanted goes
+//!      ▲                                                        │
+//!      └────────────── the sessions begin anew ◄────────────────┘
+//! ```
+//!
+//! While adopting, what an agent before left stays as it is until a peer says otherwise. A route that the kernel refuses is tried again.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use ipnet::IpNet;
+use rtnetlink::Handle;
+use sheave_bgp::LearntChange;
+use tracing::{info, warn};
+
+use super::multipath::{self, Key, Ways};
+use crate::dataplane::error::RouteError;
+
+/// How soon what failed is tried again, and as many at a time at most.
+const AGAIN: Duration = Duration::from_secs(5);
+const RETRIES: usize = 500;
+/// A listing is followed by a rest at least that many times as long.
+const REST: u32 = 20;
+
+/// The table, and what an agent before left in it or others.
+pub struct ImportTable {
+    handle: Handle,
+    table: u32,
+    /// This node's own addresses: the first of each family is the source of what it sends.
+    addresses: Vec<IpAddr>,
+    /// As the kernel holds them, as far as is known.
+    held: BTreeMap<Key, Ways>,
+    /// Next hops, as learnt.
+    wanted: BTreeMap<IpNet, Arc<[IpAddr]>>,
+    /// What is not as wanted, and why.
+    refused: BTreeMap<IpNet, String>,
+    /// Where not all is told yet: how long what is held and not wanted is kept; `None`: as long as nothing is known.
+    adopting: Option<Option<Instant>>,
+    /// Why the kernel could not be looked at.
+    unseen: Option<String>,
+    look_after: Instant,
+    retry_after: Instant,
+}
+
+/// How many routes there are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ImportCounts {
+    /// Learnt prefixes whose route is in the kernel, by all of its next hops.
+    pub in_kernel: usize,
+    /// Routes that are left of an agent or session before, and kept until peers have told all.
+    pub kept: usize,
+}
+
+impl ImportTable {
+    /// Connects to the kernel; changes nothing. Needs a tokio runtime with I/O.
+    ///
+    /// # Errors
+    /// When there is no rtnetlink socket to be had.
+    pub fn open(table: u32) -> std::io::Result<Self> {
+        let (connection, handle, _) = rtnetlink::new_connection_with_strict_check()?;
+        tokio::spawn(connection);
+        let now = Instant::now();
+        Ok(Self {
+            handle,
+            table,
+            addresses: Vec::new(),
+            held: BTreeMap::new(),
+            wanted: BTreeMap::new(),
+            refused: BTreeMap::new(),
+            adopting: Some(None),
+            unseen: Some("not looked at yet".into()),
+            look_after: now,
+            retry_after: now,
+        })
+    }
+
+    /// Sets this node's own addresses.
+    pub fn source_from(&mut self, addresses: &[IpAddr]) {
+        self.addresses = addresses.into();
+    }
+
+    /// The sessions begin anew: what is held is kept until peers have told all, or until then.
+    pub fn adopt(&mut self, until: Instant) {
+        self.wanted.clear();
+        self.refused.clear();
+        self.adopting = Some(Some(until));
+    }
+
+    /// What an agent before left is kept until then at most, if it is not known yet how long.
+    pub fn bound(&mut self, until: Instant) {
+        if let Some(open @ None) = &mut self.adopting {
+            *open = Some(until);
+        }
+    }
+
+    /// How many routes there are.
+    pub fn counts(&self) -> ImportCounts {
+        let wanted = |(table, prefix): &Key| *table == self.table && self.wanted.contains_key(prefix);
+        let in_kernel =
+            self.held.keys().filter(|key| wanted(key) && !self.refused.contains_key(&key.1)).count();
+        ImportCounts { in_kernel, kept: self.held.keys().filter(|key| !wanted(key)).count() }
+    }
+
+    /// Why something is not in the table, or still there.
+    pub fn problem(&self) -> Option<String> {
+        let place = format!("router.import.table {}", self.table);
+        let (prefix, why) = match (&self.unseen, self.refused.first_key_value()) {
+            // Before the first look there is nothing to tell.
+            (Some(_), _) if self.held.is_empty() && self.wanted.is_empty() => return None,
+            (Some(why), _) => return Some(format!("{place}: {why}")),
+            (None, Some(first)) => first,
+            (None, None) => return None,
+        };
+        let others = self.refused.len() - 1;
+        let others = if others == 0 { String::new() } else { format!("; {others} more routes are refused") };
+        Some(format!("{place}: {prefix}: {why}{others}"))
+    }
+
+    /// Takes in what became different.
+    pub async fn change(&mut self, changes: Vec<LearntChange>) {
+        let mut touched = Vec::new();
+        for (prefix, hops) in changes {
+            touched.push(prefix);
+            match hops {
+                Some(hops) => self.wanted.insert(prefix, hops),
+                None => self.wanted.remove(&prefix),
+            };
+        }
+        if self.unseen.is_some() {
+            // Whether the kernel holds what is believed is not known: all of it is looked at.
+            return self.sync(Instant::now()).await;
+        }
+        for prefix in touched {
+            self.follow(prefix).await;
+        }
+    }
+
+    /// Tries again what failed; drops what is kept in vain once peers have told all (`complete`) or its time is over. `drained`: all
+    /// that they told has been taken in.
+    pub async fn tick(&mut self, now: Instant, complete: bool, drained: bool) {
+        let over = |until: Option<Instant>| complete || until.is_some_and(|until| until <= now);
+        if drained && self.adopting.is_some_and(over) {
+            self.settle().await;
+        }
+        if self.retry_after <= now {
+            self.retry_after = now + AGAIN;
+            if self.unseen.is_some() {
+                return self.sync(now).await;
+            }
+            let again: Vec<IpNet> = self.refused.keys().copied().take(RETRIES).collect();
+            for prefix in again {
+                self.follow(prefix).await;
+            }
+        }
+    }
+
+    /// Nothing more is told: what is held and not wanted goes.
+    pub async fn settle(&mut self) {
+        self.adopting = None;
+        self.sync(Instant::now()).await;
+    }
+
+    /// Removes what is there, as far as it goes: the agent ends.
+    pub async fn remove(&mut self) {
+        self.wanted.clear();
+        self.settle().await;
+        if let Some(problem) = self.problem() {
+            warn!("{problem}");
+        }
+    }
+
+    /// Looks for what others changed and repairs it, unless it has just been looked at.
+    pub async fn check(&mut self) {
+        let now = Instant::now();
+        if self.look_after <= now {
+            self.sync(now).await;
+        }
+    }
+
+    async fn sync(&mut self, began: Instant) {
+        let listed = multipath::list(&self.handle).await;
+        self.look_after = Instant::now() + began.elapsed() * REST;
+        match listed {
+            Ok(routes) => {
+                self.held = routes.into_iter().collect();
+                self.unseen = None;
+            }
+            Err(error) => {
+                let why = error.to_string();
+                if self.unseen.as_ref() != Some(&why) {
+                    warn!("router.import.table {}: {why}", self.table);
+                }
+                self.unseen = Some(why);
+                return;
+            }
+        }
+        let differs = |prefix: &&IpNet| self.held.get(&(self.table, **prefix)) != self.ways(prefix).as_ref();
+        let differing: Vec<IpNet> = self.wanted.keys().filter(differs).copied().collect();
+        for prefix in differing {
+            self.follow(prefix).await;
+        }
+        if self.adopting.is_none() {
+            let unwanted = |(table, prefix): &Key| *table != self.table || !self.wanted.contains_key(prefix);
+            let gone: BTreeSet<Key> = self.held.keys().copied().filter(unwanted).collect();
+            if !gone.is_empty() {
+                info!(routes = gone.len(), "learnt routes that no peer has told of go");
+            }
+            for key in gone {
+                self.delete(key).await;
+            }
+        }
+    }
+
+    /// Makes the kernel's route to a prefix what is wanted.
+    async fn follow(&mut self, prefix: IpNet) {
+        let key = (self.table, prefix);
+        let Some(ways) = self.ways(&prefix) else {
+            self.refused.remove(&prefix);
+            return self.delete(key).await;
+        };
+        if self.held.get(&key) == Some(&ways) {
+            self.refused.remove(&prefix);
+            return;
+        }
+        let Err(error) = self.put(key, &ways).await else {
+            self.refused.remove(&prefix);
+            return;
+        };
+        if ways.hops.len() == 1 || !self.put_usable(key, &ways).await {
+            // What is there leads to next hops that do not count any more.
+            self.delete(key).await;
+        }
+        let why = format!(
+            "{error}; next hops have to be on a link of this node, and the Node's address has to be one of this host"
+        );
+        if self.refused.insert(prefix, why.clone()).is_none() && self.refused.len() == 1 {
+            warn!("router.import.table {}: {why}", self.table);
+        }
+    }
+
+    /// Puts a route to those next hops that the kernel takes: one that it does not must not cost the others. Those in use stay so
+    /// meanwhile. Gives whether there are any.
+    async fn put_usable(&mut self, key: Key, ways: &Ways) -> bool {
+        let of = |hops: &BTreeSet<IpAddr>| Ways { hops: hops.iter().copied().collect(), ..ways.clone() };
+        let in_use = self.held.get(&key).map(|held| Arc::clone(&held.hops)).unwrap_or_default();
+        let mut usable: BTreeSet<IpAddr> =
+            ways.hops.iter().filter(|hop| in_use.contains(hop)).copied().collect();
+        if !usable.is_empty() && self.put(key, &of(&usable)).await.is_err() {
+            usable.clear();
+        }
+        for hop in ways.hops.iter() {
+            if usable.insert(*hop) && self.put(key, &of(&usable)).await.is_err() {
+                usable.remove(hop);
+            }
+        }
+        !usable.is_empty()
+    }
+
+    fn ways(&self, prefix: &IpNet) -> Option<Ways> {
+        let hops = Arc::clone(self.wanted.get(prefix)?);
+        let of_family = |address: &&IpAddr| address.is_ipv4() == prefix.addr().is_ipv4();
+        Some(Ways { hops, source: self.addresses.iter().find(of_family).copied() })
+    }
+
+    async fn put(&mut self, key: Key, ways: &Ways) -> Result<(), RouteError> {
+        multipath::put(&self.handle, key, ways, self.held.contains_key(&key)).await?;
+        self.held.insert(key, ways.clone());
+        Ok(())
+    }
+
+    async fn delete(&mut self, key: Key) {
+        if self.held.contains_key(&key) {
+            match multipath::delete(&self.handle, key).await {
+                Ok(()) => drop(self.held.remove(&key)),
+                // It is listed, and tried again.
+                Err(error) => self.unseen = Some(error.to_string()),
+            }
+        }
+    }
+}
+
+/// Removes all learnt routes from the kernel. Gives how many there were.
+///
+/// # Errors
+/// Of the first that could not be removed; or there is no rtnetlink socket to be had.
+pub async fn remove_imported() -> Result<usize, String> {
+    let (connection, handle, _) = rtnetlink::new_connection_with_strict_check()
+        .map_err(|error| format!("rtnetlink socket: {error}"))?;
+    tokio::spawn(connection);
+    let held = multipath::list(&handle).await.map_err(|error| error.to_string())?;
+    for (key, _) in &held {
+        multipath::delete(&handle, *key).await.map_err(|error| error.to_string())?;
+    }
+    Ok(held.len())
+}

@@ -1,0 +1,134 @@
+//! Routes that lead to next hops, over rtnetlink.
+//!
+//! Every one carries [`PROTOCOL`] and [`METRIC`]: a route of ours stands behind what others have for its prefix, in a place of
+//! its own, so that neither takes the other's.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
+
+use futures_util::TryStreamExt as _;
+use ipnet::IpNet;
+use rtnetlink::packet_route::AddressFamily;
+use rtnetlink::packet_route::route::{
+    RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
+};
+use rtnetlink::{Handle, RouteMessageBuilder, RouteNextHopBuilder};
+
+use crate::dataplane::error::{RouteError, is_absent};
+use crate::dataplane::routing::ip;
+
+/// Route protocol number of routes that are learnt (`rtm_protocol`, linux/rtnetlink.h): unassigned there and in iproute2's
+/// `rt_protos`.
+pub const PROTOCOL: u8 = 85;
+/// Behind what DHCP clients, router advertisements, operators and routing daemons use.
+pub const METRIC: u32 = 8192;
+
+/// Where packets go.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Ways {
+    /// Next hops, sorted; each gets its share of the flows.
+    pub(super) hops: Arc<[IpAddr]>,
+    /// Source address of packets that this node itself sends.
+    pub(super) source: Option<IpAddr>,
+}
+
+/// A table and a prefix.
+pub(super) type Key = (u32, IpNet);
+
+/// All routes of ours, in any table.
+pub(super) async fn list(handle: &Handle) -> Result<Vec<(Key, Ways)>, RouteError> {
+    let mut routes = Vec::new();
+    for mut request in
+        [RouteMessageBuilder::<Ipv4Addr>::new().build(), RouteMessageBuilder::<Ipv6Addr>::new().build()]
+    {
+        // With strict checking, which the connection has, the kernel filters by what the header says.
+        request.header.table = RouteHeader::RT_TABLE_UNSPEC;
+        request.header.kind = RouteType::Unspec;
+        request.header.protocol = RouteProtocol::Other(PROTOCOL);
+        let mut answer = std::pin::pin!(handle.route().get(request).execute());
+        while let Some(message) = answer.try_next().await.map_err(RouteError::of("list learnt routes"))? {
+            if message.header.protocol == RouteProtocol::Other(PROTOCOL) {
+                routes.extend(parse(&message));
+            }
+        }
+    }
+    Ok(routes)
+}
+
+/// Adds a route; with `replaces`, in place of the one of ours that is there. Another's stays.
+pub(super) async fn put(handle: &Handle, key: Key, ways: &Ways, replaces: bool) -> Result<(), RouteError> {
+    let request = handle.route().add(message(key, Some(ways))?);
+    let request = if replaces { request.replace() } else { request };
+    let hops: Vec<String> = ways.hops.iter().map(ToString::to_string).collect();
+    request.execute().await.map_err(RouteError::of(&format!("add route {} via {}", key.1, hops.join(", "))))
+}
+
+/// Removes a route of ours; one that is gone already counts as removed.
+pub(super) async fn delete(handle: &Handle, key: Key) -> Result<(), RouteError> {
+    match handle.route().del(message(key, None)?).execute().await {
+        Err(error) if !is_absent(&error) => Err(RouteError::of(&format!("delete route {}", key.1))(error)),
+        _ => Ok(()),
+    }
+}
+
+/// The route, or all there is of it.
+fn message((table, prefix): Key, ways: Option<&Ways>) -> Result<RouteMessage, RouteError> {
+    let invalid = |reason: &dyn std::fmt::Display| RouteError::new(format!("route {prefix}"), reason);
+    let mut builder = RouteMessageBuilder::<IpAddr>::new()
+        .destination_prefix(prefix.addr(), prefix.prefix_len())
+        .map_err(|error| invalid(&error))?
+        .table_id(table)
+        .protocol(RouteProtocol::Other(PROTOCOL))
+        .kind(RouteType::Unicast)
+        .scope(RouteScope::Universe)
+        .priority(METRIC);
+    let Some(Ways { hops, source }) = ways else { return Ok(builder.build()) };
+    builder = match hops[..] {
+        [hop] => builder.gateway(hop).map_err(|error| invalid(&error))?,
+        _ => {
+            let next = |hop: &IpAddr| {
+                let builder = if hop.is_ipv4() {
+                    RouteNextHopBuilder::new_ipv4()
+                } else {
+                    RouteNextHopBuilder::new_ipv6()
+                };
+                builder.via(*hop).map(RouteNextHopBuilder::build)
+            };
+            let hops = hops.iter().map(next).collect::<Result<_, _>>().map_err(|error| invalid(&error))?;
+            builder.multipath(hops)
+        }
+    };
+    if let Some(source) = source {
+        builder = builder.pref_source(*source).map_err(|error| invalid(&error))?;
+    }
+    Ok(builder.build())
+}
+
+fn parse(message: &RouteMessage) -> Option<(Key, Ways)> {
+    let mut destination = match message.header.address_family {
+        AddressFamily::Inet => IpAddr::from(Ipv4Addr::UNSPECIFIED),
+        AddressFamily::Inet6 => IpAddr::from(Ipv6Addr::UNSPECIFIED),
+        _ => return None,
+    };
+    let mut table = u32::from(message.header.table);
+    let (mut source, mut hops) = (None, Vec::new());
+    let gateway = |attribute: &RouteAttribute| match attribute {
+        RouteAttribute::Gateway(address) => ip(address),
+        _ => None,
+    };
+    for attribute in &message.attributes {
+        match attribute {
+            RouteAttribute::Destination(address) => destination = ip(address)?,
+            RouteAttribute::PrefSource(address) => source = ip(address),
+            RouteAttribute::Table(id) => table = *id,
+            RouteAttribute::Gateway(_) => hops.extend(gateway(attribute)),
+            RouteAttribute::MultiPath(ways) => {
+                hops.extend(ways.iter().filter_map(|way| way.attributes.iter().find_map(gateway)));
+            }
+            _ => {}
+        }
+    }
+    hops.sort_unstable();
+    let prefix = IpNet::new(destination, message.header.destination_prefix_length).ok()?;
+    Some(((table, prefix), Ways { hops: hops.into(), source }))
+}

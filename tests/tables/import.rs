@@ -1,0 +1,198 @@
+//! Learnt routes in a real kernel's tables.
+
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
+
+use ipnet::IpNet;
+use sheave::tables::{ImportCounts, ImportTable, remove_imported};
+use sheave_bgp::LearntChange;
+
+use super::namespace::{address, in_namespace, shell};
+
+const MAIN: u32 = 254;
+const V4: &str = "198.51.100.0/24";
+const V6: &str = "2001:db8:1::/48";
+
+fn open(table: u32) -> ImportTable {
+    let mut import = ImportTable::open(table).unwrap();
+    import.source_from(&[address("10.0.0.11"), address("fd00:10::11")]);
+    import
+}
+
+fn learnt(prefix: &str, hops: &[&str]) -> LearntChange {
+    let hops: Vec<IpAddr> = hops.iter().map(|hop| address(hop)).collect();
+    (prefix.parse::<IpNet>().unwrap(), (!hops.is_empty()).then(|| hops.into()))
+}
+
+/// What `ip` shows of a prefix, in one line and without what the kernel adds.
+fn shown(prefix: &str) -> String {
+    let family = if prefix.contains(':') { "-6" } else { "-4" };
+    let text = shell("ip", &format!("{family} route show table all exact {prefix}"));
+    text.split_whitespace()
+        .filter(|word| !matches!(*word, "linkdown" | "pref" | "medium"))
+        .collect::<Vec<_>>()
+        .join(" ")
+}
+
+/// One of ours: to these next hops.
+fn expected(prefix: &str, hops: &[&str]) -> String {
+    let source = if prefix.contains(':') { "fd00:10::11" } else { "10.0.0.11" };
+    match hops {
+        [] => String::new(),
+        [hop] => {
+            let via = format!("via {hop} dev up0 proto 85 ");
+            format!("{prefix} {via}src {source} metric 8192")
+        }
+        _ => {
+            let ways: String =
+                hops.iter().map(|hop| format!(" nexthop via {hop} dev up0 weight 1")).collect();
+            format!("{prefix} proto 85 src {source} metric 8192{ways}")
+        }
+    }
+}
+
+fn counts(in_kernel: usize, kept: usize) -> ImportCounts {
+    ImportCounts { in_kernel, kept }
+}
+
+#[test]
+fn routes_follow_what_is_learnt() {
+    in_namespace("import", async |_| {
+        let mut import = open(MAIN);
+        let steps: [(&str, &[&str], &[&str]); 5] = [
+            ("two", &["10.0.0.2", "10.0.0.3"], &["fd00:10::2", "fd00:10::3"]),
+            ("one less", &["10.0.0.3"], &["fd00:10::3"]),
+            ("three", &["10.0.0.2", "10.0.0.3", "10.0.0.4"], &["fd00:10::2", "fd00:10::3", "fd00:10::4"]),
+            ("another", &["10.0.0.5"], &["fd00:10::5"]),
+            ("none", &[], &[]),
+        ];
+        for (name, v4, v6) in steps {
+            import.change(vec![learnt(V4, v4), learnt(V6, v6)]).await;
+            assert_eq!(import.problem(), None, "{name}");
+            assert_eq!((shown(V4), shown(V6)), (expected(V4, v4), expected(V6, v6)), "{name}");
+            assert_eq!(import.counts(), counts(usize::from(!v4.is_empty()) * 2, 0), "{name}");
+        }
+    });
+}
+
+/// Others' routes to the same prefix stay as they are, and stand before ours, whoever comes first.
+#[test]
+fn routes_of_others_are_left_alone() {
+    in_namespace("import-others", async |_| {
+        let defaults = || (shell("ip", "-4 route show default"), shell("ip", "-6 route show default"));
+        let before = defaults();
+        let mut import = open(MAIN);
+        let both = [learnt("0.0.0.0/0", &["10.0.0.2"]), learnt("::/0", &["fd00:10::2"])];
+        import.change(both.into()).await;
+        assert_eq!(import.problem(), None);
+        let now = defaults();
+        for (before, now) in [(before.0.trim(), &now.0), (before.1.trim(), &now.1)] {
+            assert!(now.starts_with(before) && now.contains("proto 85"), "{now}");
+        }
+        for (to, hop) in [("203.0.113.7", "10.0.0.1"), ("2001:db8:9::7", "fd00:10::1")] {
+            let route = shell("ip", &format!("route get {to}"));
+            assert!(route.contains(&format!("via {hop}")), "{route}");
+        }
+        import.change(vec![learnt("0.0.0.0/0", &[]), learnt("::/0", &[])]).await;
+        assert_eq!(defaults(), before);
+
+        // In the very place that ours would take.
+        for (prefix, hop, theirs) in [(V4, "10.0.0.2", "10.0.0.9"), (V6, "fd00:10::2", "fd00:10::9")] {
+            shell("ip", &format!("route add {prefix} via {theirs} metric 8192 proto static"));
+            let before = shown(prefix);
+            import.change(vec![learnt(prefix, &[hop])]).await;
+            let problem = import.problem().unwrap();
+            assert!(problem.contains(prefix) && problem.contains("File exists"), "{problem}");
+            assert_eq!((shown(prefix), import.counts()), (before, counts(0, 0)));
+            import.change(vec![learnt(prefix, &[])]).await;
+            assert_eq!(import.problem(), None);
+            assert!(shown(prefix).contains(theirs));
+        }
+    });
+}
+
+/// A next hop that cannot be reached is told of, costs the others nothing, and is used once it can.
+#[test]
+fn a_next_hop_that_is_on_no_link() {
+    in_namespace("import-hops", async |_| {
+        shell("ip", "link add up1 type dummy");
+        shell("ip", "link set up1 up");
+        let mut import = open(MAIN);
+        shell("ip", "route del default");
+        shell("ip", "-6 route del default");
+        let hops = [
+            ("198.51.100.0/24", ["10.0.0.2", "10.9.0.2"]),
+            ("2001:db8:1::/48", ["fd00:10::2", "fd00:99::2"]),
+        ];
+        import.change(hops.map(|(prefix, hops)| learnt(prefix, &hops)).into()).await;
+        let problem = import.problem().unwrap();
+        assert!(problem.contains("next hops have to be on a link of this node"), "{problem}");
+        assert!(problem.contains("1 more routes are refused"), "{problem}");
+        for (prefix, [good, _]) in hops {
+            assert_eq!(shown(prefix), expected(prefix, &[good]));
+        }
+        shell("ip", "addr add 10.9.0.1/24 dev up1");
+        shell("ip", "addr add fd00:99::1/64 dev up1 nodad");
+        import.tick(Instant::now() + Duration::from_secs(10), false, true).await;
+        assert_eq!(import.problem(), None);
+        for (prefix, [_, other]) in hops {
+            assert!(shown(prefix).contains(&format!("nexthop via {other} dev up1")), "{}", shown(prefix));
+        }
+        // Of three, two: those stay as they are while the third is tried.
+        let three = ["10.0.0.2", "10.0.0.3", "10.77.0.2"];
+        import.change(vec![learnt(V4, &three[..2])]).await;
+        import.change(vec![learnt(V4, &three)]).await;
+        assert_eq!(shown(V4), expected(V4, &three[..2]));
+        assert!(import.problem().is_some_and(|problem| problem.contains(V4)));
+        // None is left that could be used.
+        shell("ip", "addr del 10.9.0.1/24 dev up1");
+        import.change(vec![learnt(V4, &["10.9.0.2"])]).await;
+        assert_eq!(shown(V4), "");
+        assert!(import.problem().is_some());
+    });
+}
+
+/// What an agent before left stays until all is told, or until its time is over; then what nobody told of goes, from other
+/// tables too.
+#[test]
+fn routes_of_an_agent_before_are_taken_over() {
+    in_namespace("import-adopt", async |_| {
+        for by_time in [false, true] {
+            let mut before = open(MAIN);
+            let both = ["10.0.0.2", "10.0.0.3"];
+            before
+                .change(vec![learnt(V4, &both), learnt("203.0.113.0/24", &both), learnt(V6, &["fd00:10::2"])])
+                .await;
+            let mut elsewhere = open(119);
+            elsewhere.change(vec![learnt("192.0.2.0/24", &both)]).await;
+            drop((before, elsewhere));
+
+            let mut import = open(MAIN);
+            let start = Instant::now();
+            import.bound(start + Duration::from_secs(120));
+            import.tick(start, false, true).await;
+            assert_eq!(import.counts(), counts(0, 4));
+            // The first peer is back, and tells of a route.
+            import.change(vec![learnt(V4, &["10.0.0.2"])]).await;
+            assert_eq!((shown(V4), import.counts()), (expected(V4, &["10.0.0.2"]), counts(1, 3)));
+            import.change(vec![learnt(V4, &both)]).await;
+            import.tick(start + Duration::from_secs(119), false, true).await;
+            import.tick(start + Duration::from_secs(119), true, false).await;
+            assert_eq!((shown(V6), import.counts()), (expected(V6, &["fd00:10::2"]), counts(1, 3)));
+            let (now, complete) =
+                if by_time { (start + Duration::from_secs(121), false) } else { (start, true) };
+            import.tick(now, complete, true).await;
+            assert_eq!((shown(V4), shown(V6)), (expected(V4, &both), String::new()));
+            assert_eq!(import.counts(), counts(1, 0));
+
+            // What others take away is put back.
+            shell("ip", "route del 198.51.100.0/24 metric 8192");
+            import.tick(now, true, true).await;
+            tokio::time::sleep(Duration::from_millis(500)).await;
+            import.check().await;
+            assert_eq!(shown(V4), expected(V4, &both));
+            assert_eq!(remove_imported().await, Ok(1));
+            assert_eq!((shown(V4), remove_imported().await), (String::new(), Ok(0)));
+        }
+    });
+}
