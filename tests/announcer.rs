@@ -192,6 +192,50 @@ async fn what_a_session_is_told_to_be_like() {
     announcer.stop().await;
 }
 
+/// Peers that connect from a range: with the range's password, which is read from a file and changes live.
+#[tokio::test]
+async fn ranges_of_peers() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("password");
+    let ranges = format!("[{{prefix: 127.0.0.0/27, asn: {PEER_ASN}, passwordFile: {}}}]", path.display());
+    let config = format!("router: {{asn: {ASN}, dynamicPeers: {ranges}}}");
+    let config = Config::parse(Path::new("sheave.yaml"), &config).unwrap();
+    let mut router = router(&[], "");
+    router.dynamic_peers = config.router.dynamic_peers;
+    router.listen.port = free_port(IpAddr::from([127, 0, 0, 1]));
+    let mut announcer = announcer(&router).await;
+    until(&mut announcer, "the problem", |announcer| {
+        let problems = announcer.problems();
+        problems.first().is_some_and(|problem| {
+            problem.starts_with("peers of 127.0.0.0/27: no session without its password")
+        })
+    })
+    .await;
+
+    let peer = Peer::start(20, None).await;
+    let connect = |password: &str| {
+        let password = Password::new(password.as_bytes()).ok();
+        let us = PeerConfig::new([127, 0, 0, 1].into(), ASN);
+        let (port, local_address) = (router.listen.port, Some(peer.address));
+        peer.speaker.set_peers(vec![PeerConfig { port, local_address, password, ..us }]);
+    };
+    connect("first");
+    std::fs::write(&path, "first\n").unwrap();
+    until(&mut announcer, "the session", |announcer| is_up(announcer, &peer)).await;
+    assert_eq!(session(&announcer, &peer).unwrap().range, "127.0.0.0/27".parse().ok());
+    until(&mut announcer, "the prefix", |_| peer.prefixes_received() == 1).await;
+
+    std::fs::write(&path, "second\n").unwrap();
+    until(&mut announcer, "the session to end", |announcer| !is_up(announcer, &peer)).await;
+    connect("second");
+    until(&mut announcer, "the session again", |announcer| is_up(announcer, &peer)).await;
+
+    router.dynamic_peers.clear();
+    configure(&mut announcer, &router).await;
+    assert!(announcer.status().is_none(), "no peers, no speaker");
+    announcer.stop().await;
+}
+
 #[tokio::test]
 async fn passwords_come_from_files_and_change_live() {
     let directory = tempfile::tempdir().unwrap();

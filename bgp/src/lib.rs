@@ -32,8 +32,8 @@ pub use attributes::{Attributes, Community, LargeCommunity, ParseCommunityError}
 pub use family::{Families, Family};
 pub use rib::RouteChanges;
 pub use runtime::{
-    Counters, GracefulRestart, Password, PasswordLength, PeerConfig, PeerStatus, Shutdown, Speaker,
-    SpeakerConfig, SpeakerStatus, StartError,
+    Counters, DynamicPeers, DynamicPeersStatus, GracefulRestart, Password, PasswordLength, PeerConfig,
+    PeerStatus, Shutdown, Speaker, SpeakerConfig, SpeakerStatus, StartError,
 };
 
 /// The README's example compiles.

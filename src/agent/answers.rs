@@ -143,6 +143,7 @@ fn peers(speaker: SpeakerStatus) -> Vec<status::Peer> {
         .map(|peer| status::Peer {
             address: peer.address.to_string(),
             asn: peer.asn,
+            range: peer.range.map(|range| range.to_string()),
             state: format!("{:?}", peer.state),
             uptime_seconds: peer.uptime.map(|uptime| uptime.as_secs()),
             prefixes_sent: peer

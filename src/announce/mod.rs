@@ -16,14 +16,14 @@ use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 use sheave_bgp::{
-    Attributes, Community, LargeCommunity, PeerConfig, RouteChanges, Shutdown, Speaker, SpeakerConfig,
-    SpeakerStatus,
+    Attributes, Community, DynamicPeers, LargeCommunity, PeerConfig, RouteChanges, Shutdown, Speaker,
+    SpeakerConfig, SpeakerStatus,
 };
 use tokio::runtime::Handle;
 use tracing::{info, warn};
 
 use crate::cluster::Node;
-use crate::config::{PasswordSource, Router};
+use crate::config::{PasswordSource, Peer, Router};
 use crate::plan::{Announcement, AnnouncementKind, NodePlan, Selection, Step};
 use crate::tables::ExportTable;
 pub use journal::{Journal, Saved, remove as remove_journal};
@@ -68,6 +68,7 @@ pub struct Announcer {
     passwords: Passwords,
     /// As the speaker was told of them last.
     peers: Vec<PeerConfig>,
+    dynamic: Vec<DynamicPeers>,
     /// What an automatic router id is: once taken, it stays, whatever becomes of the Node's addresses. It is a name,
     /// and a change would end all sessions.
     auto_router_id: Option<Ipv4Addr>,
@@ -114,6 +115,7 @@ impl Announcer {
             speaker: None,
             passwords: Passwords::new(runtime.clone(), client, journal.passwords().clone()),
             peers: Vec::new(),
+            dynamic: Vec::new(),
             runtime,
             auto_router_id: None,
             restarting: Restarting::No,
@@ -143,7 +145,7 @@ impl Announcer {
         let configured =
             Configured { router: router.clone(), node: node.into(), addresses: addresses.into() };
         if self.configured.as_ref() != Some(&configured) {
-            self.passwords.want(&router.peers);
+            self.passwords.want(router);
             self.configured = Some(configured);
             self.apply().await;
         }
@@ -179,24 +181,32 @@ impl Announcer {
     async fn apply(&mut self) {
         let Some(Configured { router, node, addresses }) = &self.configured else { return };
         let mut problems = Vec::new();
-        let mut peers = Vec::new();
         let mut of_secrets = BTreeMap::new();
+        // `None`: there is no session without its password.
+        let mut with_password = |who: String, peer: &Peer, before: Option<&PeerConfig>| {
+            let resolved = self.passwords.of(&who, peer, before.and_then(|config| config.password.as_ref()));
+            problems.extend(resolved.problem);
+            let password = resolved.password.ok()?;
+            if let (Some(PasswordSource::Secret(key)), Some(password)) = (peer.password_source(), &password) {
+                of_secrets.insert(key, password.clone());
+            }
+            Some(sessions::peer_config(peer, password, addresses))
+        };
+        let mut peers = Vec::new();
         for peer in &router.peers {
             let before = self.peers.iter().find(|config| config.address == peer.address);
-            let resolved = self.passwords.of(peer, before.and_then(|config| config.password.as_ref()));
-            problems.extend(resolved.problem);
-            if let Ok(password) = resolved.password {
-                if let (Some(PasswordSource::Secret(key)), Some(password)) =
-                    (peer.password_source(), &password)
-                {
-                    of_secrets.insert(key, password.clone());
-                }
-                peers.push(sessions::peer_config(peer, password, addresses));
-            }
+            peers.extend(with_password(format!("peer {}", peer.address), peer, before));
+        }
+        let mut dynamic = Vec::new();
+        for range in &router.dynamic_peers {
+            let before = self.dynamic.iter().find(|config| config.prefix == range.prefix);
+            let before = before.map(|config| &config.template);
+            let template = with_password(format!("peers of {}", range.prefix), &range.template(), before);
+            dynamic.extend(template.map(|template| sessions::dynamic_peers(range, template)));
         }
         self.journal.passwords_are(of_secrets);
         self.start_again = None;
-        if router.peers.is_empty() {
+        if !router.has_peers() {
             self.stop_speaker(Shutdown::Cease).await;
         } else {
             self.auto_router_id = self.auto_router_id.or_else(|| sessions::first_ipv4(addresses));
@@ -215,8 +225,10 @@ impl Announcer {
         }
         if let Some(Running { speaker, .. }) = &self.speaker {
             speaker.set_peers(peers.clone());
+            speaker.set_dynamic_peers(dynamic.clone());
         }
         self.peers = peers;
+        self.dynamic = dynamic;
         for problem in problems.iter().filter(|problem| !self.problems.contains(problem)) {
             warn!("{problem}");
         }

@@ -1,11 +1,15 @@
 //! The config's `router` in the words of the speaker.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::time::Duration;
 
-use sheave_bgp::{Families, GracefulRestart, Password, PeerConfig, SpeakerConfig};
+use sheave_bgp::{DynamicPeers, Families, GracefulRestart, Password, PeerConfig, SpeakerConfig};
 
 use super::AnnounceError;
-use crate::config::{AddressFamily, NextHop, Peer, Router};
+use crate::config::{AddressFamily, DynamicPeer, NextHop, Peer, Router};
+
+/// How long a peer of a range that is down is still shown: for as long as someone may take to look.
+const LINGER: Duration = Duration::from_secs(300);
 
 /// What all sessions share, not restarting. `auto` is what an automatic router id is.
 pub(super) fn speaker_config(
@@ -34,6 +38,11 @@ pub(super) fn first_ipv4(addresses: &[IpAddr]) -> Option<Ipv4Addr> {
         IpAddr::V4(address) => Some(*address),
         IpAddr::V6(_) => None,
     })
+}
+
+/// A range, whose peers are as `template`.
+pub(super) fn dynamic_peers(range: &DynamicPeer, template: PeerConfig) -> DynamicPeers {
+    DynamicPeers { prefix: range.prefix, limit: range.limit.into(), linger: LINGER, template }
 }
 
 /// A peer; `addresses` are this node's, for next hops.

@@ -111,7 +111,10 @@ fn table(status: &Status) -> String {
         ["PEER", "ASN", "STATE", "UP", "PREFIXES", "LAST ERROR"],
         peers.iter().map(|peer| {
             [
-                peer.address.clone(),
+                match &peer.range {
+                    Some(range) => format!("{} of {range}", peer.address),
+                    None => peer.address.clone(),
+                },
                 peer.asn.to_string(),
                 peer.state.clone(),
                 peer.uptime_seconds.map_or_else(|| "-".into(), |seconds| format!("{seconds}s")),

@@ -73,7 +73,7 @@ pub struct Router {
     pub graceful_restart: Option<GracefulRestart>,
     /// The peers.
     pub peers: Vec<Peer>,
-    /// Peers that need not be listed one by one.
+    /// Where more peers may connect from, which need not be listed one by one.
     pub dynamic_peers: Vec<DynamicPeer>,
 }
 
@@ -87,6 +87,13 @@ impl Default for Router {
             peers: Vec::new(),
             dynamic_peers: Vec::new(),
         }
+    }
+}
+
+impl Router {
+    /// Whether there is anyone to have a session with.
+    pub fn has_peers(&self) -> bool {
+        !(self.peers.is_empty() && self.dynamic_peers.is_empty())
     }
 }
 
@@ -356,7 +363,7 @@ impl Config {
     fn checked(self) -> Result<Self, yaml::Error> {
         let wrong = |field: String, message: String| yaml::Error { line: None, field, message };
         let Router { asn, peers, dynamic_peers, .. } = &self.router;
-        if asn.is_none() && !(peers.is_empty() && dynamic_peers.is_empty()) {
+        if asn.is_none() && self.router.has_peers() {
             return Err(wrong(
                 "router.asn".into(),
                 "missing, but there are peers: give this cluster's autonomous system number".into(),
@@ -366,6 +373,13 @@ impl Config {
             return Err(wrong("router.asn".into(), "0 is reserved (RFC 7607)".into()));
         }
         peer::check(peers).map_err(|(field, message)| wrong(format!("router.peers{field}"), message))?;
+        peer::check_dynamic(dynamic_peers)
+            .map_err(|(field, message)| wrong(format!("router.dynamicPeers{field}"), message))?;
+        if self.router.listen.port == 0 && !dynamic_peers.is_empty() {
+            let message =
+                "0 lets nobody connect, and router.dynamicPeers are to: give a port, 179 by default";
+            return Err(wrong("router.listen.port".into(), message.into()));
+        }
         for (index, table) in self.announce.kernel_tables.iter().enumerate() {
             if matches!(*table, 0 | LOCAL_TABLE) {
                 let message = format!(
@@ -402,7 +416,6 @@ impl Config {
                 "router.gracefulRestart.longLived",
                 router.graceful_restart.is_some_and(|graceful| graceful.long_lived.is_some()),
             ),
-            ("router.dynamicPeers", !router.dynamic_peers.is_empty()),
             ("router.peers[].bfd", peer(|peer| peer.bfd.is_some())),
             ("drain", *drain != default.drain),
         ]

@@ -11,6 +11,8 @@ use serde::Deserialize;
 use serde::de::{Deserializer, Error as _};
 use sheave_bgp::Password;
 
+use super::reader;
+
 /// One of `router.peers`.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -133,15 +135,51 @@ impl fmt::Display for PasswordSource {
     }
 }
 
-/// One of `router.dynamicPeers`.
+/// One of `router.dynamicPeers`: peers that connect to this node from a range. Fields are those of [`Peer`] where they have the
+/// same name.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct DynamicPeer {
     /// Where peers may connect from.
+    #[serde(deserialize_with = "prefix")]
     pub prefix: IpNet,
     /// Their autonomous system.
     #[serde(deserialize_with = "asn")]
     pub asn: u32,
+    /// How many there may be.
+    #[serde(default = "limit")]
+    pub limit: u16,
+    #[serde(default)]
+    password_file: Option<PathBuf>,
+    #[serde(default)]
+    password_secret: Option<SecretKey>,
+    #[serde(default)]
+    multihop: Option<u8>,
+    #[serde(default, deserialize_with = "hops")]
+    ttl_security: Option<u8>,
+    #[serde(default = "hold_time", deserialize_with = "hold_time_of")]
+    hold_time: Duration,
+    #[serde(default)]
+    next_hop: NextHop,
+    #[serde(default = "families")]
+    families: Vec<AddressFamily>,
+}
+
+impl DynamicPeer {
+    /// What each of them is like, but for its address.
+    pub fn template(&self) -> Peer {
+        Peer {
+            passive: true,
+            password_file: self.password_file.clone(),
+            password_secret: self.password_secret.clone(),
+            multihop: self.multihop,
+            ttl_security: self.ttl_security,
+            hold_time: self.hold_time,
+            next_hop: self.next_hop,
+            families: self.families.clone(),
+            ..Peer::new(self.prefix.addr(), self.asn)
+        }
+    }
 }
 
 /// `bfd` of a peer.
@@ -205,15 +243,40 @@ pub(super) fn check(peers: &[Peer]) -> Result<(), (String, String)> {
         if peer.local_address.is_some_and(|local| local.is_ipv4() != peer.address.is_ipv4()) {
             return wrong("localAddress", "is of another address family than the peer's address".into());
         }
-        if peer.password_file.is_some() && peer.password_secret.is_some() {
-            return wrong("passwordSecret", "there is a passwordFile too: give one of them".into());
+        fits(peer).or_else(|(field, message)| wrong(field, message.into()))?;
+    }
+    Ok(())
+}
+
+/// The same of ranges.
+pub(super) fn check_dynamic(ranges: &[DynamicPeer]) -> Result<(), (String, String)> {
+    let mut seen = HashSet::new();
+    for (index, range) in ranges.iter().enumerate() {
+        let wrong = |field: &str, message: String| Err((format!("[{index}].{field}"), message));
+        if !seen.insert(range.prefix) {
+            return wrong("prefix", format!("{} is listed twice", range.prefix));
         }
-        if peer.ttl_security.is_some() && peer.multihop.is_some() {
+        if range.limit == 0 {
             return wrong(
-                "multihop",
-                "there is ttlSecurity too, which sends with TTL 255: leave ttlSecurity, as the number of hops".into(),
+                "limit",
+                "0 would let nobody connect: give how many there may be, or remove the range".into(),
             );
         }
+        fits(&range.template()).or_else(|(field, message)| wrong(field, message.into()))?;
+    }
+    Ok(())
+}
+
+/// Which two fields do not fit together.
+fn fits(peer: &Peer) -> Result<(), (&'static str, &'static str)> {
+    if peer.password_file.is_some() && peer.password_secret.is_some() {
+        return Err(("passwordSecret", "there is a passwordFile too: give one of them"));
+    }
+    if peer.ttl_security.is_some() && peer.multihop.is_some() {
+        return Err((
+            "multihop",
+            "there is ttlSecurity too, which sends with TTL 255: leave ttlSecurity, as the number of hops",
+        ));
     }
     Ok(())
 }
@@ -236,6 +299,14 @@ fn hold_time_of<'de, D: Deserializer<'de>>(d: D) -> Result<Duration, D::Error> {
         return Err(D::Error::custom("a hold time is 0s (never) or whole seconds of 3s to 65535s"));
     }
     Ok(time)
+}
+
+fn prefix<'de, D: Deserializer<'de>>(d: D) -> Result<IpNet, D::Error> {
+    reader::cidr(&String::deserialize(d)?).map_err(D::Error::custom)
+}
+
+fn limit() -> u16 {
+    100
 }
 
 fn bgp_port() -> u16 {

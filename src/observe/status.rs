@@ -98,6 +98,8 @@ pub struct Peer {
     pub address: String,
     /// Its ASN.
     pub asn: u32,
+    /// The range of `router.dynamicPeers` that it has connected from.
+    pub range: Option<String>,
     /// State of the session (RFC 4271 section 8.2.2).
     pub state: String,
     /// Seconds since the session was established, if it is.

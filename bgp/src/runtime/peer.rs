@@ -28,7 +28,7 @@ use super::socket;
 use crate::Family;
 use crate::rib::Export;
 use crate::session::{
-    Action, Direction, Down, Event, Farewell, Jitter, Negotiated, RestartOffer, Session, SessionConfig,
+    Action, Direction, Down, Event, Farewell, Jitter, Negotiated, RestartOffer, Session, SessionConfig, State,
 };
 use crate::wire::{Context, Update};
 
@@ -52,6 +52,8 @@ pub(super) struct PeerTask {
     inputs: Inputs,
     changed: watch::Receiver<()>,
     observed: Arc<Mutex<Observed>>,
+    /// Set where the task is to end by itself.
+    linger: Option<Linger>,
     session: Session,
     dialling: Option<Pin<Box<dyn Future<Output = io::Result<TcpStream>> + Send>>>,
     outgoing: Option<Connection>,
@@ -60,6 +62,15 @@ pub(super) struct PeerTask {
     closing: JoinSet<()>,
     sending: Sending,
     input: Box<[u8]>,
+}
+
+/// The end of a task whose peer stays away.
+#[derive(Clone, Copy, Debug)]
+struct Linger {
+    /// How long it is waited for.
+    time: Duration,
+    /// `None` while there is a connection.
+    until: Option<Instant>,
 }
 
 /// Where the task is in sending routes.
@@ -87,6 +98,7 @@ struct Connection {
 /// What woke the task.
 enum Input {
     Stop(Farewell),
+    Gone,
     Accepted(TcpStream),
     Dialled(io::Result<TcpStream>),
     Readable(Direction),
@@ -154,6 +166,7 @@ impl PeerTask {
     pub(super) fn new(
         shared: Arc<Shared>,
         config: PeerConfig,
+        linger: Option<Duration>,
         inputs: Inputs,
         observed: Arc<Mutex<Observed>>,
     ) -> PeerTask {
@@ -165,6 +178,7 @@ impl PeerTask {
             config,
             inputs,
             observed,
+            linger: linger.map(|time| Linger { time, until: None }),
             dialling: None,
             outgoing: None,
             incoming: None,
@@ -174,7 +188,7 @@ impl PeerTask {
         }
     }
 
-    /// Runs until told to stop.
+    /// Runs until told to stop, or the peer has stayed away for longer than it is waited for.
     pub(super) async fn run(mut self) {
         self.event(Event::ManualStart);
         loop {
@@ -182,6 +196,7 @@ impl PeerTask {
             while self.closing.try_join_next().is_some() {}
             match input {
                 Input::Stop(farewell) => break self.event(Event::ManualStop(farewell)),
+                Input::Gone => break self.event(Event::ManualStop(Farewell::Silent)),
                 Input::Accepted(stream) => self.accepted(stream),
                 Input::Dialled(result) => self.dialled(result),
                 Input::Readable(direction) => self.read(direction),
@@ -211,6 +226,7 @@ impl PeerTask {
         tokio::select! {
             farewell = &mut self.inputs.stop => Input::Stop(farewell.unwrap_or(Farewell::Silent)),
             Some(stream) = self.inputs.accepted.recv() => Input::Accepted(stream),
+            () = sleep_until(self.linger.and_then(|linger| linger.until)) => Input::Gone,
             result = or_never(self.dialling.as_mut()) => Input::Dialled(result),
             () = readable(self.outgoing.as_ref()) => Input::Readable(Direction::Outgoing),
             () = readable(self.incoming.as_ref()) => Input::Readable(Direction::Incoming),
@@ -360,6 +376,13 @@ impl PeerTask {
         }
         let state = self.session.state();
         self.observed().set_state(state);
+        if let Some(linger) = &mut self.linger {
+            linger.until = match linger.until {
+                _ if state >= State::OpenSent => None,
+                None => Some(Instant::now() + linger.time),
+                since => since,
+            };
+        }
     }
 
     fn established(&mut self, direction: Direction, negotiated: Negotiated) {

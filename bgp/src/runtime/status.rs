@@ -3,7 +3,10 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::{Duration, SystemTime};
 
+use ipnet::IpNet;
+
 use super::config::PeerConfig;
+use super::dynamic::DynamicPeersStatus;
 use super::shared::Observed;
 use crate::Family;
 use crate::rib::{FamilyOut, Rib};
@@ -20,6 +23,8 @@ pub struct SpeakerStatus {
     pub routes: usize,
     /// Its peers by address.
     pub peers: Vec<PeerStatus>,
+    /// The ranges that more may connect from.
+    pub dynamic: Vec<DynamicPeersStatus>,
 }
 
 /// A peer at one moment.
@@ -29,6 +34,8 @@ pub struct PeerStatus {
     pub address: IpAddr,
     /// The peer's ASN as configured.
     pub asn: u32,
+    /// The range that it has connected from, where it is not configured by its address.
+    pub range: Option<IpNet>,
     /// Where the session is in its life.
     pub state: State,
     /// Since when.
@@ -105,10 +112,16 @@ pub struct Counters {
 }
 
 impl PeerStatus {
-    pub(super) fn new(config: &PeerConfig, observed: &Observed, rib: &Rib) -> PeerStatus {
+    pub(super) fn new(
+        config: &PeerConfig,
+        range: Option<IpNet>,
+        observed: &Observed,
+        rib: &Rib,
+    ) -> PeerStatus {
         PeerStatus {
             address: config.address,
             asn: config.asn,
+            range,
             state: observed.state,
             since: observed.since,
             uptime: observed.session.as_ref().map(|session| session.since.elapsed()),

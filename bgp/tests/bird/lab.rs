@@ -71,6 +71,11 @@ impl Lab {
         format!("{}-{side}", self.name)
     }
 
+    /// Gives a side of the link, `us` or `bird`, another IPv4 address.
+    pub(crate) fn add_address(&self, side: &str, address: IpAddr) {
+        run(&format!("-n {} addr add {address}/24 dev link0", self.namespace(side)));
+    }
+
     /// Runs `test` on a thread of its own within the speaker's namespace. The thread ends with it, so that no
     /// other code runs there by mistake.
     pub(crate) fn enter<F: Future<Output = ()>>(mut self, test: impl FnOnce(Lab) -> F + Send + 'static) {

@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "what fails here fails the test")]
 
+mod dynamic;
 mod lab;
 
 use std::net::{IpAddr, Ipv4Addr};

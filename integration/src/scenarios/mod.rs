@@ -7,6 +7,7 @@ mod ask;
 mod beside;
 mod bulk;
 mod directors;
+mod dynamic_peers;
 mod encapsulation;
 mod explain;
 mod guard;
@@ -64,6 +65,7 @@ pub fn all() -> Vec<(SourceKind, Scenario)> {
         pods::SCENARIOS,
         &beside::scenarios(),
         tables::SCENARIOS,
+        dynamic_peers::SCENARIOS,
         agent::SCENARIOS,
     ]
     .concat();

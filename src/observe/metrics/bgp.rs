@@ -4,7 +4,7 @@ use std::time::SystemTime;
 
 use sheave_bgp::runtime::FamilyStatus;
 use sheave_bgp::session::{Down, State};
-use sheave_bgp::{Counters, Family, PeerStatus, SpeakerStatus};
+use sheave_bgp::{Counters, DynamicPeersStatus, Family, PeerStatus, SpeakerStatus};
 
 use super::exposition::Families;
 use super::seconds;
@@ -106,6 +106,28 @@ pub fn add_to(speaker: &SpeakerStatus, families: &mut Families) {
             per_family.iter().map(|(labels, status)| (&labels[..], number(count(status)))),
         );
     }
+    add_ranges(&speaker.dynamic, families);
+}
+
+fn add_ranges(ranges: &[DynamicPeersStatus], families: &mut Families) {
+    let prefixes: Vec<_> = ranges.iter().map(|range| range.prefix.to_string()).collect();
+    let ranges: Vec<_> =
+        prefixes.iter().zip(ranges).map(|(prefix, range)| ([("prefix", prefix.as_str())], range)).collect();
+    families.gauge(
+        "sheave_bgp_dynamic_peers",
+        "Peers that have connected from a range, including those that went a short while ago",
+        ranges.iter().map(|(labels, range)| (&labels[..], number(range.peers))),
+    );
+    families.gauge(
+        "sheave_bgp_dynamic_peers_limit",
+        "How many there may be",
+        ranges.iter().map(|(labels, range)| (&labels[..], number(range.limit))),
+    );
+    families.counter(
+        "sheave_bgp_dynamic_peers_refused_total",
+        "Connections refused because the range had as many peers as it may have",
+        ranges.iter().map(|(labels, range)| (&labels[..], float(range.refused))),
+    );
 }
 
 /// What ended a session, as one of few words.

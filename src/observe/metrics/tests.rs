@@ -112,6 +112,7 @@ fn peer() -> PeerStatus {
     PeerStatus {
         address: "10.0.0.254".parse().unwrap(),
         asn: 65001,
+        range: None,
         state: State::Established,
         since: SystemTime::UNIX_EPOCH + Duration::from_secs(7),
         uptime: Some(Duration::from_secs(5)),
@@ -206,6 +207,12 @@ fn everything() -> String {
             router_id: std::net::Ipv4Addr::LOCALHOST,
             routes: 3,
             peers: vec![peer()],
+            dynamic: vec![sheave_bgp::DynamicPeersStatus {
+                prefix: "10.0.0.0/24".parse().unwrap(),
+                limit: 100,
+                peers: 2,
+                refused: 1,
+            }],
         }),
         ..Snapshot::default()
     };
@@ -222,6 +229,9 @@ fn the_exposition_is_valid() {
         "sheave_watch_down_since_timestamp_seconds{resource=\"nodes\"} 0",
         "sheave_bgp_session_up{peer=\"10.0.0.254\",asn=\"65001\"} 1",
         "sheave_bgp_last_error_timestamp_seconds{peer=\"10.0.0.254\",asn=\"65001\",reason=\"ConnectionClosed\"} 0",
+        "sheave_bgp_dynamic_peers{prefix=\"10.0.0.0/24\"} 2",
+        "sheave_bgp_dynamic_peers_limit{prefix=\"10.0.0.0/24\"} 100",
+        "sheave_bgp_dynamic_peers_refused_total{prefix=\"10.0.0.0/24\"} 1",
         "sheave_bgp_prefixes_sent{peer=\"10.0.0.254\",asn=\"65001\",family=\"ipv4\"} 3",
         "sheave_kernel_passes_total{part=\"IPVS\",result=\"error\"} 1",
         "sheave_virtual_server_connections_total{namespace=\"default\",service=\"web\",kind=\"ClusterIP\",vip=\"10.96.0.80\",port=\"80\",protocol=\"TCP\"} 5",
