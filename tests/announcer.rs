@@ -157,9 +157,16 @@ async fn peers_come_and_go_and_the_others_keep_their_sessions() {
     until(&mut announcer, "the first prefix again", |_| first.prefixes_received() == 2).await;
     assert_eq!(announcer.status().unwrap().router_id.octets(), [10, 0, 0, 99]);
 
-    configure(&mut announcer, &router(&[], "")).await;
+    configure(&mut announcer, &router(&[], ", shutdownMessage: moved to rack 8")).await;
     assert!(announcer.status().is_none());
     assert_eq!(announcer.problems(), [""; 0]);
+    let why = |_: &Announcer| {
+        first.speaker.status().peers[0].last_error.clone().map(|error| error.reason.to_string())
+    };
+    until(&mut announcer, "the message", |announcer| {
+        why(announcer).is_some_and(|why| why.contains("moved to rack 8"))
+    })
+    .await;
     announcer.stop().await;
 }
 

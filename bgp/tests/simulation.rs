@@ -172,6 +172,9 @@ impl Simulation {
                 peer_asn: asns[1 - node],
                 passive: passive == node as u64,
                 hold_time: 9,
+                send_hold_time: None,
+                // Longer than what goes to and fro, and shorter.
+                delay_open: random.chance(30).then(|| random.millis(3000)),
                 connect_retry: Backoff { initial: Duration::from_secs(1), max: Duration::from_secs(10) },
                 families: Families::ALL,
                 graceful_restart: random

@@ -207,7 +207,8 @@ impl Announcer {
         self.journal.passwords_are(of_secrets);
         self.start_again = None;
         if !router.has_peers() {
-            self.stop_speaker(Shutdown::Cease).await;
+            let how = self.cease();
+            self.stop_speaker(how).await;
         } else {
             self.auto_router_id = self.auto_router_id.or_else(|| sessions::first_ipv4(addresses));
             match sessions::speaker_config(router, self.auto_router_id, node) {
@@ -218,7 +219,8 @@ impl Announcer {
                     }
                 }
                 Err(error) => {
-                    self.stop_speaker(Shutdown::Cease).await;
+                    let how = self.cease();
+                    self.stop_speaker(how).await;
                     problems.push(error.to_string());
                 }
             }
@@ -248,7 +250,7 @@ impl Announcer {
                 router_id_before = %before.router_id,
                 "what all sessions share has changed: they begin anew"
             );
-            let how = leaving(before);
+            let how = self.leaving(before);
             self.stop_speaker(how).await;
         }
         let restarting = match (self.restarting, config.graceful_restart) {
@@ -389,20 +391,27 @@ impl Announcer {
         self.speaker.as_ref().map(|running| running.speaker.status())
     }
 
+    /// How a speaker is left for good.
+    fn cease(&self) -> Shutdown {
+        let message =
+            self.configured.as_ref().and_then(|configured| configured.router.shutdown_message.clone());
+        message.map_or(Shutdown::Cease, Shutdown::CeaseSaying)
+    }
+
+    /// How a speaker is left that will be back.
+    fn leaving(&self, config: &SpeakerConfig) -> Shutdown {
+        match config.graceful_restart {
+            Some(_) => Shutdown::GracefulRestart,
+            None => self.cease(),
+        }
+    }
+
     /// Ends the sessions: so that peers keep the routes, where graceful restart is configured.
     pub async fn stop(mut self) {
         if let Some(Running { config, .. }) = &self.speaker {
-            let how = leaving(config);
+            let how = self.leaving(config);
             self.stop_speaker(how).await;
         }
-    }
-}
-
-/// How a speaker is left that will be back.
-fn leaving(config: &SpeakerConfig) -> Shutdown {
-    match config.graceful_restart {
-        Some(_) => Shutdown::GracefulRestart,
-        None => Shutdown::Cease,
     }
 }
 

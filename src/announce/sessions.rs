@@ -17,7 +17,8 @@ pub(super) fn speaker_config(
     auto: Option<Ipv4Addr>,
     node: &str,
 ) -> Result<SpeakerConfig, AnnounceError> {
-    let Router { asn, router_id, listen, graceful_restart, peers: _, dynamic_peers: _ } = router;
+    let Router { asn, router_id, listen, graceful_restart, shutdown_message: _, peers: _, dynamic_peers: _ } =
+        router;
     Ok(SpeakerConfig {
         asn: asn.ok_or(AnnounceError::NoAsn)?,
         router_id: router_id.or(auto).ok_or_else(|| AnnounceError::NoRouterId(node.to_owned()))?,
@@ -56,6 +57,8 @@ pub(super) fn peer_config(peer: &Peer, password: Option<Password>, addresses: &[
         multihop,
         ttl_security,
         hold_time,
+        send_hold_time,
+        delay_open,
         next_hop,
         families,
         ..
@@ -78,6 +81,8 @@ pub(super) fn peer_config(peer: &Peer, password: Option<Password>, addresses: &[
         multihop: *multihop,
         ttl_security: *ttl_security,
         hold_time: *hold_time,
+        send_hold_time: *send_hold_time,
+        delay_open: *delay_open,
         families: Families {
             ipv4_unicast: families.contains(&AddressFamily::Ipv4),
             ipv6_unicast: families.contains(&AddressFamily::Ipv6),

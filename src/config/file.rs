@@ -8,6 +8,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 use serde::Deserialize;
 use serde::de::{Deserializer, Error as _};
+use sheave_bgp::wire::ShutdownMessage;
 
 use super::peer::{self, DynamicPeer, Peer, duration};
 use super::{Communities, ForwardingTo, MarkMask, reader};
@@ -71,6 +72,9 @@ pub struct Router {
     pub listen: Listen,
     /// Graceful restart (RFC 4724), on by default; `null` turns it off.
     pub graceful_restart: Option<GracefulRestart>,
+    /// What peers' operators are told when sessions are shut down (RFC 9003).
+    #[serde(deserialize_with = "shutdown_message")]
+    pub shutdown_message: Option<ShutdownMessage>,
     /// The peers.
     pub peers: Vec<Peer>,
     /// Where more peers may connect from, which need not be listed one by one.
@@ -84,6 +88,7 @@ impl Default for Router {
             router_id: None,
             listen: Listen::default(),
             graceful_restart: Some(GracefulRestart::default()),
+            shutdown_message: None,
             peers: Vec::new(),
             dynamic_peers: Vec::new(),
         }
@@ -449,6 +454,11 @@ fn restart_time<'de, D: Deserializer<'de>>(d: D) -> Result<Duration, D::Error> {
         return Err(D::Error::custom("a restart time is whole seconds of 1s to 4095s"));
     }
     Ok(time)
+}
+
+fn shutdown_message<'de, D: Deserializer<'de>>(d: D) -> Result<Option<ShutdownMessage>, D::Error> {
+    let text = Option::<String>::deserialize(d)?;
+    text.map(ShutdownMessage::new).transpose().map_err(D::Error::custom)
 }
 
 fn auto<'de, D: Deserializer<'de>>(d: D) -> Result<Option<Ipv4Addr>, D::Error> {

@@ -49,6 +49,12 @@ pub struct Peer {
     /// The hold time to propose, 90 s by default.
     #[serde(default = "hold_time", deserialize_with = "hold_time_of")]
     pub hold_time: Duration,
+    /// How long it may read nothing of what it is sent (RFC 9687); `None` is as the RFC has it.
+    #[serde(default, deserialize_with = "send_hold_time_of")]
+    pub send_hold_time: Option<Duration>,
+    /// How long our OPEN waits for its own to come first (DelayOpen).
+    #[serde(default, deserialize_with = "delay_open_of")]
+    pub delay_open: Option<Duration>,
     /// BFD (RFC 5880) beside the session.
     #[serde(default)]
     pub bfd: Option<Bfd>,
@@ -81,6 +87,8 @@ impl Peer {
             multihop: None,
             ttl_security: None,
             hold_time: hold_time(),
+            send_hold_time: None,
+            delay_open: None,
             bfd: None,
             next_hop: NextHop::default(),
             families: families(),
@@ -159,6 +167,10 @@ pub struct DynamicPeer {
     ttl_security: Option<u8>,
     #[serde(default = "hold_time", deserialize_with = "hold_time_of")]
     hold_time: Duration,
+    #[serde(default, deserialize_with = "send_hold_time_of")]
+    send_hold_time: Option<Duration>,
+    #[serde(default, deserialize_with = "delay_open_of")]
+    delay_open: Option<Duration>,
     #[serde(default)]
     next_hop: NextHop,
     #[serde(default = "families")]
@@ -175,6 +187,8 @@ impl DynamicPeer {
             multihop: self.multihop,
             ttl_security: self.ttl_security,
             hold_time: self.hold_time,
+            send_hold_time: self.send_hold_time,
+            delay_open: self.delay_open,
             next_hop: self.next_hop,
             families: self.families.clone(),
             ..Peer::new(self.prefix.addr(), self.asn)
@@ -282,9 +296,12 @@ fn fits(peer: &Peer) -> Result<(), (&'static str, &'static str)> {
 }
 
 pub(super) fn duration<'de, D: Deserializer<'de>>(d: D) -> Result<Duration, D::Error> {
-    let text = String::deserialize(d)?;
-    humantime::parse_duration(&text)
-        .map_err(|_| D::Error::custom(format_args!("`{text}` is not a duration such as 120s, 300ms or 1h")))
+    parse_duration(&String::deserialize(d)?)
+}
+
+fn parse_duration<E: serde::de::Error>(text: &str) -> Result<Duration, E> {
+    humantime::parse_duration(text)
+        .map_err(|_| E::custom(format_args!("`{text}` is not a duration such as 120s, 300ms or 1h")))
 }
 
 fn hold_time() -> Duration {
@@ -299,6 +316,29 @@ fn hold_time_of<'de, D: Deserializer<'de>>(d: D) -> Result<Duration, D::Error> {
         return Err(D::Error::custom("a hold time is 0s (never) or whole seconds of 3s to 65535s"));
     }
     Ok(time)
+}
+
+/// RFC 9687 section 3.2: longer than the hold time, which is negotiated; and no shorter than one can be.
+fn send_hold_time_of<'de, D: Deserializer<'de>>(d: D) -> Result<Option<Duration>, D::Error> {
+    within(d, 3, 86400, "a send hold time is null (8min, or twice the hold time) or 3s to 24h")
+}
+
+fn delay_open_of<'de, D: Deserializer<'de>>(d: D) -> Result<Option<Duration>, D::Error> {
+    within(d, 1, 240, "an OPEN is delayed by 1s to 240s, or null: not at all")
+}
+
+fn within<'de, D: Deserializer<'de>>(
+    d: D,
+    least: u64,
+    most: u64,
+    wrong: &str,
+) -> Result<Option<Duration>, D::Error> {
+    let Some(text) = Option::<String>::deserialize(d)? else { return Ok(None) };
+    let time = parse_duration(&text)?;
+    if time < Duration::from_secs(least) || time > Duration::from_secs(most) {
+        return Err(D::Error::custom(wrong));
+    }
+    Ok(Some(time))
 }
 
 fn prefix<'de, D: Deserializer<'de>>(d: D) -> Result<IpNet, D::Error> {

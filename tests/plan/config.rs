@@ -82,6 +82,7 @@ fn a_peer_needs_little() {
     let config = parse("router:\n  asn: 1\n  peers:\n  - address: fd00::1\n    asn: 1\n").unwrap();
     let peer = &config.router.peers[0];
     assert_eq!((peer.port, peer.hold_time, peer.families.len()), (179, Duration::from_secs(90), 2));
+    assert_eq!((peer.send_hold_time, peer.delay_open), (None, None));
     assert!(config.warnings().is_empty());
     assert_eq!(
         parse("services: {scheduler: {internal: wlc}}").unwrap().services.scheduler.internal,
@@ -156,6 +157,18 @@ fn errors_name_file_line_field_and_remedy() {
         (
             "router: {dynamicPeers: [{prefix: 10.0.0.0/24, asn: 1}]}",
             "sheave.yaml:1: router.asn: missing, but there are peers: give this cluster's autonomous system number",
+        ),
+        (
+            "router: {asn: 1, peers: [{address: 10.0.0.1, asn: 1, sendHoldTime: 2s}]}",
+            "sheave.yaml:1: router.peers[0].sendHoldTime: a send hold time is null (8min, or twice the hold time) or 3s to 24h",
+        ),
+        (
+            "router: {asn: 1, peers: [{address: 10.0.0.1, asn: 1, delayOpen: 5m}]}",
+            "sheave.yaml:1: router.peers[0].delayOpen: an OPEN is delayed by 1s to 240s, or null: not at all",
+        ),
+        (
+            "router: {shutdownMessage: ''}",
+            "sheave.yaml:1: router.shutdownMessage: a shutdown message has 1 to 255 bytes, this one has 0",
         ),
         (
             "router:\n  gracefulRestart: {restartTime: 2h}\n",

@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::md5::Password;
 use crate::Families;
 use crate::session::Backoff;
+use crate::wire::ShutdownMessage;
 
 /// What all sessions of a speaker share.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -51,6 +52,11 @@ pub struct PeerConfig {
     pub ttl_security: Option<u8>,
     /// Hold time to propose, in whole seconds; zero turns KEEPALIVEs off, anything else below 3 s counts as that.
     pub hold_time: Duration,
+    /// How long the peer may read nothing of what it is sent (RFC 9687); `None` is the RFC's: eight minutes, or twice the
+    /// hold time if that is longer.
+    pub send_hold_time: Option<Duration>,
+    /// How long an OPEN waits for the peer's to come first (RFC 4271 §8.1.1, DelayOpen); `None` sends it at once.
+    pub delay_open: Option<Duration>,
     /// Pauses between attempts to connect, and after errors.
     pub connect_retry: Backoff,
     /// Families to offer.
@@ -75,6 +81,8 @@ impl PeerConfig {
             multihop: None,
             ttl_security: None,
             hold_time: Duration::from_secs(90),
+            send_hold_time: None,
+            delay_open: None,
             connect_retry: Backoff::default(),
             families: Families::ALL,
             next_hop_v4: None,
@@ -85,12 +93,14 @@ impl PeerConfig {
 }
 
 /// How [`Speaker::shutdown`](super::Speaker::shutdown) leaves.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Shutdown {
     /// Connections are closed without a NOTIFICATION, so that peers which agreed to graceful restart keep routes.
     GracefulRestart,
     /// CEASE/administrative shutdown: peers drop every route at once.
     Cease,
+    /// The same with a message for their operators (RFC 9003).
+    CeaseSaying(ShutdownMessage),
 }
 
 /// Why a speaker could not start.

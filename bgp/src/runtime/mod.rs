@@ -34,7 +34,7 @@ pub use status::{Counters, FamilyStatus, LastError, PeerStatus, SessionStatus, S
 
 use crate::rib::RouteChanges;
 use crate::session::Farewell;
-use crate::wire::Cease;
+use crate::wire::{Cease, Notification};
 use listeners::Listeners;
 use peers::Peers;
 use shared::{Shared, lock};
@@ -121,9 +121,10 @@ impl Speaker {
         self.accepting.shutdown().await;
         let farewell = match how {
             Shutdown::GracefulRestart => Farewell::Silent,
-            Shutdown::Cease => Farewell::Cease(Cease::AdministrativeShutdown),
+            Shutdown::Cease => Farewell::Cease(Notification::cease(Cease::AdministrativeShutdown)),
+            Shutdown::CeaseSaying(message) => Farewell::Cease(Notification::shutdown(&message)),
         };
-        let stopped = lock(&self.peers).stop(farewell);
+        let stopped = lock(&self.peers).stop(&farewell);
         for task in stopped {
             // However it ended, it has ended.
             let _ = task.await;

@@ -91,6 +91,8 @@ struct Connection {
     output: Vec<u8>,
     /// How much of `output` the kernel has taken.
     taken: usize,
+    /// The session knows that output waits.
+    waits: bool,
     /// All changes up to this one are written once `output` is.
     drained: Option<u64>,
 }
@@ -111,7 +113,7 @@ enum Input {
 impl Connection {
     fn new(stream: TcpStream) -> io::Result<Connection> {
         let local = stream.local_addr()?;
-        Ok(Connection { stream, local, output: Vec::new(), taken: 0, drained: None })
+        Ok(Connection { stream, local, output: Vec::new(), taken: 0, waits: false, drained: None })
     }
 
     fn unwritten(&self) -> usize {
@@ -212,6 +214,7 @@ impl PeerTask {
                 Input::Gathered => self.sending = Sending::Writing,
             }
             self.send_routes();
+            Direction::ALL.into_iter().for_each(|direction| self.watch_output(direction));
         }
         self.shared.progress.send_replace(());
         while self.closing.join_next().await.is_some() {}
@@ -305,6 +308,9 @@ impl PeerTask {
         match connection.write() {
             Ok(count) => {
                 let drained = if connection.unwritten() == 0 { connection.drained.take() } else { None };
+                if count > 0 && std::mem::take(&mut connection.waits) {
+                    self.event(Event::OutputMoves(direction));
+                }
                 let mut observed = self.observed();
                 observed.counters.bytes_sent += count as u64;
                 if let Some((session, drained)) = observed.session.as_mut().zip(drained) {
@@ -314,6 +320,16 @@ impl PeerTask {
                 }
             }
             Err(_) => self.lost(direction),
+        }
+    }
+
+    /// Tells the session of output that the kernel does not take.
+    fn watch_output(&mut self, direction: Direction) {
+        if let Some(connection) = self.connection(direction)
+            && connection.unwritten() > 0
+            && !std::mem::replace(&mut connection.waits, true)
+        {
+            self.event(Event::OutputWaits(direction));
         }
     }
 
@@ -473,6 +489,8 @@ fn session_config(speaker: &SpeakerConfig, peer: &PeerConfig) -> SessionConfig {
             // RFC 4271 §4.2: zero, or at least three seconds.
             short => short.max(3),
         },
+        send_hold_time: peer.send_hold_time,
+        delay_open: peer.delay_open,
         connect_retry: peer.connect_retry,
         families: peer.families,
         graceful_restart: speaker.graceful_restart.map(|restart| RestartOffer {

@@ -17,7 +17,7 @@ use super::peer::{Inputs, PeerTask};
 use super::shared::{Observed, Shared, lock};
 use super::status::{PeerStatus, SpeakerStatus};
 use crate::session::{Farewell, State};
-use crate::wire::Cease;
+use crate::wire::{Cease, Notification};
 
 /// The tasks of peers by address, and the ranges that more may come from.
 #[derive(Debug)]
@@ -103,8 +103,10 @@ impl Peers {
         let (gone, staying): (BTreeMap<_, _>, BTreeMap<_, _>) =
             std::mem::take(&mut self.current).into_iter().partition(|(address, peer)| goes(address, peer));
         self.current = staying;
-        self.leaving
-            .extend(gone.into_iter().map(|(address, peer)| (address, peer.stop(Farewell::Cease(why)))));
+        self.leaving.extend(
+            gone.into_iter()
+                .map(|(address, peer)| (address, peer.stop(Farewell::Cease(Notification::cease(why))))),
+        );
     }
 
     /// Forgets those that have ended: dynamic ones do by themselves.
@@ -201,9 +203,9 @@ impl Peers {
     }
 
     /// Ends every session, and the listeners; the tasks that are to be waited for.
-    pub(super) fn stop(&mut self, farewell: Farewell) -> Vec<JoinHandle<()>> {
+    pub(super) fn stop(&mut self, farewell: &Farewell) -> Vec<JoinHandle<()>> {
         self.listeners = Listeners::new(Vec::new());
-        let current = std::mem::take(&mut self.current).into_values().map(|peer| peer.stop(farewell));
+        let current = std::mem::take(&mut self.current).into_values().map(|peer| peer.stop(farewell.clone()));
         let leaving = std::mem::take(&mut self.leaving).into_values();
         current.chain(leaving).collect()
     }

@@ -35,6 +35,9 @@ pub enum PeerMisbehaved {
     /// Nothing came for the hold time (RFC 4271 §6.5).
     #[error("hold timer expired")]
     HoldTimerExpired,
+    /// It took nothing of what it was sent for too long (RFC 9687).
+    #[error("send hold timer expired: the peer reads nothing")]
+    SendHoldTimerExpired,
 }
 
 /// An OPEN that this side's configuration does not allow (RFC 4271 §6.2).
@@ -89,6 +92,9 @@ impl PeerMisbehaved {
                 },
             ),
             PeerMisbehaved::HoldTimerExpired => Notification::new(Notification::HOLD_TIMER_EXPIRED, 0),
+            PeerMisbehaved::SendHoldTimerExpired => {
+                Notification::new(Notification::SEND_HOLD_TIMER_EXPIRED, 0)
+            }
         }
     }
 }

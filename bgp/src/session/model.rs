@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use super::error::SessionError;
-use crate::wire::{Cease, Notification, Update};
+use crate::wire::{Notification, Update};
 use crate::{Families, Family};
 
 /// What a session is configured with.
@@ -21,6 +21,11 @@ pub struct SessionConfig {
     pub passive: bool,
     /// Hold time to propose, in seconds: zero, or at least 3.
     pub hold_time: u16,
+    /// How long output may wait with nothing of it taken (RFC 9687); `None` is the RFC's: eight minutes, or twice the
+    /// negotiated hold time if that is longer. Without a hold time there is no limit.
+    pub send_hold_time: Option<Duration>,
+    /// How long an OPEN waits for the peer's to come first (DelayOpen); `None` sends it at once.
+    pub delay_open: Option<Duration>,
     /// Pauses between attempts.
     pub connect_retry: Backoff,
     /// Families to offer.
@@ -75,6 +80,10 @@ pub enum Event<'a> {
     TcpAccepted,
     /// A connection was lost, or closed by the peer.
     TcpClosed(Direction),
+    /// What is to be sent on a connection waits for the network.
+    OutputWaits(Direction),
+    /// The network has taken some of it.
+    OutputMoves(Direction),
     /// Bytes came, in whatever pieces.
     Received(Direction, &'a [u8]),
     /// The time that [`Session::next_deadline`](super::Session::next_deadline) told has come.
@@ -82,10 +91,10 @@ pub enum Event<'a> {
 }
 
 /// How a stopped session leaves.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Farewell {
     /// With a CEASE.
-    Cease(Cease),
+    Cease(Notification),
     /// Without a word: the peer keeps routes if it agreed to graceful restart.
     Silent,
 }
@@ -138,7 +147,8 @@ impl fmt::Display for State {
 }
 
 /// How the pause between attempts grows: doubled each time from `initial` to `max`, less up to a quarter (jitter,
-/// RFC 4271 §10). A session that stood for `max`, or that merely lost its connection, starts over at `initial`.
+/// RFC 4271 §10). A session starts over at `initial`, and so do, after it, those that fail within `max` of being
+/// Established, so that one that goes up and down does so more and more seldom (DampPeerOscillations).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Backoff {
     /// The first pause.

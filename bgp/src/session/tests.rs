@@ -19,6 +19,8 @@ fn config() -> SessionConfig {
         peer_asn: PEER,
         passive: false,
         hold_time: 90,
+        send_hold_time: None,
+        delay_open: None,
         connect_retry: Backoff { initial: Duration::from_secs(1), max: Duration::from_secs(8) },
         families: Families::ALL,
         graceful_restart: None,
@@ -130,7 +132,10 @@ fn transitions() {
     for name in names {
         let events: [(&str, Trigger); 13] = [
             ("ManualStart", |b| b.event(Event::ManualStart)),
-            ("ManualStop", |b| b.event(Event::ManualStop(Farewell::Cease(Cease::AdministrativeShutdown)))),
+            ("ManualStop", |b| {
+                let cease = Notification::cease(Cease::AdministrativeShutdown);
+                b.event(Event::ManualStop(Farewell::Cease(cease)))
+            }),
             ("TcpConnected", |b| b.event(Event::TcpConnected)),
             ("TcpConnectFailed", |b| b.event(Event::TcpConnectFailed("refused".to_owned()))),
             ("TcpAccepted", |b| b.event(Event::TcpAccepted)),
@@ -237,12 +242,101 @@ fn pauses_double_up_to_the_longest() {
         assert!(pause <= most && pause >= most * 3 / 4, "{pause:?} for {most:?}");
         assert_eq!(words(&bench.expire()), ["connect"]);
     }
-    // A session that merely loses its connection is tried again soon.
-    bench.event(Event::TcpConnected);
-    bench.told(Outgoing, &Message::Open(peer_open()));
-    bench.told(Outgoing, &Message::Keepalive);
-    bench.event(Event::TcpClosed(Outgoing));
-    assert!(bench.session.next_deadline().unwrap() - bench.now <= Duration::from_secs(1));
+}
+
+/// A session that ends is tried again soon, whatever it took to make it; one that ends again and again, however it does,
+/// more and more seldom (RFC 4271 §8.1.1, DampPeerOscillations).
+#[test]
+fn oscillation_is_damped() {
+    let notification = bytes(&Message::Notification(Notification::cease(Cease::AdministrativeReset)));
+    let ends = [Event::TcpClosed(Outgoing), Event::Received(Outgoing, &notification)];
+    for end in ends {
+        let mut bench = Bench::started(config());
+        for _ in 0..6 {
+            bench.event(Event::TcpConnectFailed("refused".to_owned()));
+            bench.expire();
+        }
+        // It stood long enough the last time.
+        for (stood, seconds) in [(0, 1), (0, 2), (7, 4), (0, 8), (0, 8), (8, 1), (0, 2)] {
+            bench.event(Event::TcpConnected);
+            bench.told(Outgoing, &Message::Open(peer_open()));
+            bench.told(Outgoing, &Message::Keepalive);
+            run_for(&mut bench, Duration::from_secs(stood));
+            bench.event(end.clone());
+            let pause = bench.session.next_deadline().unwrap() - bench.now;
+            let most = Duration::from_secs(seconds);
+            assert!(pause <= most && pause >= most * 3 / 4, "{pause:?} for {most:?}, {end:?}");
+            assert_eq!(words(&bench.expire()), ["connect"]);
+        }
+    }
+}
+
+/// RFC 9687: a peer that says that it is there, and reads nothing.
+#[test]
+fn peer_that_reads_nothing_is_given_up() {
+    let minutes = |n: u64| Duration::from_secs(60 * n);
+    for (name, configured, hold_time, expected) in [
+        ("the RFC's", None, 30, Some(minutes(8))),
+        ("twice the hold time", None, 300, Some(minutes(10))),
+        ("configured", Some(minutes(1)), 30, Some(minutes(1))),
+        ("no hold time", Some(minutes(1)), 0, None),
+    ] {
+        let mut bench =
+            Bench::connected(SessionConfig { send_hold_time: configured, hold_time: 300, ..config() });
+        bench.told(Outgoing, &Message::Open(Open { hold_time, ..peer_open() }));
+        bench.told(Outgoing, &Message::Keepalive);
+        bench.event(Event::OutputWaits(Outgoing));
+        bench.now += Duration::from_secs(5);
+        bench.event(Event::OutputMoves(Outgoing));
+        let start = bench.now;
+        bench.event(Event::OutputWaits(Outgoing));
+        let mut given_up = None;
+        while bench.now < start + minutes(12) && given_up.is_none() {
+            let done = run_for(&mut bench, Duration::from_secs(1));
+            given_up = done
+                .into_iter()
+                .find(|(_, word)| word != "send KEEPALIVE")
+                .map(|(_, word)| (bench.now - start, word));
+            bench.event(Event::OutputWaits(Outgoing));
+            bench.told(Outgoing, &Message::Keepalive);
+        }
+        assert_eq!(given_up, expected.map(|time| (time, "send 8/0".to_owned())), "{name}");
+    }
+}
+
+/// DelayOpen (RFC 4271 §8.1.1): the peer's OPEN is waited for, for a while.
+#[test]
+fn open_is_delayed() {
+    let delayed = || SessionConfig { delay_open: Some(Duration::from_secs(5)), ..config() };
+    for direction in Direction::ALL {
+        let side = if direction == Outgoing { "" } else { " incoming" };
+        let connected = || {
+            let mut bench = Bench::started(delayed());
+            let done = words(&bench.event(if direction == Outgoing {
+                Event::TcpConnected
+            } else {
+                Event::TcpAccepted
+            }));
+            assert!(!done.iter().any(|word| word.contains("send")), "{done:?}");
+            assert_eq!(bench.session.state(), State::Connect);
+            bench
+        };
+        let mut bench = connected();
+        let done = words(&bench.told(direction, &Message::Open(peer_open())));
+        assert_eq!(done, [format!("send{side} OPEN"), format!("send{side} KEEPALIVE")]);
+        assert_eq!(words(&bench.told(direction, &Message::Keepalive)).last(), Some(&format!("up{side}")));
+
+        let mut bench = connected();
+        let start = bench.now;
+        assert_eq!(words(&bench.expire()), [format!("send{side} OPEN")]);
+        assert_eq!((bench.now - start, bench.session.state()), (Duration::from_secs(5), State::OpenSent));
+
+        let mut bench = connected();
+        assert_eq!(words(&bench.told(direction, &Message::Keepalive))[0], format!("send{side} 5/0"));
+        let mut bench = connected();
+        bench.event(Event::TcpClosed(direction));
+        assert_eq!(bench.session.state(), if direction == Outgoing { State::Active } else { State::Connect });
+    }
 }
 
 #[test]

@@ -25,7 +25,7 @@ pub use error::{AttributeError, AttributeProblem, Handling, OpenError, TooLong, 
 pub use message::{
     EXTENDED_MAX_LENGTH, HEADER_LENGTH, MAX_LENGTH, Message, RefreshKind, RouteRefresh, frame,
 };
-pub use notification::{Cease, Notification};
+pub use notification::{Cease, Notification, ShutdownMessage, ShutdownMessageLength};
 pub use open::Open;
 pub use update::{MpReach, MpUnreach, Update};
 

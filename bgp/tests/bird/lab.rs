@@ -103,7 +103,8 @@ impl Lab {
         options: &str,
     ) {
         let config = format!(
-            "router id 10.0.0.2;
+            "log stderr all;
+             router id 10.0.0.2;
              protocol device {{ }}
              protocol direct {{ ipv4; ipv6; }}
              protocol static {{ ipv4; route 198.51.100.0/24 blackhole; route 203.0.113.0/24 blackhole; }}
@@ -170,6 +171,19 @@ impl Lab {
             named.map(|(_, count)| count.parse::<u64>().unwrap()).sum()
         };
         ["us", "bird"].map(netstat).map(refused).into_iter().sum()
+    }
+
+    /// Waits until BIRD has logged that.
+    pub(crate) async fn wait_for_log(&self, text: &str) {
+        let deadline = Instant::now() + LIMIT;
+        loop {
+            let log = fs::read_to_string(self.directory.join("bird.log")).unwrap_or_default();
+            if log.contains(text) {
+                return;
+            }
+            assert!(Instant::now() < deadline, "BIRD's log: expected {text}, got\n{log}");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
     }
 
     /// Waits until BIRD's answer to `command` has all of `parts`.

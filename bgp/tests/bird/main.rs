@@ -4,6 +4,7 @@
 
 mod dynamic;
 mod lab;
+mod sessions;
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
