@@ -177,6 +177,7 @@ impl Simulation {
                 delay_open: random.chance(30).then(|| random.millis(3000)),
                 connect_retry: Backoff { initial: Duration::from_secs(1), max: Duration::from_secs(10) },
                 families: Families::ALL,
+                extended_next_hop: false,
                 graceful_restart: random
                     .chance(50)
                     .then_some(RestartOffer { restart_time: 60, restarting: false }),
@@ -278,6 +279,7 @@ impl Simulation {
                         context,
                         enhanced_refresh: negotiated.enhanced_refresh,
                         next_hops,
+                        link_local: None,
                     };
                     self.nodes[node].rib.peer_up(peer, export);
                     self.forget(node);

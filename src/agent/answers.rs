@@ -141,7 +141,7 @@ fn peers(speaker: SpeakerStatus) -> Vec<status::Peer> {
         .peers
         .into_iter()
         .map(|peer| status::Peer {
-            address: peer.address.to_string(),
+            address: peer.name(),
             asn: peer.asn,
             range: peer.range.map(|range| range.to_string()),
             state: format!("{:?}", peer.state),

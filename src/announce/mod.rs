@@ -195,7 +195,7 @@ impl Announcer {
         let mut peers = Vec::new();
         for peer in &router.peers {
             let before = self.peers.iter().find(|config| config.address == peer.address);
-            peers.extend(with_password(format!("peer {}", peer.address), peer, before));
+            peers.extend(with_password(format!("peer {}", peer.name()), peer, before));
         }
         let mut dynamic = Vec::new();
         for range in &router.dynamic_peers {

@@ -50,6 +50,7 @@ pub(super) fn dynamic_peers(range: &DynamicPeer, template: PeerConfig) -> Dynami
 pub(super) fn peer_config(peer: &Peer, password: Option<Password>, addresses: &[IpAddr]) -> PeerConfig {
     let Peer {
         address,
+        interface,
         asn,
         port,
         local_address,
@@ -75,6 +76,7 @@ pub(super) fn peer_config(peer: &Peer, password: Option<Password>, addresses: &[
         })
     };
     PeerConfig {
+        interface: interface.clone(),
         port: *port,
         local_address: *local_address,
         passive: *passive,
@@ -87,6 +89,7 @@ pub(super) fn peer_config(peer: &Peer, password: Option<Password>, addresses: &[
             ipv4_unicast: families.contains(&AddressFamily::Ipv4),
             ipv6_unicast: families.contains(&AddressFamily::Ipv6),
         },
+        extended_next_hop: peer.extends_next_hop(),
         next_hop_v4: match next_hop(true) {
             Some(IpAddr::V4(address)) => Some(address),
             _ => None,

@@ -19,6 +19,9 @@ use super::reader;
 pub struct Peer {
     /// Its address.
     pub address: IpAddr,
+    /// The interface that it is behind, if its address is link-local.
+    #[serde(default)]
+    pub interface: Option<String>,
     /// Its autonomous system; the same as ours makes the session internal (iBGP).
     #[serde(deserialize_with = "asn")]
     pub asn: u32,
@@ -61,6 +64,9 @@ pub struct Peer {
     /// NEXT_HOP of what is announced.
     #[serde(default)]
     pub next_hop: NextHop,
+    /// Whether IPv4 prefixes have IPv6 next hops on a session over IPv6 (RFC 8950); by default between link-local addresses.
+    #[serde(default)]
+    pub extended_next_hop: Option<bool>,
     /// Address families to exchange, both by default.
     #[serde(default = "families")]
     pub families: Vec<AddressFamily>,
@@ -77,6 +83,7 @@ impl Peer {
     pub fn new(address: IpAddr, asn: u32) -> Self {
         Self {
             address,
+            interface: None,
             asn,
             port: bgp_port(),
             local_address: None,
@@ -91,9 +98,23 @@ impl Peer {
             delay_open: None,
             bfd: None,
             next_hop: NextHop::default(),
+            extended_next_hop: None,
             families: families(),
             import: Import::default(),
             source: PeerSource::default(),
+        }
+    }
+
+    /// Whether IPv4 prefixes are to have IPv6 next hops.
+    pub fn extends_next_hop(&self) -> bool {
+        self.extended_next_hop.unwrap_or(is_link_local(self.address))
+    }
+
+    /// What to call it: its address, with the interface where that belongs to it.
+    pub fn name(&self) -> String {
+        match &self.interface {
+            Some(interface) => format!("{}%{interface}", self.address),
+            None => self.address.to_string(),
         }
     }
 
@@ -173,6 +194,8 @@ pub struct DynamicPeer {
     delay_open: Option<Duration>,
     #[serde(default)]
     next_hop: NextHop,
+    #[serde(default)]
+    extended_next_hop: Option<bool>,
     #[serde(default = "families")]
     families: Vec<AddressFamily>,
 }
@@ -190,6 +213,7 @@ impl DynamicPeer {
             send_hold_time: self.send_hold_time,
             delay_open: self.delay_open,
             next_hop: self.next_hop,
+            extended_next_hop: self.extended_next_hop,
             families: self.families.clone(),
             ..Peer::new(self.prefix.addr(), self.asn)
         }
@@ -257,9 +281,27 @@ pub(super) fn check(peers: &[Peer]) -> Result<(), (String, String)> {
         if peer.local_address.is_some_and(|local| local.is_ipv4() != peer.address.is_ipv4()) {
             return wrong("localAddress", "is of another address family than the peer's address".into());
         }
+        match (is_link_local(peer.address), &peer.interface) {
+            (true, None) => {
+                let message =
+                    format!("missing: {} is link-local, give the interface that it is behind", peer.address);
+                return wrong("interface", message);
+            }
+            (false, Some(_)) => {
+                return wrong(
+                    "interface",
+                    "is for a link-local address, such as fe80::1: leave it out".into(),
+                );
+            }
+            (true, Some(_)) | (false, None) => {}
+        }
         fits(peer).or_else(|(field, message)| wrong(field, message.into()))?;
     }
     Ok(())
+}
+
+fn is_link_local(address: IpAddr) -> bool {
+    matches!(address, IpAddr::V6(address) if address.is_unicast_link_local())
 }
 
 /// The same of ranges.
@@ -283,6 +325,9 @@ pub(super) fn check_dynamic(ranges: &[DynamicPeer]) -> Result<(), (String, Strin
 
 /// Which two fields do not fit together.
 fn fits(peer: &Peer) -> Result<(), (&'static str, &'static str)> {
+    if peer.extended_next_hop == Some(true) && peer.address.is_ipv4() {
+        return Err(("extendedNextHop", "is for sessions over IPv6, which carry IPv4 by it: leave it out"));
+    }
     if peer.password_file.is_some() && peer.password_secret.is_some() {
         return Err(("passwordSecret", "there is a passwordFile too: give one of them"));
     }

@@ -94,7 +94,7 @@ pub struct Watch {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Peer {
-    /// Its address.
+    /// Its address; with its interface, where that is link-local.
     pub address: String,
     /// Its ASN.
     pub asn: u32,

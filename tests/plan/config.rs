@@ -83,6 +83,16 @@ fn a_peer_needs_little() {
     let peer = &config.router.peers[0];
     assert_eq!((peer.port, peer.hold_time, peer.families.len()), (179, Duration::from_secs(90), 2));
     assert_eq!((peer.send_hold_time, peer.delay_open), (None, None));
+    for (text, name, extended) in [
+        ("address: 'fd00::1'", "fd00::1", false),
+        ("address: 'fd00::1', extendedNextHop: true", "fd00::1", true),
+        ("address: 'fe80::1', interface: eth0", "fe80::1%eth0", true),
+        ("address: 'fe80::1', interface: eth0, extendedNextHop: false", "fe80::1%eth0", false),
+    ] {
+        let config = parse(&format!("router: {{asn: 1, peers: [{{asn: 1, {text}}}]}}")).unwrap();
+        let peer = &config.router.peers[0];
+        assert_eq!((peer.name().as_str(), peer.extends_next_hop()), (name, extended), "{text}");
+    }
     assert!(config.warnings().is_empty());
     assert_eq!(
         parse("services: {scheduler: {internal: wlc}}").unwrap().services.scheduler.internal,
@@ -165,6 +175,18 @@ fn errors_name_file_line_field_and_remedy() {
         (
             "router: {asn: 1, peers: [{address: 10.0.0.1, asn: 1, delayOpen: 5m}]}",
             "sheave.yaml:1: router.peers[0].delayOpen: an OPEN is delayed by 1s to 240s, or null: not at all",
+        ),
+        (
+            "router: {asn: 1, peers: [{address: 'fe80::1', asn: 1}]}",
+            "sheave.yaml:1: router.peers[0].interface: missing: fe80::1 is link-local, give the interface that it is behind",
+        ),
+        (
+            "router: {asn: 1, peers: [{address: 'fd00::1', asn: 1, interface: eth0}]}",
+            "sheave.yaml:1: router.peers[0].interface: is for a link-local address, such as fe80::1: leave it out",
+        ),
+        (
+            "router: {asn: 1, peers: [{address: 10.0.0.1, asn: 1, extendedNextHop: true}]}",
+            "sheave.yaml:1: router.peers[0].extendedNextHop: is for sessions over IPv6, which carry IPv4 by it: leave it out",
         ),
         (
             "router: {shutdownMessage: ''}",

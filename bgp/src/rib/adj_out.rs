@@ -159,7 +159,8 @@ impl FamilyOut {
             let Some(group) = self.pending.announce.first_entry() else { break };
             let attributes = Arc::clone(group.key());
             let announcement = self.next_hop.and_then(|hop| {
-                Announcement::new(export.path_attributes(&attributes), hop, export.context).ok()
+                let path = export.path_attributes(&attributes);
+                Announcement::of_family(self.family, path, hop, export.link_local, export.context).ok()
             });
             match announcement {
                 Some(announcement) => updates += self.write_group(&attributes, &announcement, out, limit),

@@ -1,6 +1,6 @@
 //! How a route of ours looks to a peer (RFC 4271 §5.1).
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 
 use crate::Attributes;
 use crate::wire::{AsPath, Context, Origin, PathAttributes};
@@ -20,6 +20,8 @@ pub struct Export {
     /// The next hop of each negotiated family; `None` where this speaker has no address that the peer could use, and
     /// nothing is announced.
     pub next_hops: Vec<(crate::Family, Option<IpAddr>)>,
+    /// This speaker's link-local address, told beside IPv6 next hops where that is what the peer knows it by.
+    pub link_local: Option<Ipv6Addr>,
 }
 
 impl Export {

@@ -20,7 +20,7 @@ fn export(context: Context) -> Export {
         (Family::Ipv4Unicast, Some("10.0.0.1".parse().unwrap())),
         (Family::Ipv6Unicast, Some("fd00::1".parse().unwrap())),
     ];
-    Export { asn: 64512, context, enhanced_refresh: false, next_hops }
+    Export { asn: 64512, context, enhanced_refresh: false, next_hops, link_local: None }
 }
 
 fn med(med: u32) -> Attributes {

@@ -37,6 +37,9 @@ pub struct GracefulRestart {
 pub struct PeerConfig {
     /// The peer's address: where to connect, and from where it may connect.
     pub address: IpAddr,
+    /// The interface that a peer with a link-local address is behind; its name, as it may go and come back. Needed for
+    /// these, without meaning for others.
+    pub interface: Option<String>,
     /// The peer's ASN; equal to the speaker's own makes the session iBGP.
     pub asn: u32,
     /// The peer's port.
@@ -61,9 +64,12 @@ pub struct PeerConfig {
     pub connect_retry: Backoff,
     /// Families to offer.
     pub families: Families,
+    /// On an IPv6 session: announce IPv4 prefixes with the next hop of IPv6 ones (RFC 8950), where the peer takes that.
+    pub extended_next_hop: bool,
     /// Next hop of IPv4 prefixes; on an IPv4 session its local address where unset.
     pub next_hop_v4: Option<Ipv4Addr>,
-    /// Next hop of IPv6 prefixes; on an IPv6 session its local address where unset.
+    /// Next hop of IPv6 prefixes; on an IPv6 session its local address where unset. Between link-local addresses the local
+    /// one is told beside it.
     pub next_hop_v6: Option<Ipv6Addr>,
     /// Sign every segment (TCP MD5, RFC 2385), and drop those of the peer that are not signed with it.
     pub password: Option<Password>,
@@ -74,6 +80,7 @@ impl PeerConfig {
     pub fn new(address: IpAddr, asn: u32) -> PeerConfig {
         PeerConfig {
             address,
+            interface: None,
             asn,
             port: 179,
             local_address: None,
@@ -85,6 +92,7 @@ impl PeerConfig {
             delay_open: None,
             connect_retry: Backoff::default(),
             families: Families::ALL,
+            extended_next_hop: false,
             next_hop_v4: None,
             next_hop_v6: None,
             password: None,

@@ -137,7 +137,7 @@ async fn accept(listener: Arc<TcpListener>, peers: Arc<Mutex<Peers>>) {
     loop {
         match listener.accept().await {
             Ok((stream, from)) => {
-                if !lock(&peers).accept(stream, from.ip()) {
+                if !lock(&peers).accept(stream, from) {
                     tracing::debug!(%from, "connection refused: not a peer");
                 }
             }

@@ -12,7 +12,7 @@
 use std::future::Future;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
@@ -414,8 +414,9 @@ impl PeerTask {
             next_hops: negotiated
                 .families
                 .iter()
-                .map(|f| (f, next_hop(&self.config, local.ip(), f)))
+                .map(|f| (f, next_hop(&self.config, local.ip(), f, negotiated.extended_next_hop)))
                 .collect(),
+            link_local: link_local(local.ip()),
         };
         let peer = self.config.address;
         for (family, _) in export.next_hops.iter().filter(|(_, next_hop)| next_hop.is_none()) {
@@ -493,6 +494,7 @@ fn session_config(speaker: &SpeakerConfig, peer: &PeerConfig) -> SessionConfig {
         delay_open: peer.delay_open,
         connect_retry: peer.connect_retry,
         families: peer.families,
+        extended_next_hop: peer.extended_next_hop && peer.address.is_ipv6(),
         graceful_restart: speaker.graceful_restart.map(|restart| RestartOffer {
             restart_time: seconds(restart.restart_time),
             restarting: speaker.restarting,
@@ -501,14 +503,20 @@ fn session_config(speaker: &SpeakerConfig, peer: &PeerConfig) -> SessionConfig {
 }
 
 /// What `family` is announced with on a session from `local`: configured, or this side of the session where that is an
-/// address of the family. A link-local address is none that others could use.
-fn next_hop(peer: &PeerConfig, local: IpAddr, family: Family) -> Option<IpAddr> {
+/// address of the family, or IPv4 is `extended` to next hops of the other.
+fn next_hop(peer: &PeerConfig, local: IpAddr, family: Family, extended: bool) -> Option<IpAddr> {
     match (family, local) {
         (Family::Ipv4Unicast, IpAddr::V4(local)) => Some(peer.next_hop_v4.unwrap_or(local).into()),
-        (Family::Ipv4Unicast, IpAddr::V6(_)) => peer.next_hop_v4.map(IpAddr::V4),
-        (Family::Ipv6Unicast, IpAddr::V6(local)) if !local.is_unicast_link_local() => {
-            Some(peer.next_hop_v6.unwrap_or(local).into())
-        }
-        (Family::Ipv6Unicast, _) => peer.next_hop_v6.map(IpAddr::V6),
+        (Family::Ipv4Unicast, IpAddr::V6(_)) if !extended => peer.next_hop_v4.map(IpAddr::V4),
+        (_, IpAddr::V6(local)) => Some(peer.next_hop_v6.unwrap_or(local).into()),
+        (Family::Ipv6Unicast, IpAddr::V4(_)) => peer.next_hop_v6.map(IpAddr::V6),
+    }
+}
+
+/// An address that says nothing away from its link.
+fn link_local(address: IpAddr) -> Option<Ipv6Addr> {
+    match address {
+        IpAddr::V6(address) if address.is_unicast_link_local() => Some(address),
+        _ => None,
     }
 }

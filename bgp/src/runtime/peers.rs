@@ -1,7 +1,7 @@
 //! Which peers there are: those that are configured, and those that have connected from a range.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex};
 
 use ipnet::IpNet;
@@ -15,6 +15,7 @@ use super::dynamic::{DynamicPeers, DynamicPeersStatus, Range};
 use super::listeners::Listeners;
 use super::peer::{Inputs, PeerTask};
 use super::shared::{Observed, Shared, lock};
+use super::socket;
 use super::status::{PeerStatus, SpeakerStatus};
 use crate::session::{Farewell, State};
 use crate::wire::{Cease, Notification};
@@ -139,12 +140,14 @@ impl Peers {
     }
 
     /// Hands a connection to the peer that it comes from; false where there is none, or it has no use for it.
-    pub(super) fn accept(&mut self, stream: TcpStream, from: IpAddr) -> bool {
+    pub(super) fn accept(&mut self, stream: TcpStream, from: SocketAddr) -> bool {
         self.forget_gone();
-        if !self.current.contains_key(&from) {
-            self.join(from);
+        let address = from.ip();
+        if !self.current.contains_key(&address) {
+            self.join(address);
         }
-        self.current.get(&from).is_some_and(|peer| peer.accepted.try_send(stream).is_ok())
+        let peer = self.current.get(&address).filter(|peer| socket::is_behind(&peer.config, from));
+        peer.is_some_and(|peer| peer.accepted.try_send(stream).is_ok())
     }
 
     /// Takes in a peer from a range, if it is of one, and there is room.

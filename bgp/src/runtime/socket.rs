@@ -1,7 +1,7 @@
 //! TCP as BGP wants it: TTL, local address, orderly close.
 
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, SocketAddr, SocketAddrV6};
 use std::os::fd::AsFd;
 use std::time::Duration;
 
@@ -65,9 +65,37 @@ pub(super) async fn connect(peer: PeerConfig, own_asn: u32) -> io::Result<TcpStr
     let socket = if peer.address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
     configure(&SockRef::from(&socket), &peer, own_asn)?;
     if let Some(local) = peer.local_address {
-        socket.bind(SocketAddr::new(local, 0))?;
+        socket.bind(with_scope(&peer, local, 0)?)?;
     }
-    socket.connect(SocketAddr::new(peer.address, peer.port)).await
+    socket.connect(with_scope(&peer, peer.address, peer.port)?).await
+}
+
+/// An address of the session with `peer`, with the interface where it means nothing without one.
+fn with_scope(peer: &PeerConfig, address: IpAddr, port: u16) -> io::Result<SocketAddr> {
+    match address {
+        IpAddr::V6(address) if address.is_unicast_link_local() => {
+            let scope = peer.interface.as_deref().map_or(Ok(0), index_of)?;
+            Ok(SocketAddrV6::new(address, port, 0, scope).into())
+        }
+        _ => Ok(SocketAddr::new(address, port)),
+    }
+}
+
+/// The number of an interface, which is another when it goes and comes back.
+fn index_of(interface: &str) -> io::Result<u32> {
+    let socket = Socket::new(Domain::IPV6, Type::DGRAM, None)?;
+    rustix::net::netdevice::name_to_index(&socket, interface)
+        .map_err(|error| io::Error::other(format!("interface {interface}: {}", io::Error::from(error))))
+}
+
+/// Whether a connection from there is `peer`'s, by the interface it came through. Addresses are looked at elsewhere.
+pub(super) fn is_behind(peer: &PeerConfig, from: SocketAddr) -> bool {
+    match (&peer.interface, from) {
+        (Some(interface), SocketAddr::V6(from)) => {
+            index_of(interface).is_ok_and(|index| index == from.scope_id())
+        }
+        _ => true,
+    }
 }
 
 /// Listens on `address`; an IPv6 one takes no IPv4 connections, so that both can be listened on.

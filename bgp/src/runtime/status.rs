@@ -32,6 +32,8 @@ pub struct SpeakerStatus {
 pub struct PeerStatus {
     /// The peer's address.
     pub address: IpAddr,
+    /// The interface that it is behind, if its address is link-local.
+    pub interface: Option<String>,
     /// The peer's ASN as configured.
     pub asn: u32,
     /// The range that it has connected from, where it is not configured by its address.
@@ -120,6 +122,7 @@ impl PeerStatus {
     ) -> PeerStatus {
         PeerStatus {
             address: config.address,
+            interface: config.interface.clone(),
             asn: config.asn,
             range,
             state: observed.state,
@@ -132,6 +135,16 @@ impl PeerStatus {
                 families: rib.families(config.address).iter().map(FamilyStatus::from).collect(),
             }),
             counters: observed.counters,
+        }
+    }
+}
+
+impl PeerStatus {
+    /// What to call it: its address, with the interface where that belongs to it.
+    pub fn name(&self) -> String {
+        match &self.interface {
+            Some(interface) => format!("{}%{interface}", self.address),
+            None => self.address.to_string(),
         }
     }
 }

@@ -30,6 +30,8 @@ pub struct SessionConfig {
     pub connect_retry: Backoff,
     /// Families to offer.
     pub families: Families,
+    /// Offer to take, and send, IPv4 prefixes with IPv6 next hops (RFC 8950).
+    pub extended_next_hop: bool,
     /// Graceful restart to offer, as restarting speaker.
     pub graceful_restart: Option<RestartOffer>,
 }
@@ -174,6 +176,8 @@ pub struct Negotiated {
     pub hold_time: Duration,
     /// Families both sides speak.
     pub families: Families,
+    /// Both sides take IPv4 prefixes with IPv6 next hops (RFC 8950).
+    pub extended_next_hop: bool,
     /// Both sides speak 4-octet ASNs (RFC 6793).
     pub four_octet_asn: bool,
     /// The peer understands ROUTE-REFRESH (RFC 2918).

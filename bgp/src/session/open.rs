@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::error::PeerIncompatible;
 use super::model::{Negotiated, PeerGracefulRestart, SessionConfig};
-use crate::wire::{Capability, GracefulRestartCapability, GracefulRestartFamily, Open};
+use crate::wire::{Capability, ExtendedNextHop, GracefulRestartCapability, GracefulRestartFamily, Open};
 use crate::{Families, Family};
 
 /// This side's OPEN. `again` says that there has been a session before, in this life of the speaker.
@@ -13,6 +13,9 @@ pub(super) fn offer(config: &SessionConfig, again: bool) -> Open {
     capabilities.push(Capability::RouteRefresh);
     capabilities.push(Capability::EnhancedRouteRefresh);
     capabilities.push(Capability::ExtendedMessage);
+    if config.extended_next_hop && config.families.ipv4_unicast {
+        capabilities.push(Capability::ExtendedNextHop(vec![ExtendedNextHop::IPV4_BY_IPV6]));
+    }
     capabilities.push(Capability::FourOctetAsn(config.asn));
     if let Some(restart) = config.graceful_restart {
         // Forwarding went on if the speaker never stopped, or says so; after a cold start the peer must not keep
@@ -56,6 +59,7 @@ pub(super) fn negotiate(config: &SessionConfig, open: &Open) -> Result<Negotiate
         router_id: open.router_id,
         hold_time: Duration::from_secs(u64::from(config.hold_time.min(open.hold_time))),
         families,
+        extended_next_hop: config.extended_next_hop && families.ipv4_unicast && takes_extended_next_hop(open),
         four_octet_asn: open.four_octet_asn().is_some(),
         route_refresh: open.capabilities.contains(&Capability::RouteRefresh),
         enhanced_refresh: open.capabilities.contains(&Capability::EnhancedRouteRefresh),
@@ -64,6 +68,13 @@ pub(super) fn negotiate(config: &SessionConfig, open: &Open) -> Result<Negotiate
             Capability::GracefulRestart(capability) => Some(graceful_restart(capability)),
             _ => None,
         }),
+    })
+}
+
+fn takes_extended_next_hop(open: &Open) -> bool {
+    open.capabilities.iter().any(|c| match c {
+        Capability::ExtendedNextHop(families) => families.contains(&ExtendedNextHop::IPV4_BY_IPV6),
+        _ => false,
     })
 }
 

@@ -23,6 +23,7 @@ fn config() -> SessionConfig {
         delay_open: None,
         connect_retry: Backoff { initial: Duration::from_secs(1), max: Duration::from_secs(8) },
         families: Families::ALL,
+        extended_next_hop: false,
         graceful_restart: None,
     }
 }

@@ -15,6 +15,8 @@ pub enum Capability {
     },
     /// Answers ROUTE-REFRESH (2, RFC 2918).
     RouteRefresh,
+    /// Takes prefixes of one family with next hops of another (5, RFC 8950): these.
+    ExtendedNextHop(Vec<ExtendedNextHop>),
     /// Takes messages of up to 65535 bytes (6, RFC 8654).
     ExtendedMessage,
     /// Says where the answer to a ROUTE-REFRESH begins and ends (70, RFC 7313).
@@ -30,6 +32,22 @@ pub enum Capability {
         /// Capability value, up to 255 bytes.
         value: Vec<u8>,
     },
+}
+
+/// A family of an extended next hop capability, with that of its next hops (RFC 8950 §4).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ExtendedNextHop {
+    /// Address Family Identifier.
+    pub afi: u16,
+    /// Subsequent Address Family Identifier, which has two octets here.
+    pub safi: u16,
+    /// Address Family Identifier of the next hops.
+    pub next_hop_afi: u16,
+}
+
+impl ExtendedNextHop {
+    /// IPv4 prefixes by way of IPv6 next hops.
+    pub const IPV4_BY_IPV6: ExtendedNextHop = ExtendedNextHop { afi: 1, safi: 1, next_hop_afi: 2 };
 }
 
 /// The value of the graceful restart capability (RFC 4724 §3).
@@ -58,6 +76,7 @@ pub struct GracefulRestartFamily {
 
 const MULTIPROTOCOL: u8 = 1;
 const ROUTE_REFRESH: u8 = 2;
+const EXTENDED_NEXT_HOP: u8 = 5;
 const EXTENDED_MESSAGE: u8 = 6;
 const GRACEFUL_RESTART: u8 = 64;
 const FOUR_OCTET_ASN: u8 = 65;
@@ -92,6 +111,11 @@ impl Capability {
                 (MULTIPROTOCOL, vec![high, low, 0, *safi])
             }
             Capability::RouteRefresh => (ROUTE_REFRESH, Vec::new()),
+            Capability::ExtendedNextHop(families) => {
+                let family =
+                    |f: &ExtendedNextHop| [f.afi, f.safi, f.next_hop_afi].map(u16::to_be_bytes).concat();
+                (EXTENDED_NEXT_HOP, families.iter().flat_map(family).collect())
+            }
             Capability::ExtendedMessage => (EXTENDED_MESSAGE, Vec::new()),
             Capability::EnhancedRouteRefresh => (ENHANCED_ROUTE_REFRESH, Vec::new()),
             Capability::GracefulRestart(capability) => (GRACEFUL_RESTART, capability.to_value()),
@@ -110,6 +134,14 @@ impl Capability {
                 Capability::Multiprotocol { afi, safi: reader.u8()? }
             }
             ROUTE_REFRESH => Capability::RouteRefresh,
+            EXTENDED_NEXT_HOP => {
+                let mut families = Vec::new();
+                while !reader.is_empty() {
+                    let (afi, safi) = (reader.u16()?, reader.u16()?);
+                    families.push(ExtendedNextHop { afi, safi, next_hop_afi: reader.u16()? });
+                }
+                Capability::ExtendedNextHop(families)
+            }
             EXTENDED_MESSAGE => Capability::ExtendedMessage,
             ENHANCED_ROUTE_REFRESH => Capability::EnhancedRouteRefresh,
             GRACEFUL_RESTART => Capability::GracefulRestart(GracefulRestartCapability::read(&mut reader)?),

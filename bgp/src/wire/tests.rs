@@ -1,5 +1,7 @@
 //! Round trips, hostile bytes, and what each defect is answered with.
 
+mod next_hop;
+
 use std::net::IpAddr;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
@@ -103,6 +105,8 @@ fn attributes() -> impl Strategy<Value = PathAttributes> {
 fn update() -> impl Strategy<Value = Update> {
     let reach = prop_oneof![
         (any::<[u8; 4]>(), v4_nets())
+            .prop_map(|(hop, prefixes)| MpReach::Ipv4 { next_hop: hop.into(), prefixes }),
+        (any::<[u8; 16]>(), v4_nets())
             .prop_map(|(hop, prefixes)| MpReach::Ipv4 { next_hop: hop.into(), prefixes }),
         (any::<[u8; 16]>(), option::of(any::<[u8; 16]>()), v6_nets()).prop_map(
             |(hop, link_local, prefixes)| {

@@ -46,7 +46,9 @@ impl Lab {
     /// Addresses of the speaker, then of BIRD.
     pub(crate) const V4: [IpAddr; 2] = [ip4(1), ip4(2)];
     /// Likewise.
-    pub(crate) const V6: [IpAddr; 2] = [ip6(1), ip6(2)];
+    pub(crate) const V6: [IpAddr; 2] = [ip6(0xfd00, 1), ip6(0xfd00, 2)];
+    /// Likewise.
+    pub(crate) const LINK_LOCAL: [IpAddr; 2] = [ip6(0xfe80, 1), ip6(0xfe80, 2)];
 
     pub(crate) fn new() -> Lab {
         static COUNT: AtomicU32 = AtomicU32::new(0);
@@ -58,10 +60,12 @@ impl Lab {
         run(&format!("netns add {us}"));
         run(&format!("netns add {bird}"));
         run(&format!("-n {us} link add link0 type veth peer name link0 netns {bird}"));
-        for (namespace, v4, v6) in [(&us, Lab::V4[0], Lab::V6[0]), (&bird, Lab::V4[1], Lab::V6[1])] {
+        for (side, namespace) in [&us, &bird].into_iter().enumerate() {
+            let [v4, v6, link_local] = [Lab::V4, Lab::V6, Lab::LINK_LOCAL].map(|addresses| addresses[side]);
             run(&format!("-n {namespace} link set lo up"));
             run(&format!("-n {namespace} addr add {v4}/24 dev link0"));
             run(&format!("-n {namespace} addr add {v6}/64 dev link0 nodad"));
+            run(&format!("-n {namespace} addr add {link_local}/64 dev link0 nodad"));
             run(&format!("-n {namespace} link set link0 up"));
         }
         lab
@@ -114,7 +118,7 @@ impl Lab {
                  hold time 9;
                  graceful restart on;
                  connect delay time 1; connect retry time 1; error wait time 1, 2;
-                 ipv4 {{ import all; export where source = RTS_STATIC; }};
+                 ipv4 {{ import all; export where source = RTS_STATIC; extended next hop on; }};
                  ipv6 {{ import all; export none; }};
                  {options}
              }}"
@@ -228,6 +232,6 @@ const fn ip4(host: u8) -> IpAddr {
     IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, host))
 }
 
-const fn ip6(host: u16) -> IpAddr {
-    IpAddr::V6(std::net::Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, host))
+const fn ip6(net: u16, host: u16) -> IpAddr {
+    IpAddr::V6(std::net::Ipv6Addr::new(net, 0, 0, 0, 0, 0, 0, host))
 }

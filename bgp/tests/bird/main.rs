@@ -4,6 +4,7 @@
 
 mod dynamic;
 mod lab;
+mod next_hop;
 mod sessions;
 
 use std::net::{IpAddr, Ipv4Addr};

@@ -16,7 +16,7 @@ type Count<From, Number> = (&'static str, &'static str, fn(&From) -> Number);
 /// Adds the families of all sessions.
 pub fn add_to(speaker: &SpeakerStatus, families: &mut Families) {
     let peers: Vec<(String, String, &PeerStatus)> =
-        speaker.peers.iter().map(|peer| (peer.address.to_string(), peer.asn.to_string(), peer)).collect();
+        speaker.peers.iter().map(|peer| (peer.name(), peer.asn.to_string(), peer)).collect();
     let labels: Vec<_> = peers
         .iter()
         .map(|(address, asn, peer)| ([("peer", address.as_str()), ("asn", asn.as_str())], *peer))

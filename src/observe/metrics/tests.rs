@@ -112,6 +112,7 @@ fn peer() -> PeerStatus {
     PeerStatus {
         address: "10.0.0.254".parse().unwrap(),
         asn: 65001,
+        interface: None,
         range: None,
         state: State::Established,
         since: SystemTime::UNIX_EPOCH + Duration::from_secs(7),
@@ -124,6 +125,7 @@ fn peer() -> PeerStatus {
                 router_id: std::net::Ipv4Addr::LOCALHOST,
                 hold_time: Duration::from_secs(90),
                 families: sheave_bgp::Families::ALL,
+                extended_next_hop: false,
                 four_octet_asn: true,
                 route_refresh: true,
                 enhanced_refresh: true,
