@@ -142,8 +142,16 @@ async fn peers_come_and_go_and_the_others_keep_their_sessions() {
 
     configure(&mut announcer, &router(&[first.written(""), second.written("")], "")).await;
     until(&mut announcer, "the second prefix", |_| second.prefixes_received() == 1).await;
-    configure(&mut announcer, &router(&[first.written(""), second.written(", holdTime: 30s")], "")).await;
+    configure(&mut announcer, &router(&[first.written(""), second.written(", families: [ipv4]")], "")).await;
     until(&mut announcer, "the second prefix again", |_| second.prefixes_received() == 2).await;
+    // These take no other session.
+    let live = ", families: [ipv4], holdTime: 30s, delayOpen: 1s, sendHoldTime: 1m, passive: true, nextHop: 127.0.0.7";
+    let established = |announcer: &Announcer| session(announcer, &second).unwrap().counters.established;
+    let before = established(&announcer);
+    configure(&mut announcer, &router(&[first.written(""), second.written(live)], "")).await;
+    until(&mut announcer, "the second prefix with another next hop", |_| second.prefixes_received() == 3)
+        .await;
+    assert_eq!(established(&announcer), before);
     configure(&mut announcer, &router(&[first.written("")], "")).await;
     until(&mut announcer, "the second to go", |announcer| session(announcer, &second).is_none()).await;
     // An automatic router id outlives the address it was taken from.

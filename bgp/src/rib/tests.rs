@@ -166,6 +166,36 @@ fn family_without_next_hop_is_not_announced() {
     assert_eq!(rib.families(PEER).iter().map(|f| f.sent()).collect::<Vec<_>>(), [0, 1]);
 }
 
+/// All of a family is announced again with another next hop, and withdrawn only where there is none any more.
+#[test]
+fn next_hops_change() {
+    let mut rib = Rib::new(false);
+    rib.apply(announce(&[A, B, C], &med(1)));
+    rib.peer_up(PEER, export(EBGP));
+    sent(&mut rib);
+    let set = |rib: &mut Rib, v4: Option<&str>| {
+        let v4 = v4.map(|hop| hop.parse().unwrap());
+        rib.set_next_hops(
+            PEER,
+            &[(Family::Ipv4Unicast, v4), (Family::Ipv6Unicast, Some("fd00::1".parse().unwrap()))],
+        );
+    };
+    set(&mut rib, Some("10.0.0.1"));
+    assert_eq!(sent(&mut rib), [""; 0], "the same");
+    // What is pending then is told too, once.
+    rib.apply(withdraw(&[B]));
+    set(&mut rib, Some("10.0.0.7"));
+    let updates = sent_in(&mut rib, EBGP);
+    assert_eq!(updates.iter().flat_map(Update::unreachable).collect::<Vec<_>>(), [B.parse().unwrap()]);
+    let hops: Vec<_> = updates.iter().filter_map(|update| update.attributes.next_hop).collect();
+    assert_eq!(hops, [std::net::Ipv4Addr::new(10, 0, 0, 7)]);
+    rib.apply(announce(&[B], &med(1)));
+    set(&mut rib, None);
+    assert_eq!(sent(&mut rib), ["-192.0.2.1/32"], "of what is pending the peer knows nothing");
+    set(&mut rib, Some("10.0.0.1"));
+    assert_eq!(sent(&mut rib), ["+192.0.2.1/32 1", "+192.0.2.2/32 1"]);
+}
+
 #[test]
 fn attributes_by_kind_of_session() {
     let plain = Attributes::default();

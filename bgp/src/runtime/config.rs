@@ -32,7 +32,7 @@ pub struct GracefulRestart {
     pub restart_time: Duration,
 }
 
-/// One peer. Two equal configurations are the same session to [`Speaker::set_peers`](super::Speaker::set_peers).
+/// One peer. What of a change takes a new session is told by [`Speaker::set_peers`](super::Speaker::set_peers).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PeerConfig {
     /// The peer's address: where to connect, and from where it may connect.
@@ -97,6 +97,24 @@ impl PeerConfig {
             next_hop_v6: None,
             password: None,
         }
+    }
+}
+
+impl PeerConfig {
+    /// Whether a session that was made with this goes on with `other`, or has to begin anew.
+    pub(super) fn survives(&self, other: &PeerConfig) -> bool {
+        let live = PeerConfig {
+            port: other.port,
+            passive: other.passive,
+            hold_time: other.hold_time,
+            send_hold_time: other.send_hold_time,
+            delay_open: other.delay_open,
+            connect_retry: other.connect_retry,
+            next_hop_v4: other.next_hop_v4,
+            next_hop_v6: other.next_hop_v6,
+            ..self.clone()
+        };
+        live == *other
     }
 }
 

@@ -71,8 +71,11 @@ impl Speaker {
         Ok(Speaker { shared, peers, accepting })
     }
 
-    /// Makes `peers` the peers: adds, removes (CEASE/peer de-configured) and changes; a peer whose configuration is
-    /// the same keeps its session. Of two with one address the last counts.
+    /// Makes `peers` the peers: adds, removes (CEASE/peer de-configured) and changes. Of two with one address the last counts.
+    ///
+    /// Sessions go on through changes of port, of who connects, retries, delays, send hold time, and next hops, with which
+    /// everything is announced again; a new hold time is that of the next session. Any other change ends the peer's session
+    /// (CEASE/other configuration change), and another begins.
     pub fn set_peers(&self, peers: Vec<PeerConfig>) {
         lock(&self.peers).set(peers);
     }

@@ -41,6 +41,8 @@ const OUTPUT_LIMIT: usize = 64 * 1024;
 pub(super) struct Inputs {
     /// Ends the task; so does dropping the sender, without a NOTIFICATION.
     pub(super) stop: oneshot::Receiver<Farewell>,
+    /// Configurations that take no other session, one after the other.
+    pub(super) changes: watch::Receiver<PeerConfig>,
     /// Connections from the peer.
     pub(super) accepted: mpsc::Receiver<TcpStream>,
 }
@@ -100,6 +102,7 @@ struct Connection {
 /// What woke the task.
 enum Input {
     Stop(Farewell),
+    Reconfigured,
     Gone,
     Accepted(TcpStream),
     Dialled(io::Result<TcpStream>),
@@ -198,6 +201,7 @@ impl PeerTask {
             while self.closing.try_join_next().is_some() {}
             match input {
                 Input::Stop(farewell) => break self.event(Event::ManualStop(farewell)),
+                Input::Reconfigured => self.reconfigured(),
                 Input::Gone => break self.event(Event::ManualStop(Farewell::Silent)),
                 Input::Accepted(stream) => self.accepted(stream),
                 Input::Dialled(result) => self.dialled(result),
@@ -228,6 +232,7 @@ impl PeerTask {
         let idle = self.sending == Sending::Done && self.session.established().is_some();
         tokio::select! {
             farewell = &mut self.inputs.stop => Input::Stop(farewell.unwrap_or(Farewell::Silent)),
+            Ok(()) = self.inputs.changes.changed() => Input::Reconfigured,
             Some(stream) = self.inputs.accepted.recv() => Input::Accepted(stream),
             () = sleep_until(self.linger.and_then(|linger| linger.until)) => Input::Gone,
             result = or_never(self.dialling.as_mut()) => Input::Dialled(result),
@@ -269,6 +274,21 @@ impl PeerTask {
         self.act(actions);
         self.incoming = Some(connection);
         self.act(after);
+    }
+
+    fn reconfigured(&mut self) {
+        self.config = self.inputs.changes.borrow_and_update().clone();
+        let config = session_config(&self.shared.config, &self.config);
+        let actions = self.session.reconfigure(config, Instant::now());
+        self.act(actions);
+        let Some((direction, negotiated)) = self.session.established() else { return };
+        let negotiated = negotiated.clone();
+        let Some(local) = self.connection(direction).as_ref().map(|connection| connection.local) else {
+            return;
+        };
+        let next_hops = self.next_hops(local.ip(), &negotiated);
+        self.shared.rib().set_next_hops(self.config.address, &next_hops);
+        self.sending = Sending::Writing;
     }
 
     fn dialled(&mut self, result: io::Result<TcpStream>) {
@@ -411,23 +431,27 @@ impl PeerTask {
                 extended_messages: negotiated.extended_messages,
             },
             enhanced_refresh: negotiated.enhanced_refresh,
-            next_hops: negotiated
-                .families
-                .iter()
-                .map(|f| (f, next_hop(&self.config, local.ip(), f, negotiated.extended_next_hop)))
-                .collect(),
+            next_hops: self.next_hops(local.ip(), &negotiated),
             link_local: link_local(local.ip()),
         };
         let peer = self.config.address;
-        for (family, _) in export.next_hops.iter().filter(|(_, next_hop)| next_hop.is_none()) {
-            tracing::warn!(%peer, %family, "no next hop, nothing is announced: set `next_hop_v4` or `next_hop_v6`");
-        }
         tracing::info!(%peer, asn = negotiated.asn, %local, "session established");
         self.shared.rib().peer_up(peer, export);
         self.sending = Sending::Writing;
         let mut observed = self.observed();
         observed.counters.established += 1;
         observed.session = Some(ObservedSession { since: Instant::now(), local, negotiated, flushed: None });
+    }
+
+    /// What each family is announced with on a session from `local`.
+    fn next_hops(&self, local: IpAddr, negotiated: &Negotiated) -> Vec<(Family, Option<IpAddr>)> {
+        let next_hop = |family| next_hop(&self.config, local, family, negotiated.extended_next_hop);
+        let next_hops: Vec<_> = negotiated.families.iter().map(|family| (family, next_hop(family))).collect();
+        for (family, _) in next_hops.iter().filter(|(_, next_hop)| next_hop.is_none()) {
+            let peer = self.config.address;
+            tracing::warn!(%peer, %family, "no next hop, nothing is announced: set `next_hop_v4` or `next_hop_v6`");
+        }
+        next_hops
     }
 
     fn down(&mut self, mut reason: Down) {

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use ipnet::IpNet;
 use tokio::net::TcpStream;
 use tokio::runtime::Handle;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
 use super::config::PeerConfig;
@@ -40,6 +40,7 @@ struct Peer {
     /// The range that it came from, if it is not configured.
     range: Option<IpNet>,
     observed: Arc<Mutex<Observed>>,
+    change: watch::Sender<PeerConfig>,
     stop: oneshot::Sender<Farewell>,
     accepted: mpsc::Sender<TcpStream>,
     task: JoinHandle<()>,
@@ -64,8 +65,9 @@ impl Peers {
             peer.range.is_none() && !wanted.contains_key(address)
         });
         for (address, config) in wanted {
-            if let Some(known) = self.current.get(&address) {
-                if known.range.is_none() && known.config == config {
+            if let Some(known) = self.current.get_mut(&address) {
+                if known.range.is_none() && known.config.survives(&config) {
+                    known.change(config);
                     continue;
                 }
                 self.dismiss(Cease::OtherConfigurationChange, |known, _| *known == address);
@@ -91,10 +93,14 @@ impl Peers {
         let of = |address: &IpAddr| smallest(&ranges, *address).map(|range| &range.config);
         self.dismiss(Cease::PeerDeconfigured, |address, peer| peer.range.is_some() && of(address).is_none());
         self.dismiss(Cease::OtherConfigurationChange, |address, peer| {
-            peer.range.is_some() && of(address).is_none_or(|range| range.peer(*address) != peer.config)
+            peer.range.is_some()
+                && of(address).is_none_or(|range| !peer.config.survives(&range.peer(*address)))
         });
         for (address, peer) in self.current.iter_mut().filter(|(_, peer)| peer.range.is_some()) {
-            peer.range = of(address).map(|range| range.prefix);
+            if let Some(range) = of(address) {
+                peer.range = Some(range.prefix);
+                peer.change(range.peer(*address));
+            }
         }
         self.ranges = ranges;
     }
@@ -122,7 +128,8 @@ impl Peers {
         // As many as a peer could have in flight; more are dropped.
         let (accepted, connections) = mpsc::channel(4);
         let observed = Arc::new(Mutex::new(Observed::new()));
-        let inputs = Inputs { stop: stopped, accepted: connections };
+        let (change, changes) = watch::channel(config.clone());
+        let inputs = Inputs { stop: stopped, changes, accepted: connections };
         let linger = range.map(|range| range.linger);
         let task =
             PeerTask::new(Arc::clone(&self.shared), config.clone(), linger, inputs, Arc::clone(&observed));
@@ -136,7 +143,7 @@ impl Peers {
             task.run().await;
         });
         let range = range.map(|range| range.prefix);
-        self.current.insert(address, Peer { config, range, observed, stop, accepted, task });
+        self.current.insert(address, Peer { config, range, observed, change, stop, accepted, task });
     }
 
     /// Hands a connection to the peer that it comes from; false where there is none, or it has no use for it.
@@ -219,6 +226,14 @@ impl Peer {
         // A task that has ended needs no telling.
         let _ = self.stop.send(farewell);
         self.task
+    }
+
+    /// Takes a configuration that its session survives.
+    fn change(&mut self, config: PeerConfig) {
+        if self.config != config {
+            self.config = config.clone();
+            self.change.send_replace(config);
+        }
     }
 
     /// Since when there is no connection.

@@ -131,6 +131,25 @@ impl Session {
         actions
     }
 
+    /// Takes another configuration. A connection goes on as it was agreed on; a peer that there is none with is tried at once,
+    /// unless it is held down. What makes an OPEN of ours another applies from the next connection on.
+    pub fn reconfigure(&mut self, config: SessionConfig, now: Instant) -> Vec<Action> {
+        let mut actions = Vec::new();
+        if self.config.connect_retry != config.connect_retry {
+            self.pause = config.connect_retry.initial;
+            self.damped = self.pause;
+        }
+        self.config = config;
+        match self.dial {
+            Dial::Stopped | Dial::HeldDown { .. } => {}
+            Dial::Connecting { .. } | Dial::Waiting { .. } | Dial::Off => {
+                self.abort_connect(&mut actions);
+                self.dial(now, &mut actions);
+            }
+        }
+        actions
+    }
+
     fn connection(&self, direction: Direction) -> &Option<Connection> {
         match direction {
             Direction::Outgoing => &self.outgoing,

@@ -217,7 +217,7 @@ fn peer_restart_reconnects() {
     });
 }
 
-/// A changed peer starts over, an unchanged one keeps its session, a removed one is told.
+/// A peer whose families change starts over, an unchanged one keeps its session, a removed one is told.
 #[test]
 fn peers_change_live() {
     in_lab(|mut lab| async move {

@@ -4,10 +4,10 @@ use std::time::Duration;
 
 use sheave_bgp::session::State;
 use sheave_bgp::wire::ShutdownMessage;
-use sheave_bgp::{PeerConfig, Shutdown, Speaker};
+use sheave_bgp::{Attributes, DynamicPeers, PeerConfig, Shutdown, Speaker};
 
 use crate::lab::Lab;
-use crate::{BIRD_ASN, OUR_ASN, in_lab, only_peer, peer_config, speaker_config, until};
+use crate::{BIRD_ASN, OUR_ASN, announce, in_lab, only_peer, peer_config, speaker_config, until};
 
 /// BIRD's operator is told why (RFC 9003).
 #[test]
@@ -37,6 +37,76 @@ fn open_is_delayed() {
             let delay_open = Some(Duration::from_secs(120));
             speaker.set_peers(vec![PeerConfig { passive, delay_open, ..peer_config(birds, BIRD_ASN) }]);
             until("a session", || only_peer(&speaker).state == State::Established).await;
+            speaker.shutdown(Shutdown::Cease).await;
+        });
+    }
+}
+
+/// What may change without another session: routes have other next hops, none is withdrawn in between, and a family that
+/// has none any more is. For a peer that is configured, and for one of a range.
+#[test]
+fn changes_without_a_reset() {
+    for dynamic in [false, true] {
+        in_lab(move |mut lab| async move {
+            let [ours, birds] = Lab::V4;
+            lab.start_bird(birds, BIRD_ASN, ours, OUR_ASN, if dynamic { "" } else { "passive on;" });
+            let speaker = Speaker::start(speaker_config(dynamic.then_some(ours))).await.unwrap();
+            speaker.update(announce(&["192.0.2.1/32", "2001:db8::1/128"], &Attributes::default()));
+            let set = |config: PeerConfig| {
+                if dynamic {
+                    let (prefix, linger) = ("10.0.0.0/24".parse().unwrap(), Duration::from_secs(60));
+                    speaker.set_dynamic_peers(vec![DynamicPeers {
+                        prefix,
+                        limit: 1,
+                        linger,
+                        template: config,
+                    }]);
+                } else {
+                    speaker.set_peers(vec![config]);
+                }
+            };
+            let config = peer_config(birds, BIRD_ASN);
+            set(config.clone());
+            lab.wait_for("show route all for 192.0.2.1/32", &["BGP.next_hop: 10.0.0.1"]).await;
+            lab.wait_for("show route all for 2001:db8::1/128", &["BGP.next_hop: fd00::1"]).await;
+            let since = only_peer(&speaker).since;
+
+            let other = PeerConfig {
+                port: 1790,
+                passive: !dynamic,
+                hold_time: Duration::from_secs(30),
+                send_hold_time: Some(Duration::from_secs(60)),
+                delay_open: Some(Duration::from_secs(1)),
+                connect_retry: sheave_bgp::session::Backoff::default(),
+                next_hop_v4: Some([10, 0, 0, 7].into()),
+                next_hop_v6: Some("fd00::7".parse().unwrap()),
+                ..config.clone()
+            };
+            set(other.clone());
+            lab.wait_for("show route all for 192.0.2.1/32", &["BGP.next_hop: 10.0.0.7"]).await;
+            lab.wait_for("show route all for 2001:db8::1/128", &["BGP.next_hop: fd00::7"]).await;
+            let withdrawals = |answer: &str| -> Vec<String> {
+                let lines = answer.lines().filter_map(|line| line.trim().strip_prefix("Import withdraws:"));
+                lines.filter_map(|line| line.split_whitespace().next()).map(str::to_owned).collect()
+            };
+            assert_eq!(withdrawals(&lab.birdc("show protocols all peer")), ["0", "0"]);
+
+            set(PeerConfig { next_hop_v6: None, ..other.clone() });
+            lab.wait(
+                "show route",
+                |answer| !answer.contains("2001:db8::1/128") && answer.contains("192.0.2.1/32"),
+                "IPv4 alone",
+            )
+            .await;
+            set(other);
+            lab.wait_for("show route all for 2001:db8::1/128", &["BGP.next_hop: fd00::7"]).await;
+            let peer = only_peer(&speaker);
+            assert_eq!((peer.since, peer.counters.established), (since, 1));
+            assert_eq!(
+                peer.session.unwrap().negotiated.hold_time,
+                Duration::from_secs(9),
+                "that of the next session"
+            );
             speaker.shutdown(Shutdown::Cease).await;
         });
     }
