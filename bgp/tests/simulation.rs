@@ -178,6 +178,7 @@ impl Simulation {
                 connect_retry: Backoff { initial: Duration::from_secs(1), max: Duration::from_secs(10) },
                 families: Families::ALL,
                 extended_next_hop: false,
+                role: None,
                 graceful_restart: random
                     .chance(50)
                     .then_some(RestartOffer { restart_time: 60, restarting: false }),
@@ -279,6 +280,7 @@ impl Simulation {
                         context,
                         enhanced_refresh: negotiated.enhanced_refresh,
                         next_hops,
+                        role: None,
                         link_local: None,
                     };
                     self.nodes[node].rib.peer_up(peer, export);

@@ -3,10 +3,12 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
+use sheave_bgp::session::RoleOffer;
+use sheave_bgp::wire;
 use sheave_bgp::{DynamicPeers, Families, GracefulRestart, Password, PeerConfig, SpeakerConfig};
 
 use super::AnnounceError;
-use crate::config::{AddressFamily, DynamicPeer, NextHop, Peer, Router};
+use crate::config::{AddressFamily, DynamicPeer, NextHop, Peer, Role, Router};
 
 /// How long a peer of a range that is down is still shown: for as long as someone may take to look.
 const LINGER: Duration = Duration::from_secs(300);
@@ -44,6 +46,16 @@ pub(super) fn first_ipv4(addresses: &[IpAddr]) -> Option<Ipv4Addr> {
 /// A range, whose peers are as `template`.
 pub(super) fn dynamic_peers(range: &DynamicPeer, template: PeerConfig) -> DynamicPeers {
     DynamicPeers { prefix: range.prefix, limit: range.limit.into(), linger: LINGER, template }
+}
+
+fn wire_role(role: Role) -> wire::Role {
+    match role {
+        Role::Provider => wire::Role::Provider,
+        Role::Rs => wire::Role::RouteServer,
+        Role::RsClient => wire::Role::RouteServerClient,
+        Role::Customer => wire::Role::Customer,
+        Role::Peer => wire::Role::Peer,
+    }
 }
 
 /// A peer; `addresses` are this node's, for next hops.
@@ -90,6 +102,7 @@ pub(super) fn peer_config(peer: &Peer, password: Option<Password>, addresses: &[
             ipv6_unicast: families.contains(&AddressFamily::Ipv6),
         },
         extended_next_hop: peer.extends_next_hop(),
+        role: peer.role.map(|role| RoleOffer { role: wire_role(role), required: peer.require_role }),
         next_hop_v4: match next_hop(true) {
             Some(IpAddr::V4(address)) => Some(address),
             _ => None,

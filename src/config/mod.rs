@@ -23,6 +23,6 @@ pub use forwarding::ForwardingTo;
 pub use mark_mask::MarkMask;
 pub use node::NodeSettings;
 pub use peer::{
-    AddressFamily, Bfd, DynamicPeer, Import, NextHop, PasswordSource, Peer, PeerSource, SecretKey,
+    AddressFamily, Bfd, DynamicPeer, Import, NextHop, PasswordSource, Peer, PeerSource, Role, SecretKey,
 };
 pub use reader::INVALID_ANNOTATION;

@@ -67,6 +67,12 @@ pub struct Peer {
     /// Whether IPv4 prefixes have IPv6 next hops on a session over IPv6 (RFC 8950); by default between link-local addresses.
     #[serde(default)]
     pub extended_next_hop: Option<bool>,
+    /// What this node is to the peer (RFC 9234).
+    #[serde(default)]
+    pub role: Option<Role>,
+    /// Whether a peer that does not tell its own role gets no session.
+    #[serde(default)]
+    pub require_role: bool,
     /// Address families to exchange, both by default.
     #[serde(default = "families")]
     pub families: Vec<AddressFamily>,
@@ -99,6 +105,8 @@ impl Peer {
             bfd: None,
             next_hop: NextHop::default(),
             extended_next_hop: None,
+            role: None,
+            require_role: false,
             families: families(),
             import: Import::default(),
             source: PeerSource::default(),
@@ -196,6 +204,10 @@ pub struct DynamicPeer {
     next_hop: NextHop,
     #[serde(default)]
     extended_next_hop: Option<bool>,
+    #[serde(default)]
+    role: Option<Role>,
+    #[serde(default)]
+    require_role: bool,
     #[serde(default = "families")]
     families: Vec<AddressFamily>,
 }
@@ -214,6 +226,8 @@ impl DynamicPeer {
             delay_open: self.delay_open,
             next_hop: self.next_hop,
             extended_next_hop: self.extended_next_hop,
+            role: self.role,
+            require_role: self.require_role,
             families: self.families.clone(),
             ..Peer::new(self.prefix.addr(), self.asn)
         }
@@ -259,6 +273,23 @@ pub enum AddressFamily {
     Ipv4,
     /// IPv6 unicast.
     Ipv6,
+}
+
+/// `role` of a peer: what this node is to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    /// Its transit provider.
+    Provider,
+    /// Its route server.
+    Rs,
+    /// A client of it, which is a route server.
+    #[serde(rename = "rs-client")]
+    RsClient,
+    /// Its customer.
+    Customer,
+    /// Neither.
+    Peer,
 }
 
 /// `import` of a peer.
@@ -325,6 +356,9 @@ pub(super) fn check_dynamic(ranges: &[DynamicPeer]) -> Result<(), (String, Strin
 
 /// Which two fields do not fit together.
 fn fits(peer: &Peer) -> Result<(), (&'static str, &'static str)> {
+    if peer.require_role && peer.role.is_none() {
+        return Err(("requireRole", "there is no role that the peer's could fit: give this node's `role`"));
+    }
     if peer.extended_next_hop == Some(true) && peer.address.is_ipv4() {
         return Err(("extendedNextHop", "is for sessions over IPv6, which carry IPv4 by it: leave it out"));
     }

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use sheave::config::{Config, ForwardingTo, MarkMask, VirtualServerMetrics};
+use sheave::config::{Config, ForwardingTo, MarkMask, Role, VirtualServerMetrics};
 use sheave::plan::{Forwarding, Scheduler};
 
 fn parse(text: &str) -> Result<Config, String> {
@@ -82,7 +82,14 @@ fn a_peer_needs_little() {
     let config = parse("router:\n  asn: 1\n  peers:\n  - address: fd00::1\n    asn: 1\n").unwrap();
     let peer = &config.router.peers[0];
     assert_eq!((peer.port, peer.hold_time, peer.families.len()), (179, Duration::from_secs(90), 2));
-    assert_eq!((peer.send_hold_time, peer.delay_open), (None, None));
+    assert_eq!(
+        (peer.send_hold_time, peer.delay_open, peer.role, peer.require_role),
+        (None, None, None, false)
+    );
+    for (text, role) in [("rs-client", Role::RsClient), ("rs", Role::Rs), ("customer", Role::Customer)] {
+        let text = format!("router: {{asn: 1, peers: [{{address: 10.0.0.1, asn: 2, role: {text}}}]}}");
+        assert_eq!(parse(&text).unwrap().router.peers[0].role, Some(role));
+    }
     for (text, name, extended) in [
         ("address: 'fd00::1'", "fd00::1", false),
         ("address: 'fd00::1', extendedNextHop: true", "fd00::1", true),
@@ -187,6 +194,10 @@ fn errors_name_file_line_field_and_remedy() {
         (
             "router: {asn: 1, peers: [{address: 10.0.0.1, asn: 1, extendedNextHop: true}]}",
             "sheave.yaml:1: router.peers[0].extendedNextHop: is for sessions over IPv6, which carry IPv4 by it: leave it out",
+        ),
+        (
+            "router: {asn: 1, peers: [{address: 10.0.0.1, asn: 2, requireRole: true}]}",
+            "sheave.yaml:1: router.peers[0].requireRole: there is no role that the peer's could fit: give this node's `role`",
         ),
         (
             "router: {shutdownMessage: ''}",

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::md5::Password;
 use crate::Families;
-use crate::session::Backoff;
+use crate::session::{Backoff, RoleOffer};
 use crate::wire::ShutdownMessage;
 
 /// What all sessions of a speaker share.
@@ -71,6 +71,9 @@ pub struct PeerConfig {
     /// Next hop of IPv6 prefixes; on an IPv6 session its local address where unset. Between link-local addresses the local
     /// one is told beside it.
     pub next_hop_v6: Option<Ipv6Addr>,
+    /// What this speaker is to the peer (RFC 9234), an eBGP one: it is told, and a peer that takes itself for something else gets no
+    /// session; and routes are marked ONLY_TO_CUSTOMER where the role says so.
+    pub role: Option<RoleOffer>,
     /// Sign every segment (TCP MD5, RFC 2385), and drop those of the peer that are not signed with it.
     pub password: Option<Password>,
 }
@@ -95,6 +98,7 @@ impl PeerConfig {
             extended_next_hop: false,
             next_hop_v4: None,
             next_hop_v6: None,
+            role: None,
             password: None,
         }
     }

@@ -432,6 +432,7 @@ impl PeerTask {
             },
             enhanced_refresh: negotiated.enhanced_refresh,
             next_hops: self.next_hops(local.ip(), &negotiated),
+            role: self.config.role.map(|offer| offer.role),
             link_local: link_local(local.ip()),
         };
         let peer = self.config.address;
@@ -518,6 +519,7 @@ fn session_config(speaker: &SpeakerConfig, peer: &PeerConfig) -> SessionConfig {
         delay_open: peer.delay_open,
         connect_retry: peer.connect_retry,
         families: peer.families,
+        role: peer.role,
         extended_next_hop: peer.extended_next_hop && peer.address.is_ipv6(),
         graceful_restart: speaker.graceful_restart.map(|restart| RestartOffer {
             restart_time: seconds(restart.restart_time),

@@ -42,5 +42,5 @@ pub use fsm::Session;
 pub use jitter::Jitter;
 pub use model::{
     Action, Backoff, Direction, Down, Event, Farewell, Negotiated, PeerGracefulRestart, RestartOffer,
-    SessionConfig, State,
+    RoleOffer, SessionConfig, State,
 };

@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use super::error::SessionError;
-use crate::wire::{Notification, Update};
+use crate::wire::{Notification, Role, Update};
 use crate::{Families, Family};
 
 /// What a session is configured with.
@@ -32,8 +32,19 @@ pub struct SessionConfig {
     pub families: Families,
     /// Offer to take, and send, IPv4 prefixes with IPv6 next hops (RFC 8950).
     pub extended_next_hop: bool,
+    /// What this speaker is to the peer (RFC 9234), if that is to be told; only between ASes.
+    pub role: Option<RoleOffer>,
     /// Graceful restart to offer, as restarting speaker.
     pub graceful_restart: Option<RestartOffer>,
+}
+
+/// What the peer is told of the relation between both ASes (RFC 9234 §4).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RoleOffer {
+    /// What this speaker is to the peer.
+    pub role: Role,
+    /// No session with a peer that does not tell its role (strict mode).
+    pub required: bool,
 }
 
 /// What the peer is told about our restarts (RFC 4724 §3).

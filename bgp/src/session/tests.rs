@@ -2,9 +2,13 @@
 
 use std::time::{Duration, Instant};
 
-use super::model::{Action, Backoff, Direction, Down, Event, Farewell, RestartOffer, SessionConfig, State};
+use super::model::{
+    Action, Backoff, Direction, Down, Event, Farewell, RestartOffer, RoleOffer, SessionConfig, State,
+};
 use super::{Jitter, Session};
-use crate::wire::{Capability, Cease, Context, Message, Notification, Open, RouteRefresh, Update, frame};
+use crate::wire::{
+    Capability, Cease, Context, Message, Notification, Open, Role, RouteRefresh, Update, frame,
+};
 use crate::{Families, Family};
 
 use Direction::{Incoming, Outgoing};
@@ -24,6 +28,7 @@ fn config() -> SessionConfig {
         connect_retry: Backoff { initial: Duration::from_secs(1), max: Duration::from_secs(8) },
         families: Families::ALL,
         extended_next_hop: false,
+        role: None,
         graceful_restart: None,
     }
 }
@@ -510,6 +515,46 @@ fn opens_that_do_not_fit() {
         let mut bench = Bench::connected(config);
         assert_eq!(words(&bench.told(Outgoing, &Message::Open(open)))[0], expected, "{name}");
     }
+}
+
+/// Roles that make a pair, and others (RFC 9234 §4.2): what a speaker of that role says to a peer that tells those.
+#[test]
+fn roles() {
+    use Role::{Customer, Peer, Provider, RouteServer, RouteServerClient};
+    let (fine, mismatch) = ("send KEEPALIVE", "send 2/11");
+    let all = [Provider, RouteServer, RouteServerClient, Customer, Peer];
+    let pairs = [(Provider, Customer), (RouteServer, RouteServerClient), (Peer, Peer)];
+    let mut cases = vec![
+        (Some(Customer), false, vec![], fine),
+        (Some(Customer), true, vec![], mismatch),
+        (Some(Customer), true, vec![0, 0], fine),
+        (Some(Customer), false, vec![0, 3], mismatch),
+        (Some(Customer), false, vec![77], mismatch),
+        (None, false, vec![3], fine),
+    ];
+    for ours in all {
+        for theirs in all {
+            let pair = pairs.contains(&(ours, theirs)) || pairs.contains(&(theirs, ours));
+            cases.push((Some(ours), true, vec![theirs as u8], if pair { fine } else { mismatch }));
+        }
+    }
+    for (ours, required, theirs, expected) in cases {
+        let role = ours.map(|role| RoleOffer { role, required });
+        let told = theirs.iter().copied().map(Capability::Role);
+        let capabilities = peer_open().capabilities.into_iter().chain(told).collect();
+        let open = Open { capabilities, ..peer_open() };
+        let mut bench = Bench::connected(SessionConfig { role, ..config() });
+        assert_eq!(
+            words(&bench.told(Outgoing, &Message::Open(open)))[0],
+            expected,
+            "{ours:?} {required} {theirs:?}"
+        );
+    }
+    // Within an AS there are none.
+    let role = Some(RoleOffer { role: Peer, required: true });
+    let mut bench = Bench::connected(SessionConfig { role, peer_asn: US, ..config() });
+    let open = Open { my_as: 64512, capabilities: vec![Capability::Role(0)], ..peer_open() };
+    assert_eq!(words(&bench.told(Outgoing, &Message::Open(open)))[0], fine);
 }
 
 /// Which restart flags stand in the first OPEN and in later ones (RFC 4724 §3, §4.1).

@@ -20,7 +20,7 @@ mod update;
 mod tests;
 
 pub use attribute::{AsPath, Origin, PathAttributes, RawAttribute, Segment, SegmentKind};
-pub use capability::{Capability, ExtendedNextHop, GracefulRestartCapability, GracefulRestartFamily};
+pub use capability::{Capability, ExtendedNextHop, GracefulRestartCapability, GracefulRestartFamily, Role};
 pub use error::{AttributeError, AttributeProblem, Handling, OpenError, TooLong, UpdateError, WireError};
 pub use message::{
     EXTENDED_MAX_LENGTH, HEADER_LENGTH, MAX_LENGTH, Message, RefreshKind, RouteRefresh, frame,

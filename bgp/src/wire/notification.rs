@@ -124,6 +124,10 @@ impl fmt::Display for Notification {
                     "Authentication Failure",
                     "Unacceptable Hold Time",
                     "Unsupported Capability",
+                    "code 8",
+                    "code 9",
+                    "code 10",
+                    "Role Mismatch",
                 ],
             ),
             3 => (

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use sheave_bgp::session::State;
-use sheave_bgp::wire::ShutdownMessage;
+use sheave_bgp::session::{RoleOffer, State};
+use sheave_bgp::wire::{Role, ShutdownMessage};
 use sheave_bgp::{Attributes, DynamicPeers, PeerConfig, Shutdown, Speaker};
 
 use crate::lab::Lab;
@@ -107,6 +107,64 @@ fn changes_without_a_reset() {
                 Duration::from_secs(9),
                 "that of the next session"
             );
+            speaker.shutdown(Shutdown::Cease).await;
+        });
+    }
+}
+
+/// Roles that fit, with the mark on what is announced; and such that do not, or are missing (RFC 9234). `peer` is not
+/// among them, as BIRD's protocol has that name here.
+#[test]
+fn roles() {
+    let fits = [
+        (Role::Customer, "provider", false),
+        (Role::Provider, "customer", true),
+        (Role::RouteServer, "rs_client", true),
+        (Role::RouteServerClient, "rs_server", false),
+    ];
+    for (role, birds_role, marked) in fits {
+        eprintln!("{role}");
+        in_lab(move |mut lab| async move {
+            let [ours, birds] = Lab::V4;
+            let options = format!("passive on; local role {birds_role}; require roles on;");
+            lab.start_bird(birds, BIRD_ASN, ours, OUR_ASN, &options);
+            let speaker = Speaker::start(speaker_config(None)).await.unwrap();
+            speaker.update(announce(&["192.0.2.1/32"], &Attributes::default()));
+            let peer =
+                PeerConfig { role: Some(RoleOffer { role, required: true }), ..peer_config(birds, BIRD_ASN) };
+            speaker.set_peers(vec![peer]);
+            lab.wait_for("show route all for 192.0.2.1/32", &["BGP.as_path: 4200000001"]).await;
+            let route = lab.birdc("show route all for 192.0.2.1/32");
+            // BIRD adds a mark that it misses, of the same value: so this tells where there is to be none.
+            assert_eq!(route.contains("BGP.otc: 4200000001"), marked, "{route}");
+            speaker.shutdown(Shutdown::Cease).await;
+        });
+    }
+    for (options, expected) in [
+        (
+            "local role customer;",
+            "peer is incompatible: this side is customer to the peer, which says it is customer: provider expected",
+        ),
+        (
+            "",
+            "peer is incompatible: this side is customer to the peer, which tells no role: provider expected",
+        ),
+    ] {
+        in_lab(move |mut lab| async move {
+            let [ours, birds] = Lab::V4;
+            lab.start_bird(birds, BIRD_ASN, ours, OUR_ASN, &format!("passive on; {options}"));
+            let speaker = Speaker::start(speaker_config(None)).await.unwrap();
+            let role = Some(RoleOffer { role: Role::Customer, required: true });
+            speaker.set_peers(vec![PeerConfig { role, ..peer_config(birds, BIRD_ASN) }]);
+            until("the reason", || {
+                let error = only_peer(&speaker).last_error.map(|error| error.reason.to_string());
+                // BIRD may be the first to say so.
+                error.is_some_and(|error| {
+                    error == expected || error.contains("OPEN Message Error/Role Mismatch")
+                })
+            })
+            .await;
+            assert_eq!(only_peer(&speaker).counters.established, 0);
             speaker.shutdown(Shutdown::Cease).await;
         });
     }
