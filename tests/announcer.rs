@@ -142,8 +142,16 @@ async fn peers_come_and_go_and_the_others_keep_their_sessions() {
 
     configure(&mut announcer, &router(&[first.written(""), second.written("")], "")).await;
     until(&mut announcer, "the second prefix", |_| second.prefixes_received() == 1).await;
-    configure(&mut announcer, &router(&[first.written(""), second.written(", holdTime: 30s")], "")).await;
+    configure(&mut announcer, &router(&[first.written(""), second.written(", families: [ipv4]")], "")).await;
     until(&mut announcer, "the second prefix again", |_| second.prefixes_received() == 2).await;
+    // These take no other session.
+    let live = ", families: [ipv4], holdTime: 30s, delayOpen: 1s, sendHoldTime: 1m, passive: true, nextHop: 127.0.0.7";
+    let established = |announcer: &Announcer| session(announcer, &second).unwrap().counters.established;
+    let before = established(&announcer);
+    configure(&mut announcer, &router(&[first.written(""), second.written(live)], "")).await;
+    until(&mut announcer, "the second prefix with another next hop", |_| second.prefixes_received() == 3)
+        .await;
+    assert_eq!(established(&announcer), before);
     configure(&mut announcer, &router(&[first.written("")], "")).await;
     until(&mut announcer, "the second to go", |announcer| session(announcer, &second).is_none()).await;
     // An automatic router id outlives the address it was taken from.
@@ -157,9 +165,16 @@ async fn peers_come_and_go_and_the_others_keep_their_sessions() {
     until(&mut announcer, "the first prefix again", |_| first.prefixes_received() == 2).await;
     assert_eq!(announcer.status().unwrap().router_id.octets(), [10, 0, 0, 99]);
 
-    configure(&mut announcer, &router(&[], "")).await;
+    configure(&mut announcer, &router(&[], ", shutdownMessage: moved to rack 8")).await;
     assert!(announcer.status().is_none());
     assert_eq!(announcer.problems(), [""; 0]);
+    let why = |_: &Announcer| {
+        first.speaker.status().peers[0].last_error.clone().map(|error| error.reason.to_string())
+    };
+    until(&mut announcer, "the message", |announcer| {
+        why(announcer).is_some_and(|why| why.contains("moved to rack 8"))
+    })
+    .await;
     announcer.stop().await;
 }
 
@@ -216,6 +231,50 @@ async fn bmp_stations() {
     configure(&mut announcer, &router(&[peer.written("")], &bmp)).await;
     until(&mut announcer, "the station again", connected).await;
     assert_eq!(session(&announcer, &peer).unwrap().since, since, "the session went on");
+    announcer.stop().await;
+}
+
+/// Peers that connect from a range: with the range's password, which is read from a file and changes live.
+#[tokio::test]
+async fn ranges_of_peers() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("password");
+    let ranges = format!("[{{prefix: 127.0.0.0/27, asn: {PEER_ASN}, passwordFile: {}}}]", path.display());
+    let config = format!("router: {{asn: {ASN}, dynamicPeers: {ranges}}}");
+    let config = Config::parse(Path::new("sheave.yaml"), &config).unwrap();
+    let mut router = router(&[], "");
+    router.dynamic_peers = config.router.dynamic_peers;
+    router.listen.port = free_port(IpAddr::from([127, 0, 0, 1]));
+    let mut announcer = announcer(&router).await;
+    until(&mut announcer, "the problem", |announcer| {
+        let problems = announcer.problems();
+        problems.first().is_some_and(|problem| {
+            problem.starts_with("peers of 127.0.0.0/27: no session without its password")
+        })
+    })
+    .await;
+
+    let peer = Peer::start(20, None).await;
+    let connect = |password: &str| {
+        let password = Password::new(password.as_bytes()).ok();
+        let us = PeerConfig::new([127, 0, 0, 1].into(), ASN);
+        let (port, local_address) = (router.listen.port, Some(peer.address));
+        peer.speaker.set_peers(vec![PeerConfig { port, local_address, password, ..us }]);
+    };
+    connect("first");
+    std::fs::write(&path, "first\n").unwrap();
+    until(&mut announcer, "the session", |announcer| is_up(announcer, &peer)).await;
+    assert_eq!(session(&announcer, &peer).unwrap().range, "127.0.0.0/27".parse().ok());
+    until(&mut announcer, "the prefix", |_| peer.prefixes_received() == 1).await;
+
+    std::fs::write(&path, "second\n").unwrap();
+    until(&mut announcer, "the session to end", |announcer| !is_up(announcer, &peer)).await;
+    connect("second");
+    until(&mut announcer, "the session again", |announcer| is_up(announcer, &peer)).await;
+
+    router.dynamic_peers.clear();
+    configure(&mut announcer, &router).await;
+    assert!(announcer.status().is_none(), "no peers, no speaker");
     announcer.stop().await;
 }
 

@@ -37,8 +37,9 @@ pub use rib::{
     FamilyCounts, ImportPolicy, LearntChange, LimitAction, MaxPrefixes, PrefixFilter, RouteChanges,
 };
 pub use runtime::{
-    BmpCounters, BmpStation, BmpStationStatus, Counters, GracefulRestart, LearntStatus, Password,
-    PasswordLength, PeerConfig, PeerStatus, Shutdown, Speaker, SpeakerConfig, SpeakerStatus, StartError,
+    BmpCounters, BmpStation, BmpStationStatus, Counters, DynamicPeers, DynamicPeersStatus, GracefulRestart,
+    LearntStatus, Password, PasswordLength, PeerConfig, PeerStatus, Shutdown, Speaker, SpeakerConfig,
+    SpeakerStatus, StartError,
 };
 
 /// The README's example compiles.

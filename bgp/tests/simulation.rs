@@ -236,8 +236,13 @@ impl Simulation {
                 peer_asn: asns[1 - node],
                 passive: passive == node as u64,
                 hold_time: 9,
+                send_hold_time: None,
+                // Longer than what goes to and fro, and shorter.
+                delay_open: random.chance(30).then(|| random.millis(3000)),
                 connect_retry: Backoff { initial: Duration::from_secs(1), max: Duration::from_secs(10) },
                 families: Families::ALL,
+                extended_next_hop: false,
+                role: None,
                 graceful_restart: random
                     .chance(50)
                     .then_some(RestartOffer { restart_time: RESTART_TIME, restarting: false }),
@@ -348,6 +353,8 @@ impl Simulation {
                         context,
                         enhanced_refresh: negotiated.enhanced_refresh,
                         next_hops,
+                        role: None,
+                        link_local: None,
                     };
                     self.nodes[node].rib.peer_up(peer, export);
                     self.up(node, direction, negotiated);

@@ -133,6 +133,34 @@ async fn until(what: &str, condition: impl Fn() -> bool) {
     }
 }
 
+/// A peer that says it is there and reads nothing (RFC 9687).
+#[tokio::test]
+async fn peer_that_reads_nothing_is_given_up() {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    SockRef::from(&listener).set_recv_buffer_size(4096).unwrap();
+    let speaker = Speaker::start(speaker_config()).await.unwrap();
+    let config = peer_config(listener.local_addr().unwrap());
+    speaker.set_peers(vec![PeerConfig { send_hold_time: Some(Duration::from_secs(1)), ..config }]);
+    let mut peer = FakePeer::accept(&listener).await;
+    peer.end_of_rib().await;
+    // While it reads, time may pass.
+    speaker.update(announce(0..10, 1));
+    peer.next_update().await;
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    assert_eq!(speaker.status().peers[0].state, State::Established);
+
+    let mut round = 0;
+    while speaker.status().peers[0].state == State::Established {
+        round += 1;
+        assert!(round < 1000, "it is not given up");
+        speaker.update(announce(0..100_000, round));
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let reason = speaker.status().peers[0].last_error.clone().unwrap().reason.to_string();
+    assert_eq!(reason, "peer misbehaved: send hold timer expired: the peer reads nothing");
+    speaker.shutdown(Shutdown::Cease).await;
+}
+
 /// Ten thousand updates that come together share messages.
 #[tokio::test]
 async fn updates_are_gathered() {
@@ -226,7 +254,7 @@ async fn ways_to_leave() {
                 drop(peer);
                 last
             },
-            speaker.shutdown(how)
+            speaker.shutdown(how.clone())
         );
         assert_eq!(last, expected, "{how:?}");
     }

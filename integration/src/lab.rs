@@ -198,13 +198,24 @@ impl Lab {
     /// Restarts the agent of a node with more lines at the end of its configuration, which is that of `services`; without any it is
     /// as at first.
     pub fn restart_with(&mut self, name: &str, services: &str) -> Result<()> {
+        let text = format!("{}{services}", self.first_config(name)?);
+        self.restart_configured(name, &text)
+    }
+
+    /// Restarts the agent of a node with another `router` in its configuration.
+    pub fn restart_with_router(&mut self, name: &str, router: &str) -> Result<()> {
+        let config = self.first_config(name)?;
+        let services = config.find("services:").map_or("", |start| &config[start..]);
+        self.restart_configured(name, &format!("{router}{services}"))
+    }
+
+    fn restart_configured(&mut self, name: &str, text: &str) -> Result<()> {
         // One that has only just been started does not know of SIGTERM yet.
         await_some(CONVERGENCE, &format!("the agent of {name} answers"), || {
             self.status(name).map_err(|error| format!("{error:#}"))
         })?;
         self.stop_agent(name)?;
         let path = self.config(name);
-        let text = format!("{}{services}", self.first_config(name)?);
         std::fs::write(&path, text).with_context(|| path.display().to_string())?;
         self.start_agent(name)
     }

@@ -168,8 +168,9 @@ fn peers(speaker: SpeakerStatus, learnt: &LearntStatus) -> Vec<status::Peer> {
         .peers
         .into_iter()
         .map(|peer| status::Peer {
-            address: peer.address.to_string(),
+            address: peer.name(),
             asn: peer.asn,
+            range: peer.range.map(|range| range.to_string()),
             state: format!("{:?}", peer.state),
             uptime_seconds: peer.uptime.map(|uptime| uptime.as_secs()),
             prefixes_sent: peer

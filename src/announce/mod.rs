@@ -18,15 +18,15 @@ use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 use sheave_bgp::{
-    Attributes, BmpStationStatus, Community, LargeCommunity, PeerConfig, RouteChanges, Shutdown, Speaker,
-    SpeakerConfig, SpeakerStatus,
+    Attributes, BmpStationStatus, Community, DynamicPeers, LargeCommunity, PeerConfig, RouteChanges,
+    Shutdown, Speaker, SpeakerConfig, SpeakerStatus,
 };
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tracing::{info, warn};
 
 use crate::cluster::Node;
-use crate::config::{PasswordSource, Router};
+use crate::config::{PasswordSource, Peer, Router};
 use crate::plan::{Announcement, AnnouncementKind, NodePlan, Selection, Step};
 use crate::tables::{ExportTable, ImportTable};
 pub use journal::{Journal, Saved, remove as remove_journal};
@@ -71,6 +71,7 @@ pub struct Announcer {
     passwords: Passwords,
     /// As the speaker was told of them last.
     peers: Vec<PeerConfig>,
+    dynamic: Vec<DynamicPeers>,
     /// What an automatic router id is: once taken, it stays, whatever becomes of the Node's addresses. It is a name,
     /// and a change would end all sessions.
     auto_router_id: Option<Ipv4Addr>,
@@ -122,6 +123,7 @@ impl Announcer {
             speaker: None,
             passwords: Passwords::new(runtime.clone(), client, journal.passwords().clone()),
             peers: Vec::new(),
+            dynamic: Vec::new(),
             runtime,
             auto_router_id: None,
             restarting: Restarting::No,
@@ -158,7 +160,7 @@ impl Announcer {
         let configured =
             Configured { router: router.clone(), node: node.into(), addresses: addresses.into() };
         if self.configured.as_ref() != Some(&configured) {
-            self.passwords.want(&router.peers);
+            self.passwords.want(router);
             self.configured = Some(configured);
             self.apply().await;
         }
@@ -200,26 +202,35 @@ impl Announcer {
         let Some(Configured { router, node, addresses }) = &self.configured else { return };
         let stations = sessions::bmp_stations(router, node);
         let mut problems = Vec::new();
-        let mut peers = Vec::new();
         let imports = learning::policies(router);
         let mut of_secrets = BTreeMap::new();
+        // `None`: there is no session without its password.
+        let mut with_password = |who: String, peer: &Peer, before: Option<&PeerConfig>| {
+            let resolved = self.passwords.of(&who, peer, before.and_then(|config| config.password.as_ref()));
+            problems.extend(resolved.problem);
+            let password = resolved.password.ok()?;
+            if let (Some(PasswordSource::Secret(key)), Some(password)) = (peer.password_source(), &password) {
+                of_secrets.insert(key, password.clone());
+            }
+            Some(sessions::peer_config(peer, password, addresses))
+        };
+        let mut peers = Vec::new();
         for peer in &router.peers {
             let before = self.peers.iter().find(|config| config.address == peer.address);
-            let resolved = self.passwords.of(peer, before.and_then(|config| config.password.as_ref()));
-            problems.extend(resolved.problem);
-            if let Ok(password) = resolved.password {
-                if let (Some(PasswordSource::Secret(key)), Some(password)) =
-                    (peer.password_source(), &password)
-                {
-                    of_secrets.insert(key, password.clone());
-                }
-                peers.push(sessions::peer_config(peer, password, addresses));
-            }
+            peers.extend(with_password(format!("peer {}", peer.name()), peer, before));
+        }
+        let mut dynamic = Vec::new();
+        for range in &router.dynamic_peers {
+            let before = self.dynamic.iter().find(|config| config.prefix == range.prefix);
+            let before = before.map(|config| &config.template);
+            let template = with_password(format!("peers of {}", range.prefix), &range.template(), before);
+            dynamic.extend(template.map(|template| sessions::dynamic_peers(range, template)));
         }
         self.journal.passwords_are(of_secrets);
         self.start_again = None;
-        if router.peers.is_empty() && router.bmp.is_empty() {
-            self.stop_speaker(Shutdown::Cease).await;
+        if !router.has_peers() && router.bmp.is_empty() {
+            let how = self.cease();
+            self.stop_speaker(how).await;
             if let Some(import) = &mut self.import {
                 // Nobody will tell of anything.
                 import.settle().await;
@@ -234,7 +245,8 @@ impl Announcer {
                     }
                 }
                 Err(error) => {
-                    self.stop_speaker(Shutdown::Cease).await;
+                    let how = self.cease();
+                    self.stop_speaker(how).await;
                     problems.push(error.to_string());
                 }
             }
@@ -244,8 +256,10 @@ impl Announcer {
             speaker.set_imports(&imports);
             speaker.set_peers(peers.clone());
             speaker.set_bmp_stations(stations);
+            speaker.set_dynamic_peers(dynamic.clone());
         }
         self.peers = peers;
+        self.dynamic = dynamic;
         for problem in problems.iter().filter(|problem| !self.problems.contains(problem)) {
             warn!("{problem}");
         }
@@ -265,7 +279,7 @@ impl Announcer {
                 router_id_before = %before.router_id,
                 "what all sessions share has changed: they begin anew"
             );
-            let how = leaving(before);
+            let how = self.leaving(before);
             self.stop_speaker(how).await;
         }
         let restarting = match (self.restarting, config.graceful_restart) {
@@ -405,7 +419,7 @@ impl Announcer {
 
     /// Whether there is a speaker with peers: monitoring stations alone make nobody send packets here.
     fn has_sessions(&self) -> bool {
-        let has_peers = |configured: &Configured| !configured.router.peers.is_empty();
+        let has_peers = |configured: &Configured| configured.router.has_peers();
         self.speaker.is_some() && self.configured.as_ref().is_some_and(has_peers)
     }
 
@@ -419,21 +433,28 @@ impl Announcer {
         self.speaker.as_ref().map(|running| running.speaker.status())
     }
 
+    /// How a speaker is left for good.
+    fn cease(&self) -> Shutdown {
+        let message =
+            self.configured.as_ref().and_then(|configured| configured.router.shutdown_message.clone());
+        message.map_or(Shutdown::Cease, Shutdown::CeaseSaying)
+    }
+
+    /// How a speaker is left that will be back.
+    fn leaving(&self, config: &SpeakerConfig) -> Shutdown {
+        match config.graceful_restart {
+            Some(_) => Shutdown::GracefulRestart,
+            None => self.cease(),
+        }
+    }
+
     /// Ends the sessions: so that peers keep the routes, where graceful restart is configured.
     pub async fn stop(mut self) {
         self.leave_imported().await;
         if let Some(Running { config, .. }) = &self.speaker {
-            let how = leaving(config);
+            let how = self.leaving(config);
             self.stop_speaker(how).await;
         }
-    }
-}
-
-/// How a speaker is left that will be back.
-fn leaving(config: &SpeakerConfig) -> Shutdown {
-    match config.graceful_restart {
-        Some(_) => Shutdown::GracefulRestart,
-        None => Shutdown::Cease,
     }
 }
 

@@ -23,7 +23,7 @@ use tokio::sync::watch;
 use tokio::task::AbortHandle;
 use tokio::time::{sleep, timeout};
 
-use crate::config::{PasswordSource, Peer, SecretKey};
+use crate::config::{PasswordSource, Peer, Router, SecretKey};
 
 /// How often files are looked at.
 const FILES: Duration = Duration::from_secs(2);
@@ -62,8 +62,7 @@ impl Readings {
         changed
     }
 
-    fn of(&self, peer: &Peer, before: Option<&Password>) -> Resolved {
-        let address = peer.address;
+    fn of(&self, who: &str, peer: &Peer, before: Option<&Password>) -> Resolved {
         let Some(source) = peer.password_source() else {
             return Resolved { password: Ok(peer.password.clone()), problem: None };
         };
@@ -73,9 +72,9 @@ impl Readings {
         let problem = reading.and_then(|reading| reading.problem.as_ref()).map(|problem| match password {
             Ok(_) => {
                 let which = if read.is_some() { "the one read last" } else { "the one before" };
-                format!("peer {address}: password of {source}: {problem}; {which} stays in force")
+                format!("{who}: password of {source}: {problem}; {which} stays in force")
             }
-            Err(Missing) => format!("peer {address}: no session without its password: {source}: {problem}"),
+            Err(Missing) => format!("{who}: no session without its password: {source}: {problem}"),
         });
         Resolved { password: password.map(Some), problem }
     }
@@ -130,9 +129,11 @@ impl Passwords {
         Self { runtime, secrets, saved, tasks: BTreeMap::new(), readings, heard }
     }
 
-    /// Has those that `peers` ask for read from now on, and the others forgotten.
-    pub(super) fn want(&mut self, peers: &[Peer]) {
-        let sources: BTreeSet<_> = peers.iter().filter_map(Peer::password_source).collect();
+    /// Has those that its peers ask for read from now on, and the others forgotten.
+    pub(super) fn want(&mut self, router: &Router) {
+        let peers = router.peers.iter().filter_map(Peer::password_source);
+        let dynamic = router.dynamic_peers.iter().filter_map(|range| range.template().password_source());
+        let sources: BTreeSet<_> = peers.chain(dynamic).collect();
         let mut saved = std::mem::take(&mut self.saved);
         self.tasks.retain(|source, _| sources.contains(source));
         self.readings.send_modify(|Readings(readings)| {
@@ -165,9 +166,9 @@ impl Passwords {
         changed
     }
 
-    /// The password of a peer; `before` is what its session has now.
-    pub(super) fn of(&self, peer: &Peer, before: Option<&Password>) -> Resolved {
-        self.readings.borrow().of(peer, before)
+    /// The password of a peer, which problems call `who`; `before` is what its session has now.
+    pub(super) fn of(&self, who: &str, peer: &Peer, before: Option<&Password>) -> Resolved {
+        self.readings.borrow().of(who, peer, before)
     }
 }
 
@@ -278,9 +279,12 @@ mod tests {
         let mut readings = Readings::default();
         let good = password_of("hunter2").ok();
         let before = password_of("correct horse").ok();
-        assert_eq!(readings.of(&peer, before.as_ref()), Resolved { password: Ok(None), problem: None });
+        assert_eq!(
+            readings.of("peer 192.0.2.1", &peer, before.as_ref()),
+            Resolved { password: Ok(None), problem: None }
+        );
         peer.password = good.clone();
-        assert_eq!(readings.of(&peer, before.as_ref()).password, Ok(good.clone()));
+        assert_eq!(readings.of("peer 192.0.2.1", &peer, before.as_ref()).password, Ok(good.clone()));
         peer.password = None;
 
         let key = SecretKey { name: "sheave-bgp".into(), key: "password".into() };
@@ -289,12 +293,12 @@ mod tests {
         assert!(!readings.update(&source, password_of("hunter2")), "not wanted");
         readings.0.insert(source.clone(), Reading::default());
         assert_eq!(
-            readings.of(&peer, None),
+            readings.of("peer 192.0.2.1", &peer, None),
             Resolved { password: Err(Missing), problem: None },
             "not read yet"
         );
         assert_eq!(
-            readings.of(&peer, before.as_ref()),
+            readings.of("peer 192.0.2.1", &peer, before.as_ref()),
             Resolved { password: Ok(before.clone()), problem: None }
         );
 
@@ -303,22 +307,22 @@ mod tests {
         let problem = "peer 192.0.2.1: no session without its password: Secret sheave-bgp (key password): there is none: \
                        create it";
         assert_eq!(
-            readings.of(&peer, None),
+            readings.of("peer 192.0.2.1", &peer, None),
             Resolved { password: Err(Missing), problem: Some(problem.into()) }
         );
         let problem = "peer 192.0.2.1: password of Secret sheave-bgp (key password): there is none: create it; the one \
                        before stays in force";
         assert_eq!(
-            readings.of(&peer, before.as_ref()),
+            readings.of("peer 192.0.2.1", &peer, before.as_ref()),
             Resolved { password: Ok(before.clone()), problem: Some(problem.into()) }
         );
 
         readings.update(&source, password_of("hunter2"));
         let resolved = Resolved { password: Ok(good.clone()), problem: None };
-        assert_eq!(readings.of(&peer, before.as_ref()), resolved);
+        assert_eq!(readings.of("peer 192.0.2.1", &peer, before.as_ref()), resolved);
 
         readings.update(&source, Err("no answer".into()));
-        let resolved = readings.of(&peer, before.as_ref());
+        let resolved = readings.of("peer 192.0.2.1", &peer, before.as_ref());
         assert_eq!(resolved.password, Ok(good), "the last good one");
         assert!(
             resolved.problem.is_some_and(|problem| problem.ends_with("the one read last stays in force"))

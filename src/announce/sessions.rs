@@ -1,11 +1,17 @@
 //! The config's `router` in the words of the speaker.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::time::Duration;
 
-use sheave_bgp::{BmpStation, Families, GracefulRestart, Password, PeerConfig, SpeakerConfig};
+use sheave_bgp::session::RoleOffer;
+use sheave_bgp::wire;
+use sheave_bgp::{BmpStation, DynamicPeers, Families, GracefulRestart, Password, PeerConfig, SpeakerConfig};
 
 use super::AnnounceError;
-use crate::config::{self, AddressFamily, NextHop, Peer, Router};
+use crate::config::{self, AddressFamily, DynamicPeer, NextHop, Peer, Role, Router};
+
+/// How long a peer of a range that is down is still shown: for as long as someone may take to look.
+const LINGER: Duration = Duration::from_secs(300);
 
 /// What all sessions share, not restarting. `auto` is what an automatic router id is.
 pub(super) fn speaker_config(
@@ -13,8 +19,17 @@ pub(super) fn speaker_config(
     auto: Option<Ipv4Addr>,
     node: &str,
 ) -> Result<SpeakerConfig, AnnounceError> {
-    let Router { asn, router_id, listen, graceful_restart, peers: _, dynamic_peers: _, bmp: _, import: _ } =
-        router;
+    let Router {
+        asn,
+        router_id,
+        listen,
+        graceful_restart,
+        shutdown_message: _,
+        peers: _,
+        dynamic_peers: _,
+        bmp: _,
+        import: _,
+    } = router;
     Ok(SpeakerConfig {
         asn: asn.ok_or(AnnounceError::NoAsn)?,
         router_id: router_id.or(auto).ok_or_else(|| AnnounceError::NoRouterId(node.to_owned()))?,
@@ -54,10 +69,26 @@ pub(super) fn first_ipv4(addresses: &[IpAddr]) -> Option<Ipv4Addr> {
     })
 }
 
+/// A range, whose peers are as `template`.
+pub(super) fn dynamic_peers(range: &DynamicPeer, template: PeerConfig) -> DynamicPeers {
+    DynamicPeers { prefix: range.prefix, limit: range.limit.into(), linger: LINGER, template }
+}
+
+fn wire_role(role: Role) -> wire::Role {
+    match role {
+        Role::Provider => wire::Role::Provider,
+        Role::Rs => wire::Role::RouteServer,
+        Role::RsClient => wire::Role::RouteServerClient,
+        Role::Customer => wire::Role::Customer,
+        Role::Peer => wire::Role::Peer,
+    }
+}
+
 /// A peer; `addresses` are this node's, for next hops.
 pub(super) fn peer_config(peer: &Peer, password: Option<Password>, addresses: &[IpAddr]) -> PeerConfig {
     let Peer {
         address,
+        interface,
         asn,
         port,
         local_address,
@@ -65,6 +96,8 @@ pub(super) fn peer_config(peer: &Peer, password: Option<Password>, addresses: &[
         multihop,
         ttl_security,
         hold_time,
+        send_hold_time,
+        delay_open,
         next_hop,
         families,
         ..
@@ -81,16 +114,21 @@ pub(super) fn peer_config(peer: &Peer, password: Option<Password>, addresses: &[
         })
     };
     PeerConfig {
+        interface: interface.clone(),
         port: *port,
         local_address: *local_address,
         passive: *passive,
         multihop: *multihop,
         ttl_security: *ttl_security,
         hold_time: *hold_time,
+        send_hold_time: *send_hold_time,
+        delay_open: *delay_open,
         families: Families {
             ipv4_unicast: families.contains(&AddressFamily::Ipv4),
             ipv6_unicast: families.contains(&AddressFamily::Ipv6),
         },
+        extended_next_hop: peer.extends_next_hop(),
+        role: peer.role.map(|role| RoleOffer { role: wire_role(role), required: peer.require_role }),
         next_hop_v4: match next_hop(true) {
             Some(IpAddr::V4(address)) => Some(address),
             _ => None,

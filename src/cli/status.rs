@@ -121,7 +121,10 @@ fn table(status: &Status) -> String {
         peers.iter().map(|peer| {
             let or_none = |count: Option<usize>| count.map_or_else(|| "-".into(), |count| count.to_string());
             [
-                peer.address.clone(),
+                match &peer.range {
+                    Some(range) => format!("{} of {range}", peer.address),
+                    None => peer.address.clone(),
+                },
                 peer.asn.to_string(),
                 peer.state.clone(),
                 peer.uptime_seconds.map_or_else(|| "-".into(), |seconds| format!("{seconds}s")),

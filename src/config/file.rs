@@ -8,6 +8,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 use serde::Deserialize;
 use serde::de::{Deserializer, Error as _};
+use sheave_bgp::wire::ShutdownMessage;
 
 use super::bmp::{self, BmpStation};
 use super::peer::{self, DynamicPeer, Peer, duration};
@@ -72,9 +73,12 @@ pub struct Router {
     pub listen: Listen,
     /// Graceful restart (RFC 4724), on by default; `null` turns it off.
     pub graceful_restart: Option<GracefulRestart>,
+    /// What peers' operators are told when sessions are shut down (RFC 9003).
+    #[serde(deserialize_with = "shutdown_message")]
+    pub shutdown_message: Option<ShutdownMessage>,
     /// The peers.
     pub peers: Vec<Peer>,
-    /// Peers that need not be listed one by one.
+    /// Where more peers may connect from, which need not be listed one by one.
     pub dynamic_peers: Vec<DynamicPeer>,
     /// Monitoring stations that are told of sessions and routes.
     pub bmp: Vec<BmpStation>,
@@ -89,11 +93,19 @@ impl Default for Router {
             router_id: None,
             listen: Listen::default(),
             graceful_restart: Some(GracefulRestart::default()),
+            shutdown_message: None,
             peers: Vec::new(),
             dynamic_peers: Vec::new(),
             bmp: Vec::new(),
             import: ImportTo::default(),
         }
+    }
+}
+
+impl Router {
+    /// Whether there is anyone to have a session with.
+    pub fn has_peers(&self) -> bool {
+        !(self.peers.is_empty() && self.dynamic_peers.is_empty())
     }
 }
 
@@ -366,7 +378,7 @@ impl Config {
     fn checked(self) -> Result<Self, yaml::Error> {
         let wrong = |field: String, message: String| yaml::Error { line: None, field, message };
         let Router { asn, peers, dynamic_peers, bmp, .. } = &self.router;
-        if asn.is_none() && !(peers.is_empty() && dynamic_peers.is_empty()) {
+        if asn.is_none() && self.router.has_peers() {
             return Err(wrong(
                 "router.asn".into(),
                 "missing, but there are peers: give this cluster's autonomous system number".into(),
@@ -377,6 +389,13 @@ impl Config {
         }
         peer::check(peers).map_err(|(field, message)| wrong(format!("router.peers{field}"), message))?;
         bmp::check(bmp).map_err(|(field, message)| wrong(format!("router.bmp{field}"), message))?;
+        peer::check_dynamic(dynamic_peers)
+            .map_err(|(field, message)| wrong(format!("router.dynamicPeers{field}"), message))?;
+        if self.router.listen.port == 0 && !dynamic_peers.is_empty() {
+            let message =
+                "0 lets nobody connect, and router.dynamicPeers are to: give a port, 179 by default";
+            return Err(wrong("router.listen.port".into(), message.into()));
+        }
         for (index, table) in self.announce.kernel_tables.iter().enumerate() {
             if matches!(*table, 0 | LOCAL_TABLE) {
                 let message = format!(
@@ -424,7 +443,6 @@ impl Config {
                 "router.gracefulRestart.longLived",
                 router.graceful_restart.is_some_and(|graceful| graceful.long_lived.is_some()),
             ),
-            ("router.dynamicPeers", !router.dynamic_peers.is_empty()),
             ("router.peers[].bfd", peer(|peer| peer.bfd.is_some())),
             ("drain", *drain != default.drain),
         ]
@@ -458,6 +476,11 @@ fn restart_time<'de, D: Deserializer<'de>>(d: D) -> Result<Duration, D::Error> {
         return Err(D::Error::custom("a restart time is whole seconds of 1s to 4095s"));
     }
     Ok(time)
+}
+
+fn shutdown_message<'de, D: Deserializer<'de>>(d: D) -> Result<Option<ShutdownMessage>, D::Error> {
+    let text = Option::<String>::deserialize(d)?;
+    text.map(ShutdownMessage::new).transpose().map_err(D::Error::custom)
 }
 
 fn auto<'de, D: Deserializer<'de>>(d: D) -> Result<Option<Ipv4Addr>, D::Error> {

@@ -146,7 +146,7 @@ impl NodeSettings {
         let warning = |reason, message| Warning { object: object(node), reason, message };
         let mut warnings = Vec::new();
         let own = config.router.asn;
-        if own.is_none() && !config.router.peers.is_empty() {
+        if own.is_none() && config.router.has_peers() {
             let message = "there are peers, but no autonomous system number: annotate the Node with sheave.io/asn, \
                            or set router.asn in the config";
             warnings.push(warning("NoASN", message.into()));
@@ -158,6 +158,21 @@ impl NodeSettings {
                 kube_router::PREPEND_AS
             );
             warnings.push(warning("NotYetHonoured", message));
+        }
+        for range in &config.router.dynamic_peers {
+            if range.template().password_source().is_none() {
+                continue;
+            }
+            let unsigned = |peer: &&Peer| peer.password_source().is_none() && peer.password.is_none();
+            let within = config.router.peers.iter().filter(|peer| range.prefix.contains(&peer.address));
+            warnings.extend(within.filter(unsigned).map(|peer| {
+                let message = format!(
+                    "peer {} has no password and lies in the range {} of router.dynamicPeers, which has one: it cannot connect \
+                     to this node, only be connected to; give it a password, or take another range",
+                    peer.address, range.prefix
+                );
+                warning("PeerWithoutPassword", message)
+            }));
         }
         if config.router.listen.port == 0 {
             warnings.extend(config.router.peers.iter().filter(|peer| peer.passive).map(|peer| {

@@ -13,12 +13,17 @@ use sheave_bgp::{ImportPolicy, Password};
 
 use super::import;
 
+use super::reader;
+
 /// One of `router.peers`.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Peer {
     /// Its address.
     pub address: IpAddr,
+    /// The interface that it is behind, if its address is link-local.
+    #[serde(default)]
+    pub interface: Option<String>,
     /// Its autonomous system; the same as ours makes the session internal (iBGP).
     #[serde(deserialize_with = "asn")]
     pub asn: u32,
@@ -49,12 +54,27 @@ pub struct Peer {
     /// The hold time to propose, 90 s by default.
     #[serde(default = "hold_time", deserialize_with = "hold_time_of")]
     pub hold_time: Duration,
+    /// How long it may read nothing of what it is sent (RFC 9687); `None` is as the RFC has it.
+    #[serde(default, deserialize_with = "send_hold_time_of")]
+    pub send_hold_time: Option<Duration>,
+    /// How long our OPEN waits for its own to come first (DelayOpen).
+    #[serde(default, deserialize_with = "delay_open_of")]
+    pub delay_open: Option<Duration>,
     /// BFD (RFC 5880) beside the session.
     #[serde(default)]
     pub bfd: Option<Bfd>,
     /// NEXT_HOP of what is announced.
     #[serde(default)]
     pub next_hop: NextHop,
+    /// Whether IPv4 prefixes have IPv6 next hops on a session over IPv6 (RFC 8950); by default between link-local addresses.
+    #[serde(default)]
+    pub extended_next_hop: Option<bool>,
+    /// What this node is to the peer (RFC 9234).
+    #[serde(default)]
+    pub role: Option<Role>,
+    /// Whether a peer that does not tell its own role gets no session.
+    #[serde(default)]
+    pub require_role: bool,
     /// Address families to exchange, both by default.
     #[serde(default = "families")]
     pub families: Vec<AddressFamily>,
@@ -71,6 +91,7 @@ impl Peer {
     pub fn new(address: IpAddr, asn: u32) -> Self {
         Self {
             address,
+            interface: None,
             asn,
             port: bgp_port(),
             local_address: None,
@@ -81,11 +102,29 @@ impl Peer {
             multihop: None,
             ttl_security: None,
             hold_time: hold_time(),
+            send_hold_time: None,
+            delay_open: None,
             bfd: None,
             next_hop: NextHop::default(),
+            extended_next_hop: None,
+            role: None,
+            require_role: false,
             families: families(),
             import: None,
             source: PeerSource::default(),
+        }
+    }
+
+    /// Whether IPv4 prefixes are to have IPv6 next hops.
+    pub fn extends_next_hop(&self) -> bool {
+        self.extended_next_hop.unwrap_or(is_link_local(self.address))
+    }
+
+    /// What to call it: its address, with the interface where that belongs to it.
+    pub fn name(&self) -> String {
+        match &self.interface {
+            Some(interface) => format!("{}%{interface}", self.address),
+            None => self.address.to_string(),
         }
     }
 
@@ -135,15 +174,66 @@ impl fmt::Display for PasswordSource {
     }
 }
 
-/// One of `router.dynamicPeers`.
+/// One of `router.dynamicPeers`: peers that connect to this node from a range. Fields are those of [`Peer`] where they have the
+/// same name.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct DynamicPeer {
     /// Where peers may connect from.
+    #[serde(deserialize_with = "prefix")]
     pub prefix: IpNet,
     /// Their autonomous system.
     #[serde(deserialize_with = "asn")]
     pub asn: u32,
+    /// How many there may be.
+    #[serde(default = "limit")]
+    pub limit: u16,
+    #[serde(default)]
+    password_file: Option<PathBuf>,
+    #[serde(default)]
+    password_secret: Option<SecretKey>,
+    #[serde(default)]
+    multihop: Option<u8>,
+    #[serde(default, deserialize_with = "hops")]
+    ttl_security: Option<u8>,
+    #[serde(default = "hold_time", deserialize_with = "hold_time_of")]
+    hold_time: Duration,
+    #[serde(default, deserialize_with = "send_hold_time_of")]
+    send_hold_time: Option<Duration>,
+    #[serde(default, deserialize_with = "delay_open_of")]
+    delay_open: Option<Duration>,
+    #[serde(default)]
+    next_hop: NextHop,
+    #[serde(default)]
+    extended_next_hop: Option<bool>,
+    #[serde(default)]
+    role: Option<Role>,
+    #[serde(default)]
+    require_role: bool,
+    #[serde(default = "families")]
+    families: Vec<AddressFamily>,
+}
+
+impl DynamicPeer {
+    /// What each of them is like, but for its address.
+    pub fn template(&self) -> Peer {
+        Peer {
+            passive: true,
+            password_file: self.password_file.clone(),
+            password_secret: self.password_secret.clone(),
+            multihop: self.multihop,
+            ttl_security: self.ttl_security,
+            hold_time: self.hold_time,
+            send_hold_time: self.send_hold_time,
+            delay_open: self.delay_open,
+            next_hop: self.next_hop,
+            extended_next_hop: self.extended_next_hop,
+            role: self.role,
+            require_role: self.require_role,
+            families: self.families.clone(),
+            ..Peer::new(self.prefix.addr(), self.asn)
+        }
+    }
 }
 
 /// `bfd` of a peer.
@@ -187,6 +277,23 @@ pub enum AddressFamily {
     Ipv6,
 }
 
+/// `role` of a peer: what this node is to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    /// Its transit provider.
+    Provider,
+    /// Its route server.
+    Rs,
+    /// A client of it, which is a route server.
+    #[serde(rename = "rs-client")]
+    RsClient,
+    /// Its customer.
+    Customer,
+    /// Neither.
+    Peer,
+}
+
 /// What no field can tell alone: the field that is wrong, from the list on, and what is wrong with it.
 pub(super) fn check(peers: &[Peer]) -> Result<(), (String, String)> {
     let mut seen = HashSet::new();
@@ -198,23 +305,75 @@ pub(super) fn check(peers: &[Peer]) -> Result<(), (String, String)> {
         if peer.local_address.is_some_and(|local| local.is_ipv4() != peer.address.is_ipv4()) {
             return wrong("localAddress", "is of another address family than the peer's address".into());
         }
-        if peer.password_file.is_some() && peer.password_secret.is_some() {
-            return wrong("passwordSecret", "there is a passwordFile too: give one of them".into());
+        match (is_link_local(peer.address), &peer.interface) {
+            (true, None) => {
+                let message =
+                    format!("missing: {} is link-local, give the interface that it is behind", peer.address);
+                return wrong("interface", message);
+            }
+            (false, Some(_)) => {
+                return wrong(
+                    "interface",
+                    "is for a link-local address, such as fe80::1: leave it out".into(),
+                );
+            }
+            (true, Some(_)) | (false, None) => {}
         }
-        if peer.ttl_security.is_some() && peer.multihop.is_some() {
+        fits(peer).or_else(|(field, message)| wrong(field, message.into()))?;
+    }
+    Ok(())
+}
+
+fn is_link_local(address: IpAddr) -> bool {
+    matches!(address, IpAddr::V6(address) if address.is_unicast_link_local())
+}
+
+/// The same of ranges.
+pub(super) fn check_dynamic(ranges: &[DynamicPeer]) -> Result<(), (String, String)> {
+    let mut seen = HashSet::new();
+    for (index, range) in ranges.iter().enumerate() {
+        let wrong = |field: &str, message: String| Err((format!("[{index}].{field}"), message));
+        if !seen.insert(range.prefix) {
+            return wrong("prefix", format!("{} is listed twice", range.prefix));
+        }
+        if range.limit == 0 {
             return wrong(
-                "multihop",
-                "there is ttlSecurity too, which sends with TTL 255: leave ttlSecurity, as the number of hops".into(),
+                "limit",
+                "0 would let nobody connect: give how many there may be, or remove the range".into(),
             );
         }
+        fits(&range.template()).or_else(|(field, message)| wrong(field, message.into()))?;
+    }
+    Ok(())
+}
+
+/// Which two fields do not fit together.
+fn fits(peer: &Peer) -> Result<(), (&'static str, &'static str)> {
+    if peer.require_role && peer.role.is_none() {
+        return Err(("requireRole", "there is no role that the peer's could fit: give this node's `role`"));
+    }
+    if peer.extended_next_hop == Some(true) && peer.address.is_ipv4() {
+        return Err(("extendedNextHop", "is for sessions over IPv6, which carry IPv4 by it: leave it out"));
+    }
+    if peer.password_file.is_some() && peer.password_secret.is_some() {
+        return Err(("passwordSecret", "there is a passwordFile too: give one of them"));
+    }
+    if peer.ttl_security.is_some() && peer.multihop.is_some() {
+        return Err((
+            "multihop",
+            "there is ttlSecurity too, which sends with TTL 255: leave ttlSecurity, as the number of hops",
+        ));
     }
     Ok(())
 }
 
 pub(super) fn duration<'de, D: Deserializer<'de>>(d: D) -> Result<Duration, D::Error> {
-    let text = String::deserialize(d)?;
-    humantime::parse_duration(&text)
-        .map_err(|_| D::Error::custom(format_args!("`{text}` is not a duration such as 120s, 300ms or 1h")))
+    parse_duration(&String::deserialize(d)?)
+}
+
+fn parse_duration<E: serde::de::Error>(text: &str) -> Result<Duration, E> {
+    humantime::parse_duration(text)
+        .map_err(|_| E::custom(format_args!("`{text}` is not a duration such as 120s, 300ms or 1h")))
 }
 
 fn hold_time() -> Duration {
@@ -229,6 +388,37 @@ fn hold_time_of<'de, D: Deserializer<'de>>(d: D) -> Result<Duration, D::Error> {
         return Err(D::Error::custom("a hold time is 0s (never) or whole seconds of 3s to 65535s"));
     }
     Ok(time)
+}
+
+/// RFC 9687 section 3.2: longer than the hold time, which is negotiated; and no shorter than one can be.
+fn send_hold_time_of<'de, D: Deserializer<'de>>(d: D) -> Result<Option<Duration>, D::Error> {
+    within(d, 3, 86400, "a send hold time is null (8min, or twice the hold time) or 3s to 24h")
+}
+
+fn delay_open_of<'de, D: Deserializer<'de>>(d: D) -> Result<Option<Duration>, D::Error> {
+    within(d, 1, 240, "an OPEN is delayed by 1s to 240s, or null: not at all")
+}
+
+fn within<'de, D: Deserializer<'de>>(
+    d: D,
+    least: u64,
+    most: u64,
+    wrong: &str,
+) -> Result<Option<Duration>, D::Error> {
+    let Some(text) = Option::<String>::deserialize(d)? else { return Ok(None) };
+    let time = parse_duration(&text)?;
+    if time < Duration::from_secs(least) || time > Duration::from_secs(most) {
+        return Err(D::Error::custom(wrong));
+    }
+    Ok(Some(time))
+}
+
+fn prefix<'de, D: Deserializer<'de>>(d: D) -> Result<IpNet, D::Error> {
+    reader::cidr(&String::deserialize(d)?).map_err(D::Error::custom)
+}
+
+fn limit() -> u16 {
+    100
 }
 
 fn bgp_port() -> u16 {

@@ -98,10 +98,12 @@ pub struct Watch {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Peer {
-    /// Its address.
+    /// Its address; with its interface, where that is link-local.
     pub address: String,
     /// Its ASN.
     pub asn: u32,
+    /// The range of `router.dynamicPeers` that it has connected from.
+    pub range: Option<String>,
     /// State of the session (RFC 4271 section 8.2.2).
     pub state: String,
     /// Seconds since the session was established, if it is.

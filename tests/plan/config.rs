@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use sheave::config::{Config, ForwardingTo, ImportTo, MarkMask, OnExit, VirtualServerMetrics};
+use sheave::config::{Config, ForwardingTo, ImportTo, MarkMask, OnExit, Role, VirtualServerMetrics};
 use sheave::plan::{Forwarding, Scheduler};
 use sheave_bgp::{ImportPolicy, LimitAction, MaxPrefixes, PrefixFilter};
 
@@ -35,7 +35,7 @@ fn every_key_parses() {
     let bfd = peer.bfd.unwrap();
     assert_eq!(bfd.transmit_interval, Duration::from_millis(300));
     let warned: Vec<_> = config.warnings().into_iter().map(|warning| warning.message).collect();
-    assert_eq!(warned.len(), 3, "{warned:?}");
+    assert_eq!(warned.len(), 2, "{warned:?}");
 }
 
 #[test]
@@ -90,6 +90,24 @@ fn a_peer_needs_little() {
     let config = parse("router:\n  asn: 1\n  peers:\n  - address: fd00::1\n    asn: 1\n").unwrap();
     let peer = &config.router.peers[0];
     assert_eq!((peer.port, peer.hold_time, peer.families.len()), (179, Duration::from_secs(90), 2));
+    assert_eq!(
+        (peer.send_hold_time, peer.delay_open, peer.role, peer.require_role),
+        (None, None, None, false)
+    );
+    for (text, role) in [("rs-client", Role::RsClient), ("rs", Role::Rs), ("customer", Role::Customer)] {
+        let text = format!("router: {{asn: 1, peers: [{{address: 10.0.0.1, asn: 2, role: {text}}}]}}");
+        assert_eq!(parse(&text).unwrap().router.peers[0].role, Some(role));
+    }
+    for (text, name, extended) in [
+        ("address: 'fd00::1'", "fd00::1", false),
+        ("address: 'fd00::1', extendedNextHop: true", "fd00::1", true),
+        ("address: 'fe80::1', interface: eth0", "fe80::1%eth0", true),
+        ("address: 'fe80::1', interface: eth0, extendedNextHop: false", "fe80::1%eth0", false),
+    ] {
+        let config = parse(&format!("router: {{asn: 1, peers: [{{asn: 1, {text}}}]}}")).unwrap();
+        let peer = &config.router.peers[0];
+        assert_eq!((peer.name().as_str(), peer.extends_next_hop()), (name, extended), "{text}");
+    }
     assert!(config.warnings().is_empty());
     assert_eq!(
         parse("services: {scheduler: {internal: wlc}}").unwrap().services.scheduler.internal,
@@ -237,6 +255,56 @@ fn errors_name_file_line_field_and_remedy() {
         (
             "router:\n  asn: 1\n  peers:\n  - {address: 10.0.0.1, asn: 1, holdTime: 2s}\n",
             "sheave.yaml:4: router.peers[0].holdTime: a hold time is 0s (never) or whole seconds of 3s to 65535s",
+        ),
+        (
+            "router: {asn: 1, dynamicPeers: [{prefix: 10.0.0.0/24, asn: 1}, {prefix: 10.0.0.7/24, asn: 2}]}",
+            "sheave.yaml:1: router.dynamicPeers[1].prefix: 10.0.0.0/24 is listed twice",
+        ),
+        (
+            "router: {asn: 1, dynamicPeers: [{prefix: 10.0.0.0/24, asn: 1, limit: 0}]}",
+            "sheave.yaml:1: router.dynamicPeers[0].limit: 0 would let nobody connect: give how many there may be, or remove the \
+             range",
+        ),
+        (
+            "router: {asn: 1, dynamicPeers: [{prefix: 10.0.0.0/24, asn: 1, multihop: 2, ttlSecurity: 2}]}",
+            "sheave.yaml:1: router.dynamicPeers[0].multihop: there is ttlSecurity too, which sends with TTL 255: leave \
+             ttlSecurity, as the number of hops",
+        ),
+        (
+            "router: {asn: 1, listen: {port: 0}, dynamicPeers: [{prefix: 10.0.0.0/24, asn: 1}]}",
+            "sheave.yaml:1: router.listen.port: 0 lets nobody connect, and router.dynamicPeers are to: give a port, 179 by default",
+        ),
+        (
+            "router: {dynamicPeers: [{prefix: 10.0.0.0/24, asn: 1}]}",
+            "sheave.yaml:1: router.asn: missing, but there are peers: give this cluster's autonomous system number",
+        ),
+        (
+            "router: {asn: 1, peers: [{address: 10.0.0.1, asn: 1, sendHoldTime: 2s}]}",
+            "sheave.yaml:1: router.peers[0].sendHoldTime: a send hold time is null (8min, or twice the hold time) or 3s to 24h",
+        ),
+        (
+            "router: {asn: 1, peers: [{address: 10.0.0.1, asn: 1, delayOpen: 5m}]}",
+            "sheave.yaml:1: router.peers[0].delayOpen: an OPEN is delayed by 1s to 240s, or null: not at all",
+        ),
+        (
+            "router: {asn: 1, peers: [{address: 'fe80::1', asn: 1}]}",
+            "sheave.yaml:1: router.peers[0].interface: missing: fe80::1 is link-local, give the interface that it is behind",
+        ),
+        (
+            "router: {asn: 1, peers: [{address: 'fd00::1', asn: 1, interface: eth0}]}",
+            "sheave.yaml:1: router.peers[0].interface: is for a link-local address, such as fe80::1: leave it out",
+        ),
+        (
+            "router: {asn: 1, peers: [{address: 10.0.0.1, asn: 1, extendedNextHop: true}]}",
+            "sheave.yaml:1: router.peers[0].extendedNextHop: is for sessions over IPv6, which carry IPv4 by it: leave it out",
+        ),
+        (
+            "router: {asn: 1, peers: [{address: 10.0.0.1, asn: 2, requireRole: true}]}",
+            "sheave.yaml:1: router.peers[0].requireRole: there is no role that the peer's could fit: give this node's `role`",
+        ),
+        (
+            "router: {shutdownMessage: ''}",
+            "sheave.yaml:1: router.shutdownMessage: a shutdown message has 1 to 255 bytes, this one has 0",
         ),
         (
             "router:\n  gracefulRestart: {restartTime: 2h}\n",

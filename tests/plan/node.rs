@@ -408,6 +408,14 @@ fn what_does_not_fit_the_config_is_said() {
     let [(reason, message)] = &reasons(&planner)[..] else { panic!("{:?}", reasons(&planner)) };
     assert_eq!(*reason, "PassivePeer");
     assert!(message.contains("10.0.0.254") && message.contains("router.listen.port"), "{message}");
+
+    let signed = "router: {asn: 64512, dynamicPeers: [{prefix: 10.0.0.0/24, asn: 65001, passwordFile: /a}]}";
+    let mut planner = Planner::new("node-a", Config::parse("sheave.yaml".as_ref(), signed).unwrap());
+    let peers = "[{address: 10.0.0.253, asn: 65001, passwordFile: /b}, {address: 10.0.0.254, asn: 65001}, {address: 10.0.1.1, asn: 1}]";
+    apply(&mut planner, &[("sheave.io/peers", peers)]);
+    let [(reason, message)] = &reasons(&planner)[..] else { panic!("{:?}", reasons(&planner)) };
+    assert_eq!(*reason, "PeerWithoutPassword");
+    assert!(message.contains("10.0.0.254") && message.contains("10.0.0.0/24"), "{message}");
 }
 
 #[test]

@@ -143,6 +143,23 @@ impl FamilyOut {
         }
     }
 
+    fn send_again(&mut self, routes: &BTreeMap<IpNet, Arc<Attributes>>) {
+        for sent in self.sent.values_mut() {
+            *sent = None;
+        }
+        let family = self.family;
+        for (prefix, attributes) in routes.iter().filter(|(prefix, _)| Family::of(prefix) == family) {
+            self.set(*prefix, Some(attributes));
+        }
+    }
+
+    fn withdraw_all(&mut self) {
+        self.pending = Pending::default();
+        for prefix in self.sent.keys() {
+            self.pending.insert(*prefix, None);
+        }
+    }
+
     fn write(&mut self, export: &Export, out: &mut Vec<u8>, limit: usize) -> u64 {
         let mut updates = 0;
         if out.len() < limit && self.refresh == Refresh::Begins {
@@ -164,7 +181,8 @@ impl FamilyOut {
             let Some(group) = self.pending.announce.first_entry() else { break };
             let attributes = Arc::clone(group.key());
             let announcement = self.next_hop.and_then(|hop| {
-                Announcement::new(export.path_attributes(&attributes), hop, export.context).ok()
+                let path = export.path_attributes(&attributes);
+                Announcement::of_family(self.family, path, hop, export.link_local, export.context).ok()
             });
             match announcement {
                 Some(announcement) => updates += self.write_group(&attributes, &announcement, out, limit),
@@ -248,19 +266,35 @@ impl AdjRibOut {
         }
     }
 
+    /// Takes other next hops, `routes` being what there is.
+    pub(super) fn set_next_hops(
+        &mut self,
+        next_hops: &[(Family, Option<IpAddr>)],
+        routes: &BTreeMap<IpNet, Arc<Attributes>>,
+    ) {
+        for out in &mut self.families {
+            let Some((_, next_hop)) = next_hops.iter().find(|(family, _)| *family == out.family) else {
+                continue;
+            };
+            if out.next_hop == *next_hop {
+                continue;
+            }
+            out.next_hop = *next_hop;
+            match next_hop {
+                Some(_) => out.send_again(routes),
+                None => out.withdraw_all(),
+            }
+        }
+    }
+
     /// Sends everything again, `routes` being what there is.
     pub(super) fn refresh(&mut self, family: Family, routes: &BTreeMap<IpNet, Arc<Attributes>>) {
         let Some(out) = self.families.iter_mut().find(|out| out.family == family) else { return };
-        for sent in out.sent.values_mut() {
-            *sent = None;
-        }
         // RFC 7313 §4: not before End-of-RIB, until which the peer holds nothing stale that an end could sweep.
         if self.export.enhanced_refresh && out.end_of_rib_sent {
             out.refresh = Refresh::Begins;
         }
-        for (prefix, attributes) in routes.iter().filter(|(prefix, _)| Family::of(prefix) == family) {
-            out.set(*prefix, Some(attributes));
-        }
+        out.send_again(routes);
     }
 
     pub(super) fn has_changes(&self) -> bool {

@@ -1,9 +1,9 @@
 //! How a route of ours looks to a peer (RFC 4271 §5.1).
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 
 use crate::Attributes;
-use crate::wire::{AsPath, Context, Origin, PathAttributes};
+use crate::wire::{AsPath, Context, Origin, PathAttributes, Role};
 
 /// LOCAL_PREF where a route sets none.
 const DEFAULT_LOCAL_PREF: u32 = 100;
@@ -20,9 +20,19 @@ pub struct Export {
     /// The next hop of each negotiated family; `None` where this speaker has no address that the peer could use, and
     /// nothing is announced.
     pub next_hops: Vec<(crate::Family, Option<IpAddr>)>,
+    /// What this speaker is to the peer (RFC 9234), if that is known.
+    pub role: Option<Role>,
+    /// This speaker's link-local address, told beside IPv6 next hops where that is what the peer knows it by.
+    pub link_local: Option<Ipv6Addr>,
 }
 
 impl Export {
+    /// RFC 9234 §5: routes of our own have no such mark yet.
+    fn only_to_customer(&self) -> Option<u32> {
+        let marks = !self.context.ibgp && self.role.is_some_and(Role::marks_routes);
+        marks.then_some(self.asn)
+    }
+
     /// The attributes to send, but for the next hop.
     pub fn path_attributes(&self, route: &Attributes) -> PathAttributes {
         let ibgp = self.context.ibgp;
@@ -36,6 +46,7 @@ impl Export {
             local_pref: ibgp.then(|| route.local_pref.unwrap_or(DEFAULT_LOCAL_PREF)),
             communities: route.communities.to_vec(),
             large_communities: route.large_communities.to_vec(),
+            only_to_customer: self.only_to_customer(),
             ..PathAttributes::default()
         }
     }

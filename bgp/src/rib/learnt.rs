@@ -430,7 +430,7 @@ fn announced(update: &Update) -> Vec<(Path, Vec<IpNet>)> {
     let own = update.attributes.next_hop.filter(|_| !update.nlri.is_empty());
     let own = own.map(|next_hop| (path(next_hop.into()), nets(&update.nlri)));
     let multiprotocol = update.mp_reach.as_ref().map(|reach| match reach {
-        MpReach::Ipv4 { next_hop, prefixes } => (path((*next_hop).into()), nets(prefixes)),
+        MpReach::Ipv4 { next_hop, prefixes } => (path(*next_hop), nets(prefixes)),
         MpReach::Ipv6 { next_hop, prefixes, .. } => (path((*next_hop).into()), nets(prefixes)),
     });
     own.into_iter().chain(multiprotocol).collect()

@@ -151,6 +151,14 @@ impl Rib {
         }
     }
 
+    /// Changes what an Established peer is told to send to; all of a family whose next hop is another is announced again,
+    /// and nothing withdrawn unless there is none any more.
+    pub fn set_next_hops(&mut self, peer: IpAddr, next_hops: &[(Family, Option<IpAddr>)]) {
+        if let Some(out) = self.peers.get_mut(&peer) {
+            out.set_next_hops(next_hops, &self.routes);
+        }
+    }
+
     /// Whether [`Rib::write`] would write something to this peer.
     pub fn has_pending(&self, peer: IpAddr) -> bool {
         self.peers.get(&peer).is_some_and(|out| out.has_pending(self.end_of_rib_held))

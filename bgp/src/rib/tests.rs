@@ -8,7 +8,7 @@ use proptest::collection::vec;
 use proptest::prelude::{Strategy, any, prop_oneof, proptest};
 
 use super::{Export, Rib, RouteChanges, Written};
-use crate::wire::{AsPath, Context, Message, Origin, PathAttributes, Update, frame};
+use crate::wire::{AsPath, Context, Message, Origin, PathAttributes, Role, Update, frame};
 use crate::{Attributes, Community, Families, Family};
 
 const PEER: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 2));
@@ -21,7 +21,7 @@ fn export(context: Context) -> Export {
         (Family::Ipv4Unicast, Some("10.0.0.1".parse().unwrap())),
         (Family::Ipv6Unicast, Some("fd00::1".parse().unwrap())),
     ];
-    Export { asn: 64512, context, enhanced_refresh: false, next_hops }
+    Export { asn: 64512, context, enhanced_refresh: false, next_hops, role: None, link_local: None }
 }
 
 fn med(med: u32) -> Attributes {
@@ -165,6 +165,62 @@ fn family_without_next_hop_is_not_announced() {
     rib.apply(withdraw(&[A]));
     assert_eq!(sent(&mut rib), [""; 0]);
     assert_eq!(rib.families(PEER).iter().map(|f| f.sent()).collect::<Vec<_>>(), [0, 1]);
+}
+
+/// ONLY_TO_CUSTOMER is on what goes to customers, peers and clients of a route server (RFC 9234 §5), and not within the AS.
+#[test]
+fn only_to_customer() {
+    use Role::{Customer, Peer, Provider, RouteServer, RouteServerClient};
+    for (context, role, marked) in [
+        (EBGP, None, false),
+        (EBGP, Some(Provider), true),
+        (EBGP, Some(RouteServer), true),
+        (EBGP, Some(Peer), true),
+        (EBGP, Some(Customer), false),
+        (EBGP, Some(RouteServerClient), false),
+        (IBGP, Some(Provider), false),
+    ] {
+        let mut rib = Rib::new(false);
+        rib.apply(announce(&[A], &med(1)));
+        rib.peer_up(PEER, Export { role, ..export(context) });
+        let mut bytes = Vec::new();
+        rib.write(PEER, &mut bytes, usize::MAX);
+        let mark = [&[0xc0, 35, 4][..], &64512_u32.to_be_bytes()].concat();
+        assert_eq!(bytes.windows(mark.len()).any(|part| part == mark), marked, "{role:?}");
+    }
+}
+
+/// All of a family is announced again with another next hop, and withdrawn only where there is none any more.
+#[test]
+fn next_hops_change() {
+    let mut rib = Rib::new(false);
+    rib.apply(announce(&[A, B, C], &med(1)));
+    rib.peer_up(PEER, export(EBGP));
+    sent(&mut rib);
+    let set = |rib: &mut Rib, v4: Option<&str>| {
+        let v4 = v4.map(|hop| hop.parse().unwrap());
+        rib.set_next_hops(
+            PEER,
+            &[(Family::Ipv4Unicast, v4), (Family::Ipv6Unicast, Some("fd00::1".parse().unwrap()))],
+        );
+    };
+    set(&mut rib, Some("10.0.0.1"));
+    assert_eq!(sent(&mut rib), [""; 0], "the same");
+    // What is pending then is told too, once.
+    rib.apply(withdraw(&[B]));
+    set(&mut rib, Some("10.0.0.7"));
+    let updates = sent_in(&mut rib, EBGP);
+    assert_eq!(
+        updates.iter().flat_map(Update::unreachable).map(|nlri| nlri.prefix).collect::<Vec<_>>(),
+        [B.parse().unwrap()]
+    );
+    let hops: Vec<_> = updates.iter().filter_map(|update| update.attributes.next_hop).collect();
+    assert_eq!(hops, [std::net::Ipv4Addr::new(10, 0, 0, 7)]);
+    rib.apply(announce(&[B], &med(1)));
+    set(&mut rib, None);
+    assert_eq!(sent(&mut rib), ["-192.0.2.1/32"], "of what is pending the peer knows nothing");
+    set(&mut rib, Some("10.0.0.1"));
+    assert_eq!(sent(&mut rib), ["+192.0.2.1/32 1", "+192.0.2.2/32 1"]);
 }
 
 #[test]

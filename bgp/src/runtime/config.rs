@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use super::md5::Password;
 use crate::Families;
-use crate::session::Backoff;
+use crate::session::{Backoff, RoleOffer};
+use crate::wire::ShutdownMessage;
 
 /// What all sessions of a speaker share.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,11 +32,14 @@ pub struct GracefulRestart {
     pub restart_time: Duration,
 }
 
-/// One peer. Two equal configurations are the same session to [`Speaker::set_peers`](super::Speaker::set_peers).
+/// One peer. What of a change takes a new session is told by [`Speaker::set_peers`](super::Speaker::set_peers).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PeerConfig {
     /// The peer's address: where to connect, and from where it may connect.
     pub address: IpAddr,
+    /// The interface that a peer with a link-local address is behind; its name, as it may go and come back. Needed for
+    /// these, without meaning for others.
+    pub interface: Option<String>,
     /// The peer's ASN; equal to the speaker's own makes the session iBGP.
     pub asn: u32,
     /// The peer's port.
@@ -51,14 +55,25 @@ pub struct PeerConfig {
     pub ttl_security: Option<u8>,
     /// Hold time to propose, in whole seconds; zero turns KEEPALIVEs off, anything else below 3 s counts as that.
     pub hold_time: Duration,
+    /// How long the peer may read nothing of what it is sent (RFC 9687); `None` is the RFC's: eight minutes, or twice the
+    /// hold time if that is longer.
+    pub send_hold_time: Option<Duration>,
+    /// How long an OPEN waits for the peer's to come first (RFC 4271 §8.1.1, DelayOpen); `None` sends it at once.
+    pub delay_open: Option<Duration>,
     /// Pauses between attempts to connect, and after errors.
     pub connect_retry: Backoff,
     /// Families to offer.
     pub families: Families,
+    /// On an IPv6 session: announce IPv4 prefixes with the next hop of IPv6 ones (RFC 8950), where the peer takes that.
+    pub extended_next_hop: bool,
     /// Next hop of IPv4 prefixes; on an IPv4 session its local address where unset.
     pub next_hop_v4: Option<Ipv4Addr>,
-    /// Next hop of IPv6 prefixes; on an IPv6 session its local address where unset.
+    /// Next hop of IPv6 prefixes; on an IPv6 session its local address where unset. Between link-local addresses the local
+    /// one is told beside it.
     pub next_hop_v6: Option<Ipv6Addr>,
+    /// What this speaker is to the peer (RFC 9234), an eBGP one: it is told, and a peer that takes itself for something else gets no
+    /// session; and routes are marked ONLY_TO_CUSTOMER where the role says so.
+    pub role: Option<RoleOffer>,
     /// Sign every segment (TCP MD5, RFC 2385), and drop those of the peer that are not signed with it.
     pub password: Option<Password>,
 }
@@ -68,6 +83,7 @@ impl PeerConfig {
     pub fn new(address: IpAddr, asn: u32) -> PeerConfig {
         PeerConfig {
             address,
+            interface: None,
             asn,
             port: 179,
             local_address: None,
@@ -75,22 +91,46 @@ impl PeerConfig {
             multihop: None,
             ttl_security: None,
             hold_time: Duration::from_secs(90),
+            send_hold_time: None,
+            delay_open: None,
             connect_retry: Backoff::default(),
             families: Families::ALL,
+            extended_next_hop: false,
             next_hop_v4: None,
             next_hop_v6: None,
+            role: None,
             password: None,
         }
     }
 }
 
+impl PeerConfig {
+    /// Whether a session that was made with this goes on with `other`, or has to begin anew.
+    pub(super) fn survives(&self, other: &PeerConfig) -> bool {
+        let live = PeerConfig {
+            port: other.port,
+            passive: other.passive,
+            hold_time: other.hold_time,
+            send_hold_time: other.send_hold_time,
+            delay_open: other.delay_open,
+            connect_retry: other.connect_retry,
+            next_hop_v4: other.next_hop_v4,
+            next_hop_v6: other.next_hop_v6,
+            ..self.clone()
+        };
+        live == *other
+    }
+}
+
 /// How [`Speaker::shutdown`](super::Speaker::shutdown) leaves.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Shutdown {
     /// Connections are closed without a NOTIFICATION, so that peers which agreed to graceful restart keep routes.
     GracefulRestart,
     /// CEASE/administrative shutdown: peers drop every route at once.
     Cease,
+    /// The same with a message for their operators (RFC 9003).
+    CeaseSaying(ShutdownMessage),
 }
 
 /// Why a speaker could not start.

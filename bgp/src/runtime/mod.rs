@@ -1,7 +1,8 @@
 //! The edge: sockets, tasks and the clock.
 //!
 //! ```text
-//!   Speaker ── set_peers ──► PeerTask (one for each peer) ◄── connections ── listener (one for each address)
+//!   Speaker ── set_peers, set_dynamic_peers ──► Peers ◄── connections ── listener (one for each address)
+//!                                                 └──► PeerTask (one for each peer)
 //!           ── update ─────► Rib ── changed ──► every PeerTask
 //!           ◄─ flushed ──── progress ─────────── every PeerTask
 //!           ── set_bmp_stations ──► Stations ◄── Monitor ── what all of these do
@@ -11,36 +12,38 @@
 
 mod bmp;
 mod config;
+mod dynamic;
 mod learning;
+mod listeners;
 mod md5;
 mod option;
 mod peer;
+mod peers;
 mod shared;
 mod socket;
 mod status;
 
-use std::collections::BTreeMap;
-use std::net::IpAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio::runtime::Handle;
-use tokio::sync::{mpsc, oneshot};
-use tokio::task::{JoinHandle, JoinSet};
+use tokio::task::JoinSet;
 
 pub use bmp::{BmpCounters, BmpStation, BmpStationStatus};
 pub use config::{GracefulRestart, PeerConfig, Shutdown, SpeakerConfig, StartError};
+pub use dynamic::{DynamicPeers, DynamicPeersStatus};
 pub use learning::LearntStatus;
 pub use md5::{Password, PasswordLength};
 pub use status::{Counters, FamilyStatus, LastError, PeerStatus, SessionStatus, SpeakerStatus};
 
 use crate::rib::RouteChanges;
 use crate::session::Farewell;
-use crate::wire::Cease;
+use crate::wire::{Cease, Notification};
 use bmp::Stations;
-use peer::{Inputs, PeerTask};
-use shared::{Observed, Shared, lock};
+use listeners::Listeners;
+use peers::Peers;
+use shared::{Shared, lock};
 
 /// A running speaker. Dropping it closes every connection without a NOTIFICATION.
 #[derive(Debug)]
@@ -48,28 +51,8 @@ pub struct Speaker {
     shared: Arc<Shared>,
     peers: Arc<Mutex<Peers>>,
     stations: Mutex<Stations>,
-    listeners: Vec<Arc<TcpListener>>,
-    accepting: JoinSet<()>,
     runtime: Handle,
-}
-
-/// The tasks of peers by address.
-#[derive(Debug, Default)]
-struct Peers {
-    current: BTreeMap<IpAddr, Peer>,
-    /// Removed ones that are not done: the next task for the address waits for them, since they share what the RIB
-    /// knows of it.
-    leaving: BTreeMap<IpAddr, JoinHandle<()>>,
-}
-
-/// A peer's task, seen from outside.
-#[derive(Debug)]
-struct Peer {
-    config: PeerConfig,
-    observed: Arc<Mutex<Observed>>,
-    stop: oneshot::Sender<Farewell>,
-    accepted: mpsc::Sender<TcpStream>,
-    task: JoinHandle<()>,
+    accepting: JoinSet<()>,
 }
 
 impl Speaker {
@@ -81,50 +64,29 @@ impl Speaker {
     #[expect(clippy::unused_async, reason = "sockets need the runtime that an async caller is sure to have")]
     pub async fn start(config: SpeakerConfig) -> Result<Speaker, StartError> {
         config.check()?;
-        let peers = Arc::new(Mutex::new(Peers::default()));
-        let mut listeners = Vec::new();
-        let mut accepting = JoinSet::new();
+        let mut sockets = Vec::new();
         for &address in config.listen.iter().flatten() {
-            let listener =
-                socket::listen(address).map_err(|source| StartError::Listen { address, source })?;
-            let listener = Arc::new(listener);
-            accepting.spawn(accept(Arc::clone(&listener), Arc::clone(&peers)));
-            listeners.push(listener);
+            let socket = socket::listen(address).map_err(|source| StartError::Listen { address, source })?;
+            sockets.push(Arc::new(socket));
         }
         let runtime = Handle::current();
         let shared = Arc::new(Shared::new(config));
-        Ok(Speaker { shared, peers, stations: Mutex::default(), listeners, accepting, runtime })
+        let peers = Peers::new(Arc::clone(&shared), Listeners::new(sockets.clone()), runtime.clone());
+        let peers = Arc::new(Mutex::new(peers));
+        let mut accepting = JoinSet::new();
+        for socket in sockets {
+            accepting.spawn(accept(socket, Arc::clone(&peers)));
+        }
+        Ok(Speaker { shared, peers, stations: Mutex::default(), runtime, accepting })
     }
 
-    /// Makes `peers` the peers: adds, removes (CEASE/peer de-configured) and changes; a peer whose configuration is
-    /// the same keeps its session. Of two with one address the last counts.
+    /// Makes `peers` the peers: adds, removes (CEASE/peer de-configured) and changes. Of two with one address the last counts.
+    ///
+    /// Sessions go on through changes of port, of who connects, retries, delays, send hold time, and next hops, with which
+    /// everything is announced again; a new hold time is that of the next session. Any other change ends the peer's session
+    /// (CEASE/other configuration change), and another begins.
     pub fn set_peers(&self, peers: Vec<PeerConfig>) {
-        let wanted: BTreeMap<IpAddr, PeerConfig> = peers.into_iter().map(|p| (p.address, p)).collect();
-        let mut peers = lock(&self.peers);
-        let Peers { current, leaving } = &mut *peers;
-        leaving.retain(|_, task| !task.is_finished());
-        let (staying, gone): (BTreeMap<_, _>, BTreeMap<_, _>) =
-            std::mem::take(current).into_iter().partition(|(a, _)| wanted.contains_key(a));
-        *current = staying;
-        for (address, peer) in gone {
-            self.expect_password(address, None, peer.config.password.as_ref());
-            leaving.insert(address, peer.stop(Farewell::Cease(Cease::PeerDeconfigured)));
-        }
-        for (address, config) in wanted {
-            let known = current.remove(&address);
-            let expected = known.as_ref().and_then(|known| known.config.password.clone());
-            // Before the peer's task is there to take connections.
-            self.expect_password(address, config.password.as_ref(), expected.as_ref());
-            let before = match known {
-                Some(same) if same.config == config => {
-                    current.insert(address, same);
-                    continue;
-                }
-                Some(changed) => Some(changed.stop(Farewell::Cease(Cease::OtherConfigurationChange))),
-                None => leaving.remove(&address),
-            };
-            current.insert(address, self.spawn(config, before));
-        }
+        lock(&self.peers).set(peers);
     }
 
     /// Makes `stations` the monitoring stations that are told of all this by BMP; one whose configuration is the same keeps
@@ -138,35 +100,10 @@ impl Speaker {
         lock(&self.stations).status()
     }
 
-    /// Makes the listeners expect `password` of a peer, of which they expect `before` now.
-    fn expect_password(&self, peer: IpAddr, password: Option<&Password>, before: Option<&Password>) {
-        if password == before {
-            return;
-        }
-        for listener in &self.listeners {
-            if let Err(error) = socket::expect_password(listener, peer, password) {
-                // Safe: what is accepted nevertheless is given the key too, or closed.
-                tracing::warn!(%peer, "listener: {error}");
-            }
-        }
-    }
-
-    /// Starts a peer's task, which begins once `before` has ended.
-    fn spawn(&self, config: PeerConfig, before: Option<JoinHandle<()>>) -> Peer {
-        let (stop, stopped) = oneshot::channel();
-        // As many as a peer could have in flight; more are dropped.
-        let (accepted, connections) = mpsc::channel(4);
-        let observed = Arc::new(Mutex::new(Observed::new()));
-        let inputs = Inputs { stop: stopped, accepted: connections };
-        let task = PeerTask::new(Arc::clone(&self.shared), config.clone(), inputs, Arc::clone(&observed));
-        let task = self.runtime.spawn(async move {
-            if let Some(before) = before {
-                // However it ended, it has ended.
-                let _ = before.await;
-            }
-            task.run().await;
-        });
-        Peer { config, observed, stop, accepted, task }
+    /// Makes `ranges` the ranges that further peers may connect from. Of those that have, the ones keep their sessions
+    /// that are still of a range, and for which it says the same. Of two with one prefix the last counts.
+    pub fn set_dynamic_peers(&self, ranges: Vec<DynamicPeers>) {
+        lock(&self.peers).set_dynamic(ranges);
     }
 
     /// Changes what is announced. Returns at once; changes reach each peer in this order, though only the last
@@ -185,7 +122,7 @@ impl Speaker {
         let target = self.shared.rib().sequence();
         let mut progress = self.shared.progress.subscribe();
         let all = async {
-            while !lock(&self.peers).current.values().all(|peer| peer.is_flushed(target)) {
+            while !lock(&self.peers).are_flushed(target) {
                 if progress.changed().await.is_err() {
                     return;
                 }
@@ -207,32 +144,19 @@ impl Speaker {
 
     /// What peers, sessions and routes are like now.
     pub fn status(&self) -> SpeakerStatus {
-        let peers = lock(&self.peers);
-        let rib = self.shared.rib();
-        SpeakerStatus {
-            asn: self.shared.config.asn,
-            router_id: self.shared.config.router_id,
-            routes: rib.len(),
-            peers: peers
-                .current
-                .values()
-                .map(|peer| PeerStatus::new(&peer.config, &lock(&peer.observed), &rib))
-                .collect(),
-        }
+        lock(&self.peers).status()
     }
 
     /// Ends every session as `how` says, the listeners, and what monitoring stations are told. Takes two seconds at most.
     pub async fn shutdown(mut self, how: Shutdown) {
         self.accepting.shutdown().await;
-        self.listeners.clear();
         let farewell = match how {
             Shutdown::GracefulRestart => Farewell::Silent,
-            Shutdown::Cease => Farewell::Cease(Cease::AdministrativeShutdown),
+            Shutdown::Cease => Farewell::Cease(Notification::cease(Cease::AdministrativeShutdown)),
+            Shutdown::CeaseSaying(message) => Farewell::Cease(Notification::shutdown(&message)),
         };
-        let peers = std::mem::take(&mut *lock(&self.peers));
-        let stopped: Vec<JoinHandle<()>> =
-            peers.current.into_values().map(|peer| peer.stop(farewell)).collect();
-        for task in stopped.into_iter().chain(peers.leaving.into_values()) {
+        let stopped = lock(&self.peers).stop(&farewell);
+        for task in stopped {
             // However it ended, it has ended.
             let _ = task.await;
         }
@@ -244,28 +168,12 @@ impl Speaker {
     }
 }
 
-impl Peer {
-    fn stop(self, farewell: Farewell) -> JoinHandle<()> {
-        // A task that has ended needs no telling.
-        let _ = self.stop.send(farewell);
-        self.task
-    }
-
-    fn is_flushed(&self, target: u64) -> bool {
-        lock(&self.observed).session.as_ref().is_none_or(|session| session.flushed >= Some(target))
-    }
-}
-
 /// Hands each connection to the peer that it comes from.
 async fn accept(listener: Arc<TcpListener>, peers: Arc<Mutex<Peers>>) {
     loop {
         match listener.accept().await {
             Ok((stream, from)) => {
-                let taken = match lock(&peers).current.get(&from.ip()) {
-                    Some(peer) => peer.accepted.try_send(stream).is_ok(),
-                    None => false,
-                };
-                if !taken {
+                if !lock(&peers).accept(stream, from) {
                     tracing::debug!(%from, "connection refused: not a peer");
                 }
             }

@@ -15,7 +15,7 @@ mod learning;
 use std::future::Future;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
@@ -33,7 +33,7 @@ use crate::Family;
 use crate::bmp::PeerUp;
 use crate::rib::{Export, MaxPrefixes};
 use crate::session::{
-    Action, Direction, Down, Event, Farewell, Jitter, Negotiated, RestartOffer, Session, SessionConfig,
+    Action, Direction, Down, Event, Farewell, Jitter, Negotiated, RestartOffer, Session, SessionConfig, State,
 };
 use crate::wire::{Context, Update};
 
@@ -46,6 +46,8 @@ const OUTPUT_LIMIT: usize = 64 * 1024;
 pub(super) struct Inputs {
     /// Ends the task; so does dropping the sender, without a NOTIFICATION.
     pub(super) stop: oneshot::Receiver<Farewell>,
+    /// Configurations that take no other session, one after the other.
+    pub(super) changes: watch::Receiver<PeerConfig>,
     /// Connections from the peer.
     pub(super) accepted: mpsc::Receiver<TcpStream>,
 }
@@ -57,6 +59,8 @@ pub(super) struct PeerTask {
     inputs: Inputs,
     changed: watch::Receiver<()>,
     observed: Arc<Mutex<Observed>>,
+    /// Set where the task is to end by itself.
+    linger: Option<Linger>,
     session: Session,
     dialling: Option<Pin<Box<dyn Future<Output = io::Result<TcpStream>> + Send>>>,
     outgoing: Option<Connection>,
@@ -69,6 +73,15 @@ pub(super) struct PeerTask {
     input: Box<[u8]>,
     /// The limit that the peer exceeded, while its session is down for that until its policy changes.
     torn_down: Option<MaxPrefixes>,
+}
+
+/// The end of a task whose peer stays away.
+#[derive(Clone, Copy, Debug)]
+struct Linger {
+    /// How long it is waited for.
+    time: Duration,
+    /// `None` while there is a connection.
+    until: Option<Instant>,
 }
 
 /// Where the task is in sending routes.
@@ -89,6 +102,8 @@ struct Connection {
     output: Vec<u8>,
     /// How much of `output` the kernel has taken.
     taken: usize,
+    /// The session knows that output waits.
+    waits: bool,
     /// All changes up to this one are written once `output` is.
     drained: Option<u64>,
 }
@@ -96,6 +111,8 @@ struct Connection {
 /// What woke the task.
 enum Input {
     Stop(Farewell),
+    Reconfigured,
+    Gone,
     Accepted(TcpStream),
     Dialled(io::Result<TcpStream>),
     Readable(Direction),
@@ -109,7 +126,7 @@ enum Input {
 impl Connection {
     fn new(stream: TcpStream) -> io::Result<Connection> {
         let local = stream.local_addr()?;
-        Ok(Connection { stream, local, output: Vec::new(), taken: 0, drained: None })
+        Ok(Connection { stream, local, output: Vec::new(), taken: 0, waits: false, drained: None })
     }
 
     fn unwritten(&self) -> usize {
@@ -164,6 +181,7 @@ impl PeerTask {
     pub(super) fn new(
         shared: Arc<Shared>,
         config: PeerConfig,
+        linger: Option<Duration>,
         inputs: Inputs,
         observed: Arc<Mutex<Observed>>,
     ) -> PeerTask {
@@ -175,6 +193,7 @@ impl PeerTask {
             config,
             inputs,
             observed,
+            linger: linger.map(|time| Linger { time, until: None }),
             dialling: None,
             outgoing: None,
             incoming: None,
@@ -186,7 +205,7 @@ impl PeerTask {
         }
     }
 
-    /// Runs until told to stop.
+    /// Runs until told to stop, or the peer has stayed away for longer than it is waited for.
     pub(super) async fn run(mut self) {
         self.event(Event::ManualStart);
         loop {
@@ -194,6 +213,8 @@ impl PeerTask {
             while self.closing.try_join_next().is_some() {}
             match input {
                 Input::Stop(farewell) => break self.event(Event::ManualStop(farewell)),
+                Input::Reconfigured => self.reconfigured(),
+                Input::Gone => break self.event(Event::ManualStop(Farewell::Silent)),
                 Input::Accepted(stream) => self.accepted(stream),
                 Input::Dialled(result) => self.dialled(result),
                 Input::Readable(direction) => self.read(direction),
@@ -210,6 +231,7 @@ impl PeerTask {
                 Input::Gathered => self.sending = Sending::Writing,
             }
             self.send_routes();
+            Direction::ALL.into_iter().for_each(|direction| self.watch_output(direction));
         }
         self.shared.progress.send_replace(());
         while self.closing.join_next().await.is_some() {}
@@ -225,7 +247,9 @@ impl PeerTask {
         let stale_until = self.learnt_deadline();
         tokio::select! {
             farewell = &mut self.inputs.stop => Input::Stop(farewell.unwrap_or(Farewell::Silent)),
+            Ok(()) = self.inputs.changes.changed() => Input::Reconfigured,
             Some(stream) = self.inputs.accepted.recv() => Input::Accepted(stream),
+            () = sleep_until(self.linger.and_then(|linger| linger.until)) => Input::Gone,
             result = or_never(self.dialling.as_mut()) => Input::Dialled(result),
             () = readable(self.outgoing.as_ref()) => Input::Readable(Direction::Outgoing),
             () = readable(self.incoming.as_ref()) => Input::Readable(Direction::Incoming),
@@ -268,6 +292,21 @@ impl PeerTask {
         self.act(after);
     }
 
+    fn reconfigured(&mut self) {
+        self.config = self.inputs.changes.borrow_and_update().clone();
+        let config = session_config(&self.shared.config, &self.config);
+        let actions = self.session.reconfigure(config, Instant::now());
+        self.act(actions);
+        let Some((direction, negotiated)) = self.session.established() else { return };
+        let negotiated = negotiated.clone();
+        let Some(local) = self.connection(direction).as_ref().map(|connection| connection.local) else {
+            return;
+        };
+        let next_hops = self.next_hops(local.ip(), &negotiated);
+        self.shared.rib().set_next_hops(self.config.address, &next_hops);
+        self.sending = Sending::Writing;
+    }
+
     fn dialled(&mut self, result: io::Result<TcpStream>) {
         self.dialling = None;
         match result.and_then(Connection::new) {
@@ -306,6 +345,9 @@ impl PeerTask {
         match connection.write() {
             Ok(count) => {
                 let drained = if connection.unwritten() == 0 { connection.drained.take() } else { None };
+                if count > 0 && std::mem::take(&mut connection.waits) {
+                    self.event(Event::OutputMoves(direction));
+                }
                 let mut observed = self.observed();
                 observed.counters.bytes_sent += count as u64;
                 if let Some((session, drained)) = observed.session.as_mut().zip(drained) {
@@ -315,6 +357,16 @@ impl PeerTask {
                 }
             }
             Err(_) => self.lost(direction),
+        }
+    }
+
+    /// Tells the session of output that the kernel does not take.
+    fn watch_output(&mut self, direction: Direction) {
+        if let Some(connection) = self.connection(direction)
+            && connection.unwritten() > 0
+            && !std::mem::replace(&mut connection.waits, true)
+        {
+            self.event(Event::OutputWaits(direction));
         }
     }
 
@@ -390,6 +442,13 @@ impl PeerTask {
         if let Some(exceeded) = exceeded {
             self.exceeds(exceeded);
         }
+        if let Some(linger) = &mut self.linger {
+            linger.until = match linger.until {
+                _ if state >= State::OpenSent => None,
+                None => Some(Instant::now() + linger.time),
+                since => since,
+            };
+        }
     }
 
     fn established(&mut self, direction: Direction, negotiated: Negotiated) {
@@ -404,16 +463,11 @@ impl PeerTask {
                 ..Context::default()
             },
             enhanced_refresh: negotiated.enhanced_refresh,
-            next_hops: negotiated
-                .families
-                .iter()
-                .map(|f| (f, next_hop(&self.config, local.ip(), f)))
-                .collect(),
+            next_hops: self.next_hops(local.ip(), &negotiated),
+            role: self.config.role.map(|offer| offer.role),
+            link_local: link_local(local.ip()),
         };
         let peer = self.config.address;
-        for (family, _) in export.next_hops.iter().filter(|(_, next_hop)| next_hop.is_none()) {
-            tracing::warn!(%peer, %family, "no next hop, nothing is announced: set `next_hop_v4` or `next_hop_v6`");
-        }
         tracing::info!(%peer, asn = negotiated.asn, %local, "session established");
         let (sent_open, received_open) = self.opens.established(direction);
         let remote_port = remote.map_or(self.config.port, |remote| remote.port());
@@ -428,6 +482,17 @@ impl PeerTask {
         let mut observed = self.observed();
         observed.counters.established += 1;
         observed.session = Some(ObservedSession { since: Instant::now(), local, negotiated, flushed: None });
+    }
+
+    /// What each family is announced with on a session from `local`.
+    fn next_hops(&self, local: IpAddr, negotiated: &Negotiated) -> Vec<(Family, Option<IpAddr>)> {
+        let next_hop = |family| next_hop(&self.config, local, family, negotiated.extended_next_hop);
+        let next_hops: Vec<_> = negotiated.families.iter().map(|family| (family, next_hop(family))).collect();
+        for (family, _) in next_hops.iter().filter(|(_, next_hop)| next_hop.is_none()) {
+            let peer = self.config.address;
+            tracing::warn!(%peer, %family, "no next hop, nothing is announced: set `next_hop_v4` or `next_hop_v6`");
+        }
+        next_hops
     }
 
     fn down(&mut self, mut reason: Down) {
@@ -496,8 +561,12 @@ fn session_config(speaker: &SpeakerConfig, peer: &PeerConfig) -> SessionConfig {
             // RFC 4271 §4.2: zero, or at least three seconds.
             short => short.max(3),
         },
+        send_hold_time: peer.send_hold_time,
+        delay_open: peer.delay_open,
         connect_retry: peer.connect_retry,
         families: peer.families,
+        role: peer.role,
+        extended_next_hop: peer.extended_next_hop && peer.address.is_ipv6(),
         graceful_restart: speaker.graceful_restart.map(|restart| RestartOffer {
             restart_time: seconds(restart.restart_time),
             restarting: speaker.restarting,
@@ -506,14 +575,20 @@ fn session_config(speaker: &SpeakerConfig, peer: &PeerConfig) -> SessionConfig {
 }
 
 /// What `family` is announced with on a session from `local`: configured, or this side of the session where that is an
-/// address of the family. A link-local address is none that others could use.
-fn next_hop(peer: &PeerConfig, local: IpAddr, family: Family) -> Option<IpAddr> {
+/// address of the family, or IPv4 is `extended` to next hops of the other.
+fn next_hop(peer: &PeerConfig, local: IpAddr, family: Family, extended: bool) -> Option<IpAddr> {
     match (family, local) {
         (Family::Ipv4Unicast, IpAddr::V4(local)) => Some(peer.next_hop_v4.unwrap_or(local).into()),
-        (Family::Ipv4Unicast, IpAddr::V6(_)) => peer.next_hop_v4.map(IpAddr::V4),
-        (Family::Ipv6Unicast, IpAddr::V6(local)) if !local.is_unicast_link_local() => {
-            Some(peer.next_hop_v6.unwrap_or(local).into())
-        }
-        (Family::Ipv6Unicast, _) => peer.next_hop_v6.map(IpAddr::V6),
+        (Family::Ipv4Unicast, IpAddr::V6(_)) if !extended => peer.next_hop_v4.map(IpAddr::V4),
+        (_, IpAddr::V6(local)) => Some(peer.next_hop_v6.unwrap_or(local).into()),
+        (Family::Ipv6Unicast, IpAddr::V4(_)) => peer.next_hop_v6.map(IpAddr::V6),
+    }
+}
+
+/// An address that says nothing away from its link.
+fn link_local(address: IpAddr) -> Option<Ipv6Addr> {
+    match address {
+        IpAddr::V6(address) if address.is_unicast_link_local() => Some(address),
+        _ => None,
     }
 }

@@ -1,10 +1,11 @@
 //! TCP as BGP wants it: TTL, local address, orderly close.
 
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, SocketAddr, SocketAddrV6};
 use std::os::fd::AsFd;
 use std::time::Duration;
 
+use ipnet::IpNet;
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
@@ -26,8 +27,9 @@ fn ttl(peer: &PeerConfig, own_asn: u32) -> Option<u8> {
 }
 
 /// Has the kernel drop what comes from further than `hops` away (RFC 5082 §3): each hop takes one off the greatest TTL.
-fn set_least_ttl(socket: &SockRef<'_>, peer: IpAddr, hops: u8) -> io::Result<()> {
-    let least = libc::c_int::from(u8::MAX) + 1 - libc::c_int::from(hops.max(1));
+/// `None`: takes in all.
+fn set_least_ttl(socket: &SockRef<'_>, peer: IpAddr, hops: Option<u8>) -> io::Result<()> {
+    let least = hops.map_or(0, |hops| libc::c_int::from(u8::MAX) + 1 - libc::c_int::from(hops.max(1)));
     let (level, name) = match peer {
         IpAddr::V4(_) => (libc::IPPROTO_IP, libc::IP_MINTTL),
         IpAddr::V6(_) => (libc::IPPROTO_IPV6, libc::IPV6_MINHOPCOUNT),
@@ -42,11 +44,9 @@ pub(super) fn configure(socket: &SockRef<'_>, peer: &PeerConfig, own_asn: u32) -
     socket.set_tcp_nodelay(true)?;
     if peer.password.is_some() {
         // An accepted connection has its listener's key, unless it was made before the listener had one.
-        md5::set_key(socket.as_fd(), peer.address, peer.password.as_ref())?;
+        md5::set_key(socket.as_fd(), peer.address.into(), peer.password.as_ref())?;
     }
-    if let Some(hops) = peer.ttl_security {
-        set_least_ttl(socket, peer.address, hops)?;
-    }
+    set_least_ttl(socket, peer.address, peer.ttl_security)?;
     match ttl(peer, own_asn) {
         None => Ok(()),
         Some(ttl) => set_ttl(socket, peer.address, ttl),
@@ -65,9 +65,37 @@ pub(super) async fn connect(peer: PeerConfig, own_asn: u32) -> io::Result<TcpStr
     let socket = if peer.address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
     configure(&SockRef::from(&socket), &peer, own_asn)?;
     if let Some(local) = peer.local_address {
-        socket.bind(SocketAddr::new(local, 0))?;
+        socket.bind(with_scope(&peer, local, 0)?)?;
     }
-    socket.connect(SocketAddr::new(peer.address, peer.port)).await
+    socket.connect(with_scope(&peer, peer.address, peer.port)?).await
+}
+
+/// An address of the session with `peer`, with the interface where it means nothing without one.
+fn with_scope(peer: &PeerConfig, address: IpAddr, port: u16) -> io::Result<SocketAddr> {
+    match address {
+        IpAddr::V6(address) if address.is_unicast_link_local() => {
+            let scope = peer.interface.as_deref().map_or(Ok(0), index_of)?;
+            Ok(SocketAddrV6::new(address, port, 0, scope).into())
+        }
+        _ => Ok(SocketAddr::new(address, port)),
+    }
+}
+
+/// The number of an interface, which is another when it goes and comes back.
+fn index_of(interface: &str) -> io::Result<u32> {
+    let socket = Socket::new(Domain::IPV6, Type::DGRAM, None)?;
+    rustix::net::netdevice::name_to_index(&socket, interface)
+        .map_err(|error| io::Error::other(format!("interface {interface}: {}", io::Error::from(error))))
+}
+
+/// Whether a connection from there is `peer`'s, by the interface it came through. Addresses are looked at elsewhere.
+pub(super) fn is_behind(peer: &PeerConfig, from: SocketAddr) -> bool {
+    match (&peer.interface, from) {
+        (Some(interface), SocketAddr::V6(from)) => {
+            index_of(interface).is_ok_and(|index| index == from.scope_id())
+        }
+        _ => true,
+    }
 }
 
 /// Listens on `address`; an IPv6 one takes no IPv4 connections, so that both can be listened on.
@@ -85,18 +113,28 @@ pub(super) fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     TcpListener::from_std(socket.into())
 }
 
-/// Makes `listener` take only connections from `peer` that are signed with its password; any, where it has none.
+/// Makes `listener` take only connections from `peers` that are signed with their password; any, where they have none.
 pub(super) fn expect_password(
     listener: &TcpListener,
-    peer: IpAddr,
+    peers: IpNet,
     password: Option<&Password>,
 ) -> io::Result<()> {
-    if listener.local_addr()?.is_ipv4() == peer.is_ipv4() {
-        md5::set_key(listener.as_fd(), peer, password)
+    if listener.local_addr()?.is_ipv4() == peers.addr().is_ipv4() {
+        md5::set_key(listener.as_fd(), peers, password)
     } else {
         // Each family has listeners of its own.
         Ok(())
     }
+}
+
+/// Makes `listener` take connections only from up to `hops` away; from anywhere, where that is `None`.
+///
+/// A socket has one least TTL, and a connection that is accepted begins with its listener's. So this is for what all who
+/// may connect have in common. Where they differ, the listener takes the handshake, and what comes with it, from any
+/// distance, and `configure` drops what comes after: whoever can take part in a handshake as if at the peer's address
+/// could send an OPEN from afar, though no more once the connection has been taken over. TCP MD5 keeps that out too.
+pub(super) fn expect_within(listener: &TcpListener, hops: Option<u8>) -> io::Result<()> {
+    set_least_ttl(&SockRef::from(listener), listener.local_addr()?.ip(), hops)
 }
 
 /// Writes `output` and closes. Waits for the peer to close too, since the kernel would otherwise drop what is on its

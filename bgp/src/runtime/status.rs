@@ -3,7 +3,10 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::{Duration, SystemTime};
 
+use ipnet::IpNet;
+
 use super::config::PeerConfig;
+use super::dynamic::DynamicPeersStatus;
 use super::shared::Observed;
 use crate::Family;
 use crate::rib::{FamilyOut, Rib};
@@ -20,6 +23,8 @@ pub struct SpeakerStatus {
     pub routes: usize,
     /// Its peers by address.
     pub peers: Vec<PeerStatus>,
+    /// The ranges that more may connect from.
+    pub dynamic: Vec<DynamicPeersStatus>,
 }
 
 /// A peer at one moment.
@@ -27,8 +32,12 @@ pub struct SpeakerStatus {
 pub struct PeerStatus {
     /// The peer's address.
     pub address: IpAddr,
+    /// The interface that it is behind, if its address is link-local.
+    pub interface: Option<String>,
     /// The peer's ASN as configured.
     pub asn: u32,
+    /// The range that it has connected from, where it is not configured by its address.
+    pub range: Option<IpNet>,
     /// Where the session is in its life.
     pub state: State,
     /// Since when.
@@ -105,10 +114,17 @@ pub struct Counters {
 }
 
 impl PeerStatus {
-    pub(super) fn new(config: &PeerConfig, observed: &Observed, rib: &Rib) -> PeerStatus {
+    pub(super) fn new(
+        config: &PeerConfig,
+        range: Option<IpNet>,
+        observed: &Observed,
+        rib: &Rib,
+    ) -> PeerStatus {
         PeerStatus {
             address: config.address,
+            interface: config.interface.clone(),
             asn: config.asn,
+            range,
             state: observed.state,
             since: observed.since,
             uptime: observed.session.as_ref().map(|session| session.since.elapsed()),
@@ -119,6 +135,16 @@ impl PeerStatus {
                 families: rib.families(config.address).iter().map(FamilyStatus::from).collect(),
             }),
             counters: observed.counters,
+        }
+    }
+}
+
+impl PeerStatus {
+    /// What to call it: its address, with the interface where that belongs to it.
+    pub fn name(&self) -> String {
+        match &self.interface {
+            Some(interface) => format!("{}%{interface}", self.address),
+            None => self.address.to_string(),
         }
     }
 }

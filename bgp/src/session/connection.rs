@@ -7,8 +7,10 @@ use crate::wire::{Context, Message, WireError, frame};
 
 /// How long an OPEN is waited for (RFC 4271 §8.2.2 suggests four minutes).
 const OPEN_HOLD_TIME: Duration = Duration::from_secs(240);
+/// How long output may wait, at least (RFC 9687 §3.2).
+const SEND_HOLD_TIME: Duration = Duration::from_secs(480);
 
-/// A connection on which our OPEN has been sent.
+/// A connection that stands.
 #[derive(Clone, Debug)]
 pub(super) struct Connection {
     /// Received.
@@ -16,11 +18,15 @@ pub(super) struct Connection {
     /// How much of `input` has been read.
     read: usize,
     pub(super) phase: Phase,
+    /// Since when output waits.
+    waiting: Option<Instant>,
 }
 
 /// How far the handshake is.
 #[derive(Clone, Debug)]
 pub(super) enum Phase {
+    /// Our OPEN waits for the peer's, until then.
+    Delayed { until: Instant },
     /// The peer's OPEN is awaited, since then.
     OpenSent { since: Instant },
     /// The peer's KEEPALIVE is awaited.
@@ -47,12 +53,13 @@ pub(super) struct Timers {
 }
 
 impl Connection {
-    pub(super) fn new(now: Instant) -> Connection {
-        Connection { input: Vec::new(), read: 0, phase: Phase::OpenSent { since: now } }
+    pub(super) fn new(phase: Phase) -> Connection {
+        Connection { input: Vec::new(), read: 0, phase, waiting: None }
     }
 
     pub(super) fn state(&self) -> State {
         match self.phase {
+            Phase::Delayed { .. } => State::Connect,
             Phase::OpenSent { .. } => State::OpenSent,
             Phase::OpenConfirm(_) => State::OpenConfirm,
             Phase::Established { .. } => State::Established,
@@ -62,21 +69,45 @@ impl Connection {
     /// What the peer's OPEN told, if it came.
     pub(super) fn open(&self) -> Option<&Opened> {
         match &self.phase {
-            Phase::OpenSent { .. } => None,
+            Phase::Delayed { .. } | Phase::OpenSent { .. } => None,
             Phase::OpenConfirm(open) | Phase::Established { open, .. } => Some(open),
         }
     }
 
     pub(super) fn timers_mut(&mut self) -> Option<&mut Timers> {
         match &mut self.phase {
-            Phase::OpenSent { .. } => None,
+            Phase::Delayed { .. } | Phase::OpenSent { .. } => None,
             Phase::OpenConfirm(open) | Phase::Established { open, .. } => open.timers.as_mut(),
         }
     }
 
-    /// When the peer is given up.
+    /// When our OPEN is sent though the peer's has not come.
+    pub(super) fn open_deadline(&self) -> Option<Instant> {
+        match self.phase {
+            Phase::Delayed { until } => Some(until),
+            _ => None,
+        }
+    }
+
+    pub(super) fn output_waits(&mut self, now: Instant) {
+        self.waiting = self.waiting.or(Some(now));
+    }
+
+    pub(super) fn output_moves(&mut self) {
+        self.waiting = None;
+    }
+
+    /// When the peer is given up because it reads nothing (RFC 9687 §3.2); not without a hold time.
+    pub(super) fn send_hold_deadline(&self, configured: Option<Duration>) -> Option<Instant> {
+        let hold_time = self.open()?.negotiated.hold_time;
+        let time = configured.unwrap_or(SEND_HOLD_TIME.max(hold_time * 2));
+        self.waiting.filter(|_| !hold_time.is_zero()).map(|since| since + time)
+    }
+
+    /// When the peer is given up because it says nothing.
     pub(super) fn hold_deadline(&self) -> Option<Instant> {
         match &self.phase {
+            Phase::Delayed { .. } => None,
             Phase::OpenSent { since } => Some(*since + OPEN_HOLD_TIME),
             Phase::OpenConfirm(open) | Phase::Established { open, .. } => open.timers.map(|t| t.hold),
         }

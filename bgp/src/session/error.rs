@@ -3,7 +3,7 @@
 use std::net::Ipv4Addr;
 
 use super::State;
-use crate::wire::{Capability, Cease, Notification, WireError};
+use crate::wire::{Capability, Cease, Notification, Role, WireError};
 use crate::{Families, Family};
 
 /// Why this side ends a session. The variant says whose fault it is, [`SessionError::notification`] what the
@@ -45,6 +45,9 @@ pub enum PeerMisbehaved {
         /// Of that family.
         family: Family,
     },
+    /// It took nothing of what it was sent for too long (RFC 9687).
+    #[error("send hold timer expired: the peer reads nothing")]
+    SendHoldTimerExpired,
 }
 
 /// An OPEN that this side's configuration does not allow (RFC 4271 §6.2).
@@ -66,12 +69,31 @@ pub enum PeerIncompatible {
     /// One or two seconds.
     #[error("peer's hold time of {0} s is neither zero nor at least 3 s")]
     HoldTime(u16),
+    /// Both sides' roles do not make a pair, or the peer's is not told and has to be (RFC 9234 §4.2).
+    #[error("this side is {ours} to the peer, which {}: {} expected", told(theirs), ours.counterpart())]
+    Role {
+        /// What this side is to the peer.
+        ours: Role,
+        /// What the peer says it is to this side; several if it contradicts itself.
+        theirs: Vec<u8>,
+    },
     /// No address family that both sides offer.
     #[error("no common address family: offer one of the peer's in `families`")]
     Families {
         /// What this side offers.
         offered: Families,
     },
+}
+
+/// What a peer says of its role.
+fn told(roles: &[u8]) -> String {
+    let role = |number: &u8| {
+        Role::from_number(*number).map_or_else(|| format!("role {number}"), |role| role.to_string())
+    };
+    match roles {
+        [] => "tells no role".to_owned(),
+        roles => format!("says it is {}", roles.iter().map(role).collect::<Vec<_>>().join(" and ")),
+    }
 }
 
 impl SessionError {
@@ -106,6 +128,9 @@ impl PeerMisbehaved {
                 let [high, low] = family.afi().to_be_bytes();
                 Notification { data: [&[high, low, family.safi()][..], &limit].concat(), ..cease }
             }
+            PeerMisbehaved::SendHoldTimerExpired => {
+                Notification::new(Notification::SEND_HOLD_TIMER_EXPIRED, 0)
+            }
         }
     }
 }
@@ -116,6 +141,7 @@ impl PeerIncompatible {
             PeerIncompatible::Asn { .. } => (2, Vec::new()),
             PeerIncompatible::RouterId(_) => (3, Vec::new()),
             PeerIncompatible::HoldTime(_) => (6, Vec::new()),
+            PeerIncompatible::Role { .. } => (11, Vec::new()),
             // RFC 5492 §5: the capabilities that were missed.
             PeerIncompatible::Families { offered } => {
                 (7, offered.iter().flat_map(|f| Capability::multiprotocol(f).to_bytes()).collect())

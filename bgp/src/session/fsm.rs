@@ -26,6 +26,8 @@ pub struct Session {
     incoming: Option<Connection>,
     /// The next pause, before jitter.
     pause: Duration,
+    /// What that is after a session that ends soon.
+    damped: Duration,
     /// There has been an Established session.
     again: bool,
 }
@@ -58,7 +60,8 @@ impl Session {
     /// A session in Idle.
     pub fn new(config: SessionConfig, jitter: Jitter) -> Session {
         let pause = config.connect_retry.initial;
-        Session { config, jitter, dial: Dial::Stopped, outgoing: None, incoming: None, pause, again: false }
+        let (dial, damped) = (Dial::Stopped, pause);
+        Session { config, jitter, dial, outgoing: None, incoming: None, pause, damped, again: false }
     }
 
     /// The state of the connection furthest along, or of the dialling.
@@ -86,7 +89,10 @@ impl Session {
             Dial::Stopped | Dial::Off => None,
         };
         let connections = self.outgoing.iter().chain(&self.incoming);
-        let timers = connections.flat_map(|c| [c.hold_deadline(), c.keepalive_deadline()]);
+        let send_hold = self.config.send_hold_time;
+        let timers = connections.flat_map(|c| {
+            [c.open_deadline(), c.hold_deadline(), c.keepalive_deadline(), c.send_hold_deadline(send_hold)]
+        });
         timers.chain([dial]).flatten().min()
     }
 
@@ -100,13 +106,23 @@ impl Session {
                     self.dial(now, &mut actions);
                 }
             }
-            Event::ManualStop(farewell) => self.stop(farewell, &mut actions),
+            Event::ManualStop(farewell) => self.stop(&farewell, &mut actions),
             Event::TcpConnected => self.connected(now, &mut actions),
             Event::TcpConnectFailed(reason) => self.connect_failed(reason, now, &mut actions),
             Event::TcpAccepted => self.accepted(now, &mut actions),
             Event::TcpClosed(direction) => {
                 if self.connection(direction).is_some() {
                     self.lose(direction, Down::ConnectionClosed, Next::Retry, now, &mut actions);
+                }
+            }
+            Event::OutputWaits(direction) => {
+                if let Some(connection) = self.connection_mut(direction) {
+                    connection.output_waits(now);
+                }
+            }
+            Event::OutputMoves(direction) => {
+                if let Some(connection) = self.connection_mut(direction) {
+                    connection.output_moves();
                 }
             }
             Event::Received(direction, bytes) => self.receive(direction, bytes, now, &mut actions),
@@ -120,6 +136,25 @@ impl Session {
                     self.dial =
                         retry_after.map_or(Dial::Stopped, |after| Dial::HeldDown { until: now + after });
                 }
+            }
+        }
+        actions
+    }
+
+    /// Takes another configuration. A connection goes on as it was agreed on; a peer that there is none with is tried at once,
+    /// unless it is held down. What makes an OPEN of ours another applies from the next connection on.
+    pub fn reconfigure(&mut self, config: SessionConfig, now: Instant) -> Vec<Action> {
+        let mut actions = Vec::new();
+        if self.config.connect_retry != config.connect_retry {
+            self.pause = config.connect_retry.initial;
+            self.damped = self.pause;
+        }
+        self.config = config;
+        match self.dial {
+            Dial::Stopped | Dial::HeldDown { .. } => {}
+            Dial::Connecting { .. } | Dial::Waiting { .. } | Dial::Off => {
+                self.abort_connect(&mut actions);
+                self.dial(now, &mut actions);
             }
         }
         actions
@@ -153,13 +188,13 @@ impl Session {
         }
     }
 
-    fn stop(&mut self, farewell: Farewell, actions: &mut Vec<Action>) {
+    fn stop(&mut self, farewell: &Farewell, actions: &mut Vec<Action>) {
         let running = self.dial != Dial::Stopped;
         self.abort_connect(actions);
         for direction in Direction::ALL {
             if self.connection_mut(direction).take().is_some() {
-                if let Farewell::Cease(reason) = farewell {
-                    actions.push(send(direction, &Message::Notification(Notification::cease(reason))));
+                if let Farewell::Cease(notification) = farewell {
+                    actions.push(send(direction, &Message::Notification(notification.clone())));
                 }
                 actions.push(Action::Close(direction));
             }
@@ -219,9 +254,21 @@ impl Session {
         self.open(Direction::Incoming, now, actions);
     }
 
-    /// A connection stands: sends OPEN and waits for the peer's.
+    /// A connection stands: sends OPEN and waits for the peer's; or the other way round, for a while.
     fn open(&mut self, direction: Direction, now: Instant, actions: &mut Vec<Action>) {
-        *self.connection_mut(direction) = Some(Connection::new(now));
+        match self.config.delay_open {
+            Some(delay) => {
+                *self.connection_mut(direction) =
+                    Some(Connection::new(Phase::Delayed { until: now + delay }));
+            }
+            None => {
+                *self.connection_mut(direction) = Some(Connection::new(Phase::OpenSent { since: now }));
+                self.send_open(direction, actions);
+            }
+        }
+    }
+
+    fn send_open(&self, direction: Direction, actions: &mut Vec<Action>) {
         actions.push(send(direction, &Message::Open(offer(&self.config, self.again))));
     }
 
@@ -243,7 +290,7 @@ impl Session {
         let Some(connection) = self.connection_mut(direction) else { return };
         let state = connection.state();
         if let Some(Opened { negotiated, timers: Some(timers) }) = match &mut connection.phase {
-            Phase::OpenSent { .. } => None,
+            Phase::Delayed { .. } | Phase::OpenSent { .. } => None,
             Phase::OpenConfirm(open) | Phase::Established { open, .. } => Some(open),
         } {
             // RFC 4271 §8.2.2: KEEPALIVE and UPDATE restart the HoldTimer; others either end the connection, or
@@ -255,6 +302,11 @@ impl Session {
                 self.lose(direction, Down::NotificationReceived(notification), Next::HoldDown, now, actions);
             }
             (State::OpenSent, Message::Open(open)) => self.opened(direction, &open, now, actions),
+            // Only with its OPEN delayed does a connection have that state (RFC 4271 §8.2.2, Connect, event 20).
+            (State::Connect, Message::Open(open)) => {
+                self.send_open(direction, actions);
+                self.opened(direction, &open, now, actions);
+            }
             (State::OpenConfirm, Message::Keepalive) => self.establish(direction, now, actions),
             (State::Established, Message::Keepalive) => {}
             (State::Established, Message::Update(update)) => actions.push(Action::Update(update)),
@@ -305,7 +357,7 @@ impl Session {
             Phase::OpenSent { since } if now.saturating_duration_since(since) > OPEN_EXPECTED => {
                 return Some(direction.other());
             }
-            Phase::OpenSent { .. } | Phase::OpenConfirm(_) => {}
+            Phase::Delayed { .. } | Phase::OpenSent { .. } | Phase::OpenConfirm(_) => {}
         }
         // RFC 6286 §2.3: equal identifiers, in different ASes, leave it to the ASN.
         let ours = (self.config.router_id, self.config.asn);
@@ -337,9 +389,11 @@ impl Session {
         actions.push(Action::Close(direction));
         if let Phase::Established { since, .. } = connection.phase {
             // Whoever keeps failing right after the handshake is given more and more time.
-            if next == Next::Retry || now.saturating_duration_since(since) >= self.config.connect_retry.max {
-                self.pause = self.config.connect_retry.initial;
+            if now.saturating_duration_since(since) >= self.config.connect_retry.max {
+                self.damped = self.config.connect_retry.initial;
             }
+            self.pause = self.damped;
+            self.damped = self.longer(self.damped);
         }
         // The other connection carries on; nothing is lost but this one.
         if self.connection(direction.other()).is_some() {
@@ -362,8 +416,12 @@ impl Session {
 
     fn next_pause(&mut self) -> Duration {
         let pause = self.jitter.shorten(self.pause);
-        self.pause = (self.pause * 2).min(self.config.connect_retry.max);
+        self.pause = self.longer(self.pause);
         pause
+    }
+
+    fn longer(&self, pause: Duration) -> Duration {
+        (pause * 2).min(self.config.connect_retry.max)
     }
 
     fn timers(&mut self, now: Instant, actions: &mut Vec<Action>) {
@@ -379,6 +437,14 @@ impl Session {
             let Some(connection) = self.connection(direction) else { continue };
             if connection.hold_deadline().is_some_and(|at| at <= now) {
                 self.fail(direction, SessionError::from(PeerMisbehaved::HoldTimerExpired), now, actions);
+            } else if connection.send_hold_deadline(self.config.send_hold_time).is_some_and(|at| at <= now) {
+                let error = SessionError::from(PeerMisbehaved::SendHoldTimerExpired);
+                self.fail(direction, error, now, actions);
+            } else if connection.open_deadline().is_some_and(|at| at <= now) {
+                if let Some(connection) = self.connection_mut(direction) {
+                    connection.phase = Phase::OpenSent { since: now };
+                }
+                self.send_open(direction, actions);
             } else if connection.keepalive_deadline().is_some_and(|at| at <= now) {
                 self.keep_alive(direction, now, actions);
             }

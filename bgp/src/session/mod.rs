@@ -23,9 +23,9 @@
 //!        └─ ManualStop, from anywhere        connection lost, from any of the last three: to Active
 //! ```
 //!
-//! Two things differ from the letter of RFC 4271, as they do in every speaker in use: a lost connection leads to
-//! Active rather than through Idle, since nothing is gained by refusing the peer meanwhile; and DelayOpen is not
-//! there.
+//! One thing differs from the letter of RFC 4271, as it does in every speaker in use: a lost connection leads to
+//! Active rather than through Idle, since nothing is gained by refusing the peer meanwhile. Of a connection whose OPEN is
+//! delayed (DelayOpen) the state is Connect, whoever made it.
 
 mod connection;
 mod error;
@@ -42,5 +42,5 @@ pub use fsm::Session;
 pub use jitter::Jitter;
 pub use model::{
     Action, Backoff, Direction, Down, Event, Farewell, Negotiated, PeerGracefulRestart, RestartOffer,
-    SessionConfig, State,
+    RoleOffer, SessionConfig, State,
 };

@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use super::error::SessionError;
-use crate::wire::{Cease, Notification, Update};
+use crate::wire::{Notification, Role, Update};
 use crate::{Families, Family};
 
 /// What a session is configured with.
@@ -21,12 +21,30 @@ pub struct SessionConfig {
     pub passive: bool,
     /// Hold time to propose, in seconds: zero, or at least 3.
     pub hold_time: u16,
+    /// How long output may wait with nothing of it taken (RFC 9687); `None` is the RFC's: eight minutes, or twice the
+    /// negotiated hold time if that is longer. Without a hold time there is no limit.
+    pub send_hold_time: Option<Duration>,
+    /// How long an OPEN waits for the peer's to come first (DelayOpen); `None` sends it at once.
+    pub delay_open: Option<Duration>,
     /// Pauses between attempts.
     pub connect_retry: Backoff,
     /// Families to offer.
     pub families: Families,
+    /// Offer to take, and send, IPv4 prefixes with IPv6 next hops (RFC 8950).
+    pub extended_next_hop: bool,
+    /// What this speaker is to the peer (RFC 9234), if that is to be told; only between ASes.
+    pub role: Option<RoleOffer>,
     /// Graceful restart to offer, as restarting speaker.
     pub graceful_restart: Option<RestartOffer>,
+}
+
+/// What the peer is told of the relation between both ASes (RFC 9234 §4).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RoleOffer {
+    /// What this speaker is to the peer.
+    pub role: Role,
+    /// No session with a peer that does not tell its role (strict mode).
+    pub required: bool,
 }
 
 /// What the peer is told about our restarts (RFC 4724 §3).
@@ -75,6 +93,10 @@ pub enum Event<'a> {
     TcpAccepted,
     /// A connection was lost, or closed by the peer.
     TcpClosed(Direction),
+    /// What is to be sent on a connection waits for the network.
+    OutputWaits(Direction),
+    /// The network has taken some of it.
+    OutputMoves(Direction),
     /// Bytes came, in whatever pieces.
     Received(Direction, &'a [u8]),
     /// The time that [`Session::next_deadline`](super::Session::next_deadline) told has come.
@@ -91,10 +113,10 @@ pub enum Event<'a> {
 }
 
 /// How a stopped session leaves.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Farewell {
     /// With a CEASE.
-    Cease(Cease),
+    Cease(Notification),
     /// Without a word: the peer keeps routes if it agreed to graceful restart.
     Silent,
 }
@@ -147,7 +169,8 @@ impl fmt::Display for State {
 }
 
 /// How the pause between attempts grows: doubled each time from `initial` to `max`, less up to a quarter (jitter,
-/// RFC 4271 §10). A session that stood for `max`, or that merely lost its connection, starts over at `initial`.
+/// RFC 4271 §10). A session starts over at `initial`, and so do, after it, those that fail within `max` of being
+/// Established, so that one that goes up and down does so more and more seldom (DampPeerOscillations).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Backoff {
     /// The first pause.
@@ -173,6 +196,8 @@ pub struct Negotiated {
     pub hold_time: Duration,
     /// Families both sides speak.
     pub families: Families,
+    /// Both sides take IPv4 prefixes with IPv6 next hops (RFC 8950).
+    pub extended_next_hop: bool,
     /// Both sides speak 4-octet ASNs (RFC 6793).
     pub four_octet_asn: bool,
     /// The peer understands ROUTE-REFRESH (RFC 2918).

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use super::error::PeerIncompatible;
-use super::model::{Negotiated, PeerGracefulRestart, SessionConfig};
-use crate::wire::{Capability, GracefulRestartCapability, GracefulRestartFamily, Open};
+use super::model::{Negotiated, PeerGracefulRestart, RoleOffer, SessionConfig};
+use crate::wire::{Capability, ExtendedNextHop, GracefulRestartCapability, GracefulRestartFamily, Open};
 use crate::{Families, Family};
 
 /// This side's OPEN. `again` says that there has been a session before, in this life of the speaker.
@@ -13,6 +13,12 @@ pub(super) fn offer(config: &SessionConfig, again: bool) -> Open {
     capabilities.push(Capability::RouteRefresh);
     capabilities.push(Capability::EnhancedRouteRefresh);
     capabilities.push(Capability::ExtendedMessage);
+    if config.extended_next_hop && config.families.ipv4_unicast {
+        capabilities.push(Capability::ExtendedNextHop(vec![ExtendedNextHop::IPV4_BY_IPV6]));
+    }
+    if let Some(RoleOffer { role, .. }) = role(config) {
+        capabilities.push(Capability::Role(role as u8));
+    }
     capabilities.push(Capability::FourOctetAsn(config.asn));
     if let Some(restart) = config.graceful_restart {
         // Forwarding went on if the speaker never stopped, or says so; after a cold start the peer must not keep
@@ -47,6 +53,7 @@ pub(super) fn negotiate(config: &SessionConfig, open: &Open) -> Result<Negotiate
     if matches!(open.hold_time, 1 | 2) {
         return Err(PeerIncompatible::HoldTime(open.hold_time));
     }
+    check_role(config, open)?;
     let families = config.families.intersection(offered_families(open));
     if families.is_empty() {
         return Err(PeerIncompatible::Families { offered: config.families });
@@ -56,6 +63,7 @@ pub(super) fn negotiate(config: &SessionConfig, open: &Open) -> Result<Negotiate
         router_id: open.router_id,
         hold_time: Duration::from_secs(u64::from(config.hold_time.min(open.hold_time))),
         families,
+        extended_next_hop: config.extended_next_hop && families.ipv4_unicast && takes_extended_next_hop(open),
         four_octet_asn: open.four_octet_asn().is_some(),
         route_refresh: open.capabilities.contains(&Capability::RouteRefresh),
         enhanced_refresh: open.capabilities.contains(&Capability::EnhancedRouteRefresh),
@@ -64,6 +72,35 @@ pub(super) fn negotiate(config: &SessionConfig, open: &Open) -> Result<Negotiate
             Capability::GracefulRestart(capability) => Some(graceful_restart(capability)),
             _ => None,
         }),
+    })
+}
+
+/// RFC 9234 §4: roles are for eBGP.
+fn role(config: &SessionConfig) -> Option<RoleOffer> {
+    config.role.filter(|_| config.asn != config.peer_asn)
+}
+
+/// RFC 9234 §4.2.
+fn check_role(config: &SessionConfig, open: &Open) -> Result<(), PeerIncompatible> {
+    let Some(RoleOffer { role: ours, required }) = role(config) else { return Ok(()) };
+    let mut theirs: Vec<u8> = Vec::new();
+    for capability in &open.capabilities {
+        match capability {
+            Capability::Role(role) if !theirs.contains(role) => theirs.push(*role),
+            _ => {}
+        }
+    }
+    match theirs[..] {
+        [] if !required => Ok(()),
+        [role] if role == ours.counterpart() as u8 => Ok(()),
+        _ => Err(PeerIncompatible::Role { ours, theirs }),
+    }
+}
+
+fn takes_extended_next_hop(open: &Open) -> bool {
+    open.capabilities.iter().any(|c| match c {
+        Capability::ExtendedNextHop(families) => families.contains(&ExtendedNextHop::IPV4_BY_IPV6),
+        _ => false,
     })
 }
 

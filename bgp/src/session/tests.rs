@@ -2,9 +2,13 @@
 
 use std::time::{Duration, Instant};
 
-use super::model::{Action, Backoff, Direction, Down, Event, Farewell, RestartOffer, SessionConfig, State};
+use super::model::{
+    Action, Backoff, Direction, Down, Event, Farewell, RestartOffer, RoleOffer, SessionConfig, State,
+};
 use super::{Jitter, Session};
-use crate::wire::{Capability, Cease, Context, Message, Notification, Open, RouteRefresh, Update, frame};
+use crate::wire::{
+    Capability, Cease, Context, Message, Notification, Open, Role, RouteRefresh, Update, frame,
+};
 use crate::{Families, Family};
 
 use Direction::{Incoming, Outgoing};
@@ -19,8 +23,12 @@ fn config() -> SessionConfig {
         peer_asn: PEER,
         passive: false,
         hold_time: 90,
+        send_hold_time: None,
+        delay_open: None,
         connect_retry: Backoff { initial: Duration::from_secs(1), max: Duration::from_secs(8) },
         families: Families::ALL,
+        extended_next_hop: false,
+        role: None,
         graceful_restart: None,
     }
 }
@@ -123,7 +131,10 @@ fn transitions() {
     for name in names {
         let events: [(&str, Trigger); 14] = [
             ("ManualStart", |b| b.event(Event::ManualStart)),
-            ("ManualStop", |b| b.event(Event::ManualStop(Farewell::Cease(Cease::AdministrativeShutdown)))),
+            ("ManualStop", |b| {
+                let cease = Notification::cease(Cease::AdministrativeShutdown);
+                b.event(Event::ManualStop(Farewell::Cease(cease)))
+            }),
             ("TcpConnected", |b| b.event(Event::TcpConnected)),
             ("TcpConnectFailed", |b| b.event(Event::TcpConnectFailed("refused".to_owned()))),
             ("TcpAccepted", |b| b.event(Event::TcpAccepted)),
@@ -258,12 +269,162 @@ fn pauses_double_up_to_the_longest() {
         assert!(pause <= most && pause >= most * 3 / 4, "{pause:?} for {most:?}");
         assert_eq!(words(&bench.expire()), ["connect"]);
     }
-    // A session that merely loses its connection is tried again soon.
+}
+
+/// A session that ends is tried again soon, whatever it took to make it; one that ends again and again, however it does,
+/// more and more seldom (RFC 4271 §8.1.1, DampPeerOscillations).
+#[test]
+fn oscillation_is_damped() {
+    let notification = bytes(&Message::Notification(Notification::cease(Cease::AdministrativeReset)));
+    let ends = [Event::TcpClosed(Outgoing), Event::Received(Outgoing, &notification)];
+    for end in ends {
+        let mut bench = Bench::started(config());
+        for _ in 0..6 {
+            bench.event(Event::TcpConnectFailed("refused".to_owned()));
+            bench.expire();
+        }
+        // It stood long enough the last time.
+        for (stood, seconds) in [(0, 1), (0, 2), (7, 4), (0, 8), (0, 8), (8, 1), (0, 2)] {
+            bench.event(Event::TcpConnected);
+            bench.told(Outgoing, &Message::Open(peer_open()));
+            bench.told(Outgoing, &Message::Keepalive);
+            run_for(&mut bench, Duration::from_secs(stood));
+            bench.event(end.clone());
+            let pause = bench.session.next_deadline().unwrap() - bench.now;
+            let most = Duration::from_secs(seconds);
+            assert!(pause <= most && pause >= most * 3 / 4, "{pause:?} for {most:?}, {end:?}");
+            assert_eq!(words(&bench.expire()), ["connect"]);
+        }
+    }
+}
+
+/// A configuration that changes: what goes on, and what is tried at once.
+#[test]
+fn reconfigured_live() {
+    let active = config();
+    let passive = SessionConfig { passive: true, ..config() };
+    let hold_time = SessionConfig { hold_time: 30, ..config() };
+    type Start = fn(SessionConfig) -> Bench;
+    /// Name, how the session came where it is, its configurations, what it does then, and where it is.
+    type Case<'a> = (&'a str, Start, &'a SessionConfig, &'a SessionConfig, &'a [&'a str], State);
+    let waiting: Start = |config| {
+        let mut bench = Bench::started(config);
+        bench.event(Event::TcpConnectFailed("refused".to_owned()));
+        bench
+    };
+    let held_down: Start = |config| {
+        let mut bench = Bench::connected(config);
+        bench.event(Event::Received(Outgoing, &[0; 19]));
+        bench
+    };
+    let cases: [Case<'_>; 9] = [
+        ("stopped", Bench::new, &active, &passive, &[], State::Idle),
+        ("connecting, passive now", Bench::started, &active, &passive, &["abort connect"], State::Active),
+        (
+            "connecting, another port",
+            Bench::started,
+            &active,
+            &active,
+            &["abort connect", "connect"],
+            State::Connect,
+        ),
+        ("waiting, passive now", waiting, &active, &passive, &[], State::Active),
+        ("waiting, tried at once", waiting, &active, &hold_time, &["connect"], State::Connect),
+        ("passive, active now", Bench::started, &passive, &active, &["connect"], State::Connect),
+        ("held down", held_down, &active, &passive, &[], State::Idle),
+        ("in between", Bench::connected, &active, &hold_time, &[], State::OpenSent),
+        ("Established", Bench::established, &active, &passive, &[], State::Established),
+    ];
+    for (name, start, before, after, expected, state) in cases {
+        let mut bench = start(before.clone());
+        let actions = bench.session.reconfigure(after.clone(), bench.now);
+        assert_eq!(
+            (words(&actions), bench.session.state()),
+            (expected.iter().map(|w| (*w).to_owned()).collect(), state),
+            "{name}"
+        );
+    }
+
+    // The hold time is that of the next session.
+    let mut bench = Bench::established(config());
+    bench.session.reconfigure(SessionConfig { hold_time: 15, ..config() }, bench.now);
+    let agreed =
+        |bench: &Bench| bench.session.established().map(|(_, negotiated)| negotiated.hold_time.as_secs());
+    assert_eq!(agreed(&bench), Some(30));
+    bench.event(Event::TcpClosed(Outgoing));
+    bench.expire();
     bench.event(Event::TcpConnected);
     bench.told(Outgoing, &Message::Open(peer_open()));
     bench.told(Outgoing, &Message::Keepalive);
-    bench.event(Event::TcpClosed(Outgoing));
-    assert!(bench.session.next_deadline().unwrap() - bench.now <= Duration::from_secs(1));
+    assert_eq!(agreed(&bench), Some(15));
+}
+
+/// RFC 9687: a peer that says that it is there, and reads nothing.
+#[test]
+fn peer_that_reads_nothing_is_given_up() {
+    let minutes = |n: u64| Duration::from_secs(60 * n);
+    for (name, configured, hold_time, expected) in [
+        ("the RFC's", None, 30, Some(minutes(8))),
+        ("twice the hold time", None, 300, Some(minutes(10))),
+        ("configured", Some(minutes(1)), 30, Some(minutes(1))),
+        ("no hold time", Some(minutes(1)), 0, None),
+    ] {
+        let mut bench =
+            Bench::connected(SessionConfig { send_hold_time: configured, hold_time: 300, ..config() });
+        bench.told(Outgoing, &Message::Open(Open { hold_time, ..peer_open() }));
+        bench.told(Outgoing, &Message::Keepalive);
+        bench.event(Event::OutputWaits(Outgoing));
+        bench.now += Duration::from_secs(5);
+        bench.event(Event::OutputMoves(Outgoing));
+        let start = bench.now;
+        bench.event(Event::OutputWaits(Outgoing));
+        let mut given_up = None;
+        while bench.now < start + minutes(12) && given_up.is_none() {
+            let done = run_for(&mut bench, Duration::from_secs(1));
+            given_up = done
+                .into_iter()
+                .find(|(_, word)| word != "send KEEPALIVE")
+                .map(|(_, word)| (bench.now - start, word));
+            bench.event(Event::OutputWaits(Outgoing));
+            bench.told(Outgoing, &Message::Keepalive);
+        }
+        assert_eq!(given_up, expected.map(|time| (time, "send 8/0".to_owned())), "{name}");
+    }
+}
+
+/// DelayOpen (RFC 4271 §8.1.1): the peer's OPEN is waited for, for a while.
+#[test]
+fn open_is_delayed() {
+    let delayed = || SessionConfig { delay_open: Some(Duration::from_secs(5)), ..config() };
+    for direction in Direction::ALL {
+        let side = if direction == Outgoing { "" } else { " incoming" };
+        let connected = || {
+            let mut bench = Bench::started(delayed());
+            let done = words(&bench.event(if direction == Outgoing {
+                Event::TcpConnected
+            } else {
+                Event::TcpAccepted
+            }));
+            assert!(!done.iter().any(|word| word.contains("send")), "{done:?}");
+            assert_eq!(bench.session.state(), State::Connect);
+            bench
+        };
+        let mut bench = connected();
+        let done = words(&bench.told(direction, &Message::Open(peer_open())));
+        assert_eq!(done, [format!("send{side} OPEN"), format!("send{side} KEEPALIVE")]);
+        assert_eq!(words(&bench.told(direction, &Message::Keepalive)).last(), Some(&format!("up{side}")));
+
+        let mut bench = connected();
+        let start = bench.now;
+        assert_eq!(words(&bench.expire()), [format!("send{side} OPEN")]);
+        assert_eq!((bench.now - start, bench.session.state()), (Duration::from_secs(5), State::OpenSent));
+
+        let mut bench = connected();
+        assert_eq!(words(&bench.told(direction, &Message::Keepalive))[0], format!("send{side} 5/0"));
+        let mut bench = connected();
+        bench.event(Event::TcpClosed(direction));
+        assert_eq!(bench.session.state(), if direction == Outgoing { State::Active } else { State::Connect });
+    }
 }
 
 #[test]
@@ -375,6 +536,46 @@ fn opens_that_do_not_fit() {
         let mut bench = Bench::connected(config);
         assert_eq!(words(&bench.told(Outgoing, &Message::Open(open)))[0], expected, "{name}");
     }
+}
+
+/// Roles that make a pair, and others (RFC 9234 §4.2): what a speaker of that role says to a peer that tells those.
+#[test]
+fn roles() {
+    use Role::{Customer, Peer, Provider, RouteServer, RouteServerClient};
+    let (fine, mismatch) = ("send KEEPALIVE", "send 2/11");
+    let all = [Provider, RouteServer, RouteServerClient, Customer, Peer];
+    let pairs = [(Provider, Customer), (RouteServer, RouteServerClient), (Peer, Peer)];
+    let mut cases = vec![
+        (Some(Customer), false, vec![], fine),
+        (Some(Customer), true, vec![], mismatch),
+        (Some(Customer), true, vec![0, 0], fine),
+        (Some(Customer), false, vec![0, 3], mismatch),
+        (Some(Customer), false, vec![77], mismatch),
+        (None, false, vec![3], fine),
+    ];
+    for ours in all {
+        for theirs in all {
+            let pair = pairs.contains(&(ours, theirs)) || pairs.contains(&(theirs, ours));
+            cases.push((Some(ours), true, vec![theirs as u8], if pair { fine } else { mismatch }));
+        }
+    }
+    for (ours, required, theirs, expected) in cases {
+        let role = ours.map(|role| RoleOffer { role, required });
+        let told = theirs.iter().copied().map(Capability::Role);
+        let capabilities = peer_open().capabilities.into_iter().chain(told).collect();
+        let open = Open { capabilities, ..peer_open() };
+        let mut bench = Bench::connected(SessionConfig { role, ..config() });
+        assert_eq!(
+            words(&bench.told(Outgoing, &Message::Open(open)))[0],
+            expected,
+            "{ours:?} {required} {theirs:?}"
+        );
+    }
+    // Within an AS there are none.
+    let role = Some(RoleOffer { role: Peer, required: true });
+    let mut bench = Bench::connected(SessionConfig { role, peer_asn: US, ..config() });
+    let open = Open { my_as: 64512, capabilities: vec![Capability::Role(0)], ..peer_open() };
+    assert_eq!(words(&bench.told(Outgoing, &Message::Open(open)))[0], fine);
 }
 
 /// Which restart flags stand in the first OPEN and in later ones (RFC 4724 §3, §4.1).

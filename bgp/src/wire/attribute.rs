@@ -355,7 +355,7 @@ impl PathAttributes {
     /// Puts the real ASNs where a 2-octet peer could not name them (RFC 6793 §4.2.3).
     pub(super) fn merge(&mut self, as4: As4) {
         match (&mut self.aggregator, as4.aggregator) {
-            (Some(aggregator), Some(real)) if aggregator.asn == AS_TRANS.into() => *aggregator = real,
+            (Some(aggregator), Some(real)) if aggregator.asn == u32::from(AS_TRANS) => *aggregator = real,
             // Aggregated since by a speaker that knew of neither: both are about an earlier route.
             (Some(_), Some(_)) => return,
             _ => {}

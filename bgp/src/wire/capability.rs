@@ -1,5 +1,7 @@
 //! Capabilities, advertised in an OPEN (RFC 5492).
 
+use std::fmt;
+
 use super::reader::Reader;
 use crate::Family;
 
@@ -15,10 +17,14 @@ pub enum Capability {
     },
     /// Answers ROUTE-REFRESH (2, RFC 2918).
     RouteRefresh,
+    /// Takes prefixes of one family with next hops of another (5, RFC 8950): these.
+    ExtendedNextHop(Vec<ExtendedNextHop>),
     /// Takes messages of up to 65535 bytes (6, RFC 8654).
     ExtendedMessage,
     /// Says where the answer to a ROUTE-REFRESH begins and ends (70, RFC 7313).
     EnhancedRouteRefresh,
+    /// What the speaker is to its peer (9, RFC 9234), as a number of [`Role`].
+    Role(u8),
     /// Graceful restart (64, RFC 4724).
     GracefulRestart(GracefulRestartCapability),
     /// 4-octet ASNs (65, RFC 6793): the speaker's own.
@@ -32,6 +38,79 @@ pub enum Capability {
         /// Capability value, up to 255 bytes.
         value: Vec<u8>,
     },
+}
+
+/// A family of an extended next hop capability, with that of its next hops (RFC 8950 §4).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ExtendedNextHop {
+    /// Address Family Identifier.
+    pub afi: u16,
+    /// Subsequent Address Family Identifier, which has two octets here.
+    pub safi: u16,
+    /// Address Family Identifier of the next hops.
+    pub next_hop_afi: u16,
+}
+
+impl ExtendedNextHop {
+    /// IPv4 prefixes by way of IPv6 next hops.
+    pub const IPV4_BY_IPV6: ExtendedNextHop = ExtendedNextHop { afi: 1, safi: 1, next_hop_afi: 2 };
+}
+
+/// What a speaker is to its eBGP peer (RFC 9234 §3.1).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum Role {
+    /// Its transit provider.
+    Provider = 0,
+    /// Its route server.
+    RouteServer = 1,
+    /// A client of it, which is a route server.
+    RouteServerClient = 2,
+    /// Its customer.
+    Customer = 3,
+    /// Neither.
+    Peer = 4,
+}
+
+impl Role {
+    /// What the peer of such a speaker is to it (RFC 9234 §4.2).
+    pub fn counterpart(self) -> Role {
+        match self {
+            Role::Provider => Role::Customer,
+            Role::Customer => Role::Provider,
+            Role::RouteServer => Role::RouteServerClient,
+            Role::RouteServerClient => Role::RouteServer,
+            Role::Peer => Role::Peer,
+        }
+    }
+
+    /// Whether what such a speaker announces goes no further up (RFC 9234 §5): it is marked ONLY_TO_CUSTOMER.
+    pub fn marks_routes(self) -> bool {
+        match self {
+            Role::Provider | Role::RouteServer | Role::Peer => true,
+            Role::Customer | Role::RouteServerClient => false,
+        }
+    }
+
+    /// The role of that number.
+    pub fn from_number(number: u8) -> Option<Role> {
+        [Role::Provider, Role::RouteServer, Role::RouteServerClient, Role::Customer, Role::Peer]
+            .into_iter()
+            .find(|role| *role as u8 == number)
+    }
+}
+
+/// Prints as the config has it: `provider`, `rs`, `rs-client`, `customer`, `peer`.
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Role::Provider => "provider",
+            Role::RouteServer => "rs",
+            Role::RouteServerClient => "rs-client",
+            Role::Customer => "customer",
+            Role::Peer => "peer",
+        })
+    }
 }
 
 /// The value of the graceful restart capability (RFC 4724 §3).
@@ -73,7 +152,9 @@ pub struct AddPathFamily {
 
 const MULTIPROTOCOL: u8 = 1;
 const ROUTE_REFRESH: u8 = 2;
+const EXTENDED_NEXT_HOP: u8 = 5;
 const EXTENDED_MESSAGE: u8 = 6;
+const ROLE: u8 = 9;
 const GRACEFUL_RESTART: u8 = 64;
 const FOUR_OCTET_ASN: u8 = 65;
 const ADD_PATH: u8 = 69;
@@ -108,7 +189,13 @@ impl Capability {
                 (MULTIPROTOCOL, vec![high, low, 0, *safi])
             }
             Capability::RouteRefresh => (ROUTE_REFRESH, Vec::new()),
+            Capability::ExtendedNextHop(families) => {
+                let family =
+                    |f: &ExtendedNextHop| [f.afi, f.safi, f.next_hop_afi].map(u16::to_be_bytes).concat();
+                (EXTENDED_NEXT_HOP, families.iter().flat_map(family).collect())
+            }
             Capability::ExtendedMessage => (EXTENDED_MESSAGE, Vec::new()),
+            Capability::Role(role) => (ROLE, vec![*role]),
             Capability::EnhancedRouteRefresh => (ENHANCED_ROUTE_REFRESH, Vec::new()),
             Capability::GracefulRestart(capability) => (GRACEFUL_RESTART, capability.to_value()),
             Capability::FourOctetAsn(asn) => (FOUR_OCTET_ASN, asn.to_be_bytes().to_vec()),
@@ -131,7 +218,16 @@ impl Capability {
                 Capability::Multiprotocol { afi, safi: reader.u8()? }
             }
             ROUTE_REFRESH => Capability::RouteRefresh,
+            EXTENDED_NEXT_HOP => {
+                let mut families = Vec::new();
+                while !reader.is_empty() {
+                    let (afi, safi) = (reader.u16()?, reader.u16()?);
+                    families.push(ExtendedNextHop { afi, safi, next_hop_afi: reader.u16()? });
+                }
+                Capability::ExtendedNextHop(families)
+            }
             EXTENDED_MESSAGE => Capability::ExtendedMessage,
+            ROLE => Capability::Role(reader.u8()?),
             ENHANCED_ROUTE_REFRESH => Capability::EnhancedRouteRefresh,
             GRACEFUL_RESTART => Capability::GracefulRestart(GracefulRestartCapability::read(&mut reader)?),
             FOUR_OCTET_ASN => Capability::FourOctetAsn(reader.u32()?),

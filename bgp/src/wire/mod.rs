@@ -22,12 +22,14 @@ mod tests;
 
 pub use as_path::{AsPath, Segment, SegmentKind};
 pub use attribute::{Aggregator, Origin, PathAttributes, RawAttribute};
-pub use capability::{AddPathFamily, Capability, GracefulRestartCapability, GracefulRestartFamily};
+pub use capability::{
+    AddPathFamily, Capability, ExtendedNextHop, GracefulRestartCapability, GracefulRestartFamily, Role,
+};
 pub use error::{AttributeError, AttributeProblem, Handling, OpenError, TooLong, UpdateError, WireError};
 pub use message::{
     EXTENDED_MAX_LENGTH, HEADER_LENGTH, MAX_LENGTH, Message, RefreshKind, RouteRefresh, frame,
 };
-pub use notification::{Cease, Notification};
+pub use notification::{Cease, Notification, ShutdownMessage, ShutdownMessageLength};
 pub use open::Open;
 pub use prefix::Nlri;
 pub use update::{MpReach, MpUnreach, Update};

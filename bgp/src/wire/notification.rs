@@ -29,6 +29,9 @@ impl Notification {
     /// ROUTE-REFRESH Message Error (7, RFC 7313).
     pub const ROUTE_REFRESH_MESSAGE: u8 = 7;
 
+    /// Send Hold Timer Expired (8, RFC 9687).
+    pub const SEND_HOLD_TIMER_EXPIRED: u8 = 8;
+
     /// A NOTIFICATION without data.
     pub fn new(code: u8, subcode: u8) -> Notification {
         Notification { code, subcode, data: Vec::new() }
@@ -51,9 +54,37 @@ impl Notification {
         Some(text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect())
     }
 
+    /// CEASE/administrative shutdown with what the operator has to say (RFC 9003).
+    pub fn shutdown(ShutdownMessage(text): &ShutdownMessage) -> Notification {
+        let length = u8::try_from(text.len()).unwrap_or(u8::MAX);
+        let data = [&[length], text.as_bytes()].concat();
+        Notification::with_data(Notification::CEASE, Cease::AdministrativeShutdown as u8, data)
+    }
+
     /// A CEASE for `reason`.
     pub fn cease(reason: Cease) -> Notification {
         Notification::new(Notification::CEASE, reason as u8)
+    }
+}
+
+/// What the operator has to say with an administrative shutdown (RFC 9003): 1 to 255 bytes of UTF-8.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ShutdownMessage(String);
+
+/// A message that does not fit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("a shutdown message has 1 to 255 bytes, this one has {0}")]
+pub struct ShutdownMessageLength(pub usize);
+
+impl ShutdownMessage {
+    /// # Errors
+    /// It is empty or too long.
+    pub fn new(text: impl Into<String>) -> Result<ShutdownMessage, ShutdownMessageLength> {
+        let text = text.into();
+        match text.len() {
+            1..=255 => Ok(ShutdownMessage(text)),
+            length => Err(ShutdownMessageLength(length)),
+        }
     }
 }
 
@@ -95,6 +126,10 @@ impl fmt::Display for Notification {
                     "Authentication Failure",
                     "Unacceptable Hold Time",
                     "Unsupported Capability",
+                    "code 8",
+                    "code 9",
+                    "code 10",
+                    "Role Mismatch",
                 ],
             ),
             3 => (

@@ -1,7 +1,7 @@
 //! UPDATEs with as many prefixes as fit: what the Adj-RIB-Out is sent with.
 
 use std::iter::Peekable;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::attribute::{NON_TRANSITIVE, PathAttributes, code};
 use super::error::TooLong;
@@ -33,6 +33,25 @@ impl Announcement {
         next_hop: IpAddr,
         context: Context,
     ) -> Result<Announcement, TooLong> {
+        let family = match next_hop {
+            IpAddr::V4(_) => Family::Ipv4Unicast,
+            IpAddr::V6(_) => Family::Ipv6Unicast,
+        };
+        Announcement::of_family(family, attributes, next_hop, None, context)
+    }
+
+    /// `attributes` of prefixes of `family` with this next hop: an IPv6 one of either family (RFC 8950), and then with the
+    /// link-local address beside it if there is one; an IPv4 one of IPv4 only.
+    ///
+    /// # Errors
+    /// The attributes leave no room for a prefix.
+    pub fn of_family(
+        family: Family,
+        attributes: PathAttributes,
+        next_hop: IpAddr,
+        link_local: Option<Ipv6Addr>,
+        context: Context,
+    ) -> Result<Announcement, TooLong> {
         let classic: Option<Ipv4Addr> = match next_hop {
             IpAddr::V4(address) => Some(address),
             IpAddr::V6(_) => None,
@@ -40,8 +59,10 @@ impl Announcement {
         let mp_reach = match next_hop {
             IpAddr::V4(_) => None,
             IpAddr::V6(address) => {
-                let family = family_bytes(Family::Ipv6Unicast);
-                Some([&family[..], &[16], &address.octets(), &[0]].concat())
+                let mut next_hops = address.octets().to_vec();
+                next_hops.extend(link_local.iter().flat_map(Ipv6Addr::octets));
+                let length = if link_local.is_some() { 32 } else { 16 };
+                Some([&family_bytes(family)[..], &[length], &next_hops, &[0]].concat())
             }
         };
         let mut encoded = Vec::new();

@@ -1,6 +1,7 @@
 //! Round trips, hostile bytes, and what each defect is answered with.
 
 mod as4;
+mod next_hop;
 mod pack;
 
 use std::net::Ipv4Addr;
@@ -128,6 +129,8 @@ prop_compose! {
 fn update() -> impl Strategy<Value = Update> {
     let reach = prop_oneof![
         (any::<[u8; 4]>(), v4_nets())
+            .prop_map(|(hop, prefixes)| MpReach::Ipv4 { next_hop: hop.into(), prefixes }),
+        (any::<[u8; 16]>(), v4_nets())
             .prop_map(|(hop, prefixes)| MpReach::Ipv4 { next_hop: hop.into(), prefixes }),
         (any::<[u8; 16]>(), option::of(any::<[u8; 16]>()), v6_nets()).prop_map(
             |(hop, link_local, prefixes)| {

@@ -1,6 +1,6 @@
 //! UPDATE (RFC 4271 §4.3), with the multiprotocol attributes (RFC 4760) and the error handling of RFC 7606.
 
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv6Addr};
 
 use ipnet::{Ipv4Net, Ipv6Net};
 
@@ -36,8 +36,8 @@ pub struct Update {
 pub enum MpReach {
     /// IPv4 unicast.
     Ipv4 {
-        /// Next hop.
-        next_hop: Ipv4Addr,
+        /// Next hop, of either family (RFC 8950); of two IPv6 ones the global one.
+        next_hop: IpAddr,
         /// Prefixes.
         prefixes: Vec<Nlri<Ipv4Net>>,
     },
@@ -92,8 +92,16 @@ impl MpReach {
         match self {
             MpReach::Ipv4 { next_hop, prefixes } => {
                 value.extend_from_slice(&family_bytes(Family::Ipv4Unicast));
-                value.push(4);
-                value.extend_from_slice(&next_hop.octets());
+                match next_hop {
+                    IpAddr::V4(next_hop) => {
+                        value.push(4);
+                        value.extend_from_slice(&next_hop.octets());
+                    }
+                    IpAddr::V6(next_hop) => {
+                        value.push(16);
+                        value.extend_from_slice(&next_hop.octets());
+                    }
+                }
                 value.push(0);
                 write_all(prefixes, add_path.ipv4_unicast, &mut value);
             }
@@ -120,18 +128,22 @@ impl MpReach {
         Some(match Family::from_afi_safi(afi, safi) {
             None => None,
             Some(Family::Ipv4Unicast) => {
-                let address = next_hop.array::<4>().filter(|_| next_hop.is_empty())?;
-                let prefixes = prefix::read_all(reader, add_path.ipv4_unicast)?;
-                Some(MpReach::Ipv4 { next_hop: address.into(), prefixes })
+                let next_hop = match next_hop.len() {
+                    4 => IpAddr::from(next_hop.array::<4>()?),
+                    _ => match ipv6_next_hops(&mut next_hop)? {
+                        (global, Some(link_local)) if global.is_unspecified() => link_local.into(),
+                        (global, _) => global.into(),
+                    },
+                };
+                Some(MpReach::Ipv4 { next_hop, prefixes: prefix::read_all(reader, add_path.ipv4_unicast)? })
             }
             Some(Family::Ipv6Unicast) => {
-                let global = next_hop.array::<16>()?;
-                let link_local = match next_hop.len() {
-                    0 => None,
-                    _ => Some(next_hop.array::<16>().filter(|_| next_hop.is_empty())?.into()),
-                };
-                let prefixes = prefix::read_all(reader, add_path.ipv6_unicast)?;
-                Some(MpReach::Ipv6 { next_hop: global.into(), link_local, prefixes })
+                let (global, link_local) = ipv6_next_hops(&mut next_hop)?;
+                Some(MpReach::Ipv6 {
+                    next_hop: global,
+                    link_local,
+                    prefixes: prefix::read_all(reader, add_path.ipv6_unicast)?,
+                })
             }
         })
     }
@@ -142,6 +154,16 @@ impl MpReach {
             MpReach::Ipv6 { prefixes, .. } => prefixes.iter().copied().map(Nlri::any).collect(),
         }
     }
+}
+
+/// One IPv6 next hop or two, of which the second is link-local (RFC 2545 §3).
+fn ipv6_next_hops(reader: &mut Reader<'_>) -> Option<(Ipv6Addr, Option<Ipv6Addr>)> {
+    let global = reader.array::<16>()?.into();
+    let link_local = match reader.len() {
+        0 => None,
+        _ => Some(reader.array::<16>().filter(|_| reader.is_empty())?.into()),
+    };
+    Some((global, link_local))
 }
 
 impl MpUnreach {

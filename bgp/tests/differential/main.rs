@@ -13,9 +13,9 @@ use proptest::collection::vec;
 use proptest::option;
 use proptest::prelude::{Just, Strategy, any, prop_compose, prop_oneof};
 use sheave_bgp::wire::{
-    AddPathFamily, Aggregator, AsPath, Capability, Context, GracefulRestartCapability, GracefulRestartFamily,
-    Message, MpReach, MpUnreach, Nlri, Open, Origin, PathAttributes, RawAttribute, Segment, SegmentKind,
-    Update,
+    AddPathFamily, Aggregator, AsPath, Capability, Context, ExtendedNextHop, GracefulRestartCapability,
+    GracefulRestartFamily, Message, MpReach, MpUnreach, Nlri, Open, Origin, PathAttributes, RawAttribute,
+    Role, Segment, SegmentKind, Update,
 };
 use sheave_bgp::{Community, ExtendedCommunity, Families, LargeCommunity};
 
@@ -141,6 +141,9 @@ fn capability() -> impl Strategy<Value = Capability> {
         (1..=2u16, add_path).prop_map(|(afi, (receive, send))| {
             Capability::AddPath(vec![AddPathFamily { afi, safi: 1, receive, send }])
         }),
+        Just(Capability::ExtendedNextHop(vec![ExtendedNextHop::IPV4_BY_IPV6])),
+        prop_oneof![Just(Role::Provider), Just(Role::RouteServerClient), Just(Role::Peer)]
+            .prop_map(|role| Capability::Role(role as u8)),
         (200..=230u8, vec(any::<u8>(), 0..20)).prop_map(|(code, value)| Capability::Unknown { code, value }),
     ]
 }

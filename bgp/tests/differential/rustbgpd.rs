@@ -149,6 +149,17 @@ fn capability(capability: &Capability) -> Theirs {
                 })
                 .collect(),
         ),
+        Capability::ExtendedNextHop(families) => Theirs::ExtendedNextHop(
+            (families.iter())
+                .map(|family| rustbgpd_wire::ExtendedNextHopFamily {
+                    nlri_afi: afi(family.afi),
+                    nlri_safi: Safi::Unicast,
+                    next_hop_afi: afi(family.next_hop_afi),
+                })
+                .collect(),
+        ),
+        // RFC 9234's is unknown to it.
+        Capability::Role(role) => Theirs::Unknown { code: 9, data: Bytes::from(vec![*role]) },
         Capability::Unknown { code, value } => {
             Theirs::Unknown { code: *code, data: Bytes::from(value.clone()) }
         }

@@ -118,7 +118,8 @@ impl Lab {
         let config = self.write(
             "bird.conf",
             &format!(
-                "router id 10.0.0.2;
+                "log stderr all;
+                 router id 10.0.0.2;
                  protocol device {{ }}
                  protocol direct {{ ipv4; ipv6; }}
                  protocol static {{ ipv4; route 198.51.100.0/24 blackhole; route 203.0.113.0/24 blackhole; }}
@@ -129,7 +130,7 @@ impl Lab {
                      hold time 9;
                      graceful restart on;
                      connect delay time 1; connect retry time 1; error wait time 1, 2;
-                     ipv4 {{ import all; export {v4}; }};
+                     ipv4 {{ import all; export {v4}; extended next hop on; }};
                      ipv6 {{ import all; export {v6}; }};
                      {options}
                  }}"
@@ -160,6 +161,12 @@ impl Lab {
         self.run_bird(&self.path("bird.conf"), &["-R"]);
     }
 
+    /// Waits until BIRD has logged that.
+    pub(crate) async fn wait_for_log(&self, text: &str) {
+        self.until(&format!("{text} in the log"), || self.read("log").contains(text), || self.read("log"))
+            .await;
+    }
+
     /// What `birdc` answers.
     pub(crate) fn birdc(&self, command: &str) -> String {
         let control = self.path("bird.ctl");
@@ -183,7 +190,7 @@ impl Lab {
 
 pub(crate) const BIRD_ASN: u32 = 65001;
 
-/// A changed peer starts over, an unchanged one keeps its session, a removed one is told.
+/// A peer whose families change starts over, an unchanged one keeps its session, a removed one is told.
 #[test]
 fn peers_change_live() {
     in_lab(Bird.programs(), |mut lab| async move {
@@ -213,7 +220,7 @@ fn peers_change_live() {
     });
 }
 
-fn password(text: &str) -> Option<Password> {
+pub(crate) fn password(text: &str) -> Option<Password> {
     Some(Password::new(text.as_bytes()).unwrap())
 }
 

@@ -46,7 +46,9 @@ impl Lab {
     /// Addresses of the speaker, then of the daemon.
     pub(crate) const V4: [IpAddr; 2] = [ip4(1), ip4(2)];
     /// Likewise.
-    pub(crate) const V6: [IpAddr; 2] = [ip6(1), ip6(2)];
+    pub(crate) const V6: [IpAddr; 2] = [ip6(0xfd00, 1), ip6(0xfd00, 2)];
+    /// Likewise.
+    pub(crate) const LINK_LOCAL: [IpAddr; 2] = [ip6(0xfe80, 1), ip6(0xfe80, 2)];
     /// A second address at the daemon's end.
     pub(crate) const THIRD: IpAddr = ip4(3);
 
@@ -60,10 +62,12 @@ impl Lab {
         run(&format!("netns add {us}"));
         run(&format!("netns add {peer}"));
         run(&format!("-n {us} link add link0 type veth peer name link0 netns {peer}"));
-        for (namespace, v4, v6) in [(&us, Lab::V4[0], Lab::V6[0]), (&peer, Lab::V4[1], Lab::V6[1])] {
+        for (side, namespace) in [&us, &peer].into_iter().enumerate() {
+            let [v4, v6, link_local] = [Lab::V4, Lab::V6, Lab::LINK_LOCAL].map(|addresses| addresses[side]);
             run(&format!("-n {namespace} link set lo up"));
             run(&format!("-n {namespace} addr add {v4}/24 dev link0"));
             run(&format!("-n {namespace} addr add {v6}/64 dev link0 nodad"));
+            run(&format!("-n {namespace} addr add {link_local}/64 dev link0 nodad"));
             run(&format!("-n {namespace} link set link0 up"));
         }
         run(&format!("-n {peer} addr add {}/24 dev link0", Lab::THIRD));
@@ -72,6 +76,11 @@ impl Lab {
 
     fn namespace(&self, side: &str) -> String {
         format!("{}-{side}", self.name)
+    }
+
+    /// Gives our side of the link another IPv4 address.
+    pub(crate) fn add_address(&self, address: IpAddr) {
+        run(&format!("-n {} addr add {address}/24 dev link0", self.namespace("us")));
     }
 
     /// Runs `test` on a thread of its own within the speaker's namespace. The thread ends with it, so that no
@@ -231,6 +240,6 @@ const fn ip4(host: u8) -> IpAddr {
     IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, host))
 }
 
-const fn ip6(host: u16) -> IpAddr {
-    IpAddr::V6(std::net::Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, host))
+const fn ip6(net: u16, host: u16) -> IpAddr {
+    IpAddr::V6(std::net::Ipv6Addr::new(net, 0, 0, 0, 0, 0, 0, host))
 }

@@ -45,6 +45,7 @@ macro_rules! cells {
 
 mod bird;
 mod daemon;
+mod dynamic;
 mod exabgp;
 mod features;
 mod frr;
@@ -52,6 +53,8 @@ mod gobgp;
 mod hostile;
 mod lab;
 mod learning;
+mod next_hop;
+mod sessions;
 
 /// Runs `test` in a lab, or says why it cannot.
 fn in_lab<F: Future<Output = ()>>(programs: &[&str], test: impl FnOnce(Lab) -> F + Send + 'static) {

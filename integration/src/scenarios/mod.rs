@@ -8,6 +8,7 @@ mod beside;
 mod bmp;
 mod bulk;
 mod directors;
+mod dynamic_peers;
 mod encapsulation;
 mod explain;
 mod guard;
@@ -68,6 +69,7 @@ pub fn all() -> Vec<(SourceKind, Scenario)> {
         tables::SCENARIOS,
         bmp::SCENARIOS,
         import::SCENARIOS,
+        dynamic_peers::SCENARIOS,
         agent::SCENARIOS,
     ]
     .concat();

@@ -32,6 +32,8 @@ struct Known {
 pub(super) struct Peer {
     pub(super) address: IpAddr,
     pub(super) asn: u32,
+    /// It is not configured by its address.
+    pub(super) dynamic: bool,
     pub(super) established: bool,
     pub(super) times: u64,
     pub(super) last_error: Option<String>,
@@ -42,6 +44,7 @@ impl From<&PeerStatus> for Peer {
         Self {
             address: status.address,
             asn: status.asn,
+            dynamic: status.range.is_some(),
             established: status.state == State::Established,
             times: status.counters.established,
             last_error: status.last_error.as_ref().map(|error| error.reason.to_string()),
@@ -83,10 +86,11 @@ impl Peers {
                 tell(Kind::Warning, "PeerDown", format!("{name}: the session ended{}", why()));
             }
             if peer.times == 0 && !known.told_missing && now >= known.first_seen + PATIENCE {
+                let since = if peer.dynamic { "first connected" } else { "was configured" };
                 tell(
                     Kind::Warning,
                     "PeerDown",
-                    format!("{name}: there has been no session since it was configured{}", why()),
+                    format!("{name}: there has been no session since it {since}{}", why()),
                 );
                 known.told_missing = true;
             }

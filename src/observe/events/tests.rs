@@ -215,7 +215,14 @@ mod peers {
 
     fn peer(established: bool, times: u64, last_error: Option<&str>) -> Peer {
         let address = [192, 0, 2, 1].into();
-        Peer { address, asn: 65001, established, times, last_error: last_error.map(Into::into) }
+        Peer {
+            address,
+            asn: 65001,
+            dynamic: false,
+            established,
+            times,
+            last_error: last_error.map(Into::into),
+        }
     }
 
     /// Looks once per step, so many seconds apart; reasons and messages.

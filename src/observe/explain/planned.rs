@@ -299,7 +299,9 @@ impl View<'_> {
         let table = self.planner.config().announce.export_table;
         let aggregate = self.planner.plan().aggregate_of(&prefix).filter(|_| own.is_some());
         let why_not = match (own, planned) {
-            (Some(_), _) if peers.is_empty() && table.is_none() => Some("there are no peers".into()),
+            (Some(_), _) if !self.planner.config().router.has_peers() && table.is_none() => {
+                Some("there are no peers".into())
+            }
             (Some(_), _) => None,
             (None, other) => Some(self.why_not_announced(vip, kind, asked, other)),
         };

@@ -3,7 +3,7 @@
 use sheave_bgp::{Family, PeerStatus, SpeakerStatus};
 
 use super::planned::other_family;
-use super::{Announcement, Explanation, VirtualServer};
+use super::{Announcement, Explanation, Peer, VirtualServer};
 
 /// What an agent knows of announcements.
 pub struct Told<'a> {
@@ -55,6 +55,16 @@ impl VirtualServer {
                 None => Some("there is no session with it, see `sheave status`".into()),
             };
         }
+        let of_ranges =
+            told.speaker.iter().flat_map(|speaker| &speaker.peers).filter(|peer| peer.range.is_some());
+        peers.extend(of_ranges.map(|status| Peer {
+            address: status.address,
+            asn: status.asn,
+            why_not: match (announced, &status.session) {
+                (false, Some(_)) => Some("it is not announced now".into()),
+                _ => not_told(status, family, address),
+            },
+        }));
     }
 }
 

@@ -4,7 +4,9 @@ use std::time::SystemTime;
 
 use sheave_bgp::runtime::FamilyStatus;
 use sheave_bgp::session::{Down, State};
-use sheave_bgp::{Counters, Family, FamilyCounts, LearntStatus, PeerStatus, SpeakerStatus};
+use sheave_bgp::{
+    Counters, DynamicPeersStatus, Family, FamilyCounts, LearntStatus, PeerStatus, SpeakerStatus,
+};
 
 use super::exposition::Families;
 use super::seconds;
@@ -16,7 +18,7 @@ type Count<From, Number> = (&'static str, &'static str, fn(&From) -> Number);
 /// Adds the families of all sessions.
 pub fn add_to(speaker: &SpeakerStatus, families: &mut Families) {
     let peers: Vec<(String, String, &PeerStatus)> =
-        speaker.peers.iter().map(|peer| (peer.address.to_string(), peer.asn.to_string(), peer)).collect();
+        speaker.peers.iter().map(|peer| (peer.name(), peer.asn.to_string(), peer)).collect();
     let labels: Vec<_> = peers
         .iter()
         .map(|(address, asn, peer)| ([("peer", address.as_str()), ("asn", asn.as_str())], *peer))
@@ -106,6 +108,28 @@ pub fn add_to(speaker: &SpeakerStatus, families: &mut Families) {
             per_family.iter().map(|(labels, status)| (&labels[..], number(count(status)))),
         );
     }
+    add_ranges(&speaker.dynamic, families);
+}
+
+fn add_ranges(ranges: &[DynamicPeersStatus], families: &mut Families) {
+    let prefixes: Vec<_> = ranges.iter().map(|range| range.prefix.to_string()).collect();
+    let ranges: Vec<_> =
+        prefixes.iter().zip(ranges).map(|(prefix, range)| ([("prefix", prefix.as_str())], range)).collect();
+    families.gauge(
+        "sheave_bgp_dynamic_peers",
+        "Peers that have connected from a range, including those that went a short while ago",
+        ranges.iter().map(|(labels, range)| (&labels[..], number(range.peers))),
+    );
+    families.gauge(
+        "sheave_bgp_dynamic_peers_limit",
+        "How many there may be",
+        ranges.iter().map(|(labels, range)| (&labels[..], number(range.limit))),
+    );
+    families.counter(
+        "sheave_bgp_dynamic_peers_refused_total",
+        "Connections refused because the range had as many peers as it may have",
+        ranges.iter().map(|(labels, range)| (&labels[..], float(range.refused))),
+    );
 }
 
 /// Adds the families of what is learnt.

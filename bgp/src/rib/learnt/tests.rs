@@ -63,6 +63,7 @@ fn negotiated(graceful_restart: Option<PeerGracefulRestart>) -> Negotiated {
         route_refresh: true,
         enhanced_refresh: false,
         extended_messages: false,
+        extended_next_hop: false,
         graceful_restart,
     }
 }

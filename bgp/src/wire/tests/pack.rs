@@ -10,7 +10,7 @@ use crate::wire::{AsPath, Context, Message, Nlri, Origin, PathAttributes, Update
 use crate::{Community, Families, Family};
 
 /// `count` host prefixes.
-fn hosts(family: Family, count: u32) -> impl Iterator<Item = IpNet> {
+pub(super) fn hosts(family: Family, count: u32) -> impl Iterator<Item = IpNet> {
     (0..count).map(move |n| {
         let address: IpAddr = match family {
             Family::Ipv4Unicast => std::net::Ipv4Addr::from(0x0a00_0000 + n).into(),
@@ -27,7 +27,7 @@ fn paths(family: Family, count: u32, context: Context) -> impl Iterator<Item = N
 }
 
 /// Reads packed messages back: how long each is, and all that they tell.
-fn unpack(mut bytes: &[u8], context: Context) -> (Vec<usize>, Vec<Update>) {
+pub(super) fn unpack(mut bytes: &[u8], context: Context) -> (Vec<usize>, Vec<Update>) {
     let (mut lengths, mut updates) = (Vec::new(), Vec::new());
     while let Some(length) = frame(bytes).unwrap() {
         let Ok(Message::Update(update)) = Message::decode(&bytes[..length], context) else {
