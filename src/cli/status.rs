@@ -285,6 +285,7 @@ mod tests {
         let peer = |address: &str, received, accepted| status::Peer {
             address: address.into(),
             asn: 65001,
+            range: None,
             state: "Established".into(),
             uptime_seconds: Some(7),
             prefixes_sent: 1,

@@ -16,6 +16,7 @@ use crate::{OUR_ASN, in_lab, only_peer, peer_config, speaker_config, start, unti
 
 /// BIRD's routes.
 const ROUTES: [&str; 2] = ["198.51.100.0/24", "203.0.113.0/24"];
+const ROUTES_V6: [&str; 2] = ["2001:db8:1::/48", "2001:db8:2::/48"];
 
 fn policy(prefixes: &[&str], max_prefixes: Option<MaxPrefixes>) -> ImportPolicy {
     let exactly = |prefix: &&str| PrefixFilter::exactly(prefix.parse().unwrap());
@@ -69,34 +70,34 @@ fn policies_change_live() {
 /// forwarding they go as it comes back.
 #[test]
 fn a_restart_of_the_peer_is_helped() {
-    for addresses in [Lab::V4, Lab::V6] {
+    for (addresses, routes) in [(Lab::V4, ROUTES), (Lab::V6, ROUTES_V6)] {
         in_lab(PROGRAMS, move |mut lab| async move {
             let [ours, birds] = addresses;
             let speaker = start_both(&mut lab, addresses).await;
-            speaker.set_imports(&imports(birds, policy(&ROUTES, None)));
+            speaker.set_imports(&imports(birds, policy(&routes, None)));
             until("BIRD's routes and End-of-RIBs", || {
                 speaker.learnt().complete && speaker.learnt().routes == 2
             })
             .await;
-            // On a session over IPv6, BIRD's next hop of IPv4 is its IPv4 address.
-            let hop = Lab::V4[1];
-            assert_eq!(speaker.take_learnt(9), ROUTES.map(|prefix| change(prefix, Some(hop))));
+            assert_eq!(speaker.take_learnt(9), routes.map(|prefix| change(prefix, Some(birds))));
             let sessions = only_peer(&speaker).counters.established;
 
-            lab.edit_bird("route 203.0.113.0/24 blackhole;", "");
+            lab.edit_bird(&format!("route {} blackhole;", routes[1]), "");
             lab.recover_bird();
             until("a session less a route", || {
                 only_peer(&speaker).counters.established > sessions && speaker.learnt().complete
             })
             .await;
-            assert_eq!(speaker.take_learnt(9), [change(ROUTES[1], None)], "{ours}");
-            assert_eq!(speaker.learnt().peers[&birds][0].0, Family::Ipv4Unicast);
+            assert_eq!(speaker.take_learnt(9), [change(routes[1], None)], "{ours}");
+            let families: Vec<Family> =
+                speaker.learnt().peers[&birds].iter().map(|(family, _)| *family).collect();
+            assert_eq!(families, Family::ALL);
 
             let sessions = only_peer(&speaker).counters.established;
-            lab.edit_bird("route 198.51.100.0/24 blackhole;", "route 192.0.2.0/24 blackhole;");
+            lab.edit_bird(&format!("route {} blackhole;", routes[0]), "");
             lab.restart_bird();
             until("another session", || only_peer(&speaker).counters.established > sessions).await;
-            assert_eq!(speaker.take_learnt(9), [change(ROUTES[0], None)]);
+            assert_eq!(speaker.take_learnt(9), [change(routes[0], None)]);
             speaker.shutdown(Shutdown::Cease).await;
         });
     }
