@@ -195,6 +195,12 @@ impl Service {
         }
     }
 
+    /// Sets `sessionAffinity: None`.
+    pub fn without_affinity(mut self) -> Self {
+        self.affinity = false;
+        self
+    }
+
     /// Sets `sessionAffinity: ClientIP`.
     pub fn affinity(mut self) -> Self {
         self.affinity = true;

@@ -100,6 +100,10 @@ impl VipRoutes {
     }
 
     async fn put(&mut self, handle: &Handle, prefix: IpNet, route: Route) {
+        // An aggregate that has become a service CIDR: in another table it is another route, and would stay.
+        if self.held.get(&prefix).is_some_and(|held| held.table != route.table) {
+            self.delete(handle, prefix).await;
+        }
         match routing::put(handle, prefix, &route, self.held.contains_key(&prefix)).await {
             Ok(()) => {
                 self.held.insert(prefix, route);

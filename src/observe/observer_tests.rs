@@ -156,6 +156,8 @@ async fn what_the_loop_tells_is_served() {
     ] {
         assert!(answer.body.lines().any(|has| has == line), "{line} in\n{}", answer.body);
     }
+    let mode = get(metrics, "/proxyMode").await;
+    assert_eq!((mode.status, &*mode.body), (200, "ipvs"));
     for path in ["/", "/healthz", "/debug/pprof/"] {
         assert_eq!(get(metrics, path).await.status, 404, "{path}");
     }

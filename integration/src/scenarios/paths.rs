@@ -7,13 +7,13 @@ use anyhow::{Context, Result, ensure};
 use sheave::cluster::Protocol::{self, Sctp, Tcp, Udp};
 
 use super::Scenario;
-use super::ask::{expect, expect_seen_as};
+use super::ask::{expect, expect_seen_as, refused};
 use crate::cluster::{Endpoint, Service};
 use crate::fabric::addresses::{self, Family};
 use crate::fabric::{Direction, Pod};
 use crate::lab::{HOST_PORT, Lab, POD_PORT};
 use crate::netns::NetNs;
-use crate::traffic::{Connections, Request};
+use crate::traffic::{Connections, Load, Request};
 
 pub(super) const SCENARIOS: &[Scenario] = &[
     Scenario {
@@ -50,6 +50,12 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         name: "hairpin",
         proves: "a pod reaches itself through its own Service, as its only endpoint and as one of two",
         run: hairpin,
+    },
+    Scenario {
+        name: "shared-endpoints",
+        proves: "two Services have the same endpoints; each is reached from outside and from an endpoint, by every address and by node ports of its own node and \
+                 another; the one goes and is refused, and no request to the other fails",
+        run: shared_endpoints,
     },
     Scenario {
         name: "node-port",
@@ -239,6 +245,58 @@ fn hairpin(lab: &mut Lab) -> Result<()> {
     }
     lab.remove(&only)?;
     lab.remove(&two)
+}
+
+fn shared_endpoints(lab: &mut Lab) -> Result<()> {
+    let pods = [lab.fabric.pod("b1")?.clone(), lab.fabric.pod("c1")?.clone()];
+    let service = |name, number, node_port| {
+        let service = Service::new(name, number).port(Tcp, 80, POD_PORT).port(Udp, 80, POD_PORT);
+        service.node_port(node_port).endpoints(&pods)
+    };
+    let (goes, stays) = (service("shared-goes", 88, 30243), service("shared-stays", 89, 30244));
+    lab.apply(&goes)?;
+    lab.apply(&stays)?;
+    let targets = |service: &Service, lab: &Lab, family| -> Result<Vec<(IpAddr, u16)>> {
+        let node_port = service.ports[0].node_port.context("a node port")?;
+        let node = |name| Ok::<_, anyhow::Error>((lab.fabric.node(name)?.address(family), node_port));
+        Ok(vec![
+            (service.vip(family), 80),
+            (service.cluster_ip(family), 80),
+            node("node-a")?,
+            node("node-b")?,
+        ])
+    };
+    let mut loads = Vec::new();
+    for family in Family::BOTH {
+        for service in [&goes, &stays] {
+            for (address, port) in targets(service, lab, family)? {
+                for protocol in [Tcp, Udp] {
+                    Request::new(protocol, address, port).send(&pods[0].ns)?;
+                }
+            }
+            // Cluster IPs are not announced.
+            let announced = |(address, _): &(IpAddr, u16)| *address != service.cluster_ip(family);
+            for (address, port) in targets(service, lab, family)?.into_iter().filter(announced) {
+                for protocol in [Tcp, Udp] {
+                    Request::new(protocol, address, port).send(&lab.fabric.client)?;
+                }
+            }
+        }
+        loads.push(Load::start(&lab.fabric.client, Tcp, stays.vip(family), 80, 1)?);
+        loads.push(Load::start(&pods[0].ns, Udp, stays.cluster_ip(family), 80, 1)?);
+        loads.push(Load::start(&pods[0].ns, Tcp, lab.fabric.node("node-b")?.address(family), 30244, 1)?);
+    }
+    let answer = |loads: &[Load]| loads.iter().try_for_each(|load| load.await_answers(20));
+    answer(&loads)?;
+    lab.remove(&goes)?;
+    answer(&loads)?;
+    for family in Family::BOTH {
+        for (address, port) in targets(&goes, lab, family)? {
+            refused(&pods[0].ns, Tcp, address, port)?;
+        }
+    }
+    loads.into_iter().try_for_each(|load| load.stop()?.ensure_none_failed())?;
+    lab.remove(&stays)
 }
 
 /// Whether both endpoints of a Service answer in turn, no request failing.

@@ -366,11 +366,13 @@ impl Site for MetricsSite {
     const USE: Use = Use::OFTEN;
 
     async fn page(&self, path: &str) -> Option<Page> {
-        if path != "/metrics" {
-            return None;
-        }
-        let body = self.text().await;
-        Some(Page { status: StatusCode::OK, content_type: TEXT_FORMAT, headers: Vec::new(), body })
+        let (content_type, body) = match path {
+            "/metrics" => (TEXT_FORMAT, self.text().await),
+            // Tools ask a node's proxy for its mode there.
+            "/proxyMode" => ("text/plain; charset=utf-8", Bytes::from_static(b"ipvs")),
+            _ => return None,
+        };
+        Some(Page { status: StatusCode::OK, content_type, headers: Vec::new(), body })
     }
 }
 
