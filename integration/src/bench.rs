@@ -4,11 +4,13 @@
 //! already parsed, (b) by a replay of the same netlink messages, encoded beforehand, (c) by `ipvsadm -R`.
 //! Changing: one endpoint of one Service, among few and among many Services.
 //! Resting: what a minute costs in which nothing changes.
+//! BGP: a full table to a peer, by this speaker and others.
 //!
 //! Every case is a process of its own in a namespace of its own; its memory is the kernel's high-water mark,
 //! reset when the clock starts.
 
 pub mod api;
+mod bgp;
 pub mod memory;
 pub mod population;
 mod source;
@@ -65,6 +67,8 @@ pub enum Case {
     Idle { services: u16, state: PathBuf },
     /// A source and its plan.
     Source { kubeconfig: PathBuf },
+    /// A BGP speaker.
+    Announce,
 }
 
 /// A part of the measurements.
@@ -74,6 +78,8 @@ pub enum Part {
     Kernel,
     /// The whole agent against an API server.
     Api,
+    /// The BGP speaker beside others.
+    Bgp,
 }
 
 /// Runs one part or all with this many Services and prints the figures.
@@ -81,11 +87,15 @@ pub enum Part {
 /// # Errors
 /// When a case fails.
 pub fn run(part: Option<Part>, services: u16, sheave: &Path, work: &Path) -> Result<()> {
-    if part != Some(Part::Api) {
+    let wanted = |one| part.is_none_or(|part| part == one);
+    if wanted(Part::Kernel) {
         kernel(services, work)?;
     }
-    if part != Some(Part::Kernel) {
+    if wanted(Part::Api) {
         api::run(services, sheave, work)?;
+    }
+    if wanted(Part::Bgp) {
+        bgp::run(work)?;
     }
     Ok(())
 }
@@ -178,6 +188,7 @@ pub fn run_case(case: &Case) -> Result<()> {
         Case::Change { services, state } => change(*services, state),
         Case::Idle { services, state } => idle(*services, state),
         Case::Source { kubeconfig } => source::run(kubeconfig),
+        Case::Announce => bgp::announce(),
     }
 }
 

@@ -364,7 +364,7 @@ impl Agent {
         let router = &self.planner.config().router;
         self.announcer.configure(router, self.planner.node(), &plan.node.addresses).await;
         self.announcer.update(plan, |planned| holds(&self.dataplane, plan, planned), None).await;
-        if self.tables.known {
+        if self.told_all() {
             self.announcer.complete().await;
         }
         info!(
@@ -374,6 +374,13 @@ impl Agent {
             took = ?began.elapsed(),
             "ready"
         );
+    }
+
+    /// Whether all that was announced before can be announced again by now, so that peers may drop the rest: not while the kernel could only not
+    /// be looked at or changed for the moment. They do not wait for ever either.
+    fn told_all(&self) -> bool {
+        self.tables.known
+            && (self.held.is_some() || self.dataplane.is_whole() || self.opened.elapsed() >= PATIENCE)
     }
 
     /// What a start without a source will have to know of this node.
@@ -405,13 +412,14 @@ impl Agent {
                 }
             }
         }
+        self.tables.known = true;
         let announced = self.held.as_ref().or(self.ready.then_some(plan));
         if let Some(announced) = announced {
             self.announcer.withdraw(announced, &delta.announcements).await;
             let holds = |planned: &Announcement| holds(&self.dataplane, plan, planned);
             self.announcer.update(announced, holds, Some(&delta.announcements)).await;
         }
-        if !std::mem::replace(&mut self.tables.known, true) && announced.is_some() {
+        if announced.is_some() && self.told_all() && !self.announcer.is_complete() {
             self.announcer.complete().await;
         }
     }
@@ -446,6 +454,9 @@ impl Agent {
         self.announcer.tick().await;
         if self.ready {
             self.look().await;
+            if self.told_all() && !self.announcer.is_complete() {
+                self.announcer.complete().await;
+            }
         } else {
             self.start_if_whole().await;
         }

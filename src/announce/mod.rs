@@ -383,6 +383,11 @@ impl Announcer {
         self.journal.node(node);
     }
 
+    /// Whether [`Self::complete`] was called.
+    pub fn is_complete(&self) -> bool {
+        self.complete
+    }
+
     /// Everything the dataplane holds at the start has been announced: peers may drop what is left of an earlier life.
     pub async fn complete(&mut self) {
         self.complete = true;
