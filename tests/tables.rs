@@ -209,7 +209,7 @@ fn notifications_that_were_left_out_are_made_up_for() {
         let mut listener = Listener::start(&[119], false);
         listener.until("the start", &[]).await;
         let (mut lines, mut prefixes) = (String::new(), Vec::new());
-        for number in 0..20_000 {
+        for number in 0..5_000 {
             let prefix = format!("10.{}.{}.{}/32", 1 + number / 65536, number / 256 % 256, number % 256);
             writeln!(lines, "route add {prefix} dev lo table 119").unwrap();
             prefixes.push(prefix);
@@ -232,6 +232,32 @@ fn exported(table: u32) -> String {
         }
     }
     text.trim_end().into()
+}
+
+/// It is left alone, told of, and no matter of the others.
+#[test]
+fn a_route_of_somebody_else_keeps_no_other_out() {
+    in_namespace("foreign", async |_| {
+        let net = |text: &str| text.parse::<IpNet>().unwrap();
+        let (theirs, ours, gone) = (net("192.0.2.80/32"), net("192.0.2.81/32"), net("192.0.2.82/32"));
+        shell("ip", "route add 192.0.2.80/32 dev up0 table 120 proto 30");
+        let mut export = ExportTable::open(Some(120)).unwrap();
+        export.change([gone], []).await;
+        export.complete().await;
+        export.change([theirs, ours], [gone]).await;
+        assert_eq!(exported(120), "192.0.2.81");
+        assert!(
+            export.problem().is_some_and(|problem| problem.contains("192.0.2.80/32")),
+            "{:?}",
+            export.problem()
+        );
+        export.sync().await;
+        assert_eq!(exported(120), "192.0.2.81");
+        assert!(shell("ip", "route show table 120").contains("192.0.2.80 dev up0 proto 30"));
+        shell("ip", "route del 192.0.2.80/32 dev up0 table 120");
+        export.sync().await;
+        assert_eq!((exported(120).as_str(), export.problem()), ("192.0.2.80 192.0.2.81", None));
+    });
 }
 
 #[test]

@@ -119,10 +119,17 @@ impl Announcer {
             let limit = peer.import.as_ref().and_then(|import| import.max_prefixes);
             let counts = learnt.peers.get(&peer.address).into_iter().flatten();
             for (family, counts) in counts {
-                if let Some(limit) = limit.filter(|limit| counts.received > limit.limit) {
-                    let (received, limit, address) = (counts.received, limit.limit, peer.address);
+                if peer.interface.is_some() && counts.received > 0 && counts.accepted == 0 {
                     problems.push(format!(
-                        "peer {address} announces {received} prefixes of {family}, more than its maxPrefixes of {limit}: raise it if \
+                        "peer {}: none of its {} prefixes of {family} is taken: next hops that are link-local cannot be imported yet",
+                        peer.name(),
+                        counts.received
+                    ));
+                }
+                if let Some(limit) = limit.filter(|limit| counts.received > limit.limit) {
+                    let (received, limit, name) = (counts.received, limit.limit, peer.name());
+                    problems.push(format!(
+                        "peer {name} announces {received} prefixes of {family}, more than its maxPrefixes of {limit}: raise it if \
                          they are wanted, or have the peer filter"
                     ));
                 }

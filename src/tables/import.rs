@@ -10,6 +10,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::ops::Bound;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -39,6 +40,8 @@ pub struct ImportTable {
     wanted: BTreeMap<IpNet, Arc<[IpAddr]>>,
     /// What is not as wanted, and why.
     refused: BTreeMap<IpNet, String>,
+    /// The last of them that was tried again; the next ones follow, and after the last the first.
+    retried: Option<IpNet>,
     /// Where not all is told yet: how long what is held and not wanted is kept; `None`: as long as nothing is known.
     adopting: Option<Option<Instant>>,
     /// Why the kernel could not be looked at.
@@ -72,6 +75,7 @@ impl ImportTable {
             held: BTreeMap::new(),
             wanted: BTreeMap::new(),
             refused: BTreeMap::new(),
+            retried: None,
             adopting: Some(None),
             unseen: Some("not looked at yet".into()),
             look_after: now,
@@ -126,6 +130,8 @@ impl ImportTable {
         let mut touched = Vec::new();
         for (prefix, hops) in changes {
             touched.push(prefix);
+            // It is another question now.
+            self.refused.remove(&prefix);
             match hops {
                 Some(hops) => self.wanted.insert(prefix, hops),
                 None => self.wanted.remove(&prefix),
@@ -152,9 +158,16 @@ impl ImportTable {
             if self.unseen.is_some() {
                 return self.sync(now).await;
             }
-            let again: Vec<IpNet> = self.refused.keys().copied().take(RETRIES).collect();
+            let after = self.retried.take().map_or(Bound::Unbounded, Bound::Excluded);
+            let again: Vec<IpNet> = self
+                .refused
+                .range((after, Bound::Unbounded))
+                .map(|(prefix, _)| *prefix)
+                .take(RETRIES)
+                .collect();
             for prefix in again {
                 self.follow(prefix).await;
+                self.retried = Some(prefix);
             }
         }
     }
@@ -200,7 +213,9 @@ impl ImportTable {
             }
         }
         let differs = |prefix: &&IpNet| self.held.get(&(self.table, **prefix)) != self.ways(prefix).as_ref();
-        let differing: Vec<IpNet> = self.wanted.keys().filter(differs).copied().collect();
+        // What was refused is tried again little by little.
+        let tried = |prefix: &&IpNet| !self.refused.contains_key(*prefix);
+        let differing: Vec<IpNet> = self.wanted.keys().filter(tried).filter(differs).copied().collect();
         for prefix in differing {
             self.follow(prefix).await;
         }
@@ -231,7 +246,9 @@ impl ImportTable {
             self.refused.remove(&prefix);
             return;
         };
-        if ways.hops.len() == 1 || !self.put_usable(key, &ways).await {
+        // What is there by the same next hops differs in its source alone, or was changed by others: it stays.
+        let stays = self.held.get(&key).is_some_and(|held| held.hops == ways.hops);
+        if !stays && (ways.hops.len() == 1 || !self.put_usable(key, &ways).await) {
             // What is there leads to next hops that do not count any more.
             self.delete(key).await;
         }

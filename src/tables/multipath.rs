@@ -10,7 +10,7 @@ use futures_util::TryStreamExt as _;
 use ipnet::IpNet;
 use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::route::{
-    RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
+    RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType, RouteVia,
 };
 use rtnetlink::{Handle, RouteMessageBuilder, RouteNextHopBuilder};
 
@@ -87,7 +87,7 @@ fn message((table, prefix): Key, ways: Option<&Ways>) -> Result<RouteMessage, Ro
         [hop] => builder.gateway(hop).map_err(|error| invalid(&error))?,
         _ => {
             let next = |hop: &IpAddr| {
-                let builder = if hop.is_ipv4() {
+                let builder = if prefix.addr().is_ipv4() {
                     RouteNextHopBuilder::new_ipv4()
                 } else {
                     RouteNextHopBuilder::new_ipv6()
@@ -114,6 +114,8 @@ fn parse(message: &RouteMessage) -> Option<(Key, Ways)> {
     let (mut source, mut hops) = (None, Vec::new());
     let gateway = |attribute: &RouteAttribute| match attribute {
         RouteAttribute::Gateway(address) => ip(address),
+        // IPv4 by way of IPv6.
+        RouteAttribute::Via(RouteVia::Inet6(address)) => Some(IpAddr::V6(*address)),
         _ => None,
     };
     for attribute in &message.attributes {
@@ -121,7 +123,7 @@ fn parse(message: &RouteMessage) -> Option<(Key, Ways)> {
             RouteAttribute::Destination(address) => destination = ip(address)?,
             RouteAttribute::PrefSource(address) => source = ip(address),
             RouteAttribute::Table(id) => table = *id,
-            RouteAttribute::Gateway(_) => hops.extend(gateway(attribute)),
+            RouteAttribute::Gateway(_) | RouteAttribute::Via(_) => hops.extend(gateway(attribute)),
             RouteAttribute::MultiPath(ways) => {
                 hops.extend(ways.iter().filter_map(|way| way.attributes.iter().find_map(gateway)));
             }

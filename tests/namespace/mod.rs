@@ -20,12 +20,14 @@ pub fn in_namespace(name: &str, test: impl AsyncFnOnce(&Node) + Send) {
     let directory = std::env::temp_dir().join(format!("sheave-{}-{name}", std::process::id()));
     std::thread::scope(|scope| {
         scope.spawn(|| {
-            if let Err(error) = unshare(CloneFlags::CLONE_NEWNET) {
-                println!("skipped: unshare: {error}");
-                return;
-            }
-            if let Err(error) = sheave_ipvs::Ipvs::open() {
-                println!("skipped: {error}");
+            let missing = match unshare(CloneFlags::CLONE_NEWNET) {
+                Err(error) => Some(format!("unshare: {error}")),
+                Ok(()) => sheave_ipvs::Ipvs::open().err().map(|error| error.to_string()),
+            };
+            if let Some(missing) = missing {
+                let required = std::env::var("SHEAVE_TEST_KERNEL").is_ok_and(|value| value == "required");
+                assert!(!required, "{missing}");
+                println!("skipped: {missing}");
                 return;
             }
             for line in [

@@ -196,3 +196,43 @@ fn routes_of_an_agent_before_are_taken_over() {
         }
     });
 }
+
+/// IPv4 by way of IPv6 is listed as it was made: nothing is made anew.
+#[test]
+fn ipv4_by_ipv6_next_hops() {
+    in_namespace("import", async |_| {
+        let mut import = open(MAIN);
+        for hops in [&["fd00:10::2"][..], &["fd00:10::2", "fd00:10::3"]] {
+            import.change(vec![learnt(V4, hops)]).await;
+            assert_eq!(import.problem(), None);
+            let mut monitor = std::process::Command::new("ip");
+            let mut monitor =
+                monitor.args(["monitor", "route"]).stdout(std::process::Stdio::piped()).spawn().unwrap();
+            tokio::time::sleep(Duration::from_millis(200)).await;
+            import.check().await;
+            import.settle().await;
+            monitor.kill().unwrap();
+            let told = String::from_utf8(monitor.wait_with_output().unwrap().stdout).unwrap();
+            assert_eq!(told, "", "{hops:?}");
+            assert!(hops.iter().all(|hop| shown(V4).contains(&format!("via inet6 {hop}"))), "{}", shown(V4));
+        }
+    });
+}
+
+/// An address that this host does not have costs no route that stands.
+#[test]
+fn a_source_that_is_not_here_changes_nothing() {
+    in_namespace("import", async |_| {
+        let mut import = open(MAIN);
+        let hops: [&[&str]; 2] = [&["10.0.0.2"], &["fd00:10::2", "fd00:10::3"]];
+        import.change(vec![learnt(V4, hops[0]), learnt(V6, hops[1])]).await;
+        let before = (shown(V4), shown(V6));
+        import.source_from(&[address("10.0.0.99"), address("fd00:10::99")]);
+        import.settle().await;
+        assert_eq!((shown(V4), shown(V6)), before);
+        assert!(import.problem().is_some_and(|problem| problem.contains("the Node's address")));
+        import.source_from(&[address("10.0.0.11"), address("fd00:10::11")]);
+        import.tick(Instant::now() + Duration::from_secs(60), true, true).await;
+        assert_eq!(import.problem(), None);
+    });
+}

@@ -1,37 +1,28 @@
 //! Routes as Route Monitoring messages (RFC 7854 §4.6): UPDATEs as full as they get.
 
-use std::net::IpAddr;
 use std::time::Duration;
 
 use ipnet::IpNet;
 
 use super::{View, route_monitoring};
 use crate::Family;
+use crate::wire::Context;
 use crate::wire::pack::{Announcement, write_end_of_rib, write_withdrawal};
-use crate::wire::{Context, PathAttributes, TooLong};
 
-/// Appends that `prefixes`, all of the next hop's family, have these attributes. `context` is that of the session that the
-/// table belongs to.
-///
-/// # Errors
-/// The attributes leave no room for a prefix, and nothing is told.
+/// Appends that `prefixes` are announced so, in the words of the session that the table belongs to.
 pub fn announcements(
     view: View,
-    attributes: PathAttributes,
-    next_hop: IpAddr,
+    announcement: &Announcement,
     prefixes: impl IntoIterator<Item = IpNet>,
-    context: Context,
     at: Duration,
     out: &mut Vec<u8>,
-) -> Result<(), TooLong> {
-    let announcement = Announcement::new(attributes, next_hop, context)?;
+) {
     let mut prefixes = prefixes.into_iter().peekable();
     let mut update = Vec::new();
     while announcement.write(&mut prefixes, &mut update) > 0 {
         route_monitoring(view, &update, at, out);
         update.clear();
     }
-    Ok(())
 }
 
 /// Appends that `prefixes` of `family` are in the table no more.

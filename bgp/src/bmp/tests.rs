@@ -16,6 +16,7 @@ use netgauze_parse_utils::traits::ParseFromWithOneInput;
 
 use super::{Peer, PeerDown, PeerUp, Statistic, View};
 use crate::Family;
+use crate::wire::pack::Announcement;
 use crate::wire::{Capability, Cease, Context, Message, Notification, Open, Origin, PathAttributes};
 
 /// 2026-11-28T08:00:00.25Z.
@@ -170,7 +171,9 @@ fn tables() {
         let hosts = |count: u32| (0..count).map(|n| IpAddr::from((0x0a00_0000 + n).to_be_bytes()).into());
         let next_hop = "10.0.0.1".parse().unwrap();
         let mut bytes = Vec::new();
-        super::announcements(view, attributes, next_hop, hosts(1000), context, AT, &mut bytes).unwrap();
+        let announcement =
+            Announcement::of_family(Family::Ipv4Unicast, attributes, next_hop, None, context).unwrap();
+        super::announcements(view, &announcement, hosts(1000), AT, &mut bytes);
         super::withdrawals(view, Family::Ipv4Unicast, hosts(10), context, AT, &mut bytes);
         super::end_of_rib(view, Family::Ipv4Unicast, AT, &mut bytes);
         let messages = read(&bytes);
@@ -226,4 +229,29 @@ fn numbers() {
         };
         assert_eq!(report.counters(), expected);
     }
+}
+
+/// IPv4 prefixes stay IPv4 prefixes, whatever their next hop (RFC 8950).
+#[test]
+fn ipv4_by_ipv6_next_hops() {
+    let attributes = PathAttributes {
+        origin: Some(Origin::Igp),
+        as_path: Some(crate::wire::AsPath::sequence(vec![64512])),
+        ..PathAttributes::default()
+    };
+    let view = View::AdjRibOut(peer("fd00::2", true));
+    let prefix: ipnet::IpNet = "192.0.2.80/32".parse().unwrap();
+    let (hop, link_local) = ("fd00::1".parse().unwrap(), "fe80::1".parse().ok());
+    let context = Context { four_octet_asn: true, ..Context::default() };
+    let mut bytes = Vec::new();
+    let announcement =
+        Announcement::of_family(Family::Ipv4Unicast, attributes, hop, link_local, context).unwrap();
+    super::announcements(view, &announcement, [prefix], AT, &mut bytes);
+    // Common header, per-peer header (RFC 7854 section 4).
+    let Ok(Message::Update(update)) = Message::decode(&bytes[6 + 42..], context) else {
+        panic!("not an UPDATE")
+    };
+    assert_eq!(update.reachable().map(|nlri| nlri.prefix).collect::<Vec<_>>(), [prefix]);
+    let Some(crate::wire::MpReach::Ipv4 { next_hop, .. }) = update.mp_reach else { panic!("{update:?}") };
+    assert_eq!(next_hop, hop);
 }

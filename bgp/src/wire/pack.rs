@@ -24,22 +24,6 @@ pub struct Announcement {
 }
 
 impl Announcement {
-    /// `attributes` with this next hop, whose family is that of the prefixes to come.
-    ///
-    /// # Errors
-    /// The attributes leave no room for a prefix.
-    pub fn new(
-        attributes: PathAttributes,
-        next_hop: IpAddr,
-        context: Context,
-    ) -> Result<Announcement, TooLong> {
-        let family = match next_hop {
-            IpAddr::V4(_) => Family::Ipv4Unicast,
-            IpAddr::V6(_) => Family::Ipv6Unicast,
-        };
-        Announcement::of_family(family, attributes, next_hop, None, context)
-    }
-
     /// `attributes` of prefixes of `family` with this next hop: an IPv6 one of either family (RFC 8950), and then with the
     /// link-local address beside it if there is one; an IPv4 one of IPv4 only.
     ///
@@ -67,7 +51,6 @@ impl Announcement {
         };
         let mut encoded = Vec::new();
         PathAttributes { next_hop: classic, ..attributes }.encode(context, &mut encoded)?;
-        let family = if mp_reach.is_some() { Family::Ipv6Unicast } else { Family::Ipv4Unicast };
         let add_path = context.add_path.contains(family);
         let announcement =
             Announcement { attributes: encoded, mp_reach, add_path, limit: context.max_length() };

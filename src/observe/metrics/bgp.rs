@@ -133,19 +133,23 @@ fn add_ranges(ranges: &[DynamicPeersStatus], families: &mut Families) {
 }
 
 /// Adds the families of what is learnt.
-pub fn add_learnt(learnt: &LearntStatus, families: &mut Families) {
+pub fn add_learnt(learnt: &LearntStatus, speaker: &SpeakerStatus, families: &mut Families) {
     families.gauge(
         "sheave_bgp_learnt_prefixes",
         "Prefixes that some peer announces and its import policy lets in",
         [(&[][..], number(learnt.routes))],
     );
-    let peers: Vec<_> = learnt.peers.iter().map(|(peer, counts)| (peer.to_string(), counts)).collect();
+    let peers: Vec<_> = speaker
+        .peers
+        .iter()
+        .filter_map(|peer| Some((peer.name(), peer.asn.to_string(), learnt.peers.get(&peer.address)?)))
+        .collect();
     let per_family: Vec<_> = peers
         .iter()
-        .flat_map(|(peer, counts)| {
-            counts
-                .iter()
-                .map(move |(of, counts)| ([("peer", peer.as_str()), ("family", family(*of))], counts))
+        .flat_map(|(peer, asn, counts)| {
+            counts.iter().map(move |(of, counts)| {
+                ([("peer", peer.as_str()), ("asn", asn), ("family", family(*of))], counts)
+            })
         })
         .collect();
     let gauges: [Count<FamilyCounts, usize>; 2] = [

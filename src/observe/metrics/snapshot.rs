@@ -157,8 +157,8 @@ impl Snapshot {
             bgp::add_to(speaker, families);
         }
         bmp::add_to(&self.bmp, families);
-        if let Some(learnt) = &self.learnt {
-            bgp::add_learnt(learnt, families);
+        if let (Some(learnt), Some(speaker)) = (&self.learnt, &self.speaker) {
+            bgp::add_learnt(learnt, speaker, families);
         }
     }
 

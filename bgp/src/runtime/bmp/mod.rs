@@ -10,7 +10,7 @@
 //! anew. What is told is told in the order in which it happened, since all of it is handed over under the lock of the
 //! RIB (taken first), and so is a snapshot taken.
 //!
-//! Adj-RIB-In is not told: once received routes are kept, [`Monitor::sent`] has its counterpart where they are taken in.
+//! Adj-RIB-In is not told, nor what is learnt: the counterpart of [`Monitor::sent`] would be where that is taken in.
 
 mod opens;
 mod snapshot;
@@ -29,6 +29,7 @@ use super::shared::lock;
 use crate::bmp::{self, Peer, PeerDown, PeerUp, View};
 use crate::rib::RouteChanges;
 use crate::session::{Down, Negotiated};
+use crate::wire::pack::Announcement;
 use crate::wire::{AsPath, Capability, Context, HEADER_LENGTH, Message, Open, Origin, PathAttributes, frame};
 use crate::{Attributes, Families, Family};
 pub(super) use opens::Opens;
@@ -234,5 +235,7 @@ fn loc_rib_routes(
         ..PathAttributes::default()
     };
     // What leaves no room for a prefix is sent to no peer either, which says so.
-    let _ = bmp::announcements(view, attributes, next_hop, prefixes, LOC_RIB, at, out);
+    if let Ok(announcement) = Announcement::of_family(family, attributes, next_hop, None, LOC_RIB) {
+        bmp::announcements(view, &announcement, prefixes, at, out);
+    }
 }

@@ -12,6 +12,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::{Monitor, Subscriber, Subscription, Up, loc_rib_routes, lock, now};
 use crate::bmp::{self, Statistic, View};
 use crate::rib::{Export, Rib};
+use crate::wire::pack::Announcement;
 use crate::{Attributes, Family};
 
 /// Sessions and tables at one moment: copied under the RIB's lock, made into messages without it.
@@ -119,9 +120,13 @@ impl PeerSnapshot {
             for ((attributes, _), prefixes) in groups(&of_family.routes) {
                 let Some(next_hop) = of_family.next_hop else { continue };
                 let attributes = self.export.path_attributes(attributes);
+                let (hop, context) = (self.export.link_local, self.export.context);
                 // They were sent with these: there is room.
-                let _ =
-                    bmp::announcements(view, attributes, next_hop, prefixes, self.export.context, at, out);
+                if let Ok(announcement) =
+                    Announcement::of_family(of_family.family, attributes, next_hop, hop, context)
+                {
+                    bmp::announcements(view, &announcement, prefixes, at, out);
+                }
             }
             if of_family.complete {
                 bmp::end_of_rib(view, of_family.family, at, out);

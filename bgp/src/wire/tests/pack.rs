@@ -64,7 +64,9 @@ fn packed_to_the_limit() {
         (Family::Ipv4Unicast, PATHS, "10.0.0.1", (4096 - 43) / 9),
         (Family::Ipv6Unicast, PATHS, "fd00::1", (4096 - 61) / 21),
     ] {
-        let announcement = Announcement::new(attributes.clone(), next_hop.parse().unwrap(), context).unwrap();
+        let announcement =
+            Announcement::of_family(family, attributes.clone(), next_hop.parse().unwrap(), None, context)
+                .unwrap();
         let mut prefixes = paths(family, 20_000, context).peekable();
         let (mut out, mut counts) = (Vec::new(), Vec::new());
         while prefixes.peek().is_some() {
@@ -118,11 +120,12 @@ fn too_many_communities_are_refused() {
     let with = |context, count: u32| {
         let communities = (0..count).map(Community).collect();
         let attributes = PathAttributes { communities, ..PathAttributes::default() };
-        Announcement::new(attributes, "fd00::1".parse().unwrap(), context).map(|a| {
-            let mut out = Vec::new();
-            assert_eq!(a.write(&mut hosts(Family::Ipv6Unicast, 1).peekable(), &mut out), 1);
-            out.len()
-        })
+        Announcement::of_family(Family::Ipv6Unicast, attributes, "fd00::1".parse().unwrap(), None, context)
+            .map(|a| {
+                let mut out = Vec::new();
+                assert_eq!(a.write(&mut hosts(Family::Ipv6Unicast, 1).peekable(), &mut out), 1);
+                out.len()
+            })
     };
     // 19 + 4 + (4 + 21) + 17 + 4 + 4 × 1006 = 4093.
     assert_eq!(with(EBGP, 1006).ok(), Some(4093));
