@@ -71,6 +71,7 @@ mod tests {
             router_id: [10, 9, 9, number].into(),
             ibgp,
             local: [10, 0, 0, 1].into(),
+            extended_next_hop: false,
         }
     }
 

@@ -2,6 +2,8 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 
+use ipnet::IpNet;
+
 use crate::wire::{AsPath, Origin, PathAttributes, SegmentKind};
 
 /// LOCAL_PREF of a route that has none: from another AS, or from a peer that leaves it out.
@@ -35,6 +37,8 @@ pub struct Source {
     pub ibgp: bool,
     /// This side's address.
     pub local: IpAddr,
+    /// IPv4 prefixes may have IPv6 next hops (RFC 8950).
+    pub extended_next_hop: bool,
 }
 
 impl Path {
@@ -57,19 +61,17 @@ impl Path {
         !unusable && !hop.is_unspecified() && !hop.is_loopback() && !hop.is_multicast() && hop != source.local
     }
 
+    /// Whether the session lets the prefix have a next hop of that family.
+    pub(super) fn fits(&self, prefix: &IpNet, source: &Source) -> bool {
+        source.extended_next_hop || self.next_hop.is_ipv4() == matches!(prefix, IpNet::V4(_))
+    }
+
     pub(super) fn local_pref(&self) -> u32 {
         self.attributes.local_pref.unwrap_or(DEFAULT_LOCAL_PREF)
     }
 
-    /// RFC 4271 §9.1.2.2 a: a set counts as one; RFC 5065 §5.3: what is of a confederation counts for nothing.
     pub(super) fn as_path_length(&self) -> usize {
-        let segments = self.attributes.as_path.iter().flat_map(|path| &path.segments);
-        let lengths = segments.map(|segment| match segment.kind {
-            SegmentKind::Sequence => segment.asns.len(),
-            SegmentKind::Set => 1,
-            SegmentKind::ConfedSequence | SegmentKind::ConfedSet => 0,
-        });
-        lengths.sum()
+        self.attributes.as_path.as_ref().map_or(0, AsPath::length)
     }
 
     /// ORIGIN, the best first.

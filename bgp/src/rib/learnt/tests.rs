@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net};
 use proptest::collection::vec;
 use proptest::prelude::{Just, Strategy, any, prop_oneof, proptest};
 
@@ -42,6 +42,7 @@ fn source(number: u8) -> Source {
         router_id: [10, 9, 9, number].into(),
         ibgp: number >= 100,
         local: address(1),
+        extended_next_hop: false,
     }
 }
 
@@ -294,6 +295,73 @@ fn a_limit_is_kept() {
         let exceeded = learnt.receive(address(2), &of(&[A]));
         assert_eq!(exceeded.err().map(|exceeded| exceeded.retry_after), retry_after, "{action:?}");
         learnt.peer_down(address(2), None, Instant::now());
+        assert_empty(&learnt);
+    }
+}
+
+/// What is left of the session before does not count against the limit, what is told again does.
+#[test]
+fn a_limit_is_on_what_is_told_in_this_session() {
+    let hold = Duration::from_secs(300);
+    let max_prefixes = Some(MaxPrefixes { limit: 3, warn_at: 3, action: LimitAction::Restart(hold) });
+    let mut learnt = Learnt::new(OWN);
+    learnt.set_policy(address(2), Some(ImportPolicy { max_prefixes, ..everything() }));
+    let now = Instant::now();
+    learnt.peer_up(source(2), &negotiated(Some(restart(false))), now);
+    let of = |prefixes: &[&str]| announce(2, attributes(&[65001]), prefixes);
+    learnt.receive(address(2), &of(&[A, B, "192.0.2.0/24"])).unwrap();
+    learnt.peer_down(address(2), Some(&restart(false)), now);
+    learnt.peer_up(source(2), &negotiated(Some(restart(true))), now);
+    learnt.receive(address(2), &of(&["10.1.0.0/16", "10.2.0.0/16"])).unwrap();
+    assert_eq!(learnt.len(), 5, "three of them stale");
+    learnt.receive(address(2), &of(&[A])).unwrap();
+    learnt.receive(address(2), &of(&[A])).unwrap();
+    assert!(learnt.receive(address(2), &of(&[B])).is_err(), "four, told again");
+    learnt.receive(address(2), &withdraw(&["10.1.0.0/16", "192.0.2.0/24"])).unwrap();
+    learnt.receive(address(2), &of(&[B])).unwrap();
+    learnt.receive(address(2), &Update::end_of_rib_marker(Family::Ipv4Unicast)).unwrap();
+    assert_eq!(counts(&learnt, 2)[0], (3, 3));
+    assert!(learnt.receive(address(2), &of(&["192.0.2.0/24"])).is_err());
+    learnt.peer_down(address(2), None, now);
+    assert_empty(&learnt);
+}
+
+/// RFC 4760 §6, RFC 8950 §4: families, and next hops of the other family, are what both sides agreed on.
+#[test]
+fn what_was_not_agreed_on_is_not_taken() {
+    let only = |family: Family| [family].into_iter().collect::<Families>();
+    let by_ipv6 = || Update {
+        attributes: attributes(&[65001]),
+        mp_reach: Some(MpReach::Ipv4 {
+            next_hop: hop6(2).into(),
+            prefixes: vec![A.parse::<Ipv4Net>().unwrap().into()],
+        }),
+        ..Update::default()
+    };
+    let both = || announce(2, attributes(&[65001]), &[A, V6]);
+    let none = Vec::new;
+    for (name, families, extended_next_hop, update, expected) in [
+        ("both", Families::ALL, false, both(), vec![format!("{A} via 2"), format!("{V6} via 2")]),
+        ("IPv4 alone", only(Family::Ipv4Unicast), false, both(), vec![format!("{A} via 2")]),
+        ("IPv6 alone", only(Family::Ipv6Unicast), false, both(), vec![format!("{V6} via 2")]),
+        ("IPv4 by IPv6, agreed on", Families::ALL, true, by_ipv6(), vec![format!("{A} via 2")]),
+        ("IPv4 by IPv6", Families::ALL, false, by_ipv6(), none()),
+        ("IPv4 by IPv6, but not IPv4", only(Family::Ipv6Unicast), true, by_ipv6(), none()),
+    ] {
+        let mut learnt = Learnt::new(OWN);
+        learnt.set_policy(address(2), Some(everything()));
+        let agreed = |families| Negotiated { families, extended_next_hop, ..negotiated(Some(restart(true))) };
+        let source = Source { extended_next_hop, ..source(2) };
+        learnt.peer_up(source, &agreed(families), Instant::now());
+        learnt.receive(address(2), &update).unwrap();
+        assert_eq!(used(&learnt), expected, "{name}");
+        // What is kept over a restart goes as it turns out that it will not be told again.
+        learnt.peer_down(address(2), Some(&restart(true)), Instant::now());
+        assert_eq!(used(&learnt), expected, "{name}");
+        for family in Family::ALL {
+            learnt.peer_up(source, &agreed(only(family)), Instant::now());
+            learnt.peer_down(address(2), Some(&restart(true)), Instant::now());
+        }
         assert_empty(&learnt);
     }
 }

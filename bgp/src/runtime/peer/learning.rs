@@ -17,6 +17,7 @@ impl PeerTask {
             router_id: negotiated.router_id,
             ibgp: negotiated.asn == self.shared.config.asn,
             local,
+            extended_next_hop: negotiated.extended_next_hop,
         };
         self.shared.learnt().peer_up(source, negotiated, Instant::now());
         self.shared.news.send_replace(());
