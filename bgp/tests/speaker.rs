@@ -7,12 +7,14 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net};
 use sheave_bgp::session::{Backoff, Down, State};
-use sheave_bgp::wire::{Capability, Cease, Context, Message, Notification, Open, Update, frame};
+use sheave_bgp::wire::{
+    AsPath, Capability, Cease, Context, Message, Notification, Open, Origin, PathAttributes, Update, frame,
+};
 use sheave_bgp::{
-    Attributes, Community, Families, Family, GracefulRestart, PeerConfig, RouteChanges, Shutdown, Speaker,
-    SpeakerConfig, StartError,
+    Attributes, Community, Families, Family, GracefulRestart, ImportPolicy, LimitAction, MaxPrefixes,
+    PeerConfig, PrefixFilter, RouteChanges, Shutdown, Speaker, SpeakerConfig, StartError,
 };
 use socket2::SockRef;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -300,6 +302,78 @@ async fn status_tells_what_happened() {
     // An IPv4 session has no next hop for IPv6 unless it is configured.
     let loopback = IpAddr::from(Ipv4Addr::LOCALHOST);
     assert_eq!(families, [(Family::Ipv4Unicast, Some(loopback), 5), (Family::Ipv6Unicast, None, 0)]);
+}
+
+/// Hosts 1 and 2 are taken of the peer; beyond the limit it is held down for an hour.
+fn imports(peer: IpAddr, limit: usize) -> BTreeMap<IpAddr, ImportPolicy> {
+    let action = LimitAction::Restart(Duration::from_secs(3600));
+    let max_prefixes = Some(MaxPrefixes { limit, warn_at: limit, action });
+    BTreeMap::from([(
+        peer,
+        ImportPolicy { prefixes: [1, 2].map(host).map(PrefixFilter::exactly).into(), max_prefixes },
+    )])
+}
+
+fn update(hosts: impl Iterator<Item = u32>) -> Message {
+    Message::Update(Update {
+        attributes: PathAttributes {
+            origin: Some(Origin::Igp),
+            as_path: Some(AsPath::sequence(vec![PEER_ASN])),
+            next_hop: Some([10, 0, 0, 2].into()),
+            ..PathAttributes::default()
+        },
+        nlri: hosts.map(|n| Ipv4Net::from(Ipv4Addr::from(0x0a00_0000 + n)).into()).collect(),
+        ..Update::default()
+    })
+}
+
+/// A limit that is raised ends the hold, however long that is.
+#[tokio::test]
+async fn a_raised_limit_lets_the_peer_come_back() {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let speaker = Speaker::start(speaker_config()).await.unwrap();
+    speaker.set_imports(&imports(address.ip(), 1));
+    speaker.set_peers(vec![peer_config(address)]);
+    for (session, limit) in [(1, 1), (2, 2)] {
+        speaker.set_imports(&imports(address.ip(), limit));
+        let mut peer = FakePeer::accept(&listener).await;
+        peer.end_of_rib().await;
+        peer.send(&update(1..3)).await;
+        if session == 1 {
+            let expected = Notification {
+                data: vec![0, 1, 1, 0, 0, 0, 1],
+                ..Notification::cease(Cease::MaximumPrefixes)
+            };
+            assert_eq!(peer.next().await, Some(Message::Notification(expected)));
+            assert_eq!(peer.next().await, None);
+            until("the hold", || speaker.status().peers[0].state == State::Idle).await;
+        } else {
+            until("both routes", || speaker.learnt().routes == 2).await;
+        }
+    }
+    speaker.shutdown(Shutdown::Cease).await;
+}
+
+/// Whoever takes what is learnt is not woken by peers that nothing is taken of.
+#[tokio::test]
+async fn news_is_of_what_is_taken() {
+    let (speaker, mut peer) = pair().await;
+    peer.end_of_rib().await;
+    let received = |count| speaker.status().peers[0].counters.updates_received == count;
+    let mut news = speaker.learnt_news();
+    peer.send(&update(1..2)).await;
+    peer.send(&update(2..3)).await;
+    // The first has been dealt with when the second is counted.
+    until("both UPDATEs", || received(2)).await;
+    assert!(!news.has_changed().unwrap());
+    speaker.set_imports(&imports(IpAddr::from(Ipv4Addr::LOCALHOST), 2));
+    assert!(matches!(peer.next().await, Some(Message::RouteRefresh(_))));
+    news.mark_unchanged();
+    peer.send(&update(1..2)).await;
+    timeout(LIMIT, news.changed()).await.unwrap().unwrap();
+    assert_eq!(speaker.take_learnt(9), [(host(1), Some([IpAddr::from([10, 0, 0, 2])].into()))]);
+    speaker.shutdown(Shutdown::Cease).await;
 }
 
 #[tokio::test]

@@ -102,7 +102,7 @@ impl Session {
         let mut actions = Vec::new();
         match event {
             Event::ManualStart => {
-                if self.dial == Dial::Stopped {
+                if let Dial::Stopped | Dial::HeldDown { .. } = self.dial {
                     self.dial(now, &mut actions);
                 }
             }
@@ -133,8 +133,9 @@ impl Session {
                     actions.extend(self.connection_mut(other).take().map(|_| Action::Close(other)));
                     let error = PeerMisbehaved::TooManyPrefixes { limit, family };
                     self.fail(direction, error.into(), now, &mut actions);
-                    self.dial =
-                        retry_after.map_or(Dial::Stopped, |after| Dial::HeldDown { until: now + after });
+                    // A time that the clock does not reach is never.
+                    let until = retry_after.and_then(|after| now.checked_add(after));
+                    self.dial = until.map_or(Dial::Stopped, |until| Dial::HeldDown { until });
                 }
             }
         }

@@ -81,7 +81,7 @@ impl Direction {
 /// What happens to a session (RFC 4271 §8.1).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event<'a> {
-    /// Its owner wants it up.
+    /// Its owner wants it up, now if it is held down.
     ManualStart,
     /// Its owner wants it down.
     ManualStop(Farewell),
@@ -107,7 +107,7 @@ pub enum Event<'a> {
         limit: usize,
         /// Of that family.
         family: Family,
-        /// How long the session is held down; `None`: until it is stopped and started.
+        /// How long the session is held down, unless it is started before; `None`: until it is.
         retry_after: Option<Duration>,
     },
 }
