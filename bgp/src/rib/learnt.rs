@@ -20,7 +20,7 @@ use ipnet::IpNet;
 
 use super::adj_in::{AdjRibIn, Held, Nearness, supernets, within};
 use super::decision::{Candidate, select};
-use super::import::{ImportPolicy, LimitAction, MaxPrefixes};
+use super::import::{ImportPolicy, LimitAction, MaxPrefixes, is_routable};
 use super::path::{Identity, Path, Source};
 use crate::session::{Negotiated, PeerGracefulRestart};
 use crate::wire::{MpReach, Nlri, PathAttributes, Update};
@@ -358,7 +358,8 @@ impl Learnt {
             && !held.path.loops(self.own)
             && held.path.leads_elsewhere(source)
             && held.path.fits(&prefix, source)
-            && (known.policy.names(&prefix) || !self.is_reserved(&prefix));
+            && !held.path.leaks(source)
+            && (known.policy.names(&prefix) || is_routable(&prefix) && !self.is_reserved(&prefix));
         let Some(known) = self.peers.get_mut(&peer) else { return };
         let state = known.family_mut(Family::of(&prefix));
         let Some(held) = state.routes.get_mut(&prefix) else { return };

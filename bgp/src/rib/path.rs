@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use ipnet::IpNet;
 
-use crate::wire::{AsPath, Origin, PathAttributes, SegmentKind};
+use crate::wire::{AsPath, Origin, PathAttributes, Role, SegmentKind};
 
 /// LOCAL_PREF of a route that has none: from another AS, or from a peer that leaves it out.
 const DEFAULT_LOCAL_PREF: u32 = 100;
@@ -33,8 +33,12 @@ pub struct Source {
     pub peer: IpAddr,
     /// The peer's BGP Identifier.
     pub router_id: Ipv4Addr,
-    /// The peer is in this speaker's own AS.
+    /// The peer's AS.
+    pub asn: u32,
+    /// That is this speaker's own.
     pub ibgp: bool,
+    /// What this speaker is to the peer (RFC 9234), if that is known; only between ASes.
+    pub role: Option<Role>,
     /// This side's address.
     pub local: IpAddr,
     /// IPv4 prefixes may have IPv6 next hops (RFC 8950).
@@ -59,6 +63,16 @@ impl Path {
         };
         let hop = self.next_hop;
         !unusable && !hop.is_unspecified() && !hop.is_loopback() && !hop.is_multicast() && hop != source.local
+    }
+
+    /// Whether somebody has passed the route on who was not to: it is marked to go to customers only, and came from one, or from
+    /// a peer that is not the one that marked it (RFC 9234 §5).
+    pub(super) fn leaks(&self, source: &Source) -> bool {
+        self.attributes.only_to_customer.is_some_and(|by| match source.role {
+            Some(Role::Provider | Role::RouteServer) => true,
+            Some(Role::Peer) => by != source.asn,
+            Some(Role::Customer | Role::RouteServerClient) | None => false,
+        })
     }
 
     /// Whether the session lets the prefix have a next hop of that family.

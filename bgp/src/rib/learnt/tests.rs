@@ -11,7 +11,7 @@ use proptest::prelude::{Just, Strategy, any, prop_oneof, proptest};
 use super::Learnt;
 use crate::rib::{FamilyCounts, Identity, ImportPolicy, LimitAction, MaxPrefixes, PrefixFilter, Source};
 use crate::session::{Negotiated, PeerGracefulRestart};
-use crate::wire::{AsPath, MpReach, MpUnreach, Origin, PathAttributes, Update};
+use crate::wire::{AsPath, MpReach, MpUnreach, Origin, PathAttributes, Role, Update};
 use crate::{Families, Family};
 
 const OWN: Identity = Identity { asn: 64512, router_id: std::net::Ipv4Addr::new(10, 0, 0, 1) };
@@ -40,7 +40,9 @@ fn source(number: u8) -> Source {
     Source {
         peer: address(number),
         router_id: [10, 9, 9, number].into(),
+        asn: if number >= 100 { OWN.asn } else { 65001 },
         ibgp: number >= 100,
+        role: None,
         local: address(1),
         extended_next_hop: false,
     }
@@ -209,6 +211,46 @@ fn what_is_not_accepted() {
         }
         learnt.receive(address(2), &update).unwrap();
         assert!(learnt.is_empty(), "next hop {hop}");
+    }
+}
+
+/// RFC 9234 §5: by what this speaker is to the peer, and by who has marked the route.
+#[test]
+fn leaks_are_not_taken() {
+    const PEERS_AS: u32 = 65001;
+    for (role, by, accepted) in [
+        (None, Some(65009), true),
+        (Some(Role::Provider), None, true),
+        (Some(Role::Provider), Some(PEERS_AS), false),
+        (Some(Role::RouteServer), None, true),
+        (Some(Role::RouteServer), Some(PEERS_AS), false),
+        (Some(Role::Peer), None, true),
+        (Some(Role::Peer), Some(PEERS_AS), true),
+        (Some(Role::Peer), Some(65009), false),
+        (Some(Role::Customer), Some(65009), true),
+        (Some(Role::RouteServerClient), Some(65009), true),
+    ] {
+        let mut learnt = Learnt::new(OWN);
+        learnt.set_policy(address(2), Some(everything()));
+        learnt.peer_up(Source { role, ..source(2) }, &negotiated(None), Instant::now());
+        let marked = PathAttributes { only_to_customer: by, ..attributes(&[PEERS_AS]) };
+        learnt.receive(address(2), &announce(2, marked, &[A, V6])).unwrap();
+        assert_eq!(learnt.len(), if accepted { 2 } else { 0 }, "{role:?}, marked by {by:?}");
+        assert_eq!(counts(&learnt, 2).map(|(received, _)| received), [1, 1]);
+    }
+}
+
+/// Prefixes that no other host can be sent to, unless they are asked for by name.
+#[test]
+fn prefixes_without_hosts_are_not_taken() {
+    let prefixes =
+        ["169.254.7.0/24", "239.1.0.0/16", "127.0.0.53/32", "fe80::/64", "::1/128", A, "0.0.0.0/0", "::/0"];
+    for (named, expected) in [(vec![], 3), (vec!["169.254.7.0/24", "fe80::/64"], 5)] {
+        let mut policy = everything();
+        policy.prefixes.extend(named.iter().map(|prefix| PrefixFilter::exactly(net(prefix))));
+        let mut learnt = learnt(&policy, &[2]);
+        learnt.receive(address(2), &announce(2, attributes(&[65001]), &prefixes)).unwrap();
+        assert_eq!(learnt.len(), expected, "{named:?}: {:?}", used(&learnt));
     }
 }
 

@@ -13,10 +13,13 @@ use crate::wire::{RefreshKind, pack::write_route_refresh};
 impl PeerTask {
     /// The session is Established.
     pub(super) fn learn_from(&mut self, local: IpAddr, negotiated: &Negotiated) {
+        let ibgp = negotiated.asn == self.shared.config.asn;
         let source = Source {
             peer: self.config.address,
             router_id: negotiated.router_id,
-            ibgp: negotiated.asn == self.shared.config.asn,
+            asn: negotiated.asn,
+            ibgp,
+            role: self.config.role.filter(|_| !ibgp).map(|offer| offer.role),
             local,
             extended_next_hop: negotiated.extended_next_hop,
         };
