@@ -8,13 +8,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ipnet::{IpNet, Ipv4Net};
-use sheave_bgp::session::{Backoff, Down, State};
+use sheave_bgp::session::{Backoff, Down, RoleOffer, State};
 use sheave_bgp::wire::{
-    AsPath, Capability, Cease, Context, Message, Notification, Open, Origin, PathAttributes, Update, frame,
+    AsPath, Capability, Cease, Context, Message, Notification, Open, Origin, PathAttributes, RefreshKind,
+    Role, RouteRefresh, Update, frame,
 };
 use sheave_bgp::{
-    Attributes, Community, Families, Family, GracefulRestart, ImportPolicy, LimitAction, MaxPrefixes,
-    PeerConfig, PrefixFilter, RouteChanges, Shutdown, Speaker, SpeakerConfig, StartError,
+    Attributes, Community, Families, Family, FamilyCounts, GracefulRestart, ImportPolicy, LimitAction,
+    MaxPrefixes, PeerConfig, PrefixFilter, RouteChanges, Shutdown, Speaker, SpeakerConfig, StartError,
 };
 use socket2::SockRef;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -70,7 +71,11 @@ impl FakePeer {
         assert!(matches!(peer.next().await, Some(Message::Open(_))));
         let mut capabilities: Vec<Capability> =
             Family::ALL.into_iter().map(Capability::multiprotocol).collect();
-        capabilities.extend([Capability::RouteRefresh, Capability::FourOctetAsn(PEER_ASN)]);
+        capabilities.extend([
+            Capability::RouteRefresh,
+            Capability::EnhancedRouteRefresh,
+            Capability::FourOctetAsn(PEER_ASN),
+        ]);
         let open = Open { my_as: 65001, hold_time: 90, router_id: [10, 0, 0, 2].into(), capabilities };
         peer.send(&Message::Open(open)).await;
         peer.send(&Message::Keepalive).await;
@@ -373,6 +378,39 @@ async fn news_is_of_what_is_taken() {
     peer.send(&update(1..2)).await;
     timeout(LIMIT, news.changed()).await.unwrap().unwrap();
     assert_eq!(speaker.take_learnt(9), [(host(1), Some([IpAddr::from([10, 0, 0, 2])].into()))]);
+    speaker.shutdown(Shutdown::Cease).await;
+}
+
+/// A peer that was there before its import tells all again when it is asked, and that this was all. A leak is not taken.
+#[tokio::test]
+async fn what_a_peer_tells_again_is_complete() {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let speaker = Speaker::start(speaker_config()).await.unwrap();
+    let role = Some(RoleOffer { role: Role::Provider, required: false });
+    speaker.set_peers(vec![PeerConfig { role, ..peer_config(address) }]);
+    let mut peer = FakePeer::accept(&listener).await;
+    peer.end_of_rib().await;
+    speaker.set_imports(&imports(address.ip(), 2));
+    for family in Family::ALL {
+        let request = RouteRefresh::new(RefreshKind::Request, family);
+        assert_eq!(peer.next().await, Some(Message::RouteRefresh(request)));
+    }
+    for family in Family::ALL {
+        peer.send(&Message::RouteRefresh(RouteRefresh::new(RefreshKind::Begin, family))).await;
+    }
+    let Message::Update(mut leak) = update(2..3) else { unreachable!() };
+    leak.attributes.only_to_customer = Some(PEER_ASN);
+    for routes in [update(1..2), Message::Update(leak)] {
+        peer.send(&routes).await;
+    }
+    for family in Family::ALL {
+        assert!(!speaker.learnt().complete);
+        peer.send(&Message::RouteRefresh(RouteRefresh::new(RefreshKind::End, family))).await;
+    }
+    until("all of it", || speaker.learnt().complete).await;
+    let counts = FamilyCounts { received: 2, accepted: 1, end_of_rib: true };
+    assert_eq!(speaker.learnt().peers[&address.ip()][0], (Family::Ipv4Unicast, counts));
     speaker.shutdown(Shutdown::Cease).await;
 }
 

@@ -21,7 +21,7 @@ pub(super) struct AdjRibIn {
     pub(super) up: bool,
     pub(super) ipv4: FamilyIn,
     pub(super) ipv6: FamilyIn,
-    /// What the peer's restart left stale goes then (RFC 4724 §4.2).
+    /// What is stale goes then (RFC 4724 §4.2, RFC 7313 §4).
     pub(super) stale_until: Option<Instant>,
 }
 
@@ -34,8 +34,10 @@ pub(super) struct FamilyIn {
     pub(super) stale: usize,
     /// The session is for this family too.
     pub(super) negotiated: bool,
-    /// The peer has told all that it had when the session came up.
+    /// The peer has told all that it had when the session came up, or was asked.
     pub(super) end_of_rib: bool,
+    /// It tells all of it again (RFC 7313).
+    pub(super) refreshing: bool,
     /// How close the peer is to its limit, as told last.
     pub(super) nearness: Nearness,
 }
@@ -44,7 +46,7 @@ pub(super) struct FamilyIn {
 #[derive(Debug)]
 pub(super) struct Held {
     pub(super) path: Arc<Path>,
-    /// Of a session before, and not announced again since.
+    /// Of before the peer restarted, or began to tell all again; and not announced since.
     pub(super) stale: bool,
     pub(super) accepted: bool,
 }
@@ -116,7 +118,7 @@ impl AdjRibIn {
 }
 
 impl FamilyIn {
-    /// How many prefixes the peer has told of in this session.
+    /// How many prefixes the peer has told of, but for those that it has to tell again.
     pub(super) fn told(&self) -> usize {
         self.routes.len() - self.stale
     }

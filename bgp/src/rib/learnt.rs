@@ -57,7 +57,7 @@ pub struct FamilyCounts {
     pub received: usize,
     /// Those of them that the import policy accepts.
     pub accepted: usize,
-    /// It has told all that it had when the session came up.
+    /// It has told all that it had when the session came up, or was asked.
     pub end_of_rib: bool,
 }
 
@@ -202,6 +202,7 @@ impl Learnt {
             let state = known.family_mut(family);
             state.negotiated = negotiated.families.contains(family);
             state.end_of_rib = false;
+            state.refreshing = false;
             state.nearness = Nearness::Far;
         }
         // RFC 4724 §4.2: what was not kept by the peer is gone, and so is what it will not tell again.
@@ -254,21 +255,49 @@ impl Learnt {
         }
     }
 
+    /// A peer tells all of a family again, from here on (BoRR).
+    pub fn refresh_begins(&mut self, peer: IpAddr, family: Family, now: Instant) {
+        let Some(known) = self.peers.get_mut(&peer).filter(|known| known.up) else { return };
+        let state = known.family_mut(family);
+        // RFC 7313 §4: not before the End-of-RIB of a peer that restarts, which this speaker waits for.
+        if state.stale > 0 && !state.refreshing {
+            return;
+        }
+        state.refreshing = true;
+        state.mark_stale();
+        if known.has_stale() {
+            known.stale_until.get_or_insert(now + STALE_LIMIT);
+        }
+    }
+
+    /// It has told all of it (EoRR).
+    pub fn refresh_ends(&mut self, peer: IpAddr, family: Family) {
+        let Some(known) = self.peers.get_mut(&peer).filter(|known| known.up) else { return };
+        if std::mem::take(&mut known.family_mut(family).refreshing) {
+            self.told_all(peer, family);
+        }
+    }
+
+    /// What is stale still is no more.
+    fn told_all(&mut self, peer: IpAddr, family: Family) {
+        self.flush(peer, [family], true);
+        let Some(known) = self.peers.get_mut(&peer) else { return };
+        known.family_mut(family).end_of_rib = true;
+        if !known.has_stale() {
+            known.stale_until = None;
+        }
+    }
+
     /// Takes in an UPDATE of a peer. A peer that exceeds its limit is told of; the rest of the message is left out then.
     ///
     /// # Errors
     /// The session is to end.
     pub fn receive(&mut self, peer: IpAddr, update: &Update) -> Result<(), LimitExceeded> {
-        if !self.peers.get(&peer).is_some_and(|known| known.up) {
-            return Ok(());
-        }
+        let Some(known) = self.peers.get(&peer).filter(|known| known.up) else { return Ok(()) };
         if let Some(family) = update.end_of_rib() {
-            self.flush(peer, [family], true);
-            if let Some(known) = self.peers.get_mut(&peer) {
-                known.family_mut(family).end_of_rib = true;
-                if !known.has_stale() {
-                    known.stale_until = None;
-                }
+            // What is told again meanwhile ends with its own mark.
+            if !known.family(family).refreshing {
+                self.told_all(peer, family);
             }
             return Ok(());
         }

@@ -35,7 +35,7 @@ use crate::rib::{Export, MaxPrefixes};
 use crate::session::{
     Action, Direction, Down, Event, Farewell, Jitter, Negotiated, RestartOffer, Session, SessionConfig, State,
 };
-use crate::wire::{Context, Update};
+use crate::wire::{Context, RefreshKind, Update};
 
 /// How long changes are gathered before they are sent, so that those that come together share messages.
 const COALESCE: Duration = Duration::from_millis(10);
@@ -433,7 +433,9 @@ impl PeerTask {
                     self.received(&update);
                     exceeded = exceeded.or(self.learn(&update));
                 }
-                Action::RouteRefresh(family) => {
+                Action::RouteRefresh(RefreshKind::Begin, family) => self.hear_again(family),
+                Action::RouteRefresh(RefreshKind::End, family) => self.heard_again(family),
+                Action::RouteRefresh(RefreshKind::Request, family) => {
                     self.shared.rib().refresh(self.config.address, family);
                     self.sending = Sending::Writing;
                 }

@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use super::error::SessionError;
-use crate::wire::{Notification, Role, Update};
+use crate::wire::{Notification, RefreshKind, Role, Update};
 use crate::{Families, Family};
 
 /// What a session is configured with.
@@ -141,8 +141,8 @@ pub enum Action {
     Down(Down),
     /// An UPDATE came.
     Update(Update),
-    /// The peer wants to be sent all routes of a family.
-    RouteRefresh(Family),
+    /// The peer wants to be sent all routes of a family, or begins or ends to send its own again.
+    RouteRefresh(RefreshKind, Family),
 }
 
 /// The states of RFC 4271 §8.2.2.

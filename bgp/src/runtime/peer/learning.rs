@@ -5,6 +5,7 @@ use std::sync::MutexGuard;
 use std::time::Instant;
 
 use super::PeerTask;
+use crate::Family;
 use crate::rib::{Learnt, LimitExceeded, Source};
 use crate::session::{Down, Event, Negotiated};
 use crate::wire::Update;
@@ -49,6 +50,20 @@ impl PeerTask {
         let received = learnt.receive(self.config.address, update);
         self.tell(learnt);
         received.err()
+    }
+
+    /// All of a family comes again from here on (BoRR).
+    pub(super) fn hear_again(&mut self, family: Family) {
+        let mut learnt = self.shared.learnt();
+        learnt.refresh_begins(self.config.address, family, Instant::now());
+        self.stale_until = learnt.deadline(self.config.address);
+    }
+
+    /// All of it has come (EoRR).
+    pub(super) fn heard_again(&mut self, family: Family) {
+        let mut learnt = self.shared.learnt();
+        learnt.refresh_ends(self.config.address, family);
+        self.tell(learnt);
     }
 
     /// Wakes whoever takes what is learnt, if there is something.
