@@ -259,8 +259,9 @@ impl Learnt {
     pub fn refresh_begins(&mut self, peer: IpAddr, family: Family, now: Instant) {
         let Some(known) = self.peers.get_mut(&peer).filter(|known| known.up) else { return };
         let state = known.family_mut(family);
-        // RFC 7313 §4: not before the End-of-RIB of a peer that restarts, which this speaker waits for.
-        if state.stale > 0 && !state.refreshing {
+        // RFC 7313 §4: not before the End-of-RIB that a restarting peer is waited for. Nor twice: each time would let in as much
+        // as the limit again.
+        if state.stale > 0 {
             return;
         }
         state.refreshing = true;

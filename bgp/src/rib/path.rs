@@ -65,8 +65,8 @@ impl Path {
         !unusable && !hop.is_unspecified() && !hop.is_loopback() && !hop.is_multicast() && hop != source.local
     }
 
-    /// Whether somebody has passed the route on who was not to: it is marked to go to customers only, and came from one, or from
-    /// a peer that is not the one that marked it (RFC 9234 §5).
+    /// Whether somebody has passed the route on who was not to (RFC 9234 §5): it is marked to go to customers only, and a customer
+    /// sends it, or a peer that has not marked it itself.
     pub(super) fn leaks(&self, source: &Source) -> bool {
         self.attributes.only_to_customer.is_some_and(|by| match source.role {
             Some(Role::Provider | Role::RouteServer) => true,
