@@ -309,14 +309,12 @@ async fn status_tells_what_happened() {
     assert_eq!(families, [(Family::Ipv4Unicast, Some(loopback), 5), (Family::Ipv6Unicast, None, 0)]);
 }
 
-/// Hosts 1 and 2 are taken of the peer; beyond the limit it is held down for an hour.
-fn imports(peer: IpAddr, limit: usize) -> BTreeMap<IpAddr, ImportPolicy> {
-    let action = LimitAction::Restart(Duration::from_secs(3600));
+/// Hosts 1 and 2 are taken of the peer; beyond the limit it is held down for that time.
+fn imports(peer: IpAddr, limit: usize, hold: Duration) -> BTreeMap<IpAddr, ImportPolicy> {
+    let action = LimitAction::Restart(hold);
     let max_prefixes = Some(MaxPrefixes { limit, warn_at: limit, action });
-    BTreeMap::from([(
-        peer,
-        ImportPolicy { prefixes: [1, 2].map(host).map(PrefixFilter::exactly).into(), max_prefixes },
-    )])
+    let prefixes = [1, 2].map(host).map(PrefixFilter::exactly).into();
+    BTreeMap::from([(peer, ImportPolicy { prefixes, max_prefixes })])
 }
 
 fn update(hosts: impl Iterator<Item = u32>) -> Message {
@@ -332,32 +330,42 @@ fn update(hosts: impl Iterator<Item = u32>) -> Message {
     })
 }
 
-/// A limit that is raised ends the hold, however long that is.
+/// A limit that is raised ends the hold for it, however long that is, and no other.
 #[tokio::test]
-async fn a_raised_limit_lets_the_peer_come_back() {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
-    let address = listener.local_addr().unwrap();
-    let speaker = Speaker::start(speaker_config()).await.unwrap();
-    speaker.set_imports(&imports(address.ip(), 1));
-    speaker.set_peers(vec![peer_config(address)]);
-    for (session, limit) in [(1, 1), (2, 2)] {
-        speaker.set_imports(&imports(address.ip(), limit));
+async fn a_raised_limit_ends_its_hold_alone() {
+    const HOUR: Duration = Duration::from_secs(3600);
+    for (hold, raised) in [(HOUR, true), (Duration::from_millis(50), false)] {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let speaker = Speaker::start(speaker_config()).await.unwrap();
+        speaker.set_imports(&imports(address.ip(), 1, hold));
+        let connect_retry = Backoff { initial: HOUR, max: HOUR };
+        speaker.set_peers(vec![PeerConfig { connect_retry, ..peer_config(address) }]);
+        let held_down = || speaker.status().peers[0].state == State::Idle;
+
         let mut peer = FakePeer::accept(&listener).await;
         peer.end_of_rib().await;
         peer.send(&update(1..3)).await;
-        if session == 1 {
-            let expected = Notification {
-                data: vec![0, 1, 1, 0, 0, 0, 1],
-                ..Notification::cease(Cease::MaximumPrefixes)
-            };
-            assert_eq!(peer.next().await, Some(Message::Notification(expected)));
-            assert_eq!(peer.next().await, None);
-            until("the hold", || speaker.status().peers[0].state == State::Idle).await;
-        } else {
-            until("both routes", || speaker.learnt().routes == 2).await;
+        let cease = Notification::cease(Cease::MaximumPrefixes);
+        let cease = Notification { data: vec![0, 1, 1, 0, 0, 0, 1], ..cease };
+        assert_eq!(peer.next().await, Some(Message::Notification(cease)));
+        assert_eq!(peer.next().await, None);
+        if raised {
+            until("the hold", held_down).await;
+            speaker.set_imports(&imports(address.ip(), 2, hold));
         }
+        let mut peer = FakePeer::accept(&listener).await;
+        peer.end_of_rib().await;
+        peer.send(&update(1..if raised { 3 } else { 2 })).await;
+        until("its routes", || speaker.learnt().routes == if raised { 2 } else { 1 }).await;
+
+        peer.send(&Message::Notification(Notification::cease(Cease::AdministrativeReset))).await;
+        until("another hold", held_down).await;
+        speaker.set_imports(&imports(address.ip(), 3, hold));
+        let again = timeout(Duration::from_millis(200), listener.accept()).await;
+        assert!(again.is_err() && held_down(), "{hold:?}");
+        speaker.shutdown(Shutdown::Cease).await;
     }
-    speaker.shutdown(Shutdown::Cease).await;
 }
 
 /// Whoever takes what is learnt is not woken by peers that nothing is taken of.
@@ -372,7 +380,7 @@ async fn news_is_of_what_is_taken() {
     // The first has been dealt with when the second is counted.
     until("both UPDATEs", || received(2)).await;
     assert!(!news.has_changed().unwrap());
-    speaker.set_imports(&imports(IpAddr::from(Ipv4Addr::LOCALHOST), 2));
+    speaker.set_imports(&imports(IpAddr::from(Ipv4Addr::LOCALHOST), 2, Duration::ZERO));
     assert!(matches!(peer.next().await, Some(Message::RouteRefresh(_))));
     news.mark_unchanged();
     peer.send(&update(1..2)).await;
@@ -391,7 +399,7 @@ async fn what_a_peer_tells_again_is_complete() {
     speaker.set_peers(vec![PeerConfig { role, ..peer_config(address) }]);
     let mut peer = FakePeer::accept(&listener).await;
     peer.end_of_rib().await;
-    speaker.set_imports(&imports(address.ip(), 2));
+    speaker.set_imports(&imports(address.ip(), 2, Duration::ZERO));
     for family in Family::ALL {
         let request = RouteRefresh::new(RefreshKind::Request, family);
         assert_eq!(peer.next().await, Some(Message::RouteRefresh(request)));
