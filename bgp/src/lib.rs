@@ -35,6 +35,7 @@ pub use attributes::{Attributes, Community, ExtendedCommunity, LargeCommunity, P
 pub use family::{Families, Family};
 pub use rib::{
     FamilyCounts, ImportPolicy, LearntChange, LimitAction, MaxPrefixes, PrefixFilter, RouteChanges,
+    is_routable,
 };
 pub use runtime::{
     BmpCounters, BmpStation, BmpStationStatus, Counters, DynamicPeers, DynamicPeersStatus, GracefulRestart,

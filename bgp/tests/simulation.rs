@@ -382,7 +382,8 @@ impl Simulation {
                         node.awaited.remove(&prefix);
                     }
                 }
-                Action::RouteRefresh(family) => {
+                Action::RouteRefresh(RefreshKind::Begin | RefreshKind::End, _) => {}
+                Action::RouteRefresh(RefreshKind::Request, family) => {
                     self.nodes[node].rib.refresh(peer, family);
                     self.plan(Duration::ZERO, node, Happening::Writable);
                 }

@@ -7,12 +7,15 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use ipnet::IpNet;
-use sheave_bgp::session::{Backoff, Down, State};
-use sheave_bgp::wire::{Capability, Cease, Context, Message, Notification, Open, Update, frame};
+use ipnet::{IpNet, Ipv4Net};
+use sheave_bgp::session::{Backoff, Down, RoleOffer, State};
+use sheave_bgp::wire::{
+    AsPath, Capability, Cease, Context, Message, Notification, Open, Origin, PathAttributes, RefreshKind,
+    Role, RouteRefresh, Update, frame,
+};
 use sheave_bgp::{
-    Attributes, Community, Families, Family, GracefulRestart, PeerConfig, RouteChanges, Shutdown, Speaker,
-    SpeakerConfig, StartError,
+    Attributes, Community, Families, Family, FamilyCounts, GracefulRestart, ImportPolicy, LimitAction,
+    MaxPrefixes, PeerConfig, PrefixFilter, RouteChanges, Shutdown, Speaker, SpeakerConfig, StartError,
 };
 use socket2::SockRef;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -68,7 +71,11 @@ impl FakePeer {
         assert!(matches!(peer.next().await, Some(Message::Open(_))));
         let mut capabilities: Vec<Capability> =
             Family::ALL.into_iter().map(Capability::multiprotocol).collect();
-        capabilities.extend([Capability::RouteRefresh, Capability::FourOctetAsn(PEER_ASN)]);
+        capabilities.extend([
+            Capability::RouteRefresh,
+            Capability::EnhancedRouteRefresh,
+            Capability::FourOctetAsn(PEER_ASN),
+        ]);
         let open = Open { my_as: 65001, hold_time: 90, router_id: [10, 0, 0, 2].into(), capabilities };
         peer.send(&Message::Open(open)).await;
         peer.send(&Message::Keepalive).await;
@@ -300,6 +307,119 @@ async fn status_tells_what_happened() {
     // An IPv4 session has no next hop for IPv6 unless it is configured.
     let loopback = IpAddr::from(Ipv4Addr::LOCALHOST);
     assert_eq!(families, [(Family::Ipv4Unicast, Some(loopback), 5), (Family::Ipv6Unicast, None, 0)]);
+}
+
+/// Hosts 1 and 2 are taken of the peer; beyond the limit it is held down for that time.
+fn imports(peer: IpAddr, limit: usize, hold: Duration) -> BTreeMap<IpAddr, ImportPolicy> {
+    let action = LimitAction::Restart(hold);
+    let max_prefixes = Some(MaxPrefixes { limit, warn_at: limit, action });
+    let prefixes = [1, 2].map(host).map(PrefixFilter::exactly).into();
+    BTreeMap::from([(peer, ImportPolicy { prefixes, max_prefixes })])
+}
+
+fn update(hosts: impl Iterator<Item = u32>) -> Message {
+    Message::Update(Update {
+        attributes: PathAttributes {
+            origin: Some(Origin::Igp),
+            as_path: Some(AsPath::sequence(vec![PEER_ASN])),
+            next_hop: Some([10, 0, 0, 2].into()),
+            ..PathAttributes::default()
+        },
+        nlri: hosts.map(|n| Ipv4Net::from(Ipv4Addr::from(0x0a00_0000 + n)).into()).collect(),
+        ..Update::default()
+    })
+}
+
+/// A limit that is raised ends the hold for it, however long that is, and no other.
+#[tokio::test]
+async fn a_raised_limit_ends_its_hold_alone() {
+    const HOUR: Duration = Duration::from_secs(3600);
+    for (hold, raised) in [(HOUR, true), (Duration::from_millis(50), false)] {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let speaker = Speaker::start(speaker_config()).await.unwrap();
+        speaker.set_imports(&imports(address.ip(), 1, hold));
+        let connect_retry = Backoff { initial: HOUR, max: HOUR };
+        speaker.set_peers(vec![PeerConfig { connect_retry, ..peer_config(address) }]);
+        let held_down = || speaker.status().peers[0].state == State::Idle;
+
+        let mut peer = FakePeer::accept(&listener).await;
+        peer.end_of_rib().await;
+        peer.send(&update(1..3)).await;
+        let cease = Notification::cease(Cease::MaximumPrefixes);
+        let cease = Notification { data: vec![0, 1, 1, 0, 0, 0, 1], ..cease };
+        assert_eq!(peer.next().await, Some(Message::Notification(cease)));
+        assert_eq!(peer.next().await, None);
+        if raised {
+            until("the hold", held_down).await;
+            speaker.set_imports(&imports(address.ip(), 2, hold));
+        }
+        let mut peer = FakePeer::accept(&listener).await;
+        peer.end_of_rib().await;
+        peer.send(&update(1..if raised { 3 } else { 2 })).await;
+        until("its routes", || speaker.learnt().routes == if raised { 2 } else { 1 }).await;
+
+        peer.send(&Message::Notification(Notification::cease(Cease::AdministrativeReset))).await;
+        until("another hold", held_down).await;
+        speaker.set_imports(&imports(address.ip(), 3, hold));
+        let again = timeout(Duration::from_millis(200), listener.accept()).await;
+        assert!(again.is_err() && held_down(), "{hold:?}");
+        speaker.shutdown(Shutdown::Cease).await;
+    }
+}
+
+/// Whoever takes what is learnt is not woken by peers that nothing is taken of.
+#[tokio::test]
+async fn news_is_of_what_is_taken() {
+    let (speaker, mut peer) = pair().await;
+    peer.end_of_rib().await;
+    let received = |count| speaker.status().peers[0].counters.updates_received == count;
+    let mut news = speaker.learnt_news();
+    peer.send(&update(1..2)).await;
+    peer.send(&update(2..3)).await;
+    // The first has been dealt with when the second is counted.
+    until("both UPDATEs", || received(2)).await;
+    assert!(!news.has_changed().unwrap());
+    speaker.set_imports(&imports(IpAddr::from(Ipv4Addr::LOCALHOST), 2, Duration::ZERO));
+    assert!(matches!(peer.next().await, Some(Message::RouteRefresh(_))));
+    news.mark_unchanged();
+    peer.send(&update(1..2)).await;
+    timeout(LIMIT, news.changed()).await.unwrap().unwrap();
+    assert_eq!(speaker.take_learnt(9), [(host(1), Some([IpAddr::from([10, 0, 0, 2])].into()))]);
+    speaker.shutdown(Shutdown::Cease).await;
+}
+
+/// A peer that was there before its import tells all again when it is asked, and that this was all. A leak is not taken.
+#[tokio::test]
+async fn what_a_peer_tells_again_is_complete() {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let speaker = Speaker::start(speaker_config()).await.unwrap();
+    let role = Some(RoleOffer { role: Role::Provider, required: false });
+    speaker.set_peers(vec![PeerConfig { role, ..peer_config(address) }]);
+    let mut peer = FakePeer::accept(&listener).await;
+    peer.end_of_rib().await;
+    speaker.set_imports(&imports(address.ip(), 2, Duration::ZERO));
+    for family in Family::ALL {
+        let request = RouteRefresh::new(RefreshKind::Request, family);
+        assert_eq!(peer.next().await, Some(Message::RouteRefresh(request)));
+    }
+    for family in Family::ALL {
+        peer.send(&Message::RouteRefresh(RouteRefresh::new(RefreshKind::Begin, family))).await;
+    }
+    let Message::Update(mut leak) = update(2..3) else { unreachable!() };
+    leak.attributes.only_to_customer = Some(PEER_ASN);
+    for routes in [update(1..2), Message::Update(leak)] {
+        peer.send(&routes).await;
+    }
+    for family in Family::ALL {
+        assert!(!speaker.learnt().complete);
+        peer.send(&Message::RouteRefresh(RouteRefresh::new(RefreshKind::End, family))).await;
+    }
+    until("all of it", || speaker.learnt().complete).await;
+    let counts = FamilyCounts { received: 2, accepted: 1, end_of_rib: true };
+    assert_eq!(speaker.learnt().peers[&address.ip()][0], (Family::Ipv4Unicast, counts));
+    speaker.shutdown(Shutdown::Cease).await;
 }
 
 #[tokio::test]

@@ -10,7 +10,7 @@ use serde::de::value::MapAccessDeserializer;
 use serde::de::{Deserializer, Error, MapAccess, Visitor};
 use sheave_bgp::{ImportPolicy, LimitAction, MaxPrefixes, PrefixFilter};
 
-use super::peer::duration;
+use super::peer::within;
 use super::reader;
 
 /// `RT_TABLE_MAIN` (linux/rtnetlink.h).
@@ -120,7 +120,7 @@ struct WrittenLimit {
     warn_at: Option<u8>,
     #[serde(default)]
     action: Action,
-    #[serde(default, deserialize_with = "some_duration")]
+    #[serde(default, deserialize_with = "idle_hold_of")]
     idle_hold: Option<Duration>,
 }
 
@@ -168,8 +168,9 @@ fn cidr<'de, D: Deserializer<'de>>(d: D) -> Result<IpNet, D::Error> {
     reader::cidr(&String::deserialize(d)?).map_err(D::Error::custom)
 }
 
-fn some_duration<'de, D: Deserializer<'de>>(d: D) -> Result<Option<Duration>, D::Error> {
-    duration(d).map(Some)
+/// Long enough that a peer with too many routes is no steady load, and still a time.
+fn idle_hold_of<'de, D: Deserializer<'de>>(d: D) -> Result<Option<Duration>, D::Error> {
+    within(d, 1, 86400, "a peer is held down for 1s to 24h: for longer than that, write `action: tearDown`")
 }
 
 /// What has a short form, read by `short`, beside its map.

@@ -399,7 +399,7 @@ fn delay_open_of<'de, D: Deserializer<'de>>(d: D) -> Result<Option<Duration>, D:
     within(d, 1, 240, "an OPEN is delayed by 1s to 240s, or null: not at all")
 }
 
-fn within<'de, D: Deserializer<'de>>(
+pub(super) fn within<'de, D: Deserializer<'de>>(
     d: D,
     least: u64,
     most: u64,

@@ -2,7 +2,8 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use ipnet::IpNet;
+use sheave_bgp::is_routable;
 
 use super::multipath;
 use crate::dataplane::netlink::attributes;
@@ -131,22 +132,6 @@ pub(super) fn address(value: &[u8]) -> Option<IpAddr> {
 
 pub(super) fn number(value: &[u8]) -> Option<u32> {
     value.try_into().ok().map(u32::from_ne_bytes)
-}
-
-/// Not of this host, of a link, of a group or reserved: nobody else could send there by what we tell (as BIRD classifies networks).
-fn is_routable(prefix: &IpNet) -> bool {
-    let v4 = |text: [u8; 4], length| Ipv4Net::new_assert(Ipv4Addr::from(text), length);
-    let v6 = |first: u16, length| Ipv6Net::new_assert(Ipv6Addr::new(first, 0, 0, 0, 0, 0, 0, 0), length);
-    match prefix {
-        IpNet::V4(prefix) => {
-            ![v4([0; 4], 8), v4([127, 0, 0, 0], 8), v4([169, 254, 0, 0], 16), v4([224, 0, 0, 0], 3)]
-                .iter()
-                .any(|unusable| unusable.contains(prefix))
-        }
-        IpNet::V6(prefix) => {
-            ![v6(0, 8), v6(0xfe80, 10), v6(0xff00, 8)].iter().any(|unusable| unusable.contains(prefix))
-        }
-    }
 }
 
 #[cfg(test)]

@@ -192,6 +192,16 @@ fn imports() {
             "import.maxPrefixes",
             "goes with `action: restart` alone",
         ),
+        (
+            "{prefixes: [10.0.0.0/8], maxPrefixes: {limit: 5, idleHold: 0s}}",
+            "import.maxPrefixes.idleHold",
+            "held down for 1s to 24h",
+        ),
+        (
+            "{prefixes: [10.0.0.0/8], maxPrefixes: {limit: 5, idleHold: 584years}}",
+            "import.maxPrefixes.idleHold",
+            "write `action: tearDown`",
+        ),
     ] {
         let error = import(text).unwrap_err();
         let place = format!("sheave.yaml:1: router.peers[0].{field}: ");

@@ -21,7 +21,7 @@ pub(super) struct AdjRibIn {
     pub(super) up: bool,
     pub(super) ipv4: FamilyIn,
     pub(super) ipv6: FamilyIn,
-    /// What the peer's restart left stale goes then (RFC 4724 §4.2).
+    /// What is stale goes then (RFC 4724 §4.2, RFC 7313 §4).
     pub(super) stale_until: Option<Instant>,
 }
 
@@ -30,19 +30,23 @@ pub(super) struct AdjRibIn {
 pub(super) struct FamilyIn {
     pub(super) routes: BTreeMap<IpNet, Held>,
     pub(super) accepted: usize,
+    /// How many of the routes are stale.
+    pub(super) stale: usize,
     /// The session is for this family too.
     pub(super) negotiated: bool,
-    /// The peer has told all that it had when the session came up.
+    /// The peer has told all that it had when the session came up, or was asked.
     pub(super) end_of_rib: bool,
+    /// It tells all of it again (RFC 7313).
+    pub(super) refreshing: bool,
     /// How close the peer is to its limit, as told last.
-    pub(super) told: Nearness,
+    pub(super) nearness: Nearness,
 }
 
 /// A route of the peer's.
 #[derive(Debug)]
 pub(super) struct Held {
     pub(super) path: Arc<Path>,
-    /// Of a session before, and not announced again since.
+    /// Of before the peer restarted, or began to tell all again; and not announced since.
     pub(super) stale: bool,
     pub(super) accepted: bool,
 }
@@ -97,7 +101,7 @@ impl AdjRibIn {
     }
 
     pub(super) fn has_stale(&self) -> bool {
-        [&self.ipv4, &self.ipv6].iter().any(|family| family.routes.values().any(|held| held.stale))
+        self.ipv4.stale + self.ipv6.stale > 0
     }
 
     /// All its prefixes.
@@ -114,6 +118,17 @@ impl AdjRibIn {
 }
 
 impl FamilyIn {
+    /// How many prefixes the peer has told of, but for those that it has to tell again.
+    pub(super) fn told(&self) -> usize {
+        self.routes.len() - self.stale
+    }
+
+    /// All that there is has to be told again.
+    pub(super) fn mark_stale(&mut self) {
+        self.routes.values_mut().for_each(|held| held.stale = true);
+        self.stale = self.routes.len();
+    }
+
     /// Prefixes of stale routes, or of all.
     pub(super) fn prefixes(&self, stale_alone: bool) -> Vec<IpNet> {
         let wanted = self.routes.iter().filter(|(_, held)| held.stale || !stale_alone);

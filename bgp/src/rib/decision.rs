@@ -69,8 +69,11 @@ mod tests {
         Source {
             peer: [10, 0, 0, number].into(),
             router_id: [10, 9, 9, number].into(),
+            asn: 65001,
             ibgp,
+            role: None,
             local: [10, 0, 0, 1].into(),
+            extended_next_hop: false,
         }
     }
 

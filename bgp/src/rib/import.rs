@@ -1,8 +1,9 @@
 //! What is taken over of what a peer announces.
 
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 /// A peer's import policy. Without one, nothing that the peer announces is kept.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -70,9 +71,54 @@ impl PrefixFilter {
     }
 }
 
+/// Whether other hosts can be sent to by the prefix: it is not of this host, of a link, of a group or reserved (as BIRD
+/// classifies networks). A default route is.
+pub fn is_routable(prefix: &IpNet) -> bool {
+    let v4 = |text: [u8; 4], length| Ipv4Net::new_assert(Ipv4Addr::from(text), length);
+    let v6 = |first: u16, length| Ipv6Net::new_assert(Ipv6Addr::new(first, 0, 0, 0, 0, 0, 0, 0), length);
+    match prefix {
+        IpNet::V4(prefix) => {
+            ![v4([0; 4], 8), v4([127, 0, 0, 0], 8), v4([169, 254, 0, 0], 16), v4([224, 0, 0, 0], 3)]
+                .iter()
+                .any(|unusable| unusable.contains(prefix))
+        }
+        // What is reserved ends below 64:ff9b::/96, by which hosts of IPv4 are sent to (RFC 6052).
+        IpNet::V6(prefix) => {
+            ![v6(0, 16), v6(0xfe80, 10), v6(0xff00, 8)].iter().any(|unusable| unusable.contains(prefix))
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn prefixes_of_other_hosts() {
+        for (name, prefix, expected) in [
+            ("default", "0.0.0.0/0", true),
+            ("default, IPv6", "::/0", true),
+            ("private", "10.0.0.0/8", true),
+            ("the lower half", "0.0.0.0/1", true),
+            ("shared (RFC 6598)", "100.64.0.0/10", true),
+            ("this network", "0.1.0.0/16", false),
+            ("loopback", "127.0.0.0/8", false),
+            ("link-local", "169.254.1.1/32", false),
+            ("next to link-local", "169.255.0.0/16", true),
+            ("groups", "224.0.0.0/4", false),
+            ("reserved", "250.0.0.0/8", false),
+            ("broadcast", "255.255.255.255/32", false),
+            ("global, IPv6", "2001:db8::/32", true),
+            ("local use, IPv6", "fd00::/8", true),
+            ("translation to IPv4", "64:ff9b::/96", true),
+            ("loopback, IPv6", "::1/128", false),
+            ("IPv4-mapped", "::ffff:10.0.0.0/104", false),
+            ("link-local, IPv6", "fe80::/10", false),
+            ("groups, IPv6", "ff02::/16", false),
+        ] {
+            assert_eq!(is_routable(&prefix.parse().unwrap()), expected, "{name}");
+        }
+    }
 
     #[test]
     fn filters() {

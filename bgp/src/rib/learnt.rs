@@ -20,7 +20,7 @@ use ipnet::IpNet;
 
 use super::adj_in::{AdjRibIn, Held, Nearness, supernets, within};
 use super::decision::{Candidate, select};
-use super::import::{ImportPolicy, LimitAction, MaxPrefixes};
+use super::import::{ImportPolicy, LimitAction, MaxPrefixes, is_routable};
 use super::path::{Identity, Path, Source};
 use crate::session::{Negotiated, PeerGracefulRestart};
 use crate::wire::{MpReach, Nlri, PathAttributes, Update};
@@ -57,7 +57,7 @@ pub struct FamilyCounts {
     pub received: usize,
     /// Those of them that the import policy accepts.
     pub accepted: usize,
-    /// It has told all that it had when the session came up.
+    /// It has told all that it had when the session came up, or was asked.
     pub end_of_rib: bool,
 }
 
@@ -202,10 +202,12 @@ impl Learnt {
             let state = known.family_mut(family);
             state.negotiated = negotiated.families.contains(family);
             state.end_of_rib = false;
-            state.told = Nearness::Far;
+            state.refreshing = false;
+            state.nearness = Nearness::Far;
         }
-        // RFC 4724 §4.2: what was not kept by the peer is gone.
+        // RFC 4724 §4.2: what was not kept by the peer is gone, and so is what it will not tell again.
         let kept = kept_by_restart(negotiated.graceful_restart.as_ref(), true);
+        let kept = kept.intersection(negotiated.families);
         self.flush(peer, Family::ALL.into_iter().filter(|&family| !kept.contains(family)), true);
         let Some(known) = self.peers.get_mut(&peer) else { return };
         known.stale_until = known.has_stale().then(|| now + STALE_LIMIT);
@@ -232,7 +234,7 @@ impl Learnt {
         self.flush(peer, kept.iter(), true);
         let Some(known) = self.peers.get_mut(&peer) else { return };
         for family in kept.iter() {
-            known.family_mut(family).routes.values_mut().for_each(|held| held.stale = true);
+            known.family_mut(family).mark_stale();
         }
         known.stale_until = known.has_stale().then(|| now + time);
     }
@@ -253,21 +255,50 @@ impl Learnt {
         }
     }
 
+    /// A peer tells all of a family again, from here on (BoRR).
+    pub fn refresh_begins(&mut self, peer: IpAddr, family: Family, now: Instant) {
+        let Some(known) = self.peers.get_mut(&peer).filter(|known| known.up) else { return };
+        let state = known.family_mut(family);
+        // RFC 7313 §4: not before the End-of-RIB that a restarting peer is waited for. Nor twice: each time would let in as much
+        // as the limit again.
+        if state.stale > 0 {
+            return;
+        }
+        state.refreshing = true;
+        state.mark_stale();
+        if known.has_stale() {
+            known.stale_until.get_or_insert(now + STALE_LIMIT);
+        }
+    }
+
+    /// It has told all of it (EoRR).
+    pub fn refresh_ends(&mut self, peer: IpAddr, family: Family) {
+        let Some(known) = self.peers.get_mut(&peer).filter(|known| known.up) else { return };
+        if std::mem::take(&mut known.family_mut(family).refreshing) {
+            self.told_all(peer, family);
+        }
+    }
+
+    /// What is stale still is no more.
+    fn told_all(&mut self, peer: IpAddr, family: Family) {
+        self.flush(peer, [family], true);
+        let Some(known) = self.peers.get_mut(&peer) else { return };
+        known.family_mut(family).end_of_rib = true;
+        if !known.has_stale() {
+            known.stale_until = None;
+        }
+    }
+
     /// Takes in an UPDATE of a peer. A peer that exceeds its limit is told of; the rest of the message is left out then.
     ///
     /// # Errors
     /// The session is to end.
     pub fn receive(&mut self, peer: IpAddr, update: &Update) -> Result<(), LimitExceeded> {
-        if !self.peers.get(&peer).is_some_and(|known| known.up) {
-            return Ok(());
-        }
+        let Some(known) = self.peers.get(&peer).filter(|known| known.up) else { return Ok(()) };
         if let Some(family) = update.end_of_rib() {
-            self.flush(peer, [family], true);
-            if let Some(known) = self.peers.get_mut(&peer) {
-                known.family_mut(family).end_of_rib = true;
-                if !known.has_stale() {
-                    known.stale_until = None;
-                }
+            // What is told again meanwhile ends with its own mark.
+            if !known.family(family).refreshing {
+                self.told_all(peer, family);
             }
             return Ok(());
         }
@@ -289,9 +320,15 @@ impl Learnt {
         let family = Family::of(&prefix);
         let limit = known.policy.max_prefixes;
         let state = known.family_mut(family);
-        let before = state.routes.get(&prefix).map(|held| held.accepted);
-        if let (None, Some(limit)) = (before, limit) {
-            let count = state.routes.len() + 1;
+        if !state.negotiated {
+            // RFC 4760 §6: it means nothing on this session.
+            return Ok(());
+        }
+        let before = state.routes.get(&prefix).map(|held| (held.accepted, held.stale));
+        let (accepted, again) = before.unwrap_or_default();
+        // What is left of an earlier session is not what the peer announces.
+        if let Some(limit) = limit.filter(|_| before.is_none() || again) {
+            let count = state.told() + 1;
             let retry_after = match limit.action {
                 LimitAction::Restart(after) => Some(Some(after)),
                 LimitAction::TearDown => Some(None),
@@ -301,13 +338,13 @@ impl Learnt {
                 return Err(LimitExceeded { limit, family, retry_after });
             }
             let nearness = Nearness::of(count, limit);
-            if nearness > state.told {
-                state.told = nearness;
+            if nearness > state.nearness {
+                state.nearness = nearness;
                 let over = if nearness == Nearness::Over { "more than" } else { "close to" };
                 tracing::warn!(%peer, %family, prefixes = count, limit = limit.limit, "{over} its limit of prefixes");
             }
         }
-        let accepted = before.unwrap_or(false);
+        state.stale -= usize::from(again);
         let held = Held { path: Arc::clone(path), stale: false, accepted };
         if let Some(before) = state.routes.insert(prefix, held) {
             self.forget(&before.path);
@@ -318,14 +355,14 @@ impl Learnt {
 
     fn remove(&mut self, peer: IpAddr, prefix: &IpNet) {
         let Some(known) = self.peers.get_mut(&peer) else { return };
+        let limit = known.policy.max_prefixes;
         let state = known.family_mut(Family::of(prefix));
         let Some(gone) = state.routes.remove(prefix) else { return };
         state.accepted -= usize::from(gone.accepted);
+        state.stale -= usize::from(gone.stale);
         // Half of where it is told, so that a count that sways is not told again and again.
-        if let Some(limit) = known.policy.max_prefixes
-            && known.family(Family::of(prefix)).routes.len() < limit.warn_at / 2
-        {
-            known.family_mut(Family::of(prefix)).told = Nearness::Far;
+        if limit.is_some_and(|limit| state.told() < limit.warn_at / 2) {
+            state.nearness = Nearness::Far;
         }
         self.forget(&gone.path);
         if gone.accepted {
@@ -350,7 +387,9 @@ impl Learnt {
         let accepted = known.policy.takes(&prefix)
             && !held.path.loops(self.own)
             && held.path.leads_elsewhere(source)
-            && (known.policy.names(&prefix) || !self.is_reserved(&prefix));
+            && held.path.fits(&prefix, source)
+            && !held.path.leaks(source)
+            && (known.policy.names(&prefix) || is_routable(&prefix) && !self.is_reserved(&prefix));
         let Some(known) = self.peers.get_mut(&peer) else { return };
         let state = known.family_mut(Family::of(&prefix));
         let Some(held) = state.routes.get_mut(&prefix) else { return };

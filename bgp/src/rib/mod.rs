@@ -34,7 +34,7 @@ use crate::{Attributes, Family};
 use adj_out::AdjRibOut;
 pub use adj_out::{FamilyOut, Written};
 pub use export::Export;
-pub use import::{ImportPolicy, LimitAction, MaxPrefixes, PrefixFilter};
+pub use import::{ImportPolicy, LimitAction, MaxPrefixes, PrefixFilter, is_routable};
 pub use learnt::{FamilyCounts, Learnt, LearntChange, LimitExceeded};
 pub use path::{Identity, Source};
 

@@ -2,7 +2,9 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 
-use crate::wire::{AsPath, Origin, PathAttributes, SegmentKind};
+use ipnet::IpNet;
+
+use crate::wire::{AsPath, Origin, PathAttributes, Role, SegmentKind};
 
 /// LOCAL_PREF of a route that has none: from another AS, or from a peer that leaves it out.
 const DEFAULT_LOCAL_PREF: u32 = 100;
@@ -31,10 +33,16 @@ pub struct Source {
     pub peer: IpAddr,
     /// The peer's BGP Identifier.
     pub router_id: Ipv4Addr,
-    /// The peer is in this speaker's own AS.
+    /// The peer's AS.
+    pub asn: u32,
+    /// That is this speaker's own.
     pub ibgp: bool,
+    /// What this speaker is to the peer (RFC 9234), if that is known; only between ASes.
+    pub role: Option<Role>,
     /// This side's address.
     pub local: IpAddr,
+    /// IPv4 prefixes may have IPv6 next hops (RFC 8950).
+    pub extended_next_hop: bool,
 }
 
 impl Path {
@@ -57,19 +65,27 @@ impl Path {
         !unusable && !hop.is_unspecified() && !hop.is_loopback() && !hop.is_multicast() && hop != source.local
     }
 
+    /// Whether somebody has passed the route on who was not to (RFC 9234 §5): it is marked to go to customers only, and a customer
+    /// sends it, or a peer that has not marked it itself.
+    pub(super) fn leaks(&self, source: &Source) -> bool {
+        self.attributes.only_to_customer.is_some_and(|by| match source.role {
+            Some(Role::Provider | Role::RouteServer) => true,
+            Some(Role::Peer) => by != source.asn,
+            Some(Role::Customer | Role::RouteServerClient) | None => false,
+        })
+    }
+
+    /// Whether the session lets the prefix have a next hop of that family.
+    pub(super) fn fits(&self, prefix: &IpNet, source: &Source) -> bool {
+        source.extended_next_hop || self.next_hop.is_ipv4() == matches!(prefix, IpNet::V4(_))
+    }
+
     pub(super) fn local_pref(&self) -> u32 {
         self.attributes.local_pref.unwrap_or(DEFAULT_LOCAL_PREF)
     }
 
-    /// RFC 4271 §9.1.2.2 a: a set counts as one; RFC 5065 §5.3: what is of a confederation counts for nothing.
     pub(super) fn as_path_length(&self) -> usize {
-        let segments = self.attributes.as_path.iter().flat_map(|path| &path.segments);
-        let lengths = segments.map(|segment| match segment.kind {
-            SegmentKind::Sequence => segment.asns.len(),
-            SegmentKind::Set => 1,
-            SegmentKind::ConfedSequence | SegmentKind::ConfedSet => 0,
-        });
-        lengths.sum()
+        self.attributes.as_path.as_ref().map_or(0, AsPath::length)
     }
 
     /// ORIGIN, the best first.

@@ -35,7 +35,7 @@ use crate::rib::{Export, MaxPrefixes};
 use crate::session::{
     Action, Direction, Down, Event, Farewell, Jitter, Negotiated, RestartOffer, Session, SessionConfig, State,
 };
-use crate::wire::{Context, Update};
+use crate::wire::{Context, RefreshKind, Update};
 
 /// How long changes are gathered before they are sent, so that those that come together share messages.
 const COALESCE: Duration = Duration::from_millis(10);
@@ -71,8 +71,10 @@ pub(super) struct PeerTask {
     /// For monitoring stations.
     opens: Opens,
     input: Box<[u8]>,
-    /// The limit that the peer exceeded, while its session is down for that until its policy changes.
+    /// The limit that the peer exceeded, until there is a session again: another limit gives it one at once.
     torn_down: Option<MaxPrefixes>,
+    /// When stale routes of the peer may have to go: looked at then, as they may be gone already.
+    stale_until: Option<Instant>,
 }
 
 /// The end of a task whose peer stays away.
@@ -202,6 +204,7 @@ impl PeerTask {
             opens: Opens::default(),
             input: vec![0; OUTPUT_LIMIT].into_boxed_slice(),
             torn_down: None,
+            stale_until: None,
         }
     }
 
@@ -244,7 +247,6 @@ impl PeerTask {
         };
         let heeds_changes = self.session.established().is_some() || self.torn_down.is_some();
         let idle = self.sending == Sending::Done && heeds_changes;
-        let stale_until = self.learnt_deadline();
         tokio::select! {
             farewell = &mut self.inputs.stop => Input::Stop(farewell.unwrap_or(Farewell::Silent)),
             Ok(()) = self.inputs.changes.changed() => Input::Reconfigured,
@@ -256,7 +258,7 @@ impl PeerTask {
             () = writable(self.outgoing.as_ref()) => Input::Writable(Direction::Outgoing),
             () = writable(self.incoming.as_ref()) => Input::Writable(Direction::Incoming),
             () = sleep_until(self.session.next_deadline()) => Input::SessionTimer,
-            () = sleep_until(stale_until) => Input::StaleTimer,
+            () = sleep_until(self.stale_until) => Input::StaleTimer,
             () = sleep_until(gathered) => Input::Gathered,
             Ok(()) = self.changed.changed(), if idle => Input::RoutesChanged,
         }
@@ -431,7 +433,9 @@ impl PeerTask {
                     self.received(&update);
                     exceeded = exceeded.or(self.learn(&update));
                 }
-                Action::RouteRefresh(family) => {
+                Action::RouteRefresh(RefreshKind::Begin, family) => self.hear_again(family),
+                Action::RouteRefresh(RefreshKind::End, family) => self.heard_again(family),
+                Action::RouteRefresh(RefreshKind::Request, family) => {
                     self.shared.rib().refresh(self.config.address, family);
                     self.sending = Sending::Writing;
                 }
@@ -454,6 +458,7 @@ impl PeerTask {
     fn established(&mut self, direction: Direction, negotiated: Negotiated) {
         let Some(connection) = self.connection(direction) else { return };
         let (local, remote) = (connection.local, connection.stream.peer_addr());
+        self.torn_down = None;
         let export = Export {
             asn: self.shared.config.asn,
             context: Context {

@@ -8,7 +8,7 @@ use super::error::{PeerMisbehaved, SessionError};
 use super::jitter::Jitter;
 use super::model::{Action, Direction, Down, Event, Farewell, Negotiated, SessionConfig, State};
 use super::open::{negotiate, offer};
-use crate::wire::{self, Cease, Context, Message, Notification};
+use crate::wire::{self, Cease, Context, Message, Notification, RefreshKind};
 
 /// How long an outgoing connection may take.
 const CONNECT_TIME: Duration = Duration::from_secs(15);
@@ -102,7 +102,7 @@ impl Session {
         let mut actions = Vec::new();
         match event {
             Event::ManualStart => {
-                if self.dial == Dial::Stopped {
+                if let Dial::Stopped | Dial::HeldDown { .. } = self.dial {
                     self.dial(now, &mut actions);
                 }
             }
@@ -133,8 +133,9 @@ impl Session {
                     actions.extend(self.connection_mut(other).take().map(|_| Action::Close(other)));
                     let error = PeerMisbehaved::TooManyPrefixes { limit, family };
                     self.fail(direction, error.into(), now, &mut actions);
-                    self.dial =
-                        retry_after.map_or(Dial::Stopped, |after| Dial::HeldDown { until: now + after });
+                    // A time that the clock does not reach is never.
+                    let until = retry_after.and_then(|after| now.checked_add(after));
+                    self.dial = until.map_or(Dial::Stopped, |until| Dial::HeldDown { until });
                 }
             }
         }
@@ -311,10 +312,14 @@ impl Session {
             (State::Established, Message::Keepalive) => {}
             (State::Established, Message::Update(update)) => actions.push(Action::Update(update)),
             (State::Established, Message::RouteRefresh(refresh)) => {
-                // RFC 2918 §4: a family that was not agreed on is ignored.
-                let agreed =
-                    self.established().map(|(_, negotiated)| negotiated.families).unwrap_or_default();
-                actions.extend(refresh.family().filter(|&f| agreed.contains(f)).map(Action::RouteRefresh));
+                // RFC 2918 §4, RFC 7313 §4: what was not agreed on is ignored.
+                if let Some((kind, family)) = refresh.meaning()
+                    && let Some((_, agreed)) = self.established()
+                    && agreed.families.contains(family)
+                    && (kind == RefreshKind::Request || agreed.enhanced_refresh)
+                {
+                    actions.push(Action::RouteRefresh(kind, family));
+                }
             }
             // RFC 4271 §6.6, RFC 6608.
             (state, message) => {

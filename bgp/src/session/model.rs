@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use super::error::SessionError;
-use crate::wire::{Notification, Role, Update};
+use crate::wire::{Notification, RefreshKind, Role, Update};
 use crate::{Families, Family};
 
 /// What a session is configured with.
@@ -81,7 +81,7 @@ impl Direction {
 /// What happens to a session (RFC 4271 §8.1).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event<'a> {
-    /// Its owner wants it up.
+    /// Its owner wants it up, now if it is held down.
     ManualStart,
     /// Its owner wants it down.
     ManualStop(Farewell),
@@ -107,7 +107,7 @@ pub enum Event<'a> {
         limit: usize,
         /// Of that family.
         family: Family,
-        /// How long the session is held down; `None`: until it is stopped and started.
+        /// How long the session is held down, unless it is started before; `None`: until it is.
         retry_after: Option<Duration>,
     },
 }
@@ -141,8 +141,8 @@ pub enum Action {
     Down(Down),
     /// An UPDATE came.
     Update(Update),
-    /// The peer wants to be sent all routes of a family.
-    RouteRefresh(Family),
+    /// The peer wants to be sent all routes of a family, or begins or ends to send its own again.
+    RouteRefresh(RefreshKind, Family),
 }
 
 /// The states of RFC 4271 §8.2.2.

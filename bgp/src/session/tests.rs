@@ -7,7 +7,7 @@ use super::model::{
 };
 use super::{Jitter, Session};
 use crate::wire::{
-    Capability, Cease, Context, Message, Notification, Open, Role, RouteRefresh, Update, frame,
+    Capability, Cease, Context, Message, Notification, Open, RefreshKind, Role, RouteRefresh, Update, frame,
 };
 use crate::{Families, Family};
 
@@ -114,7 +114,8 @@ fn words(actions: &[Action]) -> Vec<String> {
         Action::Down(Down::Stopped) => "stopped".to_owned(),
         Action::Down(_) => "down".to_owned(),
         Action::Update(_) => "update".to_owned(),
-        Action::RouteRefresh(family) => format!("refresh {family}"),
+        Action::RouteRefresh(RefreshKind::Request, family) => format!("refresh {family}"),
+        Action::RouteRefresh(kind, family) => format!("{kind:?} {family}"),
     };
     actions.iter().map(word).collect()
 }
@@ -196,7 +197,7 @@ fn too_many(retry_after: Option<Duration>) -> Event<'static> {
 #[test]
 fn a_peer_that_announces_too_much_stays_away() {
     let hold = Duration::from_secs(300);
-    for retry_after in [Some(hold), None] {
+    for retry_after in [Some(hold), Some(Duration::MAX), None] {
         let mut bench = Bench::established(config());
         let actions = bench.event(too_many(retry_after));
         let Action::Send(Outgoing, sent) = &actions[0] else { panic!("{actions:?}") };
@@ -206,12 +207,12 @@ fn a_peer_that_announces_too_much_stays_away() {
         assert_eq!(words(&bench.event(Event::TcpAccepted)), [""; 0], "refused");
         let done = run_for(&mut bench, hold * 2);
         match retry_after {
-            Some(_) => assert_eq!(done[0], (hold, "connect".to_owned())),
-            None => assert_eq!(done, []),
+            Some(after) if after == hold => assert_eq!(done[0], (hold, "connect".to_owned())),
+            _ => assert_eq!(done, []),
         }
-        if retry_after.is_none() {
-            assert_eq!(words(&bench.event(Event::ManualStart)), ["connect"]);
-        }
+        let mut bench = Bench::established(config());
+        bench.event(too_many(retry_after));
+        assert_eq!(words(&bench.event(Event::ManualStart)), ["connect"], "{retry_after:?}");
     }
 }
 
@@ -650,13 +651,26 @@ fn silent_stop_says_nothing() {
 }
 
 #[test]
-fn refresh_of_a_family_not_agreed_on_is_ignored() {
-    let mut bench = Bench::established(SessionConfig {
-        families: Families { ipv4_unicast: true, ..Families::NONE },
-        ..config()
-    });
-    for (afi, safi, subtype) in [(2, 1, 0), (1, 128, 0), (1, 1, 1)] {
-        let refresh = Message::RouteRefresh(RouteRefresh { afi, subtype, safi });
-        assert_eq!(bench.told(Outgoing, &refresh), []);
+fn refresh_that_was_not_agreed_on_is_ignored() {
+    for enhanced in [false, true] {
+        let families = Families { ipv4_unicast: true, ..Families::NONE };
+        let mut bench = Bench::connected(SessionConfig { families, ..config() });
+        let mut open = peer_open();
+        open.capabilities.extend(enhanced.then_some(Capability::EnhancedRouteRefresh));
+        bench.told(Outgoing, &Message::Open(open));
+        bench.told(Outgoing, &Message::Keepalive);
+        for (afi, safi, subtype, expected) in [
+            (1, 1, 0, Some("refresh ipv4-unicast")),
+            (1, 1, 1, Some("Begin ipv4-unicast").filter(|_| enhanced)),
+            (1, 1, 2, Some("End ipv4-unicast").filter(|_| enhanced)),
+            (1, 1, 3, None),
+            (2, 1, 0, None),
+            (2, 1, 1, None),
+            (1, 128, 0, None),
+        ] {
+            let refresh = Message::RouteRefresh(RouteRefresh { afi, subtype, safi });
+            let done = words(&bench.told(Outgoing, &refresh));
+            assert_eq!(done, expected.as_slice(), "{afi} {safi} {subtype}, enhanced: {enhanced}");
+        }
     }
 }

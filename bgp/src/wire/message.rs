@@ -65,9 +65,15 @@ impl RouteRefresh {
         RouteRefresh { afi: family.afi(), subtype: kind as u8, safi: family.safi() }
     }
 
-    /// The family asked for, where this is a plain request and the family one of ours.
-    pub fn family(self) -> Option<Family> {
-        Family::from_afi_safi(self.afi, self.safi).filter(|_| self.subtype == RefreshKind::Request as u8)
+    /// What it says of which family of ours; `None`: nothing that is known (RFC 7313 §5).
+    pub fn meaning(self) -> Option<(RefreshKind, Family)> {
+        let kind = match self.subtype {
+            0 => RefreshKind::Request,
+            1 => RefreshKind::Begin,
+            2 => RefreshKind::End,
+            _ => return None,
+        };
+        Some((kind, Family::from_afi_safi(self.afi, self.safi)?))
     }
 }
 

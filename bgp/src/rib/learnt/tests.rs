@@ -4,14 +4,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net};
 use proptest::collection::vec;
 use proptest::prelude::{Just, Strategy, any, prop_oneof, proptest};
 
 use super::Learnt;
 use crate::rib::{FamilyCounts, Identity, ImportPolicy, LimitAction, MaxPrefixes, PrefixFilter, Source};
 use crate::session::{Negotiated, PeerGracefulRestart};
-use crate::wire::{AsPath, MpReach, MpUnreach, Origin, PathAttributes, Update};
+use crate::wire::{AsPath, MpReach, MpUnreach, Origin, PathAttributes, Role, Update};
 use crate::{Families, Family};
 
 const OWN: Identity = Identity { asn: 64512, router_id: std::net::Ipv4Addr::new(10, 0, 0, 1) };
@@ -40,8 +40,11 @@ fn source(number: u8) -> Source {
     Source {
         peer: address(number),
         router_id: [10, 9, 9, number].into(),
+        asn: if number >= 100 { OWN.asn } else { 65001 },
         ibgp: number >= 100,
+        role: None,
         local: address(1),
+        extended_next_hop: false,
     }
 }
 
@@ -211,6 +214,46 @@ fn what_is_not_accepted() {
     }
 }
 
+/// RFC 9234 §5: by what this speaker is to the peer, and by who has marked the route.
+#[test]
+fn leaks_are_not_taken() {
+    const PEERS_AS: u32 = 65001;
+    for (role, by, accepted) in [
+        (None, Some(65009), true),
+        (Some(Role::Provider), None, true),
+        (Some(Role::Provider), Some(PEERS_AS), false),
+        (Some(Role::RouteServer), None, true),
+        (Some(Role::RouteServer), Some(PEERS_AS), false),
+        (Some(Role::Peer), None, true),
+        (Some(Role::Peer), Some(PEERS_AS), true),
+        (Some(Role::Peer), Some(65009), false),
+        (Some(Role::Customer), Some(65009), true),
+        (Some(Role::RouteServerClient), Some(65009), true),
+    ] {
+        let mut learnt = Learnt::new(OWN);
+        learnt.set_policy(address(2), Some(everything()));
+        learnt.peer_up(Source { role, ..source(2) }, &negotiated(None), Instant::now());
+        let marked = PathAttributes { only_to_customer: by, ..attributes(&[PEERS_AS]) };
+        learnt.receive(address(2), &announce(2, marked, &[A, V6])).unwrap();
+        assert_eq!(learnt.len(), if accepted { 2 } else { 0 }, "{role:?}, marked by {by:?}");
+        assert_eq!(counts(&learnt, 2).map(|(received, _)| received), [1, 1]);
+    }
+}
+
+/// Prefixes that no other host can be sent to, unless they are asked for by name.
+#[test]
+fn prefixes_without_hosts_are_not_taken() {
+    let prefixes =
+        ["169.254.7.0/24", "239.1.0.0/16", "127.0.0.53/32", "fe80::/64", "::1/128", A, "0.0.0.0/0", "::/0"];
+    for (named, expected) in [(vec![], 3), (vec!["169.254.7.0/24", "fe80::/64"], 5)] {
+        let mut policy = everything();
+        policy.prefixes.extend(named.iter().map(|prefix| PrefixFilter::exactly(net(prefix))));
+        let mut learnt = learnt(&policy, &[2]);
+        learnt.receive(address(2), &announce(2, attributes(&[65001]), &prefixes)).unwrap();
+        assert_eq!(learnt.len(), expected, "{named:?}: {:?}", used(&learnt));
+    }
+}
+
 /// What is this node's own is not taken from others, whichever comes first, unless it is asked for by name.
 #[test]
 fn own_nets_are_kept_free() {
@@ -298,6 +341,73 @@ fn a_limit_is_kept() {
     }
 }
 
+/// What is left of the session before does not count against the limit, what is told again does.
+#[test]
+fn a_limit_is_on_what_is_told_in_this_session() {
+    let hold = Duration::from_secs(300);
+    let max_prefixes = Some(MaxPrefixes { limit: 3, warn_at: 3, action: LimitAction::Restart(hold) });
+    let mut learnt = Learnt::new(OWN);
+    learnt.set_policy(address(2), Some(ImportPolicy { max_prefixes, ..everything() }));
+    let now = Instant::now();
+    learnt.peer_up(source(2), &negotiated(Some(restart(false))), now);
+    let of = |prefixes: &[&str]| announce(2, attributes(&[65001]), prefixes);
+    learnt.receive(address(2), &of(&[A, B, "192.0.2.0/24"])).unwrap();
+    learnt.peer_down(address(2), Some(&restart(false)), now);
+    learnt.peer_up(source(2), &negotiated(Some(restart(true))), now);
+    learnt.receive(address(2), &of(&["10.1.0.0/16", "10.2.0.0/16"])).unwrap();
+    assert_eq!(learnt.len(), 5, "three of them stale");
+    learnt.receive(address(2), &of(&[A])).unwrap();
+    learnt.receive(address(2), &of(&[A])).unwrap();
+    assert!(learnt.receive(address(2), &of(&[B])).is_err(), "four, told again");
+    learnt.receive(address(2), &withdraw(&["10.1.0.0/16", "192.0.2.0/24"])).unwrap();
+    learnt.receive(address(2), &of(&[B])).unwrap();
+    learnt.receive(address(2), &Update::end_of_rib_marker(Family::Ipv4Unicast)).unwrap();
+    assert_eq!(counts(&learnt, 2)[0], (3, 3));
+    assert!(learnt.receive(address(2), &of(&["192.0.2.0/24"])).is_err());
+    learnt.peer_down(address(2), None, now);
+    assert_empty(&learnt);
+}
+
+/// RFC 4760 §6, RFC 8950 §4: families, and next hops of the other family, are what both sides agreed on.
+#[test]
+fn what_was_not_agreed_on_is_not_taken() {
+    let only = |family: Family| [family].into_iter().collect::<Families>();
+    let by_ipv6 = || Update {
+        attributes: attributes(&[65001]),
+        mp_reach: Some(MpReach::Ipv4 {
+            next_hop: hop6(2).into(),
+            prefixes: vec![A.parse::<Ipv4Net>().unwrap().into()],
+        }),
+        ..Update::default()
+    };
+    let both = || announce(2, attributes(&[65001]), &[A, V6]);
+    let none = Vec::new;
+    for (name, families, extended_next_hop, update, expected) in [
+        ("both", Families::ALL, false, both(), vec![format!("{A} via 2"), format!("{V6} via 2")]),
+        ("IPv4 alone", only(Family::Ipv4Unicast), false, both(), vec![format!("{A} via 2")]),
+        ("IPv6 alone", only(Family::Ipv6Unicast), false, both(), vec![format!("{V6} via 2")]),
+        ("IPv4 by IPv6, agreed on", Families::ALL, true, by_ipv6(), vec![format!("{A} via 2")]),
+        ("IPv4 by IPv6", Families::ALL, false, by_ipv6(), none()),
+        ("IPv4 by IPv6, but not IPv4", only(Family::Ipv6Unicast), true, by_ipv6(), none()),
+    ] {
+        let mut learnt = Learnt::new(OWN);
+        learnt.set_policy(address(2), Some(everything()));
+        let agreed = |families| Negotiated { families, extended_next_hop, ..negotiated(Some(restart(true))) };
+        let source = Source { extended_next_hop, ..source(2) };
+        learnt.peer_up(source, &agreed(families), Instant::now());
+        learnt.receive(address(2), &update).unwrap();
+        assert_eq!(used(&learnt), expected, "{name}");
+        // What is kept over a restart goes as it turns out that it will not be told again.
+        learnt.peer_down(address(2), Some(&restart(true)), Instant::now());
+        assert_eq!(used(&learnt), expected, "{name}");
+        learnt.peer_up(source, &agreed(only(Family::Ipv6Unicast)), Instant::now());
+        let ipv6: Vec<_> = expected.into_iter().filter(|route| route.starts_with(V6)).collect();
+        assert_eq!(used(&learnt), ipv6, "{name}");
+        learnt.peer_up(source, &agreed(only(Family::Ipv4Unicast)), Instant::now());
+        assert_empty(&learnt);
+    }
+}
+
 /// RFC 4724 §4.2, step by step.
 #[test]
 fn a_restarting_peer_is_helped() {
@@ -374,6 +484,60 @@ fn a_restarting_peer_is_helped() {
     let ipv6 = PeerGracefulRestart { families: vec![(Family::Ipv6Unicast, true)], ..restart(true) };
     learnt.peer_down(address(2), Some(&ipv6), start);
     assert_eq!(used(&learnt), [format!("{V6} via 2")]);
+}
+
+/// RFC 7313 §4, step by step.
+#[test]
+fn a_peer_tells_all_again() {
+    let (start, v4) = (Instant::now(), Family::Ipv4Unicast);
+    let at = |seconds| start + Duration::from_secs(seconds);
+    let of = |prefixes: &[&str]| announce(2, attributes(&[65001]), prefixes);
+    let peer = address(2);
+    let told = |learnt: &Learnt| learnt.counts(peer, v4).unwrap().end_of_rib;
+    let [a, b, v6] = [A, B, V6].map(|prefix| format!("{prefix} via 2"));
+
+    // What it was asked for because its End-of-RIB was not heard.
+    let mut learnt = learnt(&everything(), &[2]);
+    learnt.refresh_ends(peer, v4);
+    assert!(!told(&learnt), "an end without a beginning");
+    learnt.refresh_begins(peer, v4, start);
+    learnt.receive(peer, &of(&[A, B, V6])).unwrap();
+    assert!(!told(&learnt));
+    learnt.refresh_ends(peer, v4);
+    assert!(told(&learnt) && !learnt.is_complete(), "of one family");
+    learnt.refresh_begins(peer, Family::Ipv6Unicast, start);
+    learnt.receive(peer, &of(&[V6])).unwrap();
+    learnt.refresh_ends(peer, Family::Ipv6Unicast);
+    assert_eq!((learnt.is_complete(), learnt.deadline(peer)), (true, None));
+
+    // Again, less a route: nothing changes before the end, and the other family not at all.
+    learnt.take_changes(9);
+    learnt.refresh_begins(peer, v4, start);
+    assert_eq!(learnt.deadline(peer), Some(at(300)));
+    learnt.receive(peer, &of(&[A])).unwrap();
+    learnt.receive(peer, &Update::end_of_rib_marker(v4)).unwrap();
+    assert_eq!(learnt.take_changes(9), []);
+    learnt.refresh_ends(peer, v4);
+    assert_eq!((learnt.take_changes(9), learnt.deadline(peer)), (vec![(net(B), None)], None));
+
+    // It begins twice, and never ends. What is stale thus far stays so, and there is no more of it.
+    learnt.receive(peer, &of(&[B])).unwrap();
+    learnt.refresh_begins(peer, v4, start);
+    learnt.receive(peer, &of(&[A])).unwrap();
+    learnt.refresh_begins(peer, v4, at(200));
+    learnt.expire(peer, at(299));
+    assert_eq!(used(&learnt), [a.clone(), b, v6.clone()]);
+    learnt.expire(peer, at(300));
+    assert_eq!(used(&learnt), [a, v6.clone()]);
+
+    // Of one that restarts, the End-of-RIB is waited for.
+    learnt.peer_down(peer, Some(&restart(false)), start);
+    learnt.peer_up(source(2), &negotiated(Some(restart(true))), start);
+    learnt.refresh_begins(peer, v4, start);
+    learnt.refresh_ends(peer, v4);
+    assert_eq!((used(&learnt).len(), told(&learnt)), (2, false));
+    learnt.receive(peer, &Update::end_of_rib_marker(v4)).unwrap();
+    assert_eq!((used(&learnt), told(&learnt)), (vec![v6], true));
 }
 
 /// What happens at peers.

@@ -1,57 +1,88 @@
 //! What a peer's task does with what the peer announces.
 
 use std::net::IpAddr;
+use std::sync::MutexGuard;
 use std::time::Instant;
 
 use super::PeerTask;
-use crate::rib::{LimitExceeded, Source};
+use crate::Family;
+use crate::rib::{Learnt, LimitExceeded, Source};
 use crate::session::{Down, Event, Negotiated};
 use crate::wire::Update;
 use crate::wire::{RefreshKind, pack::write_route_refresh};
 
 impl PeerTask {
     /// The session is Established.
-    pub(super) fn learn_from(&self, local: IpAddr, negotiated: &Negotiated) {
+    pub(super) fn learn_from(&mut self, local: IpAddr, negotiated: &Negotiated) {
+        let ibgp = negotiated.asn == self.shared.config.asn;
         let source = Source {
             peer: self.config.address,
             router_id: negotiated.router_id,
-            ibgp: negotiated.asn == self.shared.config.asn,
+            asn: negotiated.asn,
+            ibgp,
+            role: self.config.role.filter(|_| !ibgp).map(|offer| offer.role),
             local,
+            extended_next_hop: negotiated.extended_next_hop,
         };
-        self.shared.learnt().peer_up(source, negotiated, Instant::now());
-        self.shared.news.send_replace(());
+        let mut learnt = self.shared.learnt();
+        learnt.peer_up(source, negotiated, Instant::now());
+        self.stale_until = learnt.deadline(source.peer);
+        self.tell(learnt);
     }
 
     /// The session, or an attempt at one, is over. One that was merely lost may be of a peer that restarts (RFC 4724 §4.2); a
     /// NOTIFICATION, either way, means that it does not.
-    pub(super) fn lose_learnt(&self, reason: &Down) {
+    pub(super) fn lose_learnt(&mut self, reason: &Down) {
         let helps = self.shared.config.graceful_restart.is_some() && *reason == Down::ConnectionClosed;
         let observed = self.observed();
         let negotiated = observed.session.as_ref().filter(|_| helps).map(|session| &session.negotiated);
         let graceful = negotiated.and_then(|negotiated| negotiated.graceful_restart.as_ref());
-        self.shared.learnt().peer_down(self.config.address, graceful, Instant::now());
+        let mut learnt = self.shared.learnt();
+        learnt.peer_down(self.config.address, graceful, Instant::now());
         drop(observed);
-        self.shared.news.send_replace(());
+        self.stale_until = learnt.deadline(self.config.address);
+        self.tell(learnt);
     }
 
     /// Takes in what an UPDATE says; tells if that is too much.
     pub(super) fn learn(&self, update: &Update) -> Option<LimitExceeded> {
-        let received = self.shared.learnt().receive(self.config.address, update);
-        self.shared.news.send_replace(());
+        let mut learnt = self.shared.learnt();
+        let received = learnt.receive(self.config.address, update);
+        self.tell(learnt);
         received.err()
+    }
+
+    /// All of a family comes again from here on (BoRR).
+    pub(super) fn hear_again(&mut self, family: Family) {
+        let mut learnt = self.shared.learnt();
+        learnt.refresh_begins(self.config.address, family, Instant::now());
+        self.stale_until = learnt.deadline(self.config.address);
+    }
+
+    /// All of it has come (EoRR).
+    pub(super) fn heard_again(&mut self, family: Family) {
+        let mut learnt = self.shared.learnt();
+        learnt.refresh_ends(self.config.address, family);
+        self.tell(learnt);
+    }
+
+    /// Wakes whoever takes what is learnt, if there is something.
+    fn tell(&self, learnt: MutexGuard<'_, Learnt>) {
+        if learnt.pending() > 0 {
+            drop(learnt);
+            self.shared.news.send_replace(());
+        }
     }
 
     /// Ends the session of a peer that announces too much.
     pub(super) fn exceeds(&mut self, exceeded: LimitExceeded) {
         let LimitExceeded { limit, family, retry_after } = exceeded;
-        if retry_after.is_none() {
-            self.torn_down = Some(limit);
-        }
+        self.torn_down = Some(limit);
         self.event(Event::TooManyPrefixes { limit: limit.limit, family, retry_after });
     }
 
-    /// The import policy may have changed: a session that was without one hears everything again, and one that a limit has
-    /// torn down begins anew under another.
+    /// The import policy may have changed: a session that was without one hears everything again, and one that is
+    /// down for a limit begins anew under another.
     pub(super) fn policy_changed(&mut self) {
         let peer = self.config.address;
         if self.torn_down.is_some() && self.torn_down != self.shared.learnt().limit(peer) {
@@ -76,14 +107,11 @@ impl PeerTask {
         self.write(direction);
     }
 
-    /// When stale routes are to go.
-    pub(super) fn learnt_deadline(&self) -> Option<Instant> {
-        self.shared.learnt().deadline(self.config.address)
-    }
-
     /// Drops stale routes whose time is over.
-    pub(super) fn expire_learnt(&self) {
-        self.shared.learnt().expire(self.config.address, Instant::now());
-        self.shared.news.send_replace(());
+    pub(super) fn expire_learnt(&mut self) {
+        let mut learnt = self.shared.learnt();
+        learnt.expire(self.config.address, Instant::now());
+        self.stale_until = learnt.deadline(self.config.address);
+        self.tell(learnt);
     }
 }
