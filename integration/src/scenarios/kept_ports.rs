@@ -33,8 +33,8 @@ pub(super) const SCENARIOS: &[Scenario] = &[
 /// When a client's kernel sends a SYN again (`TCP_TIMEOUT_INIT`).
 const SYN_AGAIN: Duration = Duration::from_secs(1);
 
-/// How long the client waits for an answer before it asks again, as a resolver does (mostly longer: resolv.conf(5), `timeout`).
-const PATIENCE: Duration = Duration::from_secs(2);
+/// How long the client waits for an answer before it asks again, as a resolver does (resolv.conf(5), `timeout`).
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Where a client asks: by a tunnel, by *nat*, from a pod and from a node.
 struct Asked {
