@@ -229,7 +229,7 @@ impl Sender {
                     writeln!(routes, "route {} blackhole;", prefix(number))?;
                 }
                 let config = written("bird.conf", &format!(
-                    "router id {SPEAKER}; protocol device {{ }} protocol static routes {{ ipv4; {routes} }}
+                    "router id {SPEAKER}; protocol device {{ }} protocol static loaded {{ ipv4; {routes} }}
                      protocol bgp peer {{ local {SPEAKER} as {SPEAKER_ASN}; neighbor {PEER} as {PEER_ASN}; passive on;
                        ipv4 {{ import none; export all; next hop self; }}; }}"
                 ))?;
@@ -308,7 +308,7 @@ impl Sender {
                 let pid = Pid::from_raw(i32::try_from(daemon.id())?).context("a process")?;
                 kill_process(pid, Signal::USR1)?;
             }
-            Self::Bird => drop(speaker.run(&format!("birdc -s {}/bird.ctl disable routes", work.display()))?),
+            Self::Bird => drop(speaker.run(&format!("birdc -s {}/bird.ctl disable loaded", work.display()))?),
             Self::Frr => {
                 let deny = format!("neighbor {PEER} route-map none out");
                 let router = format!("router bgp {SPEAKER_ASN}");

@@ -143,7 +143,7 @@ fn in_order(namespace: &str) -> Result<()> {
 }
 
 /// Every datagram that is refused is told so: the kernel's limits on that (icmp(7)) are no matter of the scenarios, and one is of the whole machine.
-const REFUSALS: &[(&str, &str)] = &[("ipv4.icmp_ratemask", "0"), ("ipv6.icmp.ratemask", "")];
+const REFUSALS: &[(&str, &str)] = &[("ipv4.icmp_ratemask", "0"), ("ipv6.icmp.ratemask", "\n")];
 
 impl Fabric {
     /// Builds it with `nodes` nodes; configuration and logs of the routers go to `dir`.

@@ -328,6 +328,8 @@ fn pod_acceptance_vanishes(lab: &mut Lab) -> Result<()> {
     let passing = Passing::create(lab.fabric.node("node-b")?)?;
     let used = fleeting.clone().endpoints([&passing.pod]);
     lab.apply(&used)?;
+    // The node takes in what comes while the pod is not ready for it: a connection of that moment would end with it.
+    await_passing(lab, "node-b", Family::BOTH.map(|family| passing.pod.address(family)), true)?;
     for family in Family::BOTH {
         let request = Request::new(Tcp, used.vip(family), POD_PORT).own_end();
         ask(&lab.fabric.client, request, Passing::NAME, used.vip(family))?;

@@ -12,7 +12,7 @@ use super::{LIMIT, any, read_line, socket};
 use crate::netns::NetNs;
 
 /// How long a client's own kernel may take to give a source port free.
-const OWN_PORT: Duration = Duration::from_millis(500);
+const OWN_PORT: Duration = Duration::from_secs(2);
 
 /// What an endpoint said.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -110,8 +110,7 @@ impl Request {
 
     /// Asks from the namespace of this thread.
     pub(super) fn ask(&self) -> io::Result<Answer> {
-        let start = Instant::now();
-        let mut stream = self.connect()?;
+        let (mut stream, start) = self.connect_since()?;
         if self.ending == Ending::Reset {
             stream.set_linger(Some(Duration::ZERO))?;
         }
@@ -140,8 +139,14 @@ impl Request {
 
     /// A connected socket (for UDP: with its peer set).
     pub(super) fn connect(&self) -> io::Result<Socket> {
+        self.connect_since().map(|(socket, _)| socket)
+    }
+
+    /// The same, with when its first packet was sent.
+    fn connect_since(&self) -> io::Result<(Socket, Instant)> {
         let end = Instant::now() + OWN_PORT;
         loop {
+            let start = Instant::now();
             match self.connect_once() {
                 // The kernel here has not done with the last connection from that port.
                 Err(error)
@@ -151,7 +156,7 @@ impl Request {
                 {
                     std::thread::sleep(Duration::from_millis(1));
                 }
-                other => return other,
+                other => return other.map(|socket| (socket, start)),
             }
         }
     }
