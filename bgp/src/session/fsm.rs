@@ -336,9 +336,17 @@ impl Session {
             Err(error) => return self.fail(direction, SessionError::from(error), now, actions),
         };
         if let Some(loser) = self.collision(direction, &negotiated, now) {
-            *self.connection_mut(loser) = None;
-            let cease = Notification::cease(Cease::ConnectionCollisionResolution);
-            actions.extend([send(loser, &Message::Notification(cease)), Action::Close(loser)]);
+            let lost = self.connection_mut(loser).take();
+            // Our KEEPALIVE is under way on it: the peer may call it Established by now, and a NOTIFICATION would cost what it keeps of
+            // our routes while we restart (RFC 4724 §4.2).
+            let kept = lost.is_some_and(|lost| matches!(lost.phase, Phase::OpenConfirm(_)))
+                && self.config.graceful_restart.is_some()
+                && negotiated.graceful_restart.is_some();
+            if !kept {
+                let cease = Notification::cease(Cease::ConnectionCollisionResolution);
+                actions.push(send(loser, &Message::Notification(cease)));
+            }
+            actions.push(Action::Close(loser));
             if loser == direction {
                 return;
             }

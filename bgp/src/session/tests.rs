@@ -7,7 +7,8 @@ use super::model::{
 };
 use super::{Jitter, Session};
 use crate::wire::{
-    Capability, Cease, Context, Message, Notification, Open, RefreshKind, Role, RouteRefresh, Update, frame,
+    Capability, Cease, Context, GracefulRestartCapability, Message, Notification, Open, RefreshKind, Role,
+    RouteRefresh, Update, frame,
 };
 use crate::{Families, Family};
 
@@ -476,6 +477,30 @@ fn collisions() {
         }
         bench.told(left, &Message::Keepalive);
         assert_eq!(bench.session.established().map(|(direction, _)| direction), Some(left), "{name}");
+    }
+}
+
+/// The peer may call a confirmed connection Established: where it would keep routes over its end, it is told of no error.
+#[test]
+fn a_confirmed_connection_that_loses_costs_no_routes() {
+    let offer = RestartOffer { restart_time: 120, restarting: true };
+    let restart = GracefulRestartCapability {
+        restarting: false,
+        notification: false,
+        restart_time: 120,
+        families: Vec::new(),
+    };
+    for (ours, theirs, expected) in [
+        (Some(offer), Some(restart.clone()), vec!["close", "send incoming KEEPALIVE"]),
+        (Some(offer), None, vec!["send 6/7", "close", "send incoming KEEPALIVE"]),
+        (None, Some(restart), vec!["send 6/7", "close", "send incoming KEEPALIVE"]),
+    ] {
+        let mut bench = Bench::connected(SessionConfig { graceful_restart: ours, ..config() });
+        let mut open = peer_open();
+        open.capabilities.extend(theirs.map(Capability::GracefulRestart));
+        bench.told(Outgoing, &Message::Open(open.clone()));
+        bench.event(Event::TcpAccepted);
+        assert_eq!(words(&bench.told(Incoming, &Message::Open(open))), expected, "{ours:?}");
     }
 }
 

@@ -85,6 +85,12 @@ struct Row {
 fn measure(sender: Sender, work: &Path) -> Result<Row> {
     let (peer, speaker) = link()?;
     let mut daemon = sender.start(&speaker, work)?;
+    if matches!(sender, Sender::GoBgp) {
+        await_some(LIMIT, "GoBGP's API", || {
+            speaker.run("gobgp global").map_err(|error| format!("{error:#}"))
+        })?;
+        speaker.run(&format!("gobgp mrt inject global {}/table.mrt", work.display()))?;
+    }
     await_some(LIMIT, "the routes", || {
         daemon.ensure_running().map_err(|error| format!("{error:#}"))?;
         sender.loaded(&speaker, work).map_err(|error| format!("{error:#}"))
@@ -283,7 +289,7 @@ impl Sender {
         speaker.daemon(command, &work.join("speaker.log"))
     }
 
-    /// Whether it has all routes; loads them where the configuration does not.
+    /// Whether it has all routes.
     fn loaded(self, speaker: &NetNs, work: &Path) -> Result<()> {
         let all = PREFIXES.to_string();
         let (answer, found) = match self {
@@ -293,10 +299,7 @@ impl Sender {
                 (speaker.run(&format!("birdc -s {}/bird.ctl show route count", work.display()))?, all)
             }
             Self::Frr => (vtysh(speaker, work, &["show bgp ipv4 unicast statistics"])?, all),
-            Self::GoBgp => {
-                speaker.run(&format!("gobgp mrt inject global {}/table.mrt", work.display()))?;
-                (speaker.run("gobgp global rib summary")?, all)
-            }
+            Self::GoBgp => (speaker.run("gobgp global rib summary")?, all),
         };
         ensure!(answer.contains(&found), "{answer}");
         Ok(())
