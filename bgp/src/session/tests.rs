@@ -640,7 +640,7 @@ fn restart_flags() {
 fn restarted_peer_replaces_its_connection() {
     let mut bench = Bench::connected(config());
     let mut open = peer_open();
-    open.capabilities.push(Capability::GracefulRestart(crate::wire::GracefulRestartCapability {
+    open.capabilities.push(Capability::GracefulRestart(GracefulRestartCapability {
         restarting: false,
         notification: false,
         restart_time: 60,

@@ -29,6 +29,8 @@ const PEER: Ipv4Addr = Ipv4Addr::new(10, 255, 0, 1);
 const SPEAKER: Ipv4Addr = Ipv4Addr::new(10, 255, 0, 2);
 const PEER_ASN: u16 = 65000;
 const SPEAKER_ASN: u32 = 65001;
+/// What [`announce`] prints once it knows its routes and its peer.
+const READY: &str = "ready";
 /// How long a speaker may take for anything.
 const LIMIT: Duration = Duration::from_secs(100);
 /// UPDATEs without a byte to spare: header 19, lengths 4, ORIGIN 4, AS_PATH 9, NEXT_HOP 7, each prefix 5 of 4096 octets.
@@ -293,8 +295,7 @@ impl Sender {
     fn loaded(self, speaker: &NetNs, work: &Path) -> Result<()> {
         let all = PREFIXES.to_string();
         let (answer, found) = match self {
-            // It listens once it has.
-            Self::Sheave => return Ok(()),
+            Self::Sheave => (fs::read_to_string(work.join("speaker.log"))?, READY.to_owned()),
             Self::Bird => {
                 (speaker.run(&format!("birdc -s {}/bird.ctl show route count", work.display()))?, all)
             }
@@ -387,6 +388,7 @@ pub fn announce() -> Result<()> {
         speaker.update(RouteChanges { announce: all, withdraw: Vec::new() });
         speaker
             .set_peers(vec![PeerConfig { passive: true, ..PeerConfig::new(PEER.into(), PEER_ASN.into()) }]);
+        println!("{READY}");
         withdraw.recv().await;
         speaker.update(RouteChanges { announce: Vec::new(), withdraw: prefixes().collect() });
         std::future::pending::<Result<()>>().await
