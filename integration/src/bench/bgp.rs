@@ -46,7 +46,6 @@ enum Sender {
     Sheave,
     Bird,
     Frr,
-    GoBgp,
 }
 
 /// Measures each and prints a row for it.
@@ -62,7 +61,7 @@ pub fn run(work: &Path) -> Result<()> {
         "{:<10} {:>12} {:>9} {:>14} {:>12} {:>12}",
         "", "announced", "UPDATEs", "prefixes each", "withdrawn", "peak memory"
     );
-    for sender in [Sender::Sheave, Sender::Bird, Sender::Frr, Sender::GoBgp] {
+    for sender in [Sender::Sheave, Sender::Bird, Sender::Frr] {
         let row = measure(sender, work).with_context(|| format!("{sender:?}"))?;
         println!(
             "{:<10} {:>10.3} s {:>9} {:>14.1} {:>10.3} s {:>8.1} MiB",
@@ -87,12 +86,6 @@ struct Row {
 fn measure(sender: Sender, work: &Path) -> Result<Row> {
     let (peer, speaker) = link()?;
     let mut daemon = sender.start(&speaker, work)?;
-    if matches!(sender, Sender::GoBgp) {
-        await_some(LIMIT, "GoBGP's API", || {
-            speaker.run("gobgp global").map_err(|error| format!("{error:#}"))
-        })?;
-        speaker.run(&format!("gobgp mrt inject global {}/table.mrt", work.display()))?;
-    }
     await_some(LIMIT, "the routes", || {
         daemon.ensure_running().map_err(|error| format!("{error:#}"))?;
         sender.loaded(&speaker, work).map_err(|error| format!("{error:#}"))
@@ -275,18 +268,6 @@ impl Sender {
                     &file(""),
                 ]);
             }
-            Self::GoBgp => {
-                let config = written(
-                    "gobgp.toml",
-                    &format!(
-                        "[global.config]\n as = {SPEAKER_ASN}\n router-id = \"{SPEAKER}\"\n[[neighbors]]\n [neighbors.config]\n neighbor-address = \"{PEER}\"\n \
-                     peer-as = {PEER_ASN}\n [neighbors.transport.config]\n passive-mode = true\n"
-                    ),
-                )?;
-                fs::write(work.join("table.mrt"), mrt())?;
-                command = Command::new("gobgpd");
-                command.args(["-f", &config, "--api-hosts", "127.0.0.1:50051", "--pprof-disable"]);
-            }
         }
         speaker.daemon(command, &work.join("speaker.log"))
     }
@@ -300,7 +281,6 @@ impl Sender {
                 (speaker.run(&format!("birdc -s {}/bird.ctl show route count", work.display()))?, all)
             }
             Self::Frr => (vtysh(speaker, work, &["show bgp ipv4 unicast statistics"])?, all),
-            Self::GoBgp => (speaker.run("gobgp global rib summary")?, all),
         };
         ensure!(answer.contains(&found), "{answer}");
         Ok(())
@@ -330,7 +310,6 @@ impl Sender {
                 )?;
                 vtysh(speaker, work, &[&now])?;
             }
-            Self::GoBgp => drop(speaker.run("gobgp global rib del all")?),
         }
         Ok(())
     }
@@ -343,28 +322,6 @@ fn vtysh(speaker: &NetNs, work: &Path, commands: &[&str]) -> Result<String> {
         command.args(["-c", line]);
     }
     speaker.enter(|| process::run(command, ""))?
-}
-
-/// The table as GoBGP reads it (RFC 6396 §4.3): a peer, and a path to each prefix.
-fn mrt() -> Vec<u8> {
-    const PEER_INDEX_TABLE: u16 = 1;
-    const RIB_IPV4_UNICAST: u16 = 2;
-    let record = |subtype: u16, body: &[u8]| {
-        let length = u32::try_from(body.len()).unwrap_or_default();
-        [&[0; 4][..], &13_u16.to_be_bytes(), &subtype.to_be_bytes(), &length.to_be_bytes(), body].concat()
-    };
-    let own = SPEAKER.octets();
-    let peers = [&own[..], &[0, 0, 0, 1, 2], &own, &own, &SPEAKER_ASN.to_be_bytes()].concat();
-    let mut table = record(PEER_INDEX_TABLE, &peers);
-    let attributes = [&[0x40, 1, 1, 0, 0x40, 2, 0, 0x40, 3, 4][..], &own].concat();
-    for number in 0..PREFIXES {
-        let head =
-            [&number.to_be_bytes()[..], &[32], &prefix(number).addr().octets(), &[0, 1, 0, 0, 0, 0, 0, 0, 0]]
-                .concat();
-        let length = u8::try_from(attributes.len()).unwrap_or_default();
-        table.extend(record(RIB_IPV4_UNICAST, &[&head[..], &[length], &attributes].concat()));
-    }
-    table
 }
 
 /// The speaker of this repository, as a process of its own: announces all until SIGUSR1, then withdraws them.
