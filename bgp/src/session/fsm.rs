@@ -302,18 +302,18 @@ impl Session {
         }
     }
 
-    /// Until when the peer's OPEN on its own connection is left unread: until it answers on ours, if there is one or an attempt at
-    /// one. To a peer that calls a session Established a connection that it only then hears of is a restart (RFC 4724 §5); and if
-    /// we do restart, the second in a row, with which it drops the routes that it keeps (§4.2). Once it has
-    /// answered on both, none is news.
+    /// Until when the peer's OPEN on its own connection is left unread: until it is settled what becomes of ours, if there is one or
+    /// an attempt at one. A peer that calls ours Established closes its own. And if it hears of ours only once it calls its own
+    /// Established, that is a restart to it (RFC 4724 §5). If we do restart, either is the second in a row, with which it drops the
+    /// routes that it keeps (§4.2).
     fn held_until(&self) -> Option<Instant> {
         self.config.graceful_restart?;
-        let unanswered = match (&self.outgoing, self.dial) {
-            (Some(connection), _) => connection.open().is_none(),
+        let unsettled = match (&self.outgoing, self.dial) {
+            (Some(connection), _) => connection.state() != State::Established,
             (None, dial) => matches!(dial, Dial::Connecting { .. }),
         };
         let held =
-            |incoming: &&Connection| unanswered && incoming.open().is_none() && incoming.has_open_only();
+            |incoming: &&Connection| unsettled && incoming.open().is_none() && incoming.has_open_only();
         self.incoming.as_ref().filter(held).map(|incoming| incoming.since + ANSWER_EXPECTED)
     }
 
@@ -366,16 +366,9 @@ impl Session {
             Err(error) => return self.fail(direction, SessionError::from(error), now, actions),
         };
         if let Some(loser) = self.collision(direction, &negotiated, now) {
-            let lost = self.connection_mut(loser).take();
-            // Our KEEPALIVE is under way on it: the peer may call it Established by now, and a NOTIFICATION would cost what it keeps of
-            // our routes while we restart (RFC 4724 §4.2).
-            let kept = lost.is_some_and(|lost| matches!(lost.phase, Phase::OpenConfirm(_)))
-                && self.config.graceful_restart.is_some()
-                && negotiated.graceful_restart.is_some();
-            if !kept {
-                let cease = Notification::cease(Cease::ConnectionCollisionResolution);
-                actions.push(send(loser, &Message::Notification(cease)));
-            }
+            *self.connection_mut(loser) = None;
+            let cease = Notification::cease(Cease::ConnectionCollisionResolution);
+            actions.push(send(loser, &Message::Notification(cease)));
             actions.push(Action::Close(loser));
             if loser == direction {
                 return;
@@ -477,7 +470,7 @@ impl Session {
             _ => {}
         }
         if self.held_until().is_some_and(|at| at <= now) {
-            // The peer seems to hear nothing of it.
+            // The peer seems to know nothing of it.
             self.abort_connect(actions);
             actions.extend(self.outgoing.take().map(|_| Action::Close(Direction::Outgoing)));
         }
