@@ -53,6 +53,7 @@ fn name(candidate: &Candidate<'_>) -> (Ipv4Addr, usize, IpAddr) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Community;
     use crate::wire::{AsPath, Origin, PathAttributes, Segment, SegmentKind};
 
     fn path(change: impl FnOnce(&mut PathAttributes)) -> Path {
@@ -94,6 +95,17 @@ mod tests {
                 true,
                 path(|a| a.as_path = None),
                 false,
+                false,
+            ),
+            (
+                "about to be withdrawn",
+                path(|_| {}),
+                false,
+                path(|a| {
+                    a.local_pref = Some(200);
+                    a.communities = vec![Community::GRACEFUL_SHUTDOWN];
+                }),
+                true,
                 false,
             ),
             ("no LOCAL_PREF is 100", path(|_| {}), false, path(|a| a.local_pref = Some(99)), true, false),
