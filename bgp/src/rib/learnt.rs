@@ -7,12 +7,12 @@
 //!                                                                                         taken by the owner
 //! ```
 //!
-//! A change costs what its prefixes cost: each of them is looked up once for each peer. Routes that share attributes share
-//! memory. The peer's graceful restart is helped (RFC 4724 §4.2): its routes stay in use, marked stale, until it has told
-//! them again or its time is over.
+//! A change costs what its prefixes cost: each of them is looked up once for each peer that announces it. Routes that share
+//! attributes share memory. The peer's graceful restart is helped (RFC 4724 §4.2): its routes stay in use, marked stale,
+//! until it has told them again or its time is over.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -31,6 +31,9 @@ mod tests;
 
 /// How long a peer that is back may take to tell its routes, at most (RFC 4724 §4.2 asks for a bound).
 const STALE_LIMIT: Duration = Duration::from_secs(300);
+/// All peers lie between these.
+const FIRST_PEER: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
+const LAST_PEER: IpAddr = IpAddr::V6(Ipv6Addr::from_bits(u128::MAX));
 
 /// Routes of peers.
 #[derive(Debug)]
@@ -39,12 +42,16 @@ pub struct Learnt {
     /// Nets that no route may be to, around or within, unless the peer's policy names its prefix.
     reserved: BTreeSet<IpNet>,
     peers: BTreeMap<IpAddr, AdjRibIn>,
+    /// Each prefix with each peer that announces it, accepted or not.
+    holders: BTreeSet<(IpNet, IpAddr)>,
     /// Every path in use, once.
     paths: HashSet<Arc<Path>>,
     /// The Loc-RIB: next hops by prefix, sorted.
     routes: BTreeMap<IpNet, Arc<[IpAddr]>>,
     /// Prefixes whose next hops changed since they were taken.
     changed: BTreeSet<IpNet>,
+    /// Those that were decided on last: prefixes that come together mostly have the same, and share their memory.
+    latest: Arc<[IpAddr]>,
 }
 
 /// What is used for a prefix from now on: next hops of equal worth, or none.
@@ -79,9 +86,11 @@ impl Learnt {
             own,
             reserved: BTreeSet::new(),
             peers: BTreeMap::new(),
+            holders: BTreeSet::new(),
             paths: HashSet::new(),
             routes: BTreeMap::new(),
             changed: BTreeSet::new(),
+            latest: Arc::default(),
         }
     }
 
@@ -348,6 +357,8 @@ impl Learnt {
         let held = Held { path: Arc::clone(path), stale: false, accepted };
         if let Some(before) = state.routes.insert(prefix, held) {
             self.forget(&before.path);
+        } else {
+            self.holders.insert((prefix, peer));
         }
         self.judge(peer, prefix);
         Ok(())
@@ -364,6 +375,7 @@ impl Learnt {
         if limit.is_some_and(|limit| state.told() < limit.warn_at / 2) {
             state.nearness = Nearness::Far;
         }
+        self.holders.remove(&(*prefix, peer));
         self.forget(&gone.path);
         if gone.accepted {
             self.decide(*prefix);
@@ -410,22 +422,27 @@ impl Learnt {
 
     /// Runs the decision process for a prefix.
     fn decide(&mut self, prefix: IpNet) {
-        let candidates = self.peers.values().filter_map(|peer| {
+        let holders = self.holders.range((prefix, FIRST_PEER)..=(prefix, LAST_PEER));
+        let candidates = holders.filter_map(|(_, peer)| {
+            let peer = self.peers.get(peer)?;
             let held = peer.get(&prefix).filter(|held| held.accepted)?;
             Some(Candidate { path: &held.path, source: peer.source.as_ref()? })
         });
         let used = select(candidates.collect());
-        let next_hops: BTreeSet<IpAddr> = used.iter().map(|candidate| candidate.path.next_hop).collect();
+        let mut next_hops: Vec<IpAddr> = used.iter().map(|candidate| candidate.path.next_hop).collect();
+        next_hops.sort_unstable();
+        next_hops.dedup();
         let before = self.routes.get(&prefix);
-        if before.is_some_and(|before| before.iter().eq(&next_hops))
-            || before.is_none() && next_hops.is_empty()
-        {
+        if before.map_or(&[][..], |before| before) == next_hops {
             return;
         }
         if next_hops.is_empty() {
             self.routes.remove(&prefix);
         } else {
-            self.routes.insert(prefix, next_hops.into_iter().collect());
+            if *self.latest != *next_hops {
+                self.latest = next_hops.into();
+            }
+            self.routes.insert(prefix, Arc::clone(&self.latest));
         }
         self.changed.insert(prefix);
     }
