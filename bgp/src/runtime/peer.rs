@@ -482,7 +482,7 @@ impl PeerTask {
             rib.peer_up(peer, export);
             self.shared.monitor.peer_up(peer, &negotiated, up);
         }
-        self.learn_from(local.ip(), &negotiated);
+        self.learn_from(local, &negotiated);
         self.sending = Sending::Writing;
         let mut observed = self.observed();
         observed.counters.established += 1;
