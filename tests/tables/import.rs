@@ -267,9 +267,8 @@ fn ipv4_by_ipv6_next_hops() {
         for hops in [&["fd00:10::2"][..], &["fd00:10::2", "fd00:10::3"]] {
             import.change(vec![learnt(V4, hops)]).await;
             assert_eq!(import.problem(), None);
-            let mut monitor = std::process::Command::new("ip");
-            let mut monitor =
-                monitor.args(["monitor", "route"]).stdout(std::process::Stdio::piped()).spawn().unwrap();
+            let mut monitor = Command::new("ip");
+            let mut monitor = monitor.args(["monitor", "route"]).stdout(Stdio::piped()).spawn().unwrap();
             tokio::time::sleep(Duration::from_millis(200)).await;
             import.check().await;
             import.settle().await;
