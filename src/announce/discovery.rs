@@ -158,3 +158,64 @@ impl Discovery {
         self.routers.links().into_iter().filter_map(of_link).collect()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::PeerAsn;
+
+    fn peer(address: PeerAddress, interface: Option<&str>) -> Peer {
+        let any = Peer::new([192, 0, 2, 1].into(), 65001);
+        Peer { address, interface: interface.map(str::to_owned), asn: PeerAsn::External, ..any }
+    }
+
+    fn gateways(of: &[(&str, &str)]) -> BTreeSet<Gateway> {
+        let one = |(address, interface): &(&str, &str)| Gateway {
+            address: address.parse().unwrap(),
+            interface: (*interface).into(),
+        };
+        of.iter().map(one).collect()
+    }
+
+    #[tokio::test]
+    async fn where_peers_are() {
+        let mut discovery = Discovery::new(Handle::current());
+        let at = |addresses: &[(&str, Option<&str>)]| {
+            let one = |(address, interface): &(&str, Option<&str>)| {
+                (address.parse().unwrap(), interface.map(str::to_owned))
+            };
+            Found::At(addresses.iter().map(one).collect())
+        };
+        let missing = |why: &str| Found::Missing(why.into());
+        let v4 = peer(PeerAddress::DefaultGateway(AddressFamily::Ipv4), None);
+        let v6 = peer(PeerAddress::DefaultGateway(AddressFamily::Ipv6), None);
+        let eth1 = peer(PeerAddress::Neighbour, Some("eth1"));
+        let configured = peer(PeerAddress::Ip("fe80::9".parse().unwrap()), Some("eth9"));
+        let no_route = missing("there is no such default route in the main table");
+        assert_eq!(discovery.find(&v4), no_route);
+        assert_eq!(discovery.find(&eth1), missing("links are not known yet"));
+        assert_eq!(discovery.find(&configured), at(&[("fe80::9", Some("eth9"))]));
+        assert_eq!(discovery.links(), None);
+
+        let mut surroundings = Surroundings {
+            gateways_v4: gateways(&[("10.0.0.1", "eth1"), ("fe80::1", "eth2")]),
+            ..Surroundings::default()
+        };
+        for (name, now, expected) in [
+            (
+                "two, one of them by its IPv6 address",
+                surroundings.gateways_v4.clone(),
+                at(&[("10.0.0.1", None), ("fe80::1", Some("eth2"))]),
+            ),
+            ("another", gateways(&[("10.0.0.2", "eth1")]), at(&[("10.0.0.2", None)])),
+            ("none: it stays", BTreeSet::new(), at(&[("10.0.0.2", None)])),
+        ] {
+            surroundings.gateways_v4 = now;
+            discovery.surroundings = Some(surroundings.clone());
+            discovery.look();
+            assert_eq!(discovery.find(&v4), expected, "{name}");
+            assert_eq!(discovery.find(&v6), no_route, "{name}");
+        }
+        assert_eq!(discovery.find(&eth1), missing("interface eth1 is down, or not there"));
+    }
+}

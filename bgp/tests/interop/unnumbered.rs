@@ -116,7 +116,16 @@ fn frr_learns_us_and_is_learnt() {
             await_session(&lab, &speaker).await;
             await_routes_of(&speaker, moved).await;
             assert_eq!(discovery.links()["link0"].other, None);
-            speaker.shutdown(Shutdown::Cease).await;
+
+            // A restart: the peer keeps the routes.
+            let show = || lab.ask(&["ip", "route", "show", "proto", "bgp"]);
+            lab.until("the route by our address", || show().contains("via inet6 fe80::"), show).await;
+            speaker.shutdown(Shutdown::GracefulRestart).await;
+            let sessions = || vtysh(&lab, &["show bgp neighbors"]);
+            lab.until("the end of the session", || !sessions().contains("BGP state = Established"), sessions)
+                .await;
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            assert!(show().contains("via inet6 fe80::"), "{}\n{}", show(), sessions());
         });
     }
 }
