@@ -233,7 +233,7 @@ impl Simulation {
             let config = SessionConfig {
                 asn: asns[node],
                 router_id,
-                peer_asn: asns[1 - node],
+                peer_asn: Some(asns[1 - node]),
                 passive: passive == node as u64,
                 hold_time: 9,
                 send_hold_time: None,

@@ -385,7 +385,7 @@ async fn news_is_of_what_is_taken() {
     news.mark_unchanged();
     peer.send(&update(1..2)).await;
     timeout(LIMIT, news.changed()).await.unwrap().unwrap();
-    assert_eq!(speaker.take_learnt(9), [(host(1), Some([IpAddr::from([10, 0, 0, 2])].into()))]);
+    assert_eq!(speaker.take_learnt(9), [(host(1), Some([IpAddr::from([10, 0, 0, 2]).into()].into()))]);
     speaker.shutdown(Shutdown::Cease).await;
 }
 

@@ -3,10 +3,12 @@
 use std::net::IpAddr;
 use std::time::Instant;
 
+use sheave_bgp::session::State;
 use sheave_bgp::{BmpStationStatus, FamilyCounts, LearntStatus, SpeakerStatus};
 use tracing::debug;
 
 use super::{Agent, CHECK};
+use crate::announce::Missing;
 use crate::dataplane::Asked;
 use crate::observe::explain::{self, Explanation, Target, Told};
 use crate::observe::metrics::Snapshot;
@@ -35,7 +37,7 @@ impl Agent {
             holding: self.held.is_some(),
             health: self.observer.health(),
             watches: self.observer.watches(),
-            peers: self.announcer.status().map(|speaker| peers(speaker, &learnt)).unwrap_or_default(),
+            peers: peers(self.announcer.status(), &learnt, self.announcer.missing()),
             bmp: self.announcer.bmp_stations().into_iter().map(bmp_station).collect(),
             imported: status::Imported {
                 prefixes: learnt.routes,
@@ -89,6 +91,7 @@ impl Agent {
             announces: &|prefix| self.announcer.announces(plan, prefix),
             aggregate_of: &|prefix| self.announcer.aggregate_of(plan, prefix),
             obstacles: &|vip| self.dataplane.obstacles(vip),
+            found: self.announcer.found(),
         });
         let asked: Vec<Asked> = explanation
             .virtual_servers
@@ -160,13 +163,23 @@ fn bmp_station(station: BmpStationStatus) -> status::BmpStation {
     }
 }
 
-fn peers(speaker: SpeakerStatus, learnt: &LearntStatus) -> Vec<status::Peer> {
+fn peers(speaker: Option<SpeakerStatus>, learnt: &LearntStatus, missing: &[Missing]) -> Vec<status::Peer> {
     let count = |peer: &IpAddr, of: fn(&FamilyCounts) -> usize| {
         learnt.peers.get(peer).map(|families| families.iter().map(|(_, counts)| of(counts)).sum())
     };
-    speaker
-        .peers
-        .into_iter()
+    let sessions = speaker.into_iter().flat_map(|speaker| speaker.peers);
+    let missing = missing.iter().map(|Missing { name, asn, why }| status::Peer {
+        address: name.clone(),
+        asn: *asn,
+        range: None,
+        state: format!("{:?}", State::Idle),
+        uptime_seconds: None,
+        prefixes_sent: 0,
+        prefixes_received: None,
+        prefixes_accepted: None,
+        last_error: Some(why.clone()),
+    });
+    sessions
         .map(|peer| status::Peer {
             address: peer.name(),
             asn: peer.asn,
@@ -183,5 +196,6 @@ fn peers(speaker: SpeakerStatus, learnt: &LearntStatus) -> Vec<status::Peer> {
             prefixes_accepted: count(&peer.address, |counts| counts.accepted),
             last_error: peer.last_error.map(|error| error.reason.to_string()),
         })
+        .chain(missing)
         .collect()
 }

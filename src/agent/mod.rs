@@ -8,6 +8,7 @@
 //! source away at the start: hold what an agent before announced, as far as the kernel still forwards it
 //! kernel tables ──News──► Planner ──Delta──► 1, 3
 //! peers ──LearntChange──► ImportTable                             (announce)
+//! links, default routes, router advertisements ──► peers, next hops     (announce)
 //! status socket, scrapes ──questions──► the loop answers between two changes
 //! ```
 //!
@@ -34,7 +35,7 @@ use crate::observe::events::Events;
 use crate::observe::status::Question;
 use crate::observe::{Observer, Pass};
 use crate::plan::{Announcement, AnnouncementKind, Delta, NodePlan, Planner, Warning};
-use crate::tables::{ExportTable, Following, ImportTable, News, follow};
+use crate::tables::{ExportTable, Following, ImportTable, News, follow, follow_links};
 
 /// How often the kernel is looked at for what others changed.
 const CHECK: Duration = Duration::from_secs(15);
@@ -153,6 +154,7 @@ impl Agent {
         let mut announcer = Announcer::new(background.clone(), api_server.clone(), journal);
         announcer.export_to(export);
         announcer.import_to(import);
+        announcer.follow(follow_links(background).map_err(AgentError::Tables)?);
         Ok(Self {
             planner,
             dataplane,
@@ -202,7 +204,7 @@ impl Agent {
                     self.take(batch).await;
                 }
                 told = self.tables.next() => self.take_routes(told).await,
-                () = self.announcer.learnt() => self.announcer.take_learnt().await,
+                news = self.announcer.news() => self.announcer.take(news).await,
                 Some(question) = questions.recv() => {
                     // Whoever asked may have gone: nothing is lost, and nothing need be found out.
                     match question {

@@ -5,8 +5,10 @@
 //! NodePlan.announcements ──────────────┼─► [Announcer] ──peers, RouteChanges──► Speaker ──► peers
 //! Dataplane::holds ────────────────────┘      └──► Journal, for starts without a source
 //!                          ImportTable ◄──learnt, by import policies── Speaker ◄── peers
+//! FollowingLinks ──► [discovery]: where peers are, which next hops can be reached
 //! ```
 
+mod discovery;
 mod journal;
 mod learning;
 mod passwords;
@@ -26,9 +28,10 @@ use tokio::sync::watch;
 use tracing::{info, warn};
 
 use crate::cluster::Node;
-use crate::config::{PasswordSource, Peer, Router};
+use crate::config::{PasswordSource, Peer, PeerAddress, Router};
 use crate::plan::{Announcement, AnnouncementKind, NodePlan, Selection, Step};
-use crate::tables::{ExportTable, ImportTable};
+use crate::tables::{ExportTable, FollowingLinks, ImportTable};
+use discovery::{Discovery, Found};
 pub use journal::{Journal, Saved, remove as remove_journal};
 use passwords::Passwords;
 
@@ -69,6 +72,11 @@ pub struct Announcer {
     /// `None`: there is neither peer nor monitoring station to tell, or the speaker could not start.
     speaker: Option<Running>,
     passwords: Passwords,
+    discovery: Discovery,
+    /// Peers that were found, by name, and where.
+    found: BTreeMap<String, Vec<IpAddr>>,
+    /// Peers that have yet to be found.
+    missing: Vec<Missing>,
     /// As the speaker was told of them last.
     peers: Vec<PeerConfig>,
     dynamic: Vec<DynamicPeers>,
@@ -87,6 +95,26 @@ pub struct Announcer {
     complete: bool,
     problems: Vec<String>,
     start_again: Option<Instant>,
+}
+
+/// What is different.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum News {
+    /// What peers announce.
+    Learnt,
+    /// Where peers are, or which next hops can be reached.
+    Surroundings,
+}
+
+/// A peer that is configured without an address and was not found yet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Missing {
+    /// Its name: the interface, or the default gateway of a family.
+    pub name: String,
+    /// Its ASN; 0 where that is the peer's to tell.
+    pub asn: u32,
+    /// Why.
+    pub why: String,
 }
 
 /// What [`Announcer::configure`] was given.
@@ -122,6 +150,9 @@ impl Announcer {
             configured: None,
             speaker: None,
             passwords: Passwords::new(runtime.clone(), client, journal.passwords().clone()),
+            discovery: Discovery::new(runtime.clone()),
+            found: BTreeMap::new(),
+            missing: Vec::new(),
             peers: Vec::new(),
             dynamic: Vec::new(),
             runtime,
@@ -148,6 +179,58 @@ impl Announcer {
         self.import = Some(table);
     }
 
+    /// Has peers found by links and default routes, and next hops used only while a link leads to them. Before peers are configured.
+    pub fn follow(&mut self, links: FollowingLinks) {
+        self.discovery.follow(links);
+    }
+
+    /// Waits until there is something to [take](Self::take).
+    pub async fn news(&mut self) -> News {
+        let learnt = async {
+            if let Some(Running { news, .. }) = &mut self.speaker
+                && news.changed().await.is_ok()
+            {
+                return;
+            }
+            // Without a speaker there is no news.
+            std::future::pending::<()>().await;
+        };
+        tokio::select! {
+            () = learnt => News::Learnt,
+            () = self.discovery.changed() => News::Surroundings,
+        }
+    }
+
+    /// Has the kernel, or the sessions, follow what became different.
+    pub async fn take(&mut self, news: News) {
+        match news {
+            News::Learnt => self.take_learnt().await,
+            News::Surroundings => self.take_surroundings().await,
+        }
+    }
+
+    /// Follows peers to where they are now, and has the speaker know which next hops can be reached.
+    async fn take_surroundings(&mut self) {
+        let links = self.discovery.take();
+        if let (Some(Running { speaker, .. }), Some(links)) = (&self.speaker, links) {
+            speaker.set_links(links);
+        }
+        let finds = |router: &Router| router.peers.iter().any(|peer| peer.address.ip().is_none());
+        if self.configured.as_ref().is_some_and(|configured| finds(&configured.router)) {
+            self.apply().await;
+        }
+    }
+
+    /// Peers that have yet to be found.
+    pub fn missing(&self) -> &[Missing] {
+        &self.missing
+    }
+
+    /// Where peers are, by their names in the config.
+    pub fn found(&self) -> &BTreeMap<String, Vec<IpAddr>> {
+        &self.found
+    }
+
     /// The kernel has forwarded for this node all along, so that peers keep their routes: they are told of a restart by the
     /// first speaker that starts, if it does within the restart time.
     pub fn restarting(&mut self) {
@@ -161,6 +244,7 @@ impl Announcer {
             Configured { router: router.clone(), node: node.into(), addresses: addresses.into() };
         if self.configured.as_ref() != Some(&configured) {
             self.passwords.want(router);
+            self.discovery.want(router);
             self.configured = Some(configured);
             self.apply().await;
         }
@@ -201,31 +285,62 @@ impl Announcer {
         self.prepare_import();
         let Some(Configured { router, node, addresses }) = &self.configured else { return };
         let stations = sessions::bmp_stations(router, node);
-        let mut problems = Vec::new();
-        let imports = learning::policies(router);
+        let (mut problems, mut problems_of_places) = (Vec::new(), Vec::new());
+        let mut imports = BTreeMap::new();
         let mut of_secrets = BTreeMap::new();
         // `None`: there is no session without its password.
-        let mut with_password = |who: String, peer: &Peer, before: Option<&PeerConfig>| {
+        let mut with_password = |who: String, peer: &Peer, at: IpAddr, before: Option<&PeerConfig>| {
             let resolved = self.passwords.of(&who, peer, before.and_then(|config| config.password.as_ref()));
             problems.extend(resolved.problem);
             let password = resolved.password.ok()?;
             if let (Some(PasswordSource::Secret(key)), Some(password)) = (peer.password_source(), &password) {
                 of_secrets.insert(key, password.clone());
             }
-            Some(sessions::peer_config(peer, password, addresses))
+            Some(sessions::peer_config(peer, at, password, addresses, router.asn))
         };
-        let mut peers = Vec::new();
-        for peer in &router.peers {
-            let before = self.peers.iter().find(|config| config.address == peer.address);
-            peers.extend(with_password(format!("peer {}", peer.name()), peer, before));
+        let mut peers: Vec<PeerConfig> = Vec::new();
+        let (mut found, mut missing) = (BTreeMap::<String, Vec<IpAddr>>::new(), Vec::new());
+        // Of two at one address the one counts whose address is configured.
+        let (configured, found_out): (Vec<&Peer>, Vec<&Peer>) =
+            router.peers.iter().partition(|peer| peer.address.ip().is_some());
+        for peer in configured.into_iter().chain(found_out) {
+            let name = peer.name();
+            let at = match self.discovery.find(peer) {
+                Found::At(at) => at,
+                Found::Missing(why) => {
+                    let asn = peer.asn.number(router.asn).unwrap_or_default();
+                    missing.push(Missing { name, asn, why });
+                    continue;
+                }
+            };
+            for (address, interface) in at {
+                if let Some(other) = found.iter().find(|(_, at)| at.contains(&address)).map(|(name, _)| name)
+                {
+                    // The gateway may well be a peer by itself.
+                    if peer.address == PeerAddress::Neighbour {
+                        problems_of_places.push(format!(
+                            "peer {name}: {address} is the address of peer {other} too: one of both routers has to have another one"
+                        ));
+                    }
+                    continue;
+                }
+                found.entry(name.clone()).or_default().push(address);
+                imports.extend(peer.import.clone().map(|import| (address, import)));
+                let peer = peer.found_at(address, interface.as_deref());
+                let before = self.peers.iter().find(|config| config.address == address);
+                peers.extend(with_password(format!("peer {}", peer.name()), &peer, address, before));
+            }
         }
         let mut dynamic = Vec::new();
         for range in &router.dynamic_peers {
             let before = self.dynamic.iter().find(|config| config.prefix == range.prefix);
             let before = before.map(|config| &config.template);
-            let template = with_password(format!("peers of {}", range.prefix), &range.template(), before);
+            let at = range.prefix.addr();
+            let template = with_password(format!("peers of {}", range.prefix), &range.template(), at, before);
             dynamic.extend(template.map(|template| sessions::dynamic_peers(range, template)));
         }
+        problems.extend(problems_of_places);
+        problems.extend(self.discovery.problems());
         self.journal.passwords_are(of_secrets);
         self.start_again = None;
         if !router.has_peers() && router.bmp.is_empty() {
@@ -260,6 +375,8 @@ impl Announcer {
         }
         self.peers = peers;
         self.dynamic = dynamic;
+        self.found = found;
+        self.missing = missing;
         for problem in problems.iter().filter(|problem| !self.problems.contains(problem)) {
             warn!("{problem}");
         }
@@ -296,6 +413,9 @@ impl Announcer {
             speaker.initial_routes_complete();
         }
         speaker.reserve(&self.reserved.iter().copied().collect::<Vec<_>>(), &[]);
+        if let Some(links) = self.discovery.links() {
+            speaker.set_links(links);
+        }
         self.speaker = Some(Running { news: speaker.learnt_news(), speaker, config });
         Ok(())
     }

@@ -8,7 +8,7 @@ use sheave_bgp::wire;
 use sheave_bgp::{BmpStation, DynamicPeers, Families, GracefulRestart, Password, PeerConfig, SpeakerConfig};
 
 use super::AnnounceError;
-use crate::config::{self, AddressFamily, DynamicPeer, NextHop, Peer, Role, Router};
+use crate::config::{self, AddressFamily, DynamicPeer, NextHop, Peer, PeerAsn, Role, Router};
 
 /// How long a peer of a range that is down is still shown: for as long as someone may take to look.
 const LINGER: Duration = Duration::from_secs(300);
@@ -84,10 +84,16 @@ fn wire_role(role: Role) -> wire::Role {
     }
 }
 
-/// A peer; `addresses` are this node's, for next hops.
-pub(super) fn peer_config(peer: &Peer, password: Option<Password>, addresses: &[IpAddr]) -> PeerConfig {
+/// A peer at `address`; `addresses` are this node's, for next hops, and `own_asn` its AS.
+pub(super) fn peer_config(
+    peer: &Peer,
+    address: IpAddr,
+    password: Option<Password>,
+    addresses: &[IpAddr],
+    own_asn: Option<u32>,
+) -> PeerConfig {
     let Peer {
-        address,
+        address: _,
         interface,
         asn,
         port,
@@ -138,6 +144,7 @@ pub(super) fn peer_config(peer: &Peer, password: Option<Password>, addresses: &[
             _ => None,
         },
         password,
-        ..PeerConfig::new(*address, *asn)
+        any_external_asn: *asn == PeerAsn::External,
+        ..PeerConfig::new(address, asn.number(own_asn).unwrap_or_default())
     }
 }

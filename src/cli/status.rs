@@ -125,7 +125,7 @@ fn table(status: &Status) -> String {
                     Some(range) => format!("{} of {range}", peer.address),
                     None => peer.address.clone(),
                 },
-                peer.asn.to_string(),
+                if peer.asn == 0 { "external".into() } else { peer.asn.to_string() },
                 peer.state.clone(),
                 peer.uptime_seconds.map_or_else(|| "-".into(), |seconds| format!("{seconds}s")),
                 peer.prefixes_sent.to_string(),

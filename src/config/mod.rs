@@ -28,5 +28,8 @@ pub use forwarding::ForwardingTo;
 pub use import::{ImportTo, OnExit};
 pub use mark_mask::MarkMask;
 pub use node::NodeSettings;
-pub use peer::{AddressFamily, Bfd, DynamicPeer, NextHop, PasswordSource, Peer, PeerSource, Role, SecretKey};
+pub use peer::{
+    AddressFamily, Bfd, DynamicPeer, NextHop, PasswordSource, Peer, PeerAddress, PeerAsn, PeerSource, Role,
+    SecretKey,
+};
 pub use reader::INVALID_ANNOTATION;

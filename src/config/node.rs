@@ -25,7 +25,7 @@ use crate::yaml;
 /// Settings of this node; what is `None` is left to the config.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct NodeSettings {
-    /// `sheave.io/peers`: besides those of the config, and in place of one with the same address.
+    /// `sheave.io/peers`: besides those of the config, and in place of one with the same address (the same interface, where it has none).
     pub peers: Option<Vec<Peer>>,
     /// `sheave.io/asn`.
     pub asn: Option<u32>,
@@ -114,7 +114,7 @@ impl NodeSettings {
             unhonoured.push(DRAIN.to_owned());
         }
         for peer in self.peers.iter().flatten().filter(|peer| peer.bfd.is_some()) {
-            unhonoured.push(format!("bfd of peer {}", peer.address));
+            unhonoured.push(format!("bfd of peer {}", peer.name()));
         }
         for what in unhonoured {
             reader.warn("NotYetHonoured", format!("{what} is not acted on by this version"));
@@ -132,7 +132,7 @@ impl NodeSettings {
         router.asn = self.asn.or(router.asn);
         router.router_id = self.router_id.or(router.router_id);
         let own = self.peers.as_deref().unwrap_or_default();
-        router.peers.retain(|peer| own.iter().all(|own| own.address != peer.address));
+        router.peers.retain(|peer| own.iter().all(|own| !own.is(peer)));
         router.peers.extend(own.iter().cloned());
         if let Some(communities) = &self.communities {
             config.announce.communities.extend(communities);
@@ -164,12 +164,15 @@ impl NodeSettings {
                 continue;
             }
             let unsigned = |peer: &&Peer| peer.password_source().is_none() && peer.password.is_none();
-            let within = config.router.peers.iter().filter(|peer| range.prefix.contains(&peer.address));
+            let is_within =
+                |peer: &&Peer| peer.address.ip().is_some_and(|address| range.prefix.contains(&address));
+            let within = config.router.peers.iter().filter(is_within);
             warnings.extend(within.filter(unsigned).map(|peer| {
                 let message = format!(
                     "peer {} has no password and lies in the range {} of router.dynamicPeers, which has one: it cannot connect \
                      to this node, only be connected to; give it a password, or take another range",
-                    peer.address, range.prefix
+                    peer.name(),
+                    range.prefix
                 );
                 warning("PeerWithoutPassword", message)
             }));
@@ -179,7 +182,7 @@ impl NodeSettings {
                 let message = format!(
                     "peer {} is to connect to this node, which listens nowhere: give router.listen.port, or leave \
                      `passive` out",
-                    peer.address
+                    peer.name()
                 );
                 warning("PassivePeer", message)
             }));

@@ -98,9 +98,10 @@ pub struct Watch {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Peer {
-    /// Its address; with its interface, where that is link-local.
+    /// Its address; with its interface, where that is link-local; and while it is not known, the interface alone or the default gateway that
+    /// it is to be.
     pub address: String,
-    /// Its ASN.
+    /// Its ASN; 0 where that is the peer's to tell and it has not yet.
     pub asn: u32,
     /// The range of `router.dynamicPeers` that it has connected from.
     pub range: Option<String>,

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use sheave::config::{Config, ForwardingTo, ImportTo, MarkMask, OnExit, Role, VirtualServerMetrics};
+use sheave::config::{Config, ForwardingTo, ImportTo, MarkMask, OnExit, PeerAsn, Role, VirtualServerMetrics};
 use sheave::plan::{Forwarding, Scheduler};
 use sheave_bgp::{ImportPolicy, LimitAction, MaxPrefixes, PrefixFilter};
 
@@ -31,7 +31,7 @@ fn every_key_parses() {
     let config = parse(EVERYTHING).unwrap();
     let peer = &config.router.peers[0];
     assert_eq!(config.router.asn, Some(64512));
-    assert_eq!((peer.asn, peer.hold_time), (65001, Duration::from_secs(90)));
+    assert_eq!((peer.asn, peer.hold_time), (PeerAsn::Number(65001), Duration::from_secs(90)));
     let bfd = peer.bfd.unwrap();
     assert_eq!(bfd.transmit_interval, Duration::from_millis(300));
     let warned: Vec<_> = config.warnings().into_iter().map(|warning| warning.message).collect();
@@ -103,10 +103,25 @@ fn a_peer_needs_little() {
         ("address: 'fd00::1', extendedNextHop: true", "fd00::1", true),
         ("address: 'fe80::1', interface: eth0", "fe80::1%eth0", true),
         ("address: 'fe80::1', interface: eth0, extendedNextHop: false", "fe80::1%eth0", false),
+        ("interface: eth0", "eth0", true),
+        ("interface: eth0, extendedNextHop: false", "eth0", false),
+        ("address: default-gateway-ipv4", "default-gateway-ipv4", false),
+        ("address: default-gateway-ipv6", "default-gateway-ipv6", false),
     ] {
         let config = parse(&format!("router: {{asn: 1, peers: [{{asn: 1, {text}}}]}}")).unwrap();
         let peer = &config.router.peers[0];
         assert_eq!((peer.name().as_str(), peer.extends_next_hop()), (name, extended), "{text}");
+    }
+    for (text, asn, number) in [
+        ("65001", PeerAsn::Number(65001), Some(65001)),
+        ("'65001'", PeerAsn::Number(65001), Some(65001)),
+        ("external", PeerAsn::External, None),
+        ("internal", PeerAsn::Internal, Some(1)),
+    ] {
+        let config =
+            parse(&format!("router: {{asn: 1, peers: [{{interface: eth0, asn: {text}}}]}}")).unwrap();
+        let read = config.router.peers[0].asn;
+        assert_eq!((read, read.number(config.router.asn)), (asn, number), "{text}");
     }
     assert!(config.warnings().is_empty());
     assert_eq!(
@@ -297,12 +312,45 @@ fn errors_name_file_line_field_and_remedy() {
             "sheave.yaml:1: router.peers[0].delayOpen: an OPEN is delayed by 1s to 240s, or null: not at all",
         ),
         (
+            "router: {asn: 1, peers: [{asn: 2}]}",
+            "sheave.yaml:1: router.peers[0].address: missing: give the peer's address, or the interface that it is to be found on",
+        ),
+        (
+            "router: {asn: 1, peers: [{interface: eth1, asn: 2}, {interface: eth1, asn: 3}]}",
+            "sheave.yaml:1: router.peers[1].interface: eth1 is listed twice: a peer has one session",
+        ),
+        (
+            "router: {asn: 1, peers: [{address: default-gateway-ipv4, interface: eth1, asn: 2}]}",
+            "sheave.yaml:1: router.peers[0].interface: is the default route's: leave it out",
+        ),
+        (
+            "router: {asn: 1, peers: [{address: 10.0.0.1, interface: eth1, asn: 2}]}",
+            "sheave.yaml:1: router.peers[0].interface: is for a link-local address, such as fe80::1, or for none: leave out this or the address",
+        ),
+        (
+            "router: {asn: 1, peers: [{interface: eth1, asn: 2, localAddress: 10.0.0.1}]}",
+            "sheave.yaml:1: router.peers[0].localAddress: is of another address family than the peer's address",
+        ),
+        (
+            "router: {asn: 1, peers: [{address: default-gateway, asn: 2}]}",
+            "sheave.yaml:1: router.peers[0].address: `default-gateway` is neither an IP address nor default-gateway-ipv4 or \
+             default-gateway-ipv6; leave it out for a peer that is found on its `interface`",
+        ),
+        (
+            "router: {asn: 1, peers: [{address: 10.0.0.1, asn: else}]}",
+            "sheave.yaml:1: router.peers[0].asn: `else` is neither an autonomous system number nor `external` or `internal`",
+        ),
+        (
+            "router: {asn: 1, peers: [{address: 10.0.0.1, asn: 0}]}",
+            "sheave.yaml:1: router.peers[0].asn: 0 is reserved (RFC 7607)",
+        ),
+        (
             "router: {asn: 1, peers: [{address: 'fe80::1', asn: 1}]}",
             "sheave.yaml:1: router.peers[0].interface: missing: fe80::1 is link-local, give the interface that it is behind",
         ),
         (
             "router: {asn: 1, peers: [{address: 'fd00::1', asn: 1, interface: eth0}]}",
-            "sheave.yaml:1: router.peers[0].interface: is for a link-local address, such as fe80::1: leave it out",
+            "sheave.yaml:1: router.peers[0].interface: is for a link-local address, such as fe80::1, or for none: leave out this or the address",
         ),
         (
             "router: {asn: 1, peers: [{address: 10.0.0.1, asn: 1, extendedNextHop: true}]}",

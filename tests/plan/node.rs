@@ -19,7 +19,7 @@ fn annotated(annotations: &[(&str, &str)]) -> Node {
 fn words(settings: &NodeSettings) -> String {
     let mut words = Vec::new();
     for peer in settings.peers.iter().flatten() {
-        let mut word = format!("peer {} {}", peer.address, peer.asn);
+        let mut word = format!("peer {} {}", peer.name(), peer.asn);
         if peer.port != 179 {
             word += &format!(" port {}", peer.port);
         }
@@ -68,6 +68,13 @@ fn each_annotation_is_read() {
             "peer 10.0.0.1 1 passive within 2",
         ),
         (&[("sheave.io/peers", "")], ""),
+        (
+            &[(
+                "sheave.io/peers",
+                "[{interface: eth1, asn: external}, {address: default-gateway-ipv6, asn: internal}]",
+            )],
+            "peer eth1 external, peer default-gateway-ipv6 internal",
+        ),
         (
             &[(
                 "sheave.io/peers",
@@ -400,7 +407,7 @@ fn what_does_not_fit_the_config_is_said() {
     let [(reason, message)] = &reasons(&planner)[..] else { panic!("{:?}", reasons(&planner)) };
     assert_eq!(*reason, "NoASN");
     assert!(message.contains("sheave.io/asn"), "{message}");
-    assert_eq!(planner.config().router.peers[0].address, ip("10.0.0.254"));
+    assert_eq!(planner.config().router.peers[0].address.ip(), Some(ip("10.0.0.254")));
 
     let deaf = "router: {asn: 64512, listen: {port: 0}}";
     let mut planner = Planner::new("node-a", Config::parse("sheave.yaml".as_ref(), deaf).unwrap());

@@ -16,7 +16,7 @@ pub(super) struct Candidate<'a> {
 ///
 /// All candidates are looked at together, in the RFC's order of steps: what comes out does not depend on the order in which
 /// they came, as it would if they were compared two by two (RFC 4451 §2.4). Step e, the interior cost, is the same
-/// for all: next hops have to be on a link of this node.
+/// for all: next hops are on a link of this node, or the route is no candidate.
 pub(super) fn select<'a>(mut candidates: Vec<Candidate<'a>>) -> Vec<Candidate<'a>> {
     if candidates.len() < 2 {
         return candidates;
@@ -73,7 +73,7 @@ mod tests {
             ..PathAttributes::default()
         };
         change(&mut attributes);
-        Path { next_hop: [10, 0, 0, 9].into(), attributes }
+        Path { next_hop: IpAddr::from([10, 0, 0, 9]).into(), attributes }
     }
 
     fn source(number: u8, ibgp: bool) -> Source {
@@ -85,6 +85,7 @@ mod tests {
             role: None,
             local: [10, 0, 0, 1].into(),
             extended_next_hop: false,
+            interface: None,
         }
     }
 

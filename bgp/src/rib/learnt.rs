@@ -4,7 +4,7 @@
 //!   UPDATE ──► Adj-RIB-In of the peer ──import policy──► candidates of the prefix ──decision──► Loc-RIB
 //!              (if it has a policy)      loops, own nets                                           │ next hops changed
 //!   session lost, Established, End-of-RIB, time ──► stale, or gone                                 ▼
-//!                                                                                         taken by the owner
+//!   links come and go ──► candidates or not (RFC 4271 §9.1.2.1)                           taken by the owner
 //! ```
 //!
 //! A change costs what its prefixes cost: each of them is looked up once for each peer that announces it. Routes that share
@@ -21,6 +21,7 @@ use ipnet::IpNet;
 use super::adj_in::{AdjRibIn, Held, Nearness, supernets, within};
 use super::decision::{Candidate, select};
 use super::import::{ImportPolicy, LimitAction, MaxPrefixes, is_routable};
+use super::next_hop::{Links, NextHop, is_link_local};
 use super::path::{Identity, Path, Source};
 use crate::session::{Negotiated, PeerGracefulRestart};
 use crate::wire::{MpReach, Nlri, PathAttributes, Update};
@@ -41,21 +42,23 @@ pub struct Learnt {
     own: Identity,
     /// Nets that no route may be to, around or within, unless the peer's policy names its prefix.
     reserved: BTreeSet<IpNet>,
+    /// By which next hops can be reached; `None`: not known, and any will do.
+    links: Option<Links>,
     peers: BTreeMap<IpAddr, AdjRibIn>,
     /// Each prefix with each peer that announces it, accepted or not.
     holders: BTreeSet<(IpNet, IpAddr)>,
     /// Every path in use, once.
     paths: HashSet<Arc<Path>>,
     /// The Loc-RIB: next hops by prefix, sorted.
-    routes: BTreeMap<IpNet, Arc<[IpAddr]>>,
+    routes: BTreeMap<IpNet, Arc<[NextHop]>>,
     /// Prefixes whose next hops changed since they were taken.
     changed: BTreeSet<IpNet>,
     /// Those that were decided on last: prefixes that come together mostly have the same, and share their memory.
-    latest: Arc<[IpAddr]>,
+    latest: Arc<[NextHop]>,
 }
 
 /// What is used for a prefix from now on: next hops of equal worth, or none.
-pub type LearntChange = (IpNet, Option<Arc<[IpAddr]>>);
+pub type LearntChange = (IpNet, Option<Arc<[NextHop]>>);
 
 /// What a peer announces of a family.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -85,6 +88,7 @@ impl Learnt {
         Learnt {
             own,
             reserved: BTreeSet::new(),
+            links: None,
             peers: BTreeMap::new(),
             holders: BTreeSet::new(),
             paths: HashSet::new(),
@@ -161,6 +165,29 @@ impl Learnt {
             }
         }
         touched.into_iter().for_each(|(peer, prefix)| self.judge(peer, prefix));
+    }
+
+    /// Sets by which links next hops can be reached: a route whose next hop cannot (RFC 4271 §9.1.2.1) is not used, and gives
+    /// way to a worse one whose next hop can. What a change costs is what it concerns, and a look at each path.
+    pub fn set_links(&mut self, links: Links) {
+        let before = self.links.replace(links);
+        let Some(now) = &self.links else { return };
+        let concerned: HashSet<&NextHop> = self
+            .paths
+            .iter()
+            .map(|path| &path.next_hop)
+            .filter(|hop| before.as_ref().is_none_or(|before| before.reach(hop)) != now.reach(hop))
+            .collect();
+        if concerned.is_empty() {
+            return;
+        }
+        let by_them = |known: &AdjRibIn| -> Vec<IpNet> {
+            let routes = known.ipv4.routes.iter().chain(&known.ipv6.routes);
+            let routes = routes.filter(|(_, held)| held.accepted && concerned.contains(&held.path.next_hop));
+            routes.map(|(prefix, _)| *prefix).collect()
+        };
+        let prefixes: BTreeSet<IpNet> = self.peers.values().flat_map(by_them).collect();
+        prefixes.into_iter().for_each(|prefix| self.decide(prefix));
     }
 
     /// Peers with a policy.
@@ -304,6 +331,7 @@ impl Learnt {
     /// The session is to end.
     pub fn receive(&mut self, peer: IpAddr, update: &Update) -> Result<(), LimitExceeded> {
         let Some(known) = self.peers.get(&peer).filter(|known| known.up) else { return Ok(()) };
+        let interface = known.source.and_then(|source| source.interface);
         if let Some(family) = update.end_of_rib() {
             // What is told again meanwhile ends with its own mark.
             if !known.family(family).refreshing {
@@ -314,7 +342,7 @@ impl Learnt {
         for Nlri { prefix, .. } in update.unreachable() {
             self.remove(peer, &prefix.trunc());
         }
-        for (path, prefixes) in announced(update) {
+        for (path, prefixes) in announced(update, interface) {
             let path = self.intern(path);
             let mut prefixes = prefixes.iter();
             let taken = prefixes.try_for_each(|prefix| self.insert(peer, prefix.trunc(), &path));
@@ -422,14 +450,15 @@ impl Learnt {
 
     /// Runs the decision process for a prefix.
     fn decide(&mut self, prefix: IpNet) {
+        let reached = |hop| self.links.as_ref().is_none_or(|links| links.reach(hop));
         let holders = self.holders.range((prefix, FIRST_PEER)..=(prefix, LAST_PEER));
         let candidates = holders.filter_map(|(_, peer)| {
             let peer = self.peers.get(peer)?;
-            let held = peer.get(&prefix).filter(|held| held.accepted)?;
+            let held = peer.get(&prefix).filter(|held| held.accepted && reached(&held.path.next_hop))?;
             Some(Candidate { path: &held.path, source: peer.source.as_ref()? })
         });
         let used = select(candidates.collect());
-        let mut next_hops: Vec<IpAddr> = used.iter().map(|candidate| candidate.path.next_hop).collect();
+        let mut next_hops: Vec<NextHop> = used.iter().map(|candidate| candidate.path.next_hop).collect();
         next_hops.sort_unstable();
         next_hops.dedup();
         let before = self.routes.get(&prefix);
@@ -471,13 +500,14 @@ fn kept_by_restart(offered: Option<&PeerGracefulRestart>, back: bool) -> Familie
     families.filter(|(_, forwarding)| *forwarding || !back).map(|(family, _)| *family).collect()
 }
 
-/// What an UPDATE announces, by path.
-fn announced(update: &Update) -> Vec<(Path, Vec<IpNet>)> {
+/// What an UPDATE announces, by path. On a session between link-local addresses those of the interface's link are preferred
+/// (RFC 2545 §3): the link need not have others.
+fn announced(update: &Update, interface: Option<u32>) -> Vec<(Path, Vec<IpNet>)> {
     if update.reachable().next().is_none() {
         return Vec::new();
     }
-    let path = |next_hop: IpAddr| Path {
-        next_hop,
+    let path = |address: IpAddr| Path {
+        next_hop: NextHop { address, interface: interface.filter(|_| is_link_local(address)) },
         attributes: PathAttributes { next_hop: None, ..update.attributes.clone() },
     };
     fn nets<P: Copy + Into<IpNet>>(nlri: &[Nlri<P>]) -> Vec<IpNet> {
@@ -487,7 +517,10 @@ fn announced(update: &Update) -> Vec<(Path, Vec<IpNet>)> {
     let own = own.map(|next_hop| (path(next_hop.into()), nets(&update.nlri)));
     let multiprotocol = update.mp_reach.as_ref().map(|reach| match reach {
         MpReach::Ipv4 { next_hop, prefixes } => (path(*next_hop), nets(prefixes)),
-        MpReach::Ipv6 { next_hop, prefixes, .. } => (path((*next_hop).into()), nets(prefixes)),
+        MpReach::Ipv6 { next_hop, link_local, prefixes } => {
+            let preferred = link_local.filter(|_| interface.is_some()).unwrap_or(*next_hop);
+            (path(preferred.into()), nets(prefixes))
+        }
     });
     own.into_iter().chain(multiprotocol).collect()
 }

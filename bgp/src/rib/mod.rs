@@ -19,6 +19,7 @@ mod decision;
 mod export;
 mod import;
 mod learnt;
+mod next_hop;
 mod path;
 
 #[cfg(test)]
@@ -36,6 +37,7 @@ pub use adj_out::{FamilyOut, Written};
 pub use export::Export;
 pub use import::{ImportPolicy, LimitAction, MaxPrefixes, PrefixFilter, is_routable};
 pub use learnt::{FamilyCounts, Learnt, LearntChange, LimitExceeded};
+pub use next_hop::{Links, NextHop};
 pub use path::{Identity, Source};
 
 /// A change to what is announced. A prefix in both lists ends up withdrawn.

@@ -76,6 +76,8 @@ pub struct PeerConfig {
     pub role: Option<RoleOffer>,
     /// Sign every segment (TCP MD5, RFC 2385), and drop those of the peer that are not signed with it.
     pub password: Option<Password>,
+    /// The peer may be of any AS but the speaker's own, whichever it says; `asn` is 0 then, which is nobody's.
+    pub any_external_asn: bool,
 }
 
 impl PeerConfig {
@@ -100,6 +102,7 @@ impl PeerConfig {
             next_hop_v6: None,
             role: None,
             password: None,
+            any_external_asn: false,
         }
     }
 }

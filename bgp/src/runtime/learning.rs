@@ -8,7 +8,7 @@ use tokio::sync::watch;
 
 use super::Speaker;
 use crate::Family;
-use crate::rib::{FamilyCounts, ImportPolicy, LearntChange};
+use crate::rib::{FamilyCounts, ImportPolicy, LearntChange, Links};
 
 /// What is learnt, at one moment.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -36,6 +36,12 @@ impl Speaker {
     /// exactly its prefix.
     pub fn reserve(&self, add: &[IpNet], remove: &[IpNet]) {
         self.shared.learnt().reserve(add, remove);
+        self.shared.news.send_replace(());
+    }
+
+    /// Sets by which links next hops can be reached: routes by others are not used. Before the first call all are.
+    pub fn set_links(&self, links: Links) {
+        self.shared.learnt().set_links(links);
         self.shared.news.send_replace(());
     }
 

@@ -19,6 +19,7 @@ mod md5;
 mod option;
 mod peer;
 mod peers;
+mod routers;
 mod shared;
 mod socket;
 mod status;
@@ -35,6 +36,7 @@ pub use config::{GracefulRestart, PeerConfig, Shutdown, SpeakerConfig, StartErro
 pub use dynamic::{DynamicPeers, DynamicPeersStatus};
 pub use learning::LearntStatus;
 pub use md5::{Password, PasswordLength};
+pub use routers::{LinkStatus, RouterDiscovery};
 pub use status::{Counters, FamilyStatus, LastError, PeerStatus, SessionStatus, SpeakerStatus};
 
 use crate::rib::RouteChanges;

@@ -485,10 +485,11 @@ impl PeerTask {
             rib.peer_up(peer, export);
             self.shared.monitor.peer_up(peer, &negotiated, up);
         }
-        self.learn_from(local.ip(), &negotiated);
+        self.learn_from(local, &negotiated);
         self.sending = Sending::Writing;
         let mut observed = self.observed();
         observed.counters.established += 1;
+        observed.asn = Some(negotiated.asn);
         observed.session = Some(ObservedSession { since: Instant::now(), local, negotiated, flushed: None });
     }
 
@@ -562,7 +563,7 @@ fn session_config(speaker: &SpeakerConfig, peer: &PeerConfig) -> SessionConfig {
     SessionConfig {
         asn: speaker.asn,
         router_id: speaker.router_id,
-        peer_asn: peer.asn,
+        peer_asn: (!peer.any_external_asn).then_some(peer.asn),
         passive: peer.passive,
         hold_time: match seconds(peer.hold_time) {
             0 if peer.hold_time.is_zero() => 0,

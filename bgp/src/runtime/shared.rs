@@ -59,6 +59,8 @@ pub(super) struct Observed {
     pub(super) last_error: Option<LastError>,
     pub(super) session: Option<ObservedSession>,
     pub(super) counters: Counters,
+    /// As told by the peer last.
+    pub(super) asn: Option<u32>,
 }
 
 /// What there is to see of an Established session.
@@ -79,6 +81,7 @@ impl Observed {
             last_error: None,
             session: None,
             counters: Counters::default(),
+            asn: None,
         }
     }
 

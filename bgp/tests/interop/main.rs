@@ -55,6 +55,7 @@ mod lab;
 mod learning;
 mod next_hop;
 mod sessions;
+mod unnumbered;
 
 /// Runs `test` in a lab, or says why it cannot.
 fn in_lab<F: Future<Output = ()>>(programs: &[&str], test: impl FnOnce(Lab) -> F + Send + 'static) {

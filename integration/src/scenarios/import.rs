@@ -1,7 +1,7 @@
 //! Routes of the leaves in the kernel of a node, by its import policies.
 
 use std::collections::BTreeSet;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use sheave::cluster::Protocol::Tcp;
@@ -25,7 +25,7 @@ pub(super) const SCENARIOS: &[Scenario] = &[Scenario {
     name: "import",
     proves: "clients that a node has no other way to are answered by routes learnt of both leaves: under load no request fails when one leaf stops \
              announcing, nor over restarts of the agent by SIGTERM and SIGKILL; what the policy leaves out and what covers the node's own VIPs is not \
-             taken, a leaf that announces too much is sent away and comes back, and the routes go with `onExit: remove` and with cleanup",
+             taken, a leaf that announces too much is sent away and comes back, one that is out of reach is not used, and the routes go with `onExit: remove` and with cleanup",
     run: import,
 }];
 
@@ -160,6 +160,7 @@ fn import(lab: &mut Lab) -> Result<()> {
 
     under_load(lab, &service)?;
     too_much(lab)?;
+    out_of_reach(lab)?;
     farewell(lab)?;
 
     lab.source.remove(&service)?;
@@ -237,6 +238,21 @@ fn too_much(lab: &Lab) -> Result<()> {
     let status = lab.status(NODE)?.to_string();
     ensure!(status.contains("more than 10 prefixes of ipv4-unicast: raise its limit"), "{status}");
     announce(lab, leaf, &announced(0), &announced(1))?;
+    await_learnt(lab, 2)
+}
+
+/// The link to a leaf goes: its routes are not used, though its sessions stand until the hold time tells.
+fn out_of_reach(lab: &Lab) -> Result<()> {
+    let node = lab.fabric.node(NODE)?;
+    let leaf = &lab.fabric.leaves[1];
+    let cut = Instant::now();
+    leaf.ns.ip(&format!("link set {NODE} down\n"))?;
+    await_learnt(lab, 1)?;
+    ensure!(cut.elapsed() < Duration::from_secs(20), "not before {:?}", cut.elapsed());
+    let status = lab.status(NODE)?;
+    let peers = status["peers"].as_array().context("peers")?;
+    ensure!(peers.iter().all(|peer| peer["state"] == "Established"), "{}", status["peers"]);
+    lab.fabric.mend(node)?;
     await_learnt(lab, 2)
 }
 

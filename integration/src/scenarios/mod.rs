@@ -15,6 +15,7 @@ mod guard;
 mod import;
 mod invalid;
 mod kept_ports;
+mod leaf_spine;
 mod loads;
 mod nat;
 mod node_ports;
@@ -71,6 +72,7 @@ pub fn all() -> Vec<(SourceKind, Scenario)> {
         bmp::SCENARIOS,
         import::SCENARIOS,
         dynamic_peers::SCENARIOS,
+        leaf_spine::SCENARIOS,
         agent::SCENARIOS,
     ]
     .concat();

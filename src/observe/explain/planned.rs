@@ -309,8 +309,8 @@ impl View<'_> {
             families.contains(if vip.address.is_ipv4() { &AddressFamily::Ipv4 } else { &AddressFamily::Ipv6 })
         };
         let peer = |peer: &crate::config::Peer| Peer {
-            address: peer.address,
-            asn: peer.asn,
+            address: peer.address.ip().map_or_else(|| peer.name(), |address| address.to_string()),
+            asn: peer.asn.number(self.planner.config().router.asn),
             why_not: (!carries(&peer.families)).then(|| other_family(vip.address)),
         };
         let large = |&(global, data1, data2): &(u32, u32, u32)| LargeCommunity { global, data1, data2 };

@@ -134,7 +134,8 @@ fn write_announcement(f: &mut fmt::Formatter<'_>, announcement: &Announcement) -
         }
         let mut by_reason = BTreeMap::<Option<&str>, Vec<String>>::new();
         for peer in peers {
-            let name = format!("{} (AS {})", peer.address, peer.asn);
+            let asn = peer.asn.map_or_else(|| "external".to_owned(), |asn| asn.to_string());
+            let name = format!("{} (AS {asn})", peer.address);
             by_reason.entry(peer.why_not.as_deref()).or_default().push(name);
         }
         lines.extend(by_reason.into_iter().map(|(why_not, peers)| match why_not {

@@ -1,5 +1,7 @@
 //! What the announcer and its sessions make of a planned announcement.
 
+use std::collections::BTreeMap;
+
 use sheave_bgp::{Family, PeerStatus, SpeakerStatus};
 
 use super::planned::other_family;
@@ -17,6 +19,8 @@ pub struct Told<'a> {
     pub aggregate_of: &'a dyn Fn(&ipnet::IpNet) -> Option<ipnet::IpNet>,
     /// Why the dataplane does not forward for a VIP.
     pub obstacles: &'a dyn Fn(std::net::IpAddr) -> Vec<String>,
+    /// Where peers are, by their names in the config.
+    pub found: &'a BTreeMap<String, Vec<std::net::IpAddr>>,
 }
 
 impl Explanation {
@@ -47,9 +51,19 @@ impl VirtualServer {
                 Some(if why.is_empty() { "the kernel does not hold it yet".into() } else { why.join("; ") });
         }
         let family = if address.is_ipv4() { Family::Ipv4Unicast } else { Family::Ipv6Unicast };
+        let found = |peer: Peer| -> Vec<Peer> {
+            match told.found.get(&peer.address) {
+                Some(at) => {
+                    at.iter().map(|address| Peer { address: address.to_string(), ..peer.clone() }).collect()
+                }
+                None => vec![peer],
+            }
+        };
+        *peers = std::mem::take(peers).into_iter().flat_map(found).collect();
         for peer in peers.iter_mut().filter(|peer| peer.why_not.is_none()) {
             let status = told.speaker.iter().flat_map(|speaker| &speaker.peers);
-            peer.why_not = match status.into_iter().find(|status| status.address == peer.address) {
+            peer.why_not = match status.into_iter().find(|status| status.address.to_string() == peer.address)
+            {
                 Some(status) if announced || status.session.is_none() => not_told(status, family, address),
                 Some(_) => Some("it is not announced now".into()),
                 None => Some("there is no session with it, see `sheave status`".into()),
@@ -58,8 +72,8 @@ impl VirtualServer {
         let of_ranges =
             told.speaker.iter().flat_map(|speaker| &speaker.peers).filter(|peer| peer.range.is_some());
         peers.extend(of_ranges.map(|status| Peer {
-            address: status.address,
-            asn: status.asn,
+            address: status.address.to_string(),
+            asn: Some(status.asn),
             why_not: match (announced, &status.session) {
                 (false, Some(_)) => Some("it is not announced now".into()),
                 _ => not_told(status, family, address),

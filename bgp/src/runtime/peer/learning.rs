@@ -1,6 +1,6 @@
 //! What a peer's task does with what the peer announces.
 
-use std::net::IpAddr;
+use std::net::SocketAddr;
 use std::sync::MutexGuard;
 use std::time::Instant;
 
@@ -13,7 +13,7 @@ use crate::wire::{RefreshKind, pack::write_route_refresh};
 
 impl PeerTask {
     /// The session is Established.
-    pub(super) fn learn_from(&mut self, local: IpAddr, negotiated: &Negotiated) {
+    pub(super) fn learn_from(&mut self, local: SocketAddr, negotiated: &Negotiated) {
         let ibgp = negotiated.asn == self.shared.config.asn;
         let source = Source {
             peer: self.config.address,
@@ -21,8 +21,13 @@ impl PeerTask {
             asn: negotiated.asn,
             ibgp,
             role: self.config.role.filter(|_| !ibgp).map(|offer| offer.role),
-            local,
+            local: local.ip(),
             extended_next_hop: negotiated.extended_next_hop,
+            // The kernel gives link-local addresses alone a scope.
+            interface: match local {
+                SocketAddr::V6(local) => Some(local.scope_id()).filter(|scope| *scope != 0),
+                SocketAddr::V4(_) => None,
+            },
         };
         let mut learnt = self.shared.learnt();
         learnt.peer_up(source, negotiated, Instant::now());
@@ -102,7 +107,7 @@ impl PeerTask {
         } else {
             tracing::warn!(%peer, "it does not take ROUTE-REFRESH: its routes are known from its next session on");
         }
-        let local = connection.local.ip();
+        let local = connection.local;
         self.learn_from(local, &negotiated);
         self.write(direction);
     }
