@@ -34,8 +34,8 @@ mod family;
 pub use attributes::{Attributes, Community, ExtendedCommunity, LargeCommunity, ParseCommunityError};
 pub use family::{Families, Family};
 pub use rib::{
-    FamilyCounts, ImportPolicy, LearntChange, LimitAction, MaxPrefixes, PrefixFilter, RouteChanges,
-    is_routable,
+    ExportPolicy, FamilyCounts, ImportPolicy, LearntChange, LimitAction, MaxPrefixes, PrefixFilter,
+    RouteChanges, is_routable,
 };
 pub use runtime::{
     BmpCounters, BmpStation, BmpStationStatus, Counters, DynamicPeers, DynamicPeersStatus, GracefulRestart,

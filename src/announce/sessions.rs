@@ -137,6 +137,7 @@ pub(super) fn peer_config(peer: &Peer, password: Option<Password>, addresses: &[
             Some(IpAddr::V6(address)) => Some(address),
             _ => None,
         },
+        export: peer.export.clone(),
         password,
         ..PeerConfig::new(*address, *asn)
     }

@@ -7,6 +7,7 @@ pub mod annotations;
 mod bmp;
 mod communities;
 mod conntrack;
+mod export;
 mod file;
 mod forwarding;
 mod import;

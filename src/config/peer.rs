@@ -9,11 +9,9 @@ use std::time::Duration;
 use ipnet::IpNet;
 use serde::Deserialize;
 use serde::de::{Deserializer, Error as _};
-use sheave_bgp::{ImportPolicy, Password};
+use sheave_bgp::{ExportPolicy, ImportPolicy, Password};
 
-use super::import;
-
-use super::reader;
+use super::{export, import, reader};
 
 /// One of `router.peers`.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
@@ -81,6 +79,9 @@ pub struct Peer {
     /// Which of the routes it announces are taken over; `None`: none.
     #[serde(default, deserialize_with = "import::policy")]
     pub import: Option<ImportPolicy>,
+    /// Of which of our prefixes it is told, and with what; all of them, as they are, by default.
+    #[serde(default, deserialize_with = "export::policy")]
+    pub export: ExportPolicy,
     /// Who asks for it.
     #[serde(skip)]
     pub source: PeerSource,
@@ -111,6 +112,7 @@ impl Peer {
             require_role: false,
             families: families(),
             import: None,
+            export: ExportPolicy::default(),
             source: PeerSource::default(),
         }
     }
@@ -212,6 +214,9 @@ pub struct DynamicPeer {
     require_role: bool,
     #[serde(default = "families")]
     families: Vec<AddressFamily>,
+    /// Of which of our prefixes they are told, and with what.
+    #[serde(default, deserialize_with = "export::policy")]
+    pub export: ExportPolicy,
 }
 
 impl DynamicPeer {
@@ -231,6 +236,7 @@ impl DynamicPeer {
             role: self.role,
             require_role: self.require_role,
             families: self.families.clone(),
+            export: self.export.clone(),
             ..Peer::new(self.prefix.addr(), self.asn)
         }
     }

@@ -160,6 +160,8 @@ pub struct Announcement {
     pub announced: bool,
     /// The aggregate that is announced in its place.
     pub aggregate: Option<String>,
+    /// The peers, and ranges of `router.dynamicPeers`, whose export policies keep it from them.
+    pub withheld_from: Vec<String>,
 }
 
 /// A virtual server.

@@ -82,8 +82,8 @@ impl Speaker {
 
     /// Makes `peers` the peers: adds, removes (CEASE/peer de-configured) and changes. Of two with one address the last counts.
     ///
-    /// Sessions go on through changes of port, of who connects, retries, delays, send hold time, and next hops, with which
-    /// everything is announced again; a new hold time is that of the next session. Any other change ends the peer's session
+    /// Sessions go on through changes of port, of who connects, retries, delays, send hold time, of the export policy, by which
+    /// what differs is announced again or withdrawn, and of next hops, with which everything is announced again; a new hold time is that of the next session. Any other change ends the peer's session
     /// (CEASE/other configuration change), and another begins.
     pub fn set_peers(&self, peers: Vec<PeerConfig>) {
         lock(&self.peers).set(peers);

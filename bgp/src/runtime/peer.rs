@@ -305,7 +305,10 @@ impl PeerTask {
             return;
         };
         let next_hops = self.next_hops(local.ip(), &negotiated);
-        self.shared.rib().set_next_hops(self.config.address, &next_hops);
+        let mut rib = self.shared.rib();
+        rib.set_policy(self.config.address, &self.config.export);
+        rib.set_next_hops(self.config.address, &next_hops);
+        drop(rib);
         self.sending = Sending::Writing;
     }
 
@@ -471,6 +474,7 @@ impl PeerTask {
             next_hops: self.next_hops(local.ip(), &negotiated),
             role: self.config.role.map(|offer| offer.role),
             link_local: link_local(local.ip()),
+            policy: self.config.export.clone(),
         };
         let peer = self.config.address;
         tracing::info!(%peer, asn = negotiated.asn, %local, "session established");
