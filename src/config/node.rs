@@ -15,7 +15,7 @@ use std::net::Ipv4Addr;
 use ipnet::IpNet;
 use serde::Deserialize;
 
-use super::peer::{self, DynamicPeer, Peer, PeerSource};
+use super::peer::{self, DynamicPeer, Peer, PeerSource, Wrong};
 use super::reader::{self, Reader};
 use super::{Communities, Config, kube_router};
 use crate::cluster::{ACCEPTS_ANNOTATION, Node};
@@ -219,7 +219,7 @@ pub(super) fn read_list<'t, W: Deserialize<'t>, T>(
     text: &'t str,
     item: fn(W) -> Result<T, String>,
     tellable: fn(yaml::Error) -> yaml::Error,
-    check: fn(&[T]) -> Result<(), (String, String)>,
+    check: fn(&[T]) -> Result<(), Wrong>,
 ) -> Result<Vec<T>, String> {
     if text.trim().is_empty() {
         return Ok(Vec::new());

@@ -300,8 +300,11 @@ pub enum Role {
     Peer,
 }
 
-/// What no field can tell alone: the field that is wrong, from the list on, and what is wrong with it.
-pub(super) fn check(peers: &[Peer]) -> Result<(), (String, String)> {
+/// The field that is wrong, from the list on, and what is wrong with it.
+pub(super) type Wrong = (String, String);
+
+/// What no field can tell alone.
+pub(super) fn check(peers: &[Peer]) -> Result<(), Wrong> {
     let mut seen = HashSet::new();
     for (index, peer) in peers.iter().enumerate() {
         let wrong = |field: &str, message: String| Err((format!("[{index}].{field}"), message));
@@ -335,7 +338,7 @@ fn is_link_local(address: IpAddr) -> bool {
 }
 
 /// The same of ranges.
-pub(super) fn check_dynamic(ranges: &[DynamicPeer]) -> Result<(), (String, String)> {
+pub(super) fn check_dynamic(ranges: &[DynamicPeer]) -> Result<(), Wrong> {
     let mut seen = HashSet::new();
     for (index, range) in ranges.iter().enumerate() {
         let wrong = |field: &str, message: String| Err((format!("[{index}].{field}"), message));
