@@ -38,9 +38,9 @@ pub use rib::{
     RouteChanges, is_routable,
 };
 pub use runtime::{
-    BmpCounters, BmpStation, BmpStationStatus, Counters, DynamicPeers, DynamicPeersStatus, GracefulRestart,
-    LearntStatus, Password, PasswordLength, PeerConfig, PeerStatus, Shutdown, Speaker, SpeakerConfig,
-    SpeakerStatus, StartError,
+    BmpCounters, BmpStation, BmpStationStatus, BmpTables, Counters, DynamicPeers, DynamicPeersStatus,
+    GracefulRestart, LearntStatus, Password, PasswordLength, PeerConfig, PeerStatus, Shutdown, Speaker,
+    SpeakerConfig, SpeakerStatus, StartError,
 };
 
 /// The README's example compiles.

@@ -19,7 +19,7 @@ router: {asn: 64512, routerId: auto, listen: {port: 179}, gracefulRestart: {rest
   peers: [{address: 10.0.0.1, asn: 65001, port: 179, localAddress: null, passwordFile: null, multihop: null, ttlSecurity: null, holdTime: 90s,
            bfd: {transmitInterval: 300ms, receiveInterval: 300ms, detectMultiplier: 3}, nextHop: self, families: [ipv4, ipv6], import: none, export: all}],
   dynamicPeers: [{prefix: 10.0.0.0/24, asn: 65001}], import: {table: 254, onExit: keep},
-  bmp: [{address: 10.0.0.9, port: 11019, statisticsInterval: 60s, queueKiB: 8192}]}
+  bmp: [{address: 10.0.0.9, port: 11019, statisticsInterval: 60s, queueKiB: 8192, tables: [locRib, adjRibOut]}]}
 announce: {clusterIPs: false, externalIPs: true, loadBalancerIPs: true, podCIDRs: false, kernelTables: [], aggregate: [], communities: []}
 services: {forwarding: tunnel, encapsulation: ipip, acceptance: node, serviceCIDRs: [], nodePortAddresses: [primary],
   scheduler: {external: mh, internal: rr}, externalIPs: {allow: []}, markMask: 0x3fff}
@@ -406,6 +406,10 @@ fn errors_name_file_line_field_and_remedy() {
         (
             "router:\n  bmp:\n  - {address: 10.0.0.9, statisticsInterval: 10ms}\n",
             "sheave.yaml:3: router.bmp[0].statisticsInterval: an interval of reports is 0s (never) or at least 1s",
+        ),
+        (
+            "router:\n  bmp:\n  - {address: 10.0.0.9, tables: [locRIB]}\n",
+            "sheave.yaml:3: router.bmp[0].tables[0]: unknown variant `locRIB`, expected one of adjRibIn, adjRibInPostPolicy, locRib, adjRibOut",
         ),
         (
             "router:\n  bmp:\n  - {address: 10.0.0.9, port: 0}\n",

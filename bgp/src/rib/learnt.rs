@@ -26,8 +26,11 @@ use crate::session::{Negotiated, PeerGracefulRestart};
 use crate::wire::{MpReach, Nlri, PathAttributes, Update};
 use crate::{Families, Family};
 
+mod monitoring;
 #[cfg(test)]
 mod tests;
+
+pub use monitoring::{Changes, Received};
 
 /// How long a peer that is back may take to tell its routes, at most (RFC 4724 §4.2 asks for a bound).
 const STALE_LIMIT: Duration = Duration::from_secs(300);
@@ -45,6 +48,8 @@ pub struct Learnt {
     routes: BTreeMap<IpNet, Arc<[IpAddr]>>,
     /// Prefixes whose next hops changed since they were taken.
     changed: BTreeSet<IpNet>,
+    /// What became different, while somebody monitors it.
+    noted: Option<Changes>,
 }
 
 /// What is used for a prefix from now on: next hops of equal worth, or none.
@@ -82,6 +87,7 @@ impl Learnt {
             paths: HashSet::new(),
             routes: BTreeMap::new(),
             changed: BTreeSet::new(),
+            noted: None,
         }
     }
 
@@ -211,6 +217,12 @@ impl Learnt {
         self.flush(peer, Family::ALL.into_iter().filter(|&family| !kept.contains(family)), true);
         let Some(known) = self.peers.get_mut(&peer) else { return };
         known.stale_until = known.has_stale().then(|| now + STALE_LIMIT);
+        if let Some(noted) = &mut self.noted {
+            // What is still held belongs to this session now.
+            let held = known.prefixes();
+            noted.received.extend(held.iter().map(|prefix| (peer, *prefix)));
+            noted.accepted.extend(held.iter().map(|prefix| (peer, *prefix)));
+        }
         if other {
             for prefix in known.prefixes() {
                 self.judge(peer, prefix);
@@ -284,6 +296,9 @@ impl Learnt {
         self.flush(peer, [family], true);
         let Some(known) = self.peers.get_mut(&peer) else { return };
         known.family_mut(family).end_of_rib = true;
+        if let Some(noted) = &mut self.noted {
+            noted.told_all.insert((peer, family));
+        }
         if !known.has_stale() {
             known.stale_until = None;
         }
@@ -303,7 +318,12 @@ impl Learnt {
             return Ok(());
         }
         for Nlri { prefix, .. } in update.unreachable() {
-            self.remove(peer, &prefix.trunc());
+            let prefix = prefix.trunc();
+            self.remove(peer, &prefix);
+            if let Some(noted) = &mut self.noted {
+                // Also of what is not held: it may have been told of when nothing was.
+                noted.received.insert((peer, prefix));
+            }
         }
         for (path, prefixes) in announced(update) {
             let path = self.intern(path);
@@ -349,6 +369,9 @@ impl Learnt {
         if let Some(before) = state.routes.insert(prefix, held) {
             self.forget(&before.path);
         }
+        if let Some(noted) = &mut self.noted {
+            noted.received.insert((peer, prefix));
+        }
         self.judge(peer, prefix);
         Ok(())
     }
@@ -365,6 +388,12 @@ impl Learnt {
             state.nearness = Nearness::Far;
         }
         self.forget(&gone.path);
+        if let Some(noted) = &mut self.noted {
+            noted.received.insert((peer, *prefix));
+            if gone.accepted {
+                noted.accepted.insert((peer, *prefix));
+            }
+        }
         if gone.accepted {
             self.decide(*prefix);
         }
@@ -400,6 +429,9 @@ impl Learnt {
             (true, false) => state.accepted -= 1,
             (true, true) => {}
         }
+        if let Some(noted) = &mut self.noted {
+            noted.accepted.insert((peer, prefix));
+        }
         self.decide(prefix);
     }
 
@@ -408,12 +440,20 @@ impl Learnt {
             || self.reserved.range(within(prefix)).next().is_some()
     }
 
+    /// Routes to a prefix that import policies let in.
+    fn accepted_of(&self, prefix: IpNet) -> impl Iterator<Item = (&Arc<Path>, &Source)> {
+        self.peers.values().filter_map(move |peer| {
+            let held = peer.get(&prefix).filter(|held| held.accepted)?;
+            Some((&held.path, peer.source.as_ref()?))
+        })
+    }
+
     /// Runs the decision process for a prefix.
     fn decide(&mut self, prefix: IpNet) {
-        let candidates = self.peers.values().filter_map(|peer| {
-            let held = peer.get(&prefix).filter(|held| held.accepted)?;
-            Some(Candidate { path: &held.path, source: peer.source.as_ref()? })
-        });
+        if let Some(noted) = &mut self.noted {
+            noted.decided.insert(prefix);
+        }
+        let candidates = self.accepted_of(prefix).map(|(path, source)| Candidate { path, source });
         let used = select(candidates.collect());
         let next_hops: BTreeSet<IpAddr> = used.iter().map(|candidate| candidate.path.next_hop).collect();
         let before = self.routes.get(&prefix);

@@ -36,8 +36,8 @@ use adj_out::AdjRibOut;
 pub use adj_out::{FamilyOut, Written};
 pub use export::Export;
 pub use import::{ImportPolicy, LimitAction, MaxPrefixes, PrefixFilter, is_routable};
-pub use learnt::{FamilyCounts, Learnt, LearntChange, LimitExceeded};
-pub use path::{Identity, Source};
+pub use learnt::{Changes, FamilyCounts, Learnt, LearntChange, LimitExceeded, Received};
+pub use path::{Identity, Path, Source};
 pub use policy::ExportPolicy;
 
 /// A change to what is announced. A prefix in both lists ends up withdrawn.
@@ -115,6 +115,11 @@ impl Rib {
     /// What is to be announced.
     pub fn routes(&self) -> impl Iterator<Item = (IpNet, &Arc<Attributes>)> {
         self.routes.iter().map(|(prefix, route)| (*prefix, &route.attributes))
+    }
+
+    /// Whether there is a route of our own to a prefix.
+    pub fn has(&self, prefix: &IpNet) -> bool {
+        self.routes.contains_key(prefix)
     }
 
     /// Whether all routes of an earlier life are in.

@@ -30,7 +30,7 @@ use tokio::net::TcpListener;
 use tokio::runtime::Handle;
 use tokio::task::JoinSet;
 
-pub use bmp::{BmpCounters, BmpStation, BmpStationStatus};
+pub use bmp::{BmpCounters, BmpStation, BmpStationStatus, BmpTables};
 pub use config::{GracefulRestart, PeerConfig, Shutdown, SpeakerConfig, StartError};
 pub use dynamic::{DynamicPeers, DynamicPeersStatus};
 pub use learning::LearntStatus;
@@ -110,7 +110,7 @@ impl Speaker {
     /// one to a prefix need be seen.
     pub fn update(&self, changes: RouteChanges) {
         let mut rib = self.shared.rib();
-        self.shared.monitor.loc_rib_changes(&changes);
+        self.shared.monitor.loc_rib_changes(&changes, &self.shared.learnt());
         rib.apply(changes);
         drop(rib);
         self.shared.changed.send_replace(());

@@ -75,6 +75,8 @@ pub(super) struct PeerTask {
     torn_down: Option<MaxPrefixes>,
     /// When stale routes of the peer may have to go: looked at then, as they may be gone already.
     stale_until: Option<Instant>,
+    /// How often the peer would have been asked for all it announces, for monitoring stations.
+    asks: u64,
 }
 
 /// The end of a task whose peer stays away.
@@ -205,6 +207,7 @@ impl PeerTask {
             input: vec![0; OUTPUT_LIMIT].into_boxed_slice(),
             torn_down: None,
             stale_until: None,
+            asks: 0,
         }
     }
 
@@ -477,6 +480,9 @@ impl PeerTask {
             policy: self.config.export.clone(),
         };
         let peer = self.config.address;
+        // Whoever is there by now hears what comes by itself.
+        self.asks = self.shared.monitor.asks();
+        let received = export.context;
         tracing::info!(%peer, asn = negotiated.asn, %local, "session established");
         let (sent_open, received_open) = self.opens.established(direction);
         let remote_port = remote.map_or(self.config.port, |remote| remote.port());
@@ -484,7 +490,7 @@ impl PeerTask {
         {
             let mut rib = self.shared.rib();
             rib.peer_up(peer, export);
-            self.shared.monitor.peer_up(peer, &negotiated, up);
+            self.shared.monitor.peer_up(peer, &negotiated, up, received);
         }
         self.learn_from(local.ip(), &negotiated);
         self.sending = Sending::Writing;
