@@ -96,18 +96,15 @@ impl Monitor {
     /// An UPDATE came of a peer of which nothing is kept.
     pub(in crate::runtime) fn passed(&self, peer: IpAddr, update: &Update) {
         let mut state = lock(&self.state);
-        let Some((view, context)) = state.up.get(&peer).map(|up| (View::Session(up.peer), up.received))
-        else {
-            return;
-        };
+        let Some((view, context)) = state.received(peer) else { return };
         self.publish(&mut state, PRE_POLICY, |at, out| {
-            if update.malformed.is_empty() {
+            if update.malformed.is_empty() || update.reachable().next().is_some() {
                 let mut bytes = Vec::new();
                 if Message::Update(update.clone()).encode(context, &mut bytes).is_ok() {
                     bmp::route_monitoring(view, &bytes, at, out);
                 }
             } else {
-                // What is left of it (RFC 7606 §2).
+                // What it announces is taken for withdrawn (RFC 7606 §2).
                 let gone = update.unreachable().map(|nlri| (nlri.prefix.trunc(), None));
                 routes(view, context, gone, at, out);
             }
@@ -177,4 +174,72 @@ pub(super) fn in_table(
 ) -> impl Iterator<Item = (IpNet, Option<Arc<Path>>)> {
     let wanted = routes.iter().filter(move |route| route.accepted || !post_policy);
     wanted.map(|route| (route.prefix, Some(Arc::clone(&route.path))))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bmp::{Peer, PeerUp};
+    use crate::runtime::bmp::Up;
+    use crate::wire::{AsPath, AttributeError, AttributeProblem, Handling, Origin, PathAttributes};
+
+    const PEER: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 2));
+
+    /// Malformed attributes leave of a message what RFC 7606 leaves of it.
+    #[test]
+    fn what_comes_is_passed_on_as_it_is_understood() {
+        let context = Context { four_octet_asn: true, ..Context::default() };
+        let prefix: ipnet::Ipv4Net = "192.0.2.1/32".parse().unwrap();
+        let announces = |malformed: &[Handling]| Update {
+            nlri: vec![prefix.into()],
+            attributes: PathAttributes {
+                origin: Some(Origin::Igp),
+                as_path: Some(AsPath::sequence(vec![65001])),
+                next_hop: Some([10, 0, 0, 2].into()),
+                ..PathAttributes::default()
+            },
+            malformed: malformed
+                .iter()
+                .map(|&handling| AttributeError { code: 8, problem: AttributeProblem::Length, handling })
+                .collect(),
+            ..Update::default()
+        };
+        let monitor = Monitor::new(64512, [10, 0, 0, 1].into());
+        let peer = Peer { address: PEER, asn: 65001, router_id: [10, 0, 0, 2].into(), four_octet_asn: true };
+        let up = PeerUp {
+            local: ([10, 0, 0, 1], 179).into(),
+            remote_port: 179,
+            sent_open: Vec::new(),
+            received_open: Vec::new(),
+        };
+        let up = Up { peer, up, since: Duration::ZERO, received: context };
+        lock(&monitor.state).up.insert(PEER, up);
+        let tables = BmpTables { adj_rib_in: true, ..BmpTables::default() };
+        let own = crate::rib::Identity { asn: 64512, router_id: [10, 0, 0, 1].into() };
+        let (_, mut told) = monitor.subscribe(&Rib::new(false), &mut Learnt::new(own), tables, 1 << 20);
+        let mut withdraws = announces(&[]);
+        withdraws.withdrawn = std::mem::take(&mut withdraws.nlri);
+        withdraws.attributes = PathAttributes::default();
+        for (name, update, there, gone) in [
+            ("announced", announces(&[]), 1, 0),
+            ("an attribute is dropped", announces(&[Handling::Discard]), 1, 0),
+            ("taken for withdrawn", announces(&[Handling::Discard, Handling::TreatAsWithdraw]), 0, 1),
+            ("withdrawn", withdraws, 0, 1),
+            ("End-of-RIB", Update::default(), 0, 0),
+        ] {
+            monitor.passed(PEER, &update);
+            let bytes = told.queue.try_recv().unwrap();
+            // Common header, per-peer header (RFC 7854 §4).
+            let Ok(Message::Update(passed)) = Message::decode(&bytes[6 + 42..], context) else {
+                panic!("{name}: not an UPDATE")
+            };
+            assert_eq!(passed.malformed, [], "{name}");
+            assert_eq!((passed.reachable().count(), passed.unreachable().count()), (there, gone), "{name}");
+            assert_eq!(passed.end_of_rib(), update.end_of_rib(), "{name}");
+        }
+        // Of a peer without a session nothing is.
+        lock(&monitor.state).up.clear();
+        monitor.passed(PEER, &announces(&[]));
+        assert!(told.queue.try_recv().is_err());
+    }
 }

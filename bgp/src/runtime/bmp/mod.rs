@@ -8,9 +8,7 @@
 //!
 //! Nothing here waits: a station that does not keep up is cut off, comes back after a pause, and is told everything
 //! anew. What is told is told in the order in which it happened, since all of it is handed over under the lock of the
-//! RIB (taken first), and so is a snapshot taken.
-//!
-//! What peers announce is told by `learnt`.
+//! RIB (taken first), and so is a snapshot taken; but for what is only passed on (`learnt`), which is in no snapshot.
 
 mod learnt;
 mod opens;
