@@ -37,13 +37,13 @@ mod family;
 pub use attributes::{Attributes, Community, ExtendedCommunity, LargeCommunity, ParseCommunityError};
 pub use family::{Families, Family};
 pub use rib::{
-    FamilyCounts, ImportPolicy, LearntChange, LimitAction, Links, MaxPrefixes, NextHop, PrefixFilter,
-    RouteChanges, is_routable,
+    ExportPolicy, FamilyCounts, ImportPolicy, LearntChange, LimitAction, Links, MaxPrefixes, NextHop,
+    PrefixFilter, RouteChanges, is_routable,
 };
 pub use runtime::{
-    BmpCounters, BmpStation, BmpStationStatus, Counters, DynamicPeers, DynamicPeersStatus, GracefulRestart,
-    LearntStatus, LinkStatus, Password, PasswordLength, PeerConfig, PeerStatus, RouterDiscovery, Shutdown,
-    Speaker, SpeakerConfig, SpeakerStatus, StartError,
+    BmpCounters, BmpStation, BmpStationStatus, BmpTables, Counters, DynamicPeers, DynamicPeersStatus,
+    GracefulRestart, LearntStatus, LinkStatus, Password, PasswordLength, PeerConfig, PeerStatus,
+    RouterDiscovery, Shutdown, Speaker, SpeakerConfig, SpeakerStatus, StartError,
 };
 
 /// The README's example compiles.

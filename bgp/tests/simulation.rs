@@ -20,7 +20,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
-use sheave_bgp::rib::{Export, Rib};
+use sheave_bgp::rib::{Export, ExportPolicy, Rib};
 use sheave_bgp::session::{
     Action, Backoff, Direction, Down, Event, Jitter, Negotiated, RestartOffer, Session, SessionConfig, State,
 };
@@ -355,6 +355,7 @@ impl Simulation {
                         next_hops,
                         role: None,
                         link_local: None,
+                        policy: ExportPolicy::default(),
                     };
                     self.nodes[node].rib.peer_up(peer, export);
                     self.up(node, direction, negotiated);

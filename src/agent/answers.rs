@@ -56,6 +56,7 @@ impl Agent {
                         .announcer
                         .aggregate_of(announced, &announcement.prefix)
                         .map(|aggregate| aggregate.to_string()),
+                    withheld_from: self.announcer.withheld_from(announced, &announcement.prefix),
                 })
                 .collect(),
             virtual_servers: crate::dataplane::describe(plan, &held, |key| self.dataplane.vip_of(key)),
@@ -90,6 +91,8 @@ impl Agent {
             problems: &self.announcer.problems(),
             announces: &|prefix| self.announcer.announces(plan, prefix),
             aggregate_of: &|prefix| self.announcer.aggregate_of(plan, prefix),
+            router: &self.planner.config().router,
+            withheld_from: &|prefix| self.announcer.withheld_from(plan, prefix),
             obstacles: &|vip| self.dataplane.obstacles(vip),
             found: self.announcer.found(),
         });

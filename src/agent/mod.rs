@@ -378,11 +378,9 @@ impl Agent {
         );
     }
 
-    /// Whether all that was announced before can be announced again by now, so that peers may drop the rest: not while the kernel could only not
-    /// be looked at or changed for the moment. They do not wait for ever either.
     fn told_all(&self) -> bool {
-        self.tables.known
-            && (self.held.is_some() || self.dataplane.is_whole() || self.opened.elapsed() >= PATIENCE)
+        let dataplane = self.held.is_some() || self.dataplane.is_whole();
+        told_all(self.tables.known, dataplane, self.opened.elapsed())
     }
 
     /// What a start without a source will have to know of this node.
@@ -526,6 +524,13 @@ impl Agent {
     }
 }
 
+/// Whether all that was announced before can be announced again, so that peers may drop the rest: not before kernel tables have been
+/// listed, nor while the kernel could only not be looked at or changed for the moment. Peers do not wait for ever either; but for the
+/// tables, of which nothing could be announced again before.
+fn told_all(tables_known: bool, dataplane_whole: bool, since_start: Duration) -> bool {
+    tables_known && (dataplane_whole || since_start >= PATIENCE)
+}
+
 /// What there is now and was not when it was told last; it counts as told.
 fn news<T: Ord + Clone>(told: &mut BTreeSet<T>, now: BTreeSet<T>) -> Vec<T> {
     let new = now.difference(told).cloned().collect();
@@ -555,6 +560,22 @@ fn touched(plan: &NodePlan, delta: &Delta) -> BTreeSet<IpNet> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn when_peers_may_drop_what_is_left() {
+        for (what, tables_known, dataplane_whole, since_start, all) in [
+            ("all is there", true, true, 0, true),
+            ("the kernel has refused something", true, false, 0, false),
+            ("for nearly a minute", true, false, 59, false),
+            ("for a minute", true, false, 60, true),
+            ("tables have yet to be listed", false, true, 0, false),
+            ("however long", false, true, 3600, false),
+            ("nothing is there", false, false, 60, false),
+        ] {
+            let since_start = Duration::from_secs(since_start);
+            assert_eq!(told_all(tables_known, dataplane_whole, since_start), all, "{what}");
+        }
+    }
 
     #[test]
     fn what_goes_on_is_told_once() {

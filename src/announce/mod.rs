@@ -523,8 +523,20 @@ impl Announcer {
     /// Whether a prefix is announced now, itself or by its aggregate, as far as there is anyone to tell.
     pub fn announces(&self, plan: &NodePlan, prefix: &IpNet) -> bool {
         let told = self.aggregate_of(plan, prefix).unwrap_or(*prefix);
-        let exported = || self.export.as_ref().is_some_and(|export| export.holds(&told));
-        self.selection.announces(prefix) && (self.has_sessions() || exported())
+        self.selection.announced().get(&told).is_some_and(|announcement| self.has_hearer(announcement))
+    }
+
+    /// The peers by name, and ranges, that are not told of a prefix because of their export policies.
+    pub fn withheld_from(&self, plan: &NodePlan, prefix: &IpNet) -> Vec<String> {
+        let told = self.aggregate_of(plan, prefix).unwrap_or(*prefix);
+        let announcement = self.selection.announced().get(&told).or_else(|| plan.announcements.get(&told));
+        let (Some(Announcement { prefix, kind, .. }), Some(configured)) = (announcement, &self.configured)
+        else {
+            return Vec::new();
+        };
+        let exports = configured.router.exports();
+        let withheld = exports.filter(|(_, export)| !export.passes(prefix, kind.number()));
+        withheld.map(|(peer, _)| peer).collect()
     }
 
     /// The aggregate that is announced in place of a prefix.
@@ -534,18 +546,15 @@ impl Announcer {
 
     /// How many prefixes are announced now, as far as there is anyone to tell.
     pub fn announced(&self) -> usize {
-        let announced = self.selection.announced();
-        match &self.export {
-            _ if self.has_sessions() => announced.len(),
-            Some(export) => announced.keys().filter(|prefix| export.holds(prefix)).count(),
-            None => 0,
-        }
+        self.selection.announced().values().filter(|announcement| self.has_hearer(announcement)).count()
     }
 
-    /// Whether there is a speaker with peers: monitoring stations alone make nobody send packets here.
-    fn has_sessions(&self) -> bool {
-        let has_peers = |configured: &Configured| configured.router.has_peers();
-        self.speaker.is_some() && self.configured.as_ref().is_some_and(has_peers)
+    /// Whether there is a peer to tell, or a table to write to: monitoring stations alone make nobody send packets here.
+    fn has_hearer(&self, announcement: &Announcement) -> bool {
+        let Announcement { prefix, kind, .. } = announcement;
+        let mut exports = self.configured.iter().flat_map(|configured| configured.router.exports());
+        self.speaker.is_some() && exports.any(|(_, export)| export.passes(prefix, kind.number()))
+            || self.export.as_ref().is_some_and(|export| export.holds(prefix))
     }
 
     /// The speaker's monitoring stations.
@@ -591,5 +600,6 @@ fn attributes(announcement: &Announcement) -> Attributes {
         local_pref: announcement.local_pref,
         med: announcement.med,
         as_path_prepend: announcement.as_path_prepend,
+        kind: announcement.kind.number(),
     }
 }

@@ -156,10 +156,16 @@ fn table(status: &Status) -> String {
                 announcement.prefix.clone(),
                 announcement.kind.clone(),
                 announcement.service.clone().unwrap_or_else(|| "-".into()),
-                match &announcement.aggregate {
-                    _ if !announcement.announced => "no".into(),
-                    Some(aggregate) => format!("by {aggregate}"),
-                    None => "yes".into(),
+                {
+                    let announced = match &announcement.aggregate {
+                        _ if !announcement.announced => "no".into(),
+                        Some(aggregate) => format!("by {aggregate}"),
+                        None => "yes".into(),
+                    };
+                    match &announcement.withheld_from[..] {
+                        [] => announced,
+                        peers => format!("{announced}, not to {}", peers.join(", ")),
+                    }
                 },
             ]
         }),

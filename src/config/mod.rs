@@ -7,6 +7,7 @@ pub mod annotations;
 mod bmp;
 mod communities;
 mod conntrack;
+mod export;
 mod file;
 mod forwarding;
 mod import;
@@ -17,7 +18,7 @@ mod peer;
 mod reader;
 
 pub use annotations::ServiceSettings;
-pub use bmp::BmpStation;
+pub use bmp::{BmpStation, BmpTable};
 pub use communities::Communities;
 pub use conntrack::Conntrack;
 pub use file::{

@@ -15,7 +15,7 @@ use std::net::Ipv4Addr;
 use ipnet::IpNet;
 use serde::Deserialize;
 
-use super::peer::{self, Peer, PeerSource};
+use super::peer::{self, DynamicPeer, Peer, PeerSource, Wrong};
 use super::reader::{self, Reader};
 use super::{Communities, Config, kube_router};
 use crate::cluster::{ACCEPTS_ANNOTATION, Node};
@@ -27,6 +27,8 @@ use crate::yaml;
 pub struct NodeSettings {
     /// `sheave.io/peers`: besides those of the config, and in place of one with the same address (the same interface, where it has none).
     pub peers: Option<Vec<Peer>>,
+    /// `sheave.io/dynamic-peers`: besides those of the config, and in place of one with the same prefix.
+    pub dynamic_peers: Option<Vec<DynamicPeer>>,
     /// `sheave.io/asn`.
     pub asn: Option<u32>,
     /// `sheave.io/router-id`.
@@ -42,13 +44,15 @@ pub struct NodeSettings {
 }
 
 const PEERS: &str = "sheave.io/peers";
+const DYNAMIC_PEERS: &str = "sheave.io/dynamic-peers";
 const PATH_PREPEND: &str = "sheave.io/path-prepend";
 const ROUTE_REFLECTOR: &str = "sheave.io/route-reflector";
 const DRAIN: &str = "sheave.io/drain";
 
 /// Our annotations of a Node.
-const KNOWN: [&str; 8] = [
+const KNOWN: [&str; 9] = [
     PEERS,
+    DYNAMIC_PEERS,
     "sheave.io/asn",
     "sheave.io/router-id",
     "sheave.io/communities",
@@ -66,7 +70,9 @@ impl NodeSettings {
         let last = last.unwrap_or(&empty);
 
         let peers = match reader.text(PEERS) {
-            Some(text) => Some(reader.checked(PEERS, read_list(text, Ok::<Peer, String>, |wrong| wrong))),
+            Some(text) => {
+                Some(reader.checked(PEERS, read_list(text, Ok::<Peer, String>, |wrong| wrong, peer::check)))
+            }
             None => kube_router::peers(&mut reader),
         };
         let peers = match peers {
@@ -80,6 +86,7 @@ impl NodeSettings {
         let kube_router_prepends = reader.text(PATH_PREPEND).is_none();
         let settings = Self {
             peers,
+            dynamic_peers: reader.read(DYNAMIC_PEERS, dynamic_peers, &last.dynamic_peers),
             asn: reader.either(("sheave.io/asn", reader::asn), (kube_router::ASN, reader::asn), &last.asn),
             router_id: reader.read("sheave.io/router-id", router_id, &last.router_id),
             communities: reader.either(
@@ -123,7 +130,7 @@ impl NodeSettings {
 
     /// The file's config as these settings change it. They add, and settle what the file leaves open or says else:
     ///
-    /// - peers are added to the file's; of two with the same address the Node's counts, whole,
+    /// - peers are added to the file's; of two with the same address the Node's counts, whole; so are ranges, by their prefix,
     /// - `asn` and `routerId` are the Node's where it has them,
     /// - communities are added, and so is the prepending to that of each Service.
     pub fn apply(&self, file: &Config) -> Config {
@@ -134,6 +141,9 @@ impl NodeSettings {
         let own = self.peers.as_deref().unwrap_or_default();
         router.peers.retain(|peer| own.iter().all(|own| !own.is(peer)));
         router.peers.extend(own.iter().cloned());
+        let own = self.dynamic_peers.as_deref().unwrap_or_default();
+        router.dynamic_peers.retain(|range| own.iter().all(|own| own.prefix != range.prefix));
+        router.dynamic_peers.extend(own.iter().cloned());
         if let Some(communities) = &self.communities {
             config.announce.communities.extend(communities);
         }
@@ -186,6 +196,13 @@ impl NodeSettings {
                 );
                 warning("PassivePeer", message)
             }));
+            warnings.extend(config.router.dynamic_peers.iter().map(|range| {
+                let message = format!(
+                    "peers of {} are to connect to this node, which listens nowhere: give router.listen.port, or remove                      the range",
+                    range.prefix
+                );
+                warning("PassivePeer", message)
+            }));
         }
         warnings
     }
@@ -195,12 +212,18 @@ fn object(node: &str) -> String {
     format!("Node {node}")
 }
 
-/// A YAML list of peers; errors have line and field. `tellable` makes of the parser's words what may be told.
-pub(super) fn read_list<'t, T: Deserialize<'t>>(
+fn dynamic_peers(text: &str) -> Result<Vec<DynamicPeer>, String> {
+    read_list(text, Ok::<DynamicPeer, String>, |wrong| wrong, peer::check_dynamic)
+}
+
+/// A YAML list of peers, or of ranges of them; errors have line and field. `tellable` makes of the parser's words what may be told,
+/// `check` says what is wrong with the list.
+pub(super) fn read_list<'t, W: Deserialize<'t>, T>(
     text: &'t str,
-    peer: fn(T) -> Result<Peer, String>,
+    item: fn(W) -> Result<T, String>,
     tellable: fn(yaml::Error) -> yaml::Error,
-) -> Result<Vec<Peer>, String> {
+    check: fn(&[T]) -> Result<(), Wrong>,
+) -> Result<Vec<T>, String> {
     if text.trim().is_empty() {
         return Ok(Vec::new());
     }
@@ -210,15 +233,15 @@ pub(super) fn read_list<'t, T: Deserialize<'t>>(
         let field = if field.is_empty() { String::new() } else { format!("{field}: ") };
         format!("{line}{field}{message}")
     };
-    let written = yaml::read_annotation(text, PhantomData::<Vec<T>>)
+    let written = yaml::read_annotation(text, PhantomData::<Vec<W>>)
         .map_err(tellable)
         .map_err(|yaml::Error { line, field, message }| place(line, &field, &message))?;
-    let mut peers = Vec::with_capacity(written.len());
+    let mut items = Vec::with_capacity(written.len());
     for (index, written) in written.into_iter().enumerate() {
-        peers.push(peer(written).map_err(|message| place(None, &format!("[{index}]"), &message))?);
+        items.push(item(written).map_err(|message| place(None, &format!("[{index}]"), &message))?);
     }
-    peer::check(&peers).map_err(|(field, message)| place(None, &field, &message))?;
-    Ok(peers)
+    check(&items).map_err(|(field, message)| place(None, &field, &message))?;
+    Ok(items)
 }
 
 fn router_id(text: &str) -> Result<Ipv4Addr, String> {

@@ -9,11 +9,9 @@ use std::time::Duration;
 use ipnet::IpNet;
 use serde::Deserialize;
 use serde::de::{Deserializer, Error as _, Visitor};
-use sheave_bgp::{ImportPolicy, Password};
+use sheave_bgp::{ExportPolicy, ImportPolicy, Password};
 
-use super::import;
-
-use super::reader;
+use super::{export, import, reader};
 
 /// One of `router.peers`.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
@@ -81,6 +79,9 @@ pub struct Peer {
     /// Which of the routes it announces are taken over; `None`: none.
     #[serde(default, deserialize_with = "import::policy")]
     pub import: Option<ImportPolicy>,
+    /// Of which of our prefixes it is told, and with what; all of them, as they are, by default.
+    #[serde(default, deserialize_with = "export::policy")]
+    pub export: ExportPolicy,
     /// Who asks for it.
     #[serde(skip)]
     pub source: PeerSource,
@@ -111,6 +112,7 @@ impl Peer {
             require_role: false,
             families: families(),
             import: None,
+            export: ExportPolicy::default(),
             source: PeerSource::default(),
         }
     }
@@ -360,6 +362,9 @@ pub struct DynamicPeer {
     require_role: bool,
     #[serde(default = "families")]
     families: Vec<AddressFamily>,
+    /// Of which of our prefixes they are told, and with what.
+    #[serde(default, deserialize_with = "export::policy")]
+    pub export: ExportPolicy,
 }
 
 impl DynamicPeer {
@@ -379,6 +384,7 @@ impl DynamicPeer {
             role: self.role,
             require_role: self.require_role,
             families: self.families.clone(),
+            export: self.export.clone(),
             ..Peer::new(self.prefix.addr(), self.asn)
         }
     }
@@ -442,8 +448,11 @@ pub enum Role {
     Peer,
 }
 
-/// What no field can tell alone: the field that is wrong, from the list on, and what is wrong with it.
-pub(super) fn check(peers: &[Peer]) -> Result<(), (String, String)> {
+/// The field that is wrong, from the list on, and what is wrong with it.
+pub(super) type Wrong = (String, String);
+
+/// What no field can tell alone.
+pub(super) fn check(peers: &[Peer]) -> Result<(), Wrong> {
     let mut seen = HashSet::new();
     for (index, peer) in peers.iter().enumerate() {
         let wrong = |field: &str, message: String| Err((format!("[{index}].{field}"), message));
@@ -490,7 +499,7 @@ fn is_link_local(address: IpAddr) -> bool {
 }
 
 /// The same of ranges.
-pub(super) fn check_dynamic(ranges: &[DynamicPeer]) -> Result<(), (String, String)> {
+pub(super) fn check_dynamic(ranges: &[DynamicPeer]) -> Result<(), Wrong> {
     let mut seen = HashSet::new();
     for (index, range) in ranges.iter().enumerate() {
         let wrong = |field: &str, message: String| Err((format!("[{index}].{field}"), message));

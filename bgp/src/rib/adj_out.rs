@@ -7,6 +7,8 @@ use std::sync::Arc;
 use ipnet::IpNet;
 
 use super::export::Export;
+use super::policy::ExportPolicy;
+use super::{AttributeSets, Route};
 use crate::wire::RefreshKind;
 use crate::wire::pack::{Announcement, write_end_of_rib, write_route_refresh, write_withdrawal};
 use crate::{Attributes, Family};
@@ -149,13 +151,18 @@ impl FamilyOut {
         }
     }
 
-    fn send_again(&mut self, routes: &BTreeMap<IpNet, Arc<Attributes>>) {
+    fn send_again(
+        &mut self,
+        policy: &ExportPolicy,
+        routes: &BTreeMap<IpNet, Route>,
+        sets: &mut AttributeSets,
+    ) {
         for sent in self.sent.values_mut() {
             *sent = None;
         }
         let family = self.family;
-        for (prefix, attributes) in routes.iter().filter(|(prefix, _)| Family::of(prefix) == family) {
-            self.set(*prefix, Some(attributes));
+        for (prefix, route) in routes.iter().filter(|(prefix, _)| Family::of(prefix) == family) {
+            self.set(*prefix, exported(policy, prefix, route, sets).as_ref());
         }
     }
 
@@ -240,6 +247,19 @@ impl FamilyOut {
     }
 }
 
+/// What a policy makes of a route.
+fn exported(
+    policy: &ExportPolicy,
+    prefix: &IpNet,
+    route: &Route,
+    sets: &mut AttributeSets,
+) -> Option<Arc<Attributes>> {
+    policy.passes(prefix, route.kind).then(|| match policy.changed(&route.attributes) {
+        None => Arc::clone(&route.attributes),
+        Some(changed) => sets.intern(changed),
+    })
+}
+
 impl AdjRibOut {
     pub(super) fn new(export: Export) -> AdjRibOut {
         let families = export.next_hops.iter().map(|&(family, next_hop)| FamilyOut {
@@ -261,11 +281,28 @@ impl AdjRibOut {
         &self.export
     }
 
-    /// Makes `target` what the peer is to hold for `prefix`.
-    pub(super) fn set(&mut self, prefix: IpNet, target: Option<&Arc<Attributes>>) {
+    /// The peer is to hold what its policy makes of `route` to `prefix`.
+    pub(super) fn set(&mut self, prefix: IpNet, route: Option<&Route>, sets: &mut AttributeSets) {
         let family = Family::of(&prefix);
         if let Some(out) = self.families.iter_mut().find(|out| out.family == family) {
-            out.set(prefix, target);
+            let target = route.and_then(|route| exported(&self.export.policy, &prefix, route, sets));
+            out.set(prefix, target.as_ref());
+        }
+    }
+
+    /// Takes another policy, `routes` being what there is: what differs by it is announced again, or withdrawn where it does not
+    /// pass any more.
+    pub(super) fn set_policy(
+        &mut self,
+        policy: &ExportPolicy,
+        routes: &BTreeMap<IpNet, Route>,
+        sets: &mut AttributeSets,
+    ) {
+        if self.export.policy != *policy {
+            self.export.policy = policy.clone();
+            for (prefix, route) in routes {
+                self.set(*prefix, Some(route), sets);
+            }
         }
     }
 
@@ -273,7 +310,8 @@ impl AdjRibOut {
     pub(super) fn set_next_hops(
         &mut self,
         next_hops: &[(Family, Option<IpAddr>)],
-        routes: &BTreeMap<IpNet, Arc<Attributes>>,
+        routes: &BTreeMap<IpNet, Route>,
+        sets: &mut AttributeSets,
     ) {
         for out in &mut self.families {
             let Some((_, next_hop)) = next_hops.iter().find(|(family, _)| *family == out.family) else {
@@ -284,20 +322,25 @@ impl AdjRibOut {
             }
             out.next_hop = *next_hop;
             match next_hop {
-                Some(_) => out.send_again(routes),
+                Some(_) => out.send_again(&self.export.policy, routes, sets),
                 None => out.withdraw_all(),
             }
         }
     }
 
     /// Sends everything again, `routes` being what there is.
-    pub(super) fn refresh(&mut self, family: Family, routes: &BTreeMap<IpNet, Arc<Attributes>>) {
+    pub(super) fn refresh(
+        &mut self,
+        family: Family,
+        routes: &BTreeMap<IpNet, Route>,
+        sets: &mut AttributeSets,
+    ) {
         let Some(out) = self.families.iter_mut().find(|out| out.family == family) else { return };
         // RFC 7313 §4: not before End-of-RIB, until which the peer holds nothing stale that an end could sweep.
         if self.export.enhanced_refresh && out.end_of_rib_sent {
             out.refresh = Refresh::Begins;
         }
-        out.send_again(routes);
+        out.send_again(&self.export.policy, routes, sets);
     }
 
     pub(super) fn has_changes(&self) -> bool {

@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, Ipv6Addr};
 
+use super::policy::ExportPolicy;
 use crate::wire::{AsPath, Context, Origin, PathAttributes, Role};
 use crate::{Attributes, Community};
 
@@ -24,6 +25,8 @@ pub struct Export {
     pub role: Option<Role>,
     /// This speaker's link-local address, told beside IPv6 next hops where that is what the peer knows it by.
     pub link_local: Option<Ipv6Addr>,
+    /// Of which routes it is told, and what is changed of these.
+    pub policy: ExportPolicy,
 }
 
 impl Export {

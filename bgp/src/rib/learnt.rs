@@ -27,8 +27,11 @@ use crate::session::{Negotiated, PeerGracefulRestart};
 use crate::wire::{MpReach, Nlri, PathAttributes, Update};
 use crate::{Families, Family};
 
+mod monitoring;
 #[cfg(test)]
 mod tests;
+
+pub use monitoring::{Changes, Received};
 
 /// How long a peer that is back may take to tell its routes, at most (RFC 4724 §4.2 asks for a bound).
 const STALE_LIMIT: Duration = Duration::from_secs(300);
@@ -55,6 +58,8 @@ pub struct Learnt {
     changed: BTreeSet<IpNet>,
     /// Those that were decided on last: prefixes that come together mostly have the same, and share their memory.
     latest: Arc<[NextHop]>,
+    /// What became different, while somebody monitors it.
+    noted: Option<Changes>,
 }
 
 /// What is used for a prefix from now on: next hops of equal worth, or none.
@@ -95,6 +100,7 @@ impl Learnt {
             routes: BTreeMap::new(),
             changed: BTreeSet::new(),
             latest: Arc::default(),
+            noted: None,
         }
     }
 
@@ -247,6 +253,12 @@ impl Learnt {
         self.flush(peer, Family::ALL.into_iter().filter(|&family| !kept.contains(family)), true);
         let Some(known) = self.peers.get_mut(&peer) else { return };
         known.stale_until = known.has_stale().then(|| now + STALE_LIMIT);
+        if let Some(noted) = &mut self.noted {
+            // What is still held belongs to this session now.
+            let held = known.prefixes();
+            noted.received.extend(held.iter().map(|prefix| (peer, *prefix)));
+            noted.accepted.extend(held.iter().map(|prefix| (peer, *prefix)));
+        }
         if other {
             for prefix in known.prefixes() {
                 self.judge(peer, prefix);
@@ -320,6 +332,9 @@ impl Learnt {
         self.flush(peer, [family], true);
         let Some(known) = self.peers.get_mut(&peer) else { return };
         known.family_mut(family).end_of_rib = true;
+        if let Some(noted) = &mut self.noted {
+            noted.told_all.insert((peer, family));
+        }
         if !known.has_stale() {
             known.stale_until = None;
         }
@@ -340,7 +355,12 @@ impl Learnt {
             return Ok(());
         }
         for Nlri { prefix, .. } in update.unreachable() {
-            self.remove(peer, &prefix.trunc());
+            let prefix = prefix.trunc();
+            self.remove(peer, &prefix);
+            if let Some(noted) = &mut self.noted {
+                // Also of what is not held: it may have been told of when nothing was.
+                noted.received.insert((peer, prefix));
+            }
         }
         for (path, prefixes) in announced(update, interface) {
             let path = self.intern(path);
@@ -388,6 +408,9 @@ impl Learnt {
         } else {
             self.holders.insert((prefix, peer));
         }
+        if let Some(noted) = &mut self.noted {
+            noted.received.insert((peer, prefix));
+        }
         self.judge(peer, prefix);
         Ok(())
     }
@@ -405,6 +428,12 @@ impl Learnt {
         }
         self.holders.remove(&(*prefix, peer));
         self.forget(&gone.path);
+        if let Some(noted) = &mut self.noted {
+            noted.received.insert((peer, *prefix));
+            if gone.accepted {
+                noted.accepted.insert((peer, *prefix));
+            }
+        }
         if gone.accepted {
             self.decide(*prefix);
         }
@@ -440,6 +469,9 @@ impl Learnt {
             (true, false) => state.accepted -= 1,
             (true, true) => {}
         }
+        if let Some(noted) = &mut self.noted {
+            noted.accepted.insert((peer, prefix));
+        }
         self.decide(prefix);
     }
 
@@ -448,15 +480,23 @@ impl Learnt {
             || self.reserved.range(within(prefix)).next().is_some()
     }
 
-    /// Runs the decision process for a prefix.
-    fn decide(&mut self, prefix: IpNet) {
+    /// Routes to a prefix that import policies let in, by next hops that can be reached.
+    fn usable_of(&self, prefix: IpNet) -> impl Iterator<Item = (&Arc<Path>, &Source)> {
         let reached = |hop| self.links.as_ref().is_none_or(|links| links.reach(hop));
         let holders = self.holders.range((prefix, FIRST_PEER)..=(prefix, LAST_PEER));
-        let candidates = holders.filter_map(|(_, peer)| {
+        holders.filter_map(move |(_, peer)| {
             let peer = self.peers.get(peer)?;
             let held = peer.get(&prefix).filter(|held| held.accepted && reached(&held.path.next_hop))?;
-            Some(Candidate { path: &held.path, source: peer.source.as_ref()? })
-        });
+            Some((&held.path, peer.source.as_ref()?))
+        })
+    }
+
+    /// Runs the decision process for a prefix.
+    fn decide(&mut self, prefix: IpNet) {
+        if let Some(noted) = &mut self.noted {
+            noted.decided.insert(prefix);
+        }
+        let candidates = self.usable_of(prefix).map(|(path, source)| Candidate { path, source });
         let used = select(candidates.collect());
         let mut next_hops: Vec<NextHop> = used.iter().map(|candidate| candidate.path.next_hop).collect();
         next_hops.sort_unstable();

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   RouteChanges ──► Loc-RIB: prefix → attributes
-//!                       │ per Established peer, what differs from what it was sent
+//!                       │ per Established peer, by its export policy: what differs from what it was sent
 //!                       ▼
 //!                    Adj-RIB-Out: sent, and pending grouped by attributes ──► UPDATEs, as full as they get
 //! ```
@@ -21,6 +21,7 @@ mod import;
 mod learnt;
 mod next_hop;
 mod path;
+mod policy;
 
 #[cfg(test)]
 mod tests;
@@ -36,9 +37,10 @@ use adj_out::AdjRibOut;
 pub use adj_out::{FamilyOut, Written};
 pub use export::Export;
 pub use import::{ImportPolicy, LimitAction, MaxPrefixes, PrefixFilter, is_routable};
-pub use learnt::{FamilyCounts, Learnt, LearntChange, LimitExceeded};
+pub use learnt::{Changes, FamilyCounts, Learnt, LearntChange, LimitExceeded, Received};
 pub use next_hop::{Links, NextHop};
-pub use path::{Identity, Source};
+pub use path::{Identity, Path, Source};
+pub use policy::ExportPolicy;
 
 /// A change to what is announced. A prefix in both lists ends up withdrawn.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -49,12 +51,46 @@ pub struct RouteChanges {
     pub withdraw: Vec<IpNet>,
 }
 
+/// A route of ours.
+#[derive(Debug)]
+struct Route {
+    /// Apart from the attributes, so that what peers are told in the same words is one set.
+    kind: u8,
+    attributes: Arc<Attributes>,
+}
+
+/// Every attribute set in use, once.
+#[derive(Debug, Default)]
+struct AttributeSets {
+    sets: HashSet<Arc<Attributes>>,
+    /// How many there may be before those are looked for that nobody uses.
+    sweep_above: usize,
+}
+
+impl AttributeSets {
+    fn intern(&mut self, attributes: Attributes) -> Arc<Attributes> {
+        if let Some(known) = self.sets.get(&attributes) {
+            return Arc::clone(known);
+        }
+        let new = Arc::new(attributes);
+        self.sets.insert(Arc::clone(&new));
+        new
+    }
+
+    /// Forgets sets that only this table still holds, once they may be the greater part.
+    fn sweep(&mut self) {
+        if self.sets.len() > self.sweep_above {
+            self.sets.retain(|set| Arc::strong_count(set) > 1);
+            self.sweep_above = 2 * self.sets.len() + 16;
+        }
+    }
+}
+
 /// The Loc-RIB, and an Adj-RIB-Out for each Established peer.
 #[derive(Debug, Default)]
 pub struct Rib {
-    routes: BTreeMap<IpNet, Arc<Attributes>>,
-    /// Every attribute set in use, once.
-    attributes: HashSet<Arc<Attributes>>,
+    routes: BTreeMap<IpNet, Route>,
+    attributes: AttributeSets,
     peers: BTreeMap<IpAddr, AdjRibOut>,
     /// After a restart: not all routes are in yet.
     end_of_rib_held: bool,
@@ -80,7 +116,12 @@ impl Rib {
 
     /// What is to be announced.
     pub fn routes(&self) -> impl Iterator<Item = (IpNet, &Arc<Attributes>)> {
-        self.routes.iter().map(|(prefix, attributes)| (*prefix, attributes))
+        self.routes.iter().map(|(prefix, route)| (*prefix, &route.attributes))
+    }
+
+    /// Whether there is a route of our own to a prefix.
+    pub fn has(&self, prefix: &IpNet) -> bool {
+        self.routes.contains_key(prefix)
     }
 
     /// Whether all routes of an earlier life are in.
@@ -96,35 +137,24 @@ impl Rib {
     /// Changes what is announced.
     pub fn apply(&mut self, changes: RouteChanges) {
         self.sequence += 1;
-        for (prefix, attributes) in changes.announce {
+        for (prefix, mut attributes) in changes.announce {
             let prefix = prefix.trunc();
-            let attributes = self.intern(attributes);
+            let kind = std::mem::take(&mut attributes.kind);
+            let route = Route { kind, attributes: self.attributes.intern(attributes) };
             for peer in self.peers.values_mut() {
-                peer.set(prefix, Some(&attributes));
+                peer.set(prefix, Some(&route), &mut self.attributes);
             }
-            self.routes.insert(prefix, attributes);
+            self.routes.insert(prefix, route);
         }
         for prefix in changes.withdraw {
             let prefix = prefix.trunc();
             if self.routes.remove(&prefix).is_some() {
                 for peer in self.peers.values_mut() {
-                    peer.set(prefix, None);
+                    peer.set(prefix, None, &mut self.attributes);
                 }
             }
         }
-        // Sets that only this table still holds; looked for when they may be the greater part.
-        if self.attributes.len() > 2 * self.routes.len() + 16 {
-            self.attributes.retain(|set| Arc::strong_count(set) > 1);
-        }
-    }
-
-    fn intern(&mut self, attributes: Attributes) -> Arc<Attributes> {
-        if let Some(known) = self.attributes.get(&attributes) {
-            return Arc::clone(known);
-        }
-        let new = Arc::new(attributes);
-        self.attributes.insert(Arc::clone(&new));
-        new
+        self.attributes.sweep();
     }
 
     /// All routes of the earlier life are in again: End-of-RIB may be sent.
@@ -135,8 +165,8 @@ impl Rib {
     /// A session is Established: everything is to be sent, then End-of-RIB.
     pub fn peer_up(&mut self, peer: IpAddr, export: Export) {
         let mut out = AdjRibOut::new(export);
-        for (prefix, attributes) in &self.routes {
-            out.set(*prefix, Some(attributes));
+        for (prefix, route) in &self.routes {
+            out.set(*prefix, Some(route), &mut self.attributes);
         }
         self.peers.insert(peer, out);
     }
@@ -149,7 +179,7 @@ impl Rib {
     /// The peer wants to be sent all of a family again (RFC 2918).
     pub fn refresh(&mut self, peer: IpAddr, family: Family) {
         if let Some(out) = self.peers.get_mut(&peer) {
-            out.refresh(family, &self.routes);
+            out.refresh(family, &self.routes, &mut self.attributes);
         }
     }
 
@@ -157,7 +187,16 @@ impl Rib {
     /// and nothing withdrawn unless there is none any more.
     pub fn set_next_hops(&mut self, peer: IpAddr, next_hops: &[(Family, Option<IpAddr>)]) {
         if let Some(out) = self.peers.get_mut(&peer) {
-            out.set_next_hops(next_hops, &self.routes);
+            out.set_next_hops(next_hops, &self.routes, &mut self.attributes);
+        }
+    }
+
+    /// Changes of which routes an Established peer is told, and with what: attributes that change are announced again, and what does
+    /// not pass any more is withdrawn.
+    pub fn set_policy(&mut self, peer: IpAddr, policy: &ExportPolicy) {
+        if let Some(out) = self.peers.get_mut(&peer) {
+            out.set_policy(policy, &self.routes, &mut self.attributes);
+            self.attributes.sweep();
         }
     }
 

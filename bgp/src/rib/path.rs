@@ -13,10 +13,11 @@ const DEFAULT_LOCAL_PREF: u32 = 100;
 
 /// Attributes and next hop that routes of a peer share.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(super) struct Path {
-    pub(super) next_hop: NextHop,
+pub struct Path {
+    /// NEXT_HOP.
+    pub next_hop: NextHop,
     /// But for NEXT_HOP.
-    pub(super) attributes: PathAttributes,
+    pub attributes: PathAttributes,
 }
 
 /// This speaker, to itself.

@@ -27,7 +27,15 @@ impl Speaker {
     /// Makes these the import policies of peers; of others nothing is imported. No session is reset: what is known is judged
     /// again, and a peer that had none is asked for its routes. Peers that a limit keeps down are tried again if it changed.
     pub fn set_imports(&self, policies: &BTreeMap<IpAddr, ImportPolicy>) {
-        self.shared.learnt().set_policies(policies);
+        let forgets = self.shared.learn(|learnt| {
+            let forgets = learnt.peers().any(|peer| !policies.contains_key(&peer));
+            learnt.set_policies(policies);
+            forgets
+        });
+        if forgets {
+            // What was kept of them is not there to be told any more.
+            self.shared.monitor.ask();
+        }
         self.shared.changed.send_replace(());
         self.shared.news.send_replace(());
     }
@@ -35,7 +43,7 @@ impl Speaker {
     /// Changes the nets that are this node's own: no route to, around or within one is used, unless a peer's policy names
     /// exactly its prefix.
     pub fn reserve(&self, add: &[IpNet], remove: &[IpNet]) {
-        self.shared.learnt().reserve(add, remove);
+        self.shared.learn(|learnt| learnt.reserve(add, remove));
         self.shared.news.send_replace(());
     }
 

@@ -31,7 +31,7 @@ use tokio::net::TcpListener;
 use tokio::runtime::Handle;
 use tokio::task::JoinSet;
 
-pub use bmp::{BmpCounters, BmpStation, BmpStationStatus};
+pub use bmp::{BmpCounters, BmpStation, BmpStationStatus, BmpTables};
 pub use config::{GracefulRestart, PeerConfig, Shutdown, SpeakerConfig, StartError};
 pub use dynamic::{DynamicPeers, DynamicPeersStatus};
 pub use learning::LearntStatus;
@@ -84,8 +84,8 @@ impl Speaker {
 
     /// Makes `peers` the peers: adds, removes (CEASE/peer de-configured) and changes. Of two with one address the last counts.
     ///
-    /// Sessions go on through changes of port, of who connects, retries, delays, send hold time, and next hops, with which
-    /// everything is announced again; a new hold time is that of the next session. Any other change ends the peer's session
+    /// Sessions go on through changes of port, of who connects, retries, delays, send hold time, of the export policy, by which
+    /// what differs is announced again or withdrawn, and of next hops, with which everything is announced again; a new hold time is that of the next session. Any other change ends the peer's session
     /// (CEASE/other configuration change), and another begins.
     pub fn set_peers(&self, peers: Vec<PeerConfig>) {
         lock(&self.peers).set(peers);
@@ -112,7 +112,7 @@ impl Speaker {
     /// one to a prefix need be seen.
     pub fn update(&self, changes: RouteChanges) {
         let mut rib = self.shared.rib();
-        self.shared.monitor.loc_rib_changes(&changes);
+        self.shared.monitor.loc_rib_changes(&changes, &self.shared.learnt());
         rib.apply(changes);
         drop(rib);
         self.shared.changed.send_replace(());

@@ -78,6 +78,8 @@ pub(super) struct PeerTask {
     torn_down: Option<MaxPrefixes>,
     /// When stale routes of the peer may have to go: looked at then, as they may be gone already.
     stale_until: Option<Instant>,
+    /// How often the peer would have been asked for all it announces, for monitoring stations.
+    asks: u64,
 }
 
 /// The end of a task whose peer stays away.
@@ -207,6 +209,7 @@ impl PeerTask {
             opens: Opens::default(),
             torn_down: None,
             stale_until: None,
+            asks: 0,
         }
     }
 
@@ -311,7 +314,10 @@ impl PeerTask {
             return;
         };
         let next_hops = self.next_hops(local.ip(), &negotiated);
-        self.shared.rib().set_next_hops(self.config.address, &next_hops);
+        let mut rib = self.shared.rib();
+        rib.set_policy(self.config.address, &self.config.export);
+        rib.set_next_hops(self.config.address, &next_hops);
+        drop(rib);
         self.sending = Sending::Writing;
     }
 
@@ -474,8 +480,12 @@ impl PeerTask {
             next_hops: self.next_hops(local.ip(), &negotiated),
             role: self.config.role.map(|offer| offer.role),
             link_local: link_local(local.ip()),
+            policy: self.config.export.clone(),
         };
         let peer = self.config.address;
+        // Whoever is there by now hears what comes by itself.
+        self.asks = self.shared.monitor.asks();
+        let received = export.context;
         tracing::info!(%peer, asn = negotiated.asn, %local, "session established");
         let (sent_open, received_open) = self.opens.established(direction);
         let remote_port = remote.map_or(self.config.port, |remote| remote.port());
@@ -483,7 +493,7 @@ impl PeerTask {
         {
             let mut rib = self.shared.rib();
             rib.peer_up(peer, export);
-            self.shared.monitor.peer_up(peer, &negotiated, up);
+            self.shared.monitor.peer_up(peer, &negotiated, up, received);
         }
         self.learn_from(local, &negotiated);
         self.sending = Sending::Writing;

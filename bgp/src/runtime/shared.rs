@@ -40,9 +40,27 @@ impl Shared {
         lock(&self.rib)
     }
 
-    /// Never locked together with the RIB.
+    /// Where the RIB is locked too, that comes first.
     pub(super) fn learnt(&self) -> MutexGuard<'_, Learnt> {
         lock(&self.learnt)
+    }
+}
+
+impl Shared {
+    /// Changes what is learnt, and tells whoever is to know.
+    pub(super) fn learn<T>(&self, change: impl FnOnce(&mut Learnt) -> T) -> T {
+        let mut learnt = self.learnt();
+        let result = change(&mut learnt);
+        let (pending, noted) = (learnt.pending() > 0, learnt.has_noted());
+        drop(learnt);
+        if noted {
+            let rib = self.rib();
+            self.monitor.learnt_changes(&rib, &mut self.learnt());
+        }
+        if pending {
+            self.news.send_replace(());
+        }
+        result
     }
 }
 

@@ -59,7 +59,7 @@ fn config(more: &str) -> String {
 }
 
 /// A leaf announces static routes of its BIRD to the nodes, and these.
-fn announce(lab: &Lab, leaf: &Leaf, v4: &[String], v6: &[String]) -> Result<()> {
+pub(super) fn announce(lab: &Lab, leaf: &Leaf, v4: &[String], v6: &[String]) -> Result<()> {
     let path = lab.config(NODE).with_file_name(format!("{}.conf", leaf.name()));
     let text = std::fs::read_to_string(&path)?;
     let first = text.split("# for import\n").next().unwrap_or_default();

@@ -219,6 +219,8 @@ pub struct Peer {
     pub address: String,
     /// Its ASN; `None`: whichever it says.
     pub asn: Option<u32>,
+    /// What its export policy adds, or says in place of what the route has.
+    pub with: Vec<String>,
     /// Why it has not been told, if it has not; from manifests: why it would not be.
     pub why_not: Option<String>,
 }

@@ -1,5 +1,7 @@
 //! What is used of what peers announce.
 
+mod monitoring;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
