@@ -4,7 +4,7 @@
 //! already parsed, (b) by a replay of the same netlink messages, encoded beforehand, (c) by `ipvsadm -R`.
 //! Changing: one endpoint of one Service, among few and among many Services.
 //! Resting: what a minute costs in which nothing changes.
-//! BGP: a full table to a peer, by this speaker and others.
+//! BGP: a full table to a peer, and from many, by this speaker and others.
 //!
 //! Every case is a process of its own in a namespace of its own; its memory is the kernel's high-water mark,
 //! reset when the clock starts.
@@ -67,8 +67,10 @@ pub enum Case {
     Idle { services: u16, state: PathBuf },
     /// A source and its plan.
     Source { kubeconfig: PathBuf },
-    /// A BGP speaker.
+    /// A BGP speaker that sends.
     Announce,
+    /// A BGP speaker that receives.
+    Receive,
 }
 
 /// A part of the measurements.
@@ -189,6 +191,7 @@ pub fn run_case(case: &Case) -> Result<()> {
         Case::Idle { services, state } => idle(*services, state),
         Case::Source { kubeconfig } => source::run(kubeconfig),
         Case::Announce => bgp::announce(),
+        Case::Receive => bgp::receive(),
     }
 }
 

@@ -46,15 +46,13 @@ enum Refresh {
 /// Changes the peer has yet to be told: at most one for each prefix.
 #[derive(Debug, Default)]
 struct Pending {
-    changes: HashMap<IpNet, Change>,
-    /// The prefixes of `changes` that are withdrawn.
+    /// Prefixes that are withdrawn.
     withdraw: BTreeSet<IpNet>,
-    /// The prefixes of `changes` that are announced, by what they are announced with.
+    /// What others are announced with.
+    announced: HashMap<IpNet, Arc<Attributes>>,
+    /// The prefixes of `announced`, by what they are announced with.
     announce: BTreeMap<Arc<Attributes>, BTreeSet<IpNet>>,
 }
-
-/// What is to be told of a prefix.
-type Change = Option<Arc<Attributes>>;
 
 /// What [`Rib::write`](super::Rib::write) did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -67,34 +65,42 @@ pub struct Written {
 }
 
 impl Pending {
+    fn len(&self) -> usize {
+        self.withdraw.len() + self.announced.len()
+    }
+
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
     fn remove(&mut self, prefix: &IpNet) {
-        match self.changes.remove(prefix) {
-            None => {}
-            Some(None) => {
-                self.withdraw.remove(prefix);
-            }
-            Some(Some(attributes)) => {
-                if let Some(group) = self.announce.get_mut(&attributes) {
-                    group.remove(prefix);
-                    if group.is_empty() {
-                        self.announce.remove(&attributes);
-                    }
-                }
+        self.withdraw.remove(prefix);
+        self.unannounce(prefix);
+    }
+
+    fn unannounce(&mut self, prefix: &IpNet) {
+        // Most often there is nothing to look for.
+        if self.announced.is_empty() {
+            return;
+        }
+        let Some(attributes) = self.announced.remove(prefix) else { return };
+        if let Some(group) = self.announce.get_mut(&attributes) {
+            group.remove(prefix);
+            if group.is_empty() {
+                self.announce.remove(&attributes);
             }
         }
     }
 
-    fn insert(&mut self, prefix: IpNet, change: Change) {
+    fn withdraw(&mut self, prefix: IpNet) {
+        self.unannounce(&prefix);
+        self.withdraw.insert(prefix);
+    }
+
+    fn announce(&mut self, prefix: IpNet, attributes: &Arc<Attributes>) {
         self.remove(&prefix);
-        match &change {
-            None => {
-                self.withdraw.insert(prefix);
-            }
-            Some(attributes) => {
-                self.announce.entry(Arc::clone(attributes)).or_default().insert(prefix);
-            }
-        }
-        self.changes.insert(prefix, change);
+        self.announce.entry(Arc::clone(attributes)).or_default().insert(prefix);
+        self.announced.insert(prefix, Arc::clone(attributes));
     }
 }
 
@@ -121,7 +127,7 @@ impl FamilyOut {
 
     /// How many changes it has yet to be told.
     pub fn pending(&self) -> usize {
-        self.pending.changes.len()
+        self.pending.len()
     }
 
     /// Whether the peer knows that it holds everything.
@@ -138,10 +144,10 @@ impl FamilyOut {
             (Some(Some(sent)), Some(target)) => sent == target,
             _ => false,
         };
-        if in_place {
-            self.pending.remove(&prefix);
-        } else {
-            self.pending.insert(prefix, target.cloned());
+        match target {
+            _ if in_place => self.pending.remove(&prefix),
+            None => self.pending.withdraw(prefix),
+            Some(attributes) => self.pending.announce(prefix, attributes),
         }
     }
 
@@ -162,9 +168,7 @@ impl FamilyOut {
 
     fn withdraw_all(&mut self) {
         self.pending = Pending::default();
-        for prefix in self.sent.keys() {
-            self.pending.insert(*prefix, None);
-        }
+        self.pending.withdraw.extend(self.sent.keys());
     }
 
     fn write(&mut self, export: &Export, out: &mut Vec<u8>, limit: usize) -> u64 {
@@ -178,7 +182,6 @@ impl FamilyOut {
             let count = write_withdrawal(self.family, export.context, &mut prefixes, out);
             for _ in 0..count {
                 if let Some(prefix) = self.pending.withdraw.pop_first() {
-                    self.pending.changes.remove(&prefix);
                     self.sent.remove(&prefix);
                 }
             }
@@ -196,7 +199,7 @@ impl FamilyOut {
                 None => self.give_up(&attributes),
             }
         }
-        if out.len() < limit && self.pending.changes.is_empty() && self.refresh == Refresh::Begun {
+        if out.len() < limit && self.pending.is_empty() && self.refresh == Refresh::Begun {
             write_route_refresh(RefreshKind::End, self.family, out);
             self.refresh = Refresh::No;
         }
@@ -217,7 +220,7 @@ impl FamilyOut {
             let count = announcement.write(&mut group.iter().copied().peekable(), out);
             for _ in 0..count {
                 if let Some(prefix) = group.pop_first() {
-                    self.pending.changes.remove(&prefix);
+                    self.pending.announced.remove(&prefix);
                     self.sent.insert(prefix, Some(Arc::clone(attributes)));
                 }
             }
@@ -238,7 +241,7 @@ impl FamilyOut {
             "attributes do not fit into a message, not announced: use fewer communities"
         );
         for prefix in group {
-            self.pending.changes.remove(&prefix);
+            self.pending.announced.remove(&prefix);
             self.set(prefix, None);
         }
     }
@@ -341,7 +344,7 @@ impl AdjRibOut {
     }
 
     pub(super) fn has_changes(&self) -> bool {
-        self.families.iter().any(|out| !out.pending.changes.is_empty())
+        self.families.iter().any(|out| !out.pending.is_empty())
     }
 
     pub(super) fn has_pending(&self, end_of_rib_held: bool) -> bool {
@@ -356,7 +359,7 @@ impl AdjRibOut {
         let mut written = Written::default();
         for family in &mut self.families {
             written.updates += family.write(&self.export, out, limit);
-            let complete = family.pending.changes.is_empty() && out.len() < limit;
+            let complete = family.pending.is_empty() && out.len() < limit;
             // Also for a family that nothing is announced of: nothing is all there is.
             if complete && !family.end_of_rib_sent && !end_of_rib_held {
                 write_end_of_rib(family.family, out);

@@ -3,8 +3,8 @@
 use std::net::{IpAddr, Ipv6Addr};
 
 use super::policy::ExportPolicy;
-use crate::Attributes;
 use crate::wire::{AsPath, Context, Origin, PathAttributes, Role};
+use crate::{Attributes, Community};
 
 /// LOCAL_PREF where a route sets none.
 const DEFAULT_LOCAL_PREF: u32 = 100;
@@ -46,11 +46,19 @@ impl Export {
             as_path: Some(AsPath::sequence(vec![self.asn; times])),
             med: route.med,
             // RFC 4271 §5.1.5: within the AS always, to others never.
-            local_pref: ibgp.then(|| route.local_pref.unwrap_or(DEFAULT_LOCAL_PREF)),
+            local_pref: ibgp.then(|| local_pref(route)),
             communities: route.communities.to_vec(),
             large_communities: route.large_communities.to_vec(),
             only_to_customer: self.only_to_customer(),
             ..PathAttributes::default()
         }
     }
+}
+
+/// LOCAL_PREF of a route of our own; of one that is about to be withdrawn the least (RFC 8326 §4.1).
+fn local_pref(route: &Attributes) -> u32 {
+    if route.communities.contains(&Community::GRACEFUL_SHUTDOWN) {
+        return 0;
+    }
+    route.local_pref.unwrap_or(DEFAULT_LOCAL_PREF)
 }

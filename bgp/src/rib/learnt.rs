@@ -7,12 +7,12 @@
 //!                                                                                         taken by the owner
 //! ```
 //!
-//! A change costs what its prefixes cost: each of them is looked up once for each peer. Routes that share attributes share
-//! memory. The peer's graceful restart is helped (RFC 4724 §4.2): its routes stay in use, marked stale, until it has told
-//! them again or its time is over.
+//! A change costs what its prefixes cost: each of them is looked up once for each peer that announces it. Routes that share
+//! attributes share memory. The peer's graceful restart is helped (RFC 4724 §4.2): its routes stay in use, marked stale,
+//! until it has told them again or its time is over.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -34,6 +34,9 @@ pub use monitoring::{Changes, Received};
 
 /// How long a peer that is back may take to tell its routes, at most (RFC 4724 §4.2 asks for a bound).
 const STALE_LIMIT: Duration = Duration::from_secs(300);
+/// All peers lie between these.
+const FIRST_PEER: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
+const LAST_PEER: IpAddr = IpAddr::V6(Ipv6Addr::from_bits(u128::MAX));
 
 /// Routes of peers.
 #[derive(Debug)]
@@ -42,6 +45,8 @@ pub struct Learnt {
     /// Nets that no route may be to, around or within, unless the peer's policy names its prefix.
     reserved: BTreeSet<IpNet>,
     peers: BTreeMap<IpAddr, AdjRibIn>,
+    /// Each prefix with each peer that announces it, accepted or not.
+    holders: BTreeSet<(IpNet, IpAddr)>,
     /// Every path in use, once.
     paths: HashSet<Arc<Path>>,
     /// The Loc-RIB: next hops by prefix, sorted.
@@ -50,6 +55,8 @@ pub struct Learnt {
     changed: BTreeSet<IpNet>,
     /// What became different, while somebody monitors it.
     noted: Option<Changes>,
+    /// Those that were decided on last: prefixes that come together mostly have the same, and share their memory.
+    latest: Arc<[IpAddr]>,
 }
 
 /// What is used for a prefix from now on: next hops of equal worth, or none.
@@ -84,10 +91,12 @@ impl Learnt {
             own,
             reserved: BTreeSet::new(),
             peers: BTreeMap::new(),
+            holders: BTreeSet::new(),
             paths: HashSet::new(),
             routes: BTreeMap::new(),
             changed: BTreeSet::new(),
             noted: None,
+            latest: Arc::default(),
         }
     }
 
@@ -368,6 +377,8 @@ impl Learnt {
         let held = Held { path: Arc::clone(path), stale: false, accepted };
         if let Some(before) = state.routes.insert(prefix, held) {
             self.forget(&before.path);
+        } else {
+            self.holders.insert((prefix, peer));
         }
         if let Some(noted) = &mut self.noted {
             noted.received.insert((peer, prefix));
@@ -387,6 +398,7 @@ impl Learnt {
         if limit.is_some_and(|limit| state.told() < limit.warn_at / 2) {
             state.nearness = Nearness::Far;
         }
+        self.holders.remove(&(*prefix, peer));
         self.forget(&gone.path);
         if let Some(noted) = &mut self.noted {
             noted.received.insert((peer, *prefix));
@@ -442,7 +454,9 @@ impl Learnt {
 
     /// Routes to a prefix that import policies let in.
     fn accepted_of(&self, prefix: IpNet) -> impl Iterator<Item = (&Arc<Path>, &Source)> {
-        self.peers.values().filter_map(move |peer| {
+        let holders = self.holders.range((prefix, FIRST_PEER)..=(prefix, LAST_PEER));
+        holders.filter_map(move |(_, peer)| {
+            let peer = self.peers.get(peer)?;
             let held = peer.get(&prefix).filter(|held| held.accepted)?;
             Some((&held.path, peer.source.as_ref()?))
         })
@@ -455,17 +469,20 @@ impl Learnt {
         }
         let candidates = self.accepted_of(prefix).map(|(path, source)| Candidate { path, source });
         let used = select(candidates.collect());
-        let next_hops: BTreeSet<IpAddr> = used.iter().map(|candidate| candidate.path.next_hop).collect();
+        let mut next_hops: Vec<IpAddr> = used.iter().map(|candidate| candidate.path.next_hop).collect();
+        next_hops.sort_unstable();
+        next_hops.dedup();
         let before = self.routes.get(&prefix);
-        if before.is_some_and(|before| before.iter().eq(&next_hops))
-            || before.is_none() && next_hops.is_empty()
-        {
+        if before.map_or(&[][..], |before| before) == next_hops {
             return;
         }
         if next_hops.is_empty() {
             self.routes.remove(&prefix);
         } else {
-            self.routes.insert(prefix, next_hops.into_iter().collect());
+            if *self.latest != *next_hops {
+                self.latest = next_hops.into();
+            }
+            self.routes.insert(prefix, Arc::clone(&self.latest));
         }
         self.changed.insert(prefix);
     }

@@ -198,6 +198,11 @@ impl Rib {
         }
     }
 
+    /// How many changes a peer has yet to be told.
+    pub fn changes(&self, peer: IpAddr) -> usize {
+        self.families(peer).iter().map(FamilyOut::pending).sum()
+    }
+
     /// Whether [`Rib::write`] would write something to this peer.
     pub fn has_pending(&self, peer: IpAddr) -> bool {
         self.peers.get(&peer).is_some_and(|out| out.has_pending(self.end_of_rib_held))

@@ -4,6 +4,7 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use ipnet::IpNet;
 
+use crate::Community;
 use crate::wire::{AsPath, Origin, PathAttributes, Role, SegmentKind};
 
 /// LOCAL_PREF of a route that has none: from another AS, or from a peer that leaves it out.
@@ -81,7 +82,11 @@ impl Path {
         source.extended_next_hop || self.next_hop.is_ipv4() == matches!(prefix, IpNet::V4(_))
     }
 
+    /// What is about to be withdrawn comes last (RFC 8326 §4.2).
     pub(super) fn local_pref(&self) -> u32 {
+        if self.attributes.communities.contains(&Community::GRACEFUL_SHUTDOWN) {
+            return 0;
+        }
         self.attributes.local_pref.unwrap_or(DEFAULT_LOCAL_PREF)
     }
 

@@ -236,7 +236,10 @@ fn attributes_by_kind_of_session() {
     let plain = Attributes::default();
     let full = Attributes { local_pref: Some(7), med: Some(8), as_path_prepend: 2, ..Attributes::default() };
     let old = Context::default();
+    let leaving = Attributes { communities: [Community::GRACEFUL_SHUTDOWN].into(), ..full.clone() };
     let cases = [
+        ("eBGP, about to go", EBGP, &leaving, vec![64512; 3], None),
+        ("iBGP, about to go", IBGP, &leaving, vec![], Some(0)),
         ("eBGP", EBGP, &plain, vec![64512], None),
         ("eBGP, full", EBGP, &full, vec![64512; 3], None),
         ("eBGP, 2-octet", old, &plain, vec![64512], None),
@@ -253,6 +256,7 @@ fn attributes_by_kind_of_session() {
             next_hop: Some([10, 0, 0, 1].into()),
             med: route.med,
             local_pref,
+            communities: route.communities.to_vec(),
             ..PathAttributes::default()
         };
         assert_eq!(sent_in(&mut rib, context)[0].attributes, expected, "{name}");

@@ -39,8 +39,12 @@ use crate::wire::{Context, RefreshKind, Update};
 
 /// How long changes are gathered before they are sent, so that those that come together share messages.
 const COALESCE: Duration = Duration::from_millis(10);
+/// As many fill messages by themselves, and are not waited with.
+const PLENTY: usize = 2_000;
 /// Unwritten output beyond which no more UPDATEs are made.
 const OUTPUT_LIMIT: usize = 64 * 1024;
+/// How much is read at once.
+const INPUT_LIMIT: usize = 64 * 1024;
 
 /// What the task of a peer is driven by.
 pub(super) struct Inputs {
@@ -70,7 +74,6 @@ pub(super) struct PeerTask {
     sending: Sending,
     /// For monitoring stations.
     opens: Opens,
-    input: Box<[u8]>,
     /// The limit that the peer exceeded, until there is a session again: another limit gives it one at once.
     torn_down: Option<MaxPrefixes>,
     /// When stale routes of the peer may have to go: looked at then, as they may be gone already.
@@ -204,7 +207,6 @@ impl PeerTask {
             closing: JoinSet::new(),
             sending: Sending::Done,
             opens: Opens::default(),
-            input: vec![0; OUTPUT_LIMIT].into_boxed_slice(),
             torn_down: None,
             stale_until: None,
             asks: 0,
@@ -232,7 +234,11 @@ impl PeerTask {
                 }
                 Input::StaleTimer => self.expire_learnt(),
                 Input::RoutesChanged => {
-                    self.sending = Sending::Gathering { until: Instant::now() + COALESCE }
+                    let plenty = self.shared.rib().changes(self.config.address) >= PLENTY;
+                    self.sending = match plenty {
+                        true => Sending::Writing,
+                        false => Sending::Gathering { until: Instant::now() + COALESCE },
+                    };
                 }
                 Input::Gathered => self.sending = Sending::Writing,
             }
@@ -327,21 +333,18 @@ impl PeerTask {
     }
 
     fn read(&mut self, direction: Direction) {
-        // Out of `self`, so that the session can be told of what is in it.
-        let mut input = std::mem::take(&mut self.input);
-        let outcome =
-            self.connection(direction).as_ref().map(|connection| connection.stream.try_read(&mut input));
-        match outcome {
-            None => {}
-            Some(Ok(count)) if count > 0 => {
+        // Not kept: of many peers few have something to say.
+        let mut input = [0; INPUT_LIMIT];
+        let Some(connection) = self.connection(direction) else { return };
+        match connection.stream.try_read(&mut input) {
+            Ok(count) if count > 0 => {
                 self.observed().counters.bytes_received += count as u64;
                 self.opens.received(direction, &input[..count]);
                 self.event(Event::Received(direction, &input[..count]));
             }
-            Some(Err(error)) if error.kind() == io::ErrorKind::WouldBlock => {}
-            Some(_) => self.lost(direction),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            _ => self.lost(direction),
         }
-        self.input = input;
     }
 
     fn lost(&mut self, direction: Direction) {

@@ -7,13 +7,14 @@ use anyhow::{Context, Result, ensure};
 use sheave::cluster::Protocol::Tcp;
 
 use super::Scenario;
+use super::loads::BothLoads;
 use super::tables::{Watch, await_directors, is_ready};
 use crate::cluster::Service;
 use crate::fabric::Leaf;
 use crate::fabric::addresses::{self, Family};
 use crate::lab::{Lab, POD_PORT};
 use crate::process;
-use crate::traffic::{Load, Request};
+use crate::traffic::Request;
 use crate::wait::await_some;
 
 /// How long agents and sessions may take to come up.
@@ -184,46 +185,31 @@ fn under_load(lab: &mut Lab, service: &Service) -> Result<()> {
         lab.fabric.spine.ip(&lines)
     };
     by_second(lab, false)?;
-    let loads = Family::BOTH.map(|family| Load::start(&lab.fabric.client, Tcp, service.vip(family), 80, 2));
-    let [v4, v6] = loads;
-    let (v4, v6) = (v4?, v6?);
-    v4.await_answers(30)?;
-    v6.await_answers(30)?;
+    let loads = BothLoads::start(lab, service)?;
+    loads.await_answers(30)?;
     let sessions = ["node_a_ipv4", "node_a_ipv6"];
     for (order, hops) in [("disable", 1), ("enable", 2)] {
         for session in sessions {
             lab.fabric.leaves[0].birdc(&format!("{order} {session}"))?;
         }
         await_learnt(lab, hops)?;
-        v4.await_answers(30)?;
-        v6.await_answers(30)?;
+        loads.await_answers(30)?;
     }
     let mut watch = Watch::start(lab, &node)?;
-    for kill in [false, true] {
-        if kill {
-            lab.kill_agent(NODE)?;
-        } else {
-            lab.stop_agent(NODE)?;
-        }
-        v4.await_answers(30)?;
-        v6.await_answers(30)?;
-        lab.start_agent(NODE)?;
+    loads.outlast_restarts(lab, NODE, |lab| {
         await_some(LIMIT, "all told again", || {
             is_ready(lab)?;
             let status = lab.status(NODE).map_err(|error| format!("{error:#}"))?;
             let imported = &status["imported"];
             if imported["inKernel"] == 2 && imported["kept"] == 0 { Ok(()) } else { Err(status.to_string()) }
         })?;
-        await_learnt(lab, 2)?;
-        v4.await_answers(30)?;
-        v6.await_answers(30)?;
-    }
+        await_learnt(lab, 2)
+    })?;
     for prefix in CLIENTS {
         let removals = watch.removals(prefix)?;
         ensure!(removals.is_empty(), "removed over restarts of the agent: {removals:?}");
     }
-    v4.stop()?.ensure_none_failed().context("IPv4")?;
-    v6.stop()?.ensure_none_failed().context("IPv6")?;
+    loads.none_failed()?;
     by_second(lab, true)
 }
 

@@ -15,6 +15,7 @@ mod guard;
 mod import;
 mod invalid;
 mod kept_ports;
+mod loads;
 mod nat;
 mod node_ports;
 mod observe;
