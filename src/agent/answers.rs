@@ -171,7 +171,7 @@ fn peers(speaker: Option<SpeakerStatus>, learnt: &LearntStatus, missing: &[Missi
         learnt.peers.get(peer).map(|families| families.iter().map(|(_, counts)| of(counts)).sum())
     };
     let sessions = speaker.into_iter().flat_map(|speaker| speaker.peers);
-    let missing = missing.iter().map(|Missing { name, asn, why }| status::Peer {
+    let missing = missing.iter().map(|Missing { name, asn, why, .. }| status::Peer {
         address: name.clone(),
         asn: *asn,
         range: None,

@@ -33,9 +33,19 @@ pub(super) struct Discovery {
     gateways: BTreeMap<AddressFamily, BTreeSet<Gateway>>,
 }
 
+/// Where peers are.
+pub(super) struct Places<'a> {
+    /// The name in the config, the address, and the peer there.
+    pub(super) found: Vec<(String, IpAddr, Peer)>,
+    /// Those that have yet to be found, and why.
+    pub(super) missing: Vec<(&'a Peer, String)>,
+    /// What is wrong with places.
+    pub(super) problems: Vec<String>,
+}
+
 /// Where a peer is.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Found {
+enum Found {
     /// At these addresses: more than one only where it is a default gateway.
     At(Vec<(IpAddr, Option<String>)>),
     /// Not known, and why.
@@ -66,7 +76,7 @@ impl Discovery {
         self.look();
     }
 
-    /// Waits until something is different: what this gives is the surroundings, if it is those.
+    /// Waits until something is different.
     pub(super) async fn changed(&mut self) {
         let links = async {
             match &mut self.links {
@@ -110,8 +120,41 @@ impl Discovery {
         }
     }
 
+    /// Where these are. One address has one session: of two peers there the one counts whose address is configured, else the first.
+    pub(super) fn places<'a>(&self, peers: &'a [Peer]) -> Places<'a> {
+        let mut places = Places { found: Vec::new(), missing: Vec::new(), problems: self.problems() };
+        let (configured, others): (Vec<&Peer>, Vec<&Peer>) =
+            peers.iter().partition(|peer| peer.address.ip().is_some());
+        for peer in configured.into_iter().chain(others) {
+            let at = match self.find(peer) {
+                Found::At(at) => at,
+                Found::Missing(why) => {
+                    places.missing.push((peer, why));
+                    continue;
+                }
+            };
+            let mut twice = None;
+            for (address, interface) in at {
+                match places.found.iter().find(|(_, other, _)| *other == address) {
+                    Some((other, ..)) => {
+                        twice = Some(format!("{address} is the address of peer {other} too"));
+                    }
+                    None => {
+                        let there = peer.found_at(address, interface.as_deref());
+                        places.found.push((peer.name(), address, there));
+                    }
+                }
+            }
+            // A gateway may well be a peer by itself.
+            if let Some(twice) = twice.filter(|_| peer.address == PeerAddress::Neighbour) {
+                places.missing.push((peer, format!("{twice}: one of both routers has to have another one")));
+            }
+        }
+        places
+    }
+
     /// Where a peer is.
-    pub(super) fn find(&self, peer: &Peer) -> Found {
+    fn find(&self, peer: &Peer) -> Found {
         match peer.address {
             PeerAddress::Ip(address) => Found::At(vec![(address, peer.interface.clone())]),
             PeerAddress::Neighbour => {
@@ -142,7 +185,7 @@ impl Discovery {
     }
 
     /// What is wrong on the links of unnumbered peers, though they were found.
-    pub(super) fn problems(&self) -> Vec<String> {
+    fn problems(&self) -> Vec<String> {
         let of_link = |(name, status): (String, LinkStatus)| {
             let neighbour = status.neighbour?;
             status
@@ -217,5 +260,13 @@ mod tests {
             assert_eq!(discovery.find(&v6), no_route, "{name}");
         }
         assert_eq!(discovery.find(&eth1), missing("interface eth1 is down, or not there"));
+
+        // The gateway is listed by its address as well: it is one peer, with the settings listed.
+        let listed = Peer::new("10.0.0.2".parse().unwrap(), 65009);
+        let peers = [v4, eth1.clone(), listed.clone()];
+        let Places { found, missing, problems } = discovery.places(&peers);
+        assert_eq!(found, [("10.0.0.2".to_owned(), "10.0.0.2".parse().unwrap(), listed)]);
+        assert_eq!(missing, [(&eth1, "interface eth1 is down, or not there".to_owned())]);
+        assert_eq!(problems, Vec::<String>::new());
     }
 }

@@ -47,9 +47,10 @@ impl Announcer {
     }
 
     pub(super) async fn tick_import(&mut self) {
-        // Without a speaker nothing is told, and nothing is left to take in.
+        // Without a speaker nothing is told, and nothing is left to take in; nor has a peer told all that was not found yet.
+        let missing = self.missing.iter().any(|missing| missing.imports);
         let (complete, drained) =
-            self.learns().map_or((false, true), |learnt| (learnt.complete, learnt.pending == 0));
+            self.learns().map_or((false, true), |learnt| (learnt.complete && !missing, learnt.pending == 0));
         if let Some(import) = &mut self.import {
             import.tick(Instant::now(), complete, drained).await;
         }

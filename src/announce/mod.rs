@@ -15,7 +15,7 @@ mod passwords;
 mod sessions;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
@@ -25,13 +25,13 @@ use sheave_bgp::{
 };
 use tokio::runtime::Handle;
 use tokio::sync::watch;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use crate::cluster::Node;
-use crate::config::{PasswordSource, Peer, PeerAddress, Router};
+use crate::config::{PasswordSource, Peer, Router};
 use crate::plan::{Announcement, AnnouncementKind, NodePlan, Selection, Step};
 use crate::tables::{ExportTable, FollowingLinks, ImportTable};
-use discovery::{Discovery, Found};
+use discovery::Discovery;
 pub use journal::{Journal, Saved, remove as remove_journal};
 use passwords::Passwords;
 
@@ -115,6 +115,8 @@ pub struct Missing {
     pub asn: u32,
     /// Why.
     pub why: String,
+    /// Its routes are to be imported.
+    imports: bool,
 }
 
 /// What [`Announcer::configure`] was given.
@@ -277,7 +279,10 @@ impl Announcer {
     /// what the kernel refuses of the tables that are written to.
     pub fn problems(&self) -> Vec<String> {
         let export = self.export.as_ref().and_then(ExportTable::problem);
-        self.problems.iter().cloned().chain(export.map(str::to_owned)).chain(self.import_problems()).collect()
+        let missing =
+            self.missing.iter().map(|Missing { name, why, .. }| format!("peer {name}: no session: {why}"));
+        let problems = self.problems.iter().cloned().chain(missing);
+        problems.chain(export.map(str::to_owned)).chain(self.import_problems()).collect()
     }
 
     /// Brings speaker and peers in line with what is configured.
@@ -285,7 +290,7 @@ impl Announcer {
         self.prepare_import();
         let Some(Configured { router, node, addresses }) = &self.configured else { return };
         let stations = sessions::bmp_stations(router, node);
-        let (mut problems, mut problems_of_places) = (Vec::new(), Vec::new());
+        let mut problems = Vec::new();
         let mut imports = BTreeMap::new();
         let mut of_secrets = BTreeMap::new();
         // `None`: there is no session without its password.
@@ -298,38 +303,20 @@ impl Announcer {
             }
             Some(sessions::peer_config(peer, at, password, addresses, router.asn))
         };
-        let mut peers: Vec<PeerConfig> = Vec::new();
-        let (mut found, mut missing) = (BTreeMap::<String, Vec<IpAddr>>::new(), Vec::new());
-        // Of two at one address the one counts whose address is configured.
-        let (configured, found_out): (Vec<&Peer>, Vec<&Peer>) =
-            router.peers.iter().partition(|peer| peer.address.ip().is_some());
-        for peer in configured.into_iter().chain(found_out) {
-            let name = peer.name();
-            let at = match self.discovery.find(peer) {
-                Found::At(at) => at,
-                Found::Missing(why) => {
-                    let asn = peer.asn.number(router.asn).unwrap_or_default();
-                    missing.push(Missing { name, asn, why });
-                    continue;
-                }
-            };
-            for (address, interface) in at {
-                if let Some(other) = found.iter().find(|(_, at)| at.contains(&address)).map(|(name, _)| name)
-                {
-                    // The gateway may well be a peer by itself.
-                    if peer.address == PeerAddress::Neighbour {
-                        problems_of_places.push(format!(
-                            "peer {name}: {address} is the address of peer {other} too: one of both routers has to have another one"
-                        ));
-                    }
-                    continue;
-                }
-                found.entry(name.clone()).or_default().push(address);
-                imports.extend(peer.import.clone().map(|import| (address, import)));
-                let peer = peer.found_at(address, interface.as_deref());
-                let before = self.peers.iter().find(|config| config.address == address);
-                peers.extend(with_password(format!("peer {}", peer.name()), &peer, address, before));
-            }
+        let places = self.discovery.places(&router.peers);
+        let (mut peers, mut found) = (Vec::new(), BTreeMap::<String, Vec<IpAddr>>::new());
+        for (name, address, peer) in places.found {
+            found.entry(name).or_default().push(address);
+            imports.extend(peer.import.clone().map(|import| (address, import)));
+            let before = self.peers.iter().find(|config| config.address == address);
+            peers.extend(with_password(format!("peer {}", peer.name()), &peer, address, before));
+        }
+        let mut missing = Vec::new();
+        for (peer, why) in places.missing {
+            let (name, asn) = (peer.name(), peer.asn.number(router.asn).unwrap_or_default());
+            // What it asks for is kept for when it is found.
+            with_password(format!("peer {name}"), peer, Ipv6Addr::UNSPECIFIED.into(), None);
+            missing.push(Missing { name, asn, why, imports: peer.import.is_some() });
         }
         let mut dynamic = Vec::new();
         for range in &router.dynamic_peers {
@@ -339,8 +326,7 @@ impl Announcer {
             let template = with_password(format!("peers of {}", range.prefix), &range.template(), at, before);
             dynamic.extend(template.map(|template| sessions::dynamic_peers(range, template)));
         }
-        problems.extend(problems_of_places);
-        problems.extend(self.discovery.problems());
+        problems.extend(places.problems);
         self.journal.passwords_are(of_secrets);
         self.start_again = None;
         if !router.has_peers() && router.bmp.is_empty() {
@@ -375,6 +361,9 @@ impl Announcer {
         }
         self.peers = peers;
         self.dynamic = dynamic;
+        for (name, at) in found.iter().filter(|(name, at)| self.found.get(*name) != Some(*at)) {
+            debug!(peer = name, ?at, "peers are there");
+        }
         self.found = found;
         self.missing = missing;
         for problem in problems.iter().filter(|problem| !self.problems.contains(problem)) {

@@ -203,22 +203,18 @@ impl Fabric {
         self.leaves.iter().try_for_each(|leaf| leaf.ns.ip(&leaf_to_node(leaf.number, node.number)))
     }
 
-    /// Takes the addresses from the links of a node, and with them all routes by them: what is left are link-local addresses.
+    /// Takes the addresses from the links of a node, and all routes by them: what is left are link-local addresses.
     pub fn unnumber(&self, node: &Node) -> Result<()> {
+        node.ns.ip("route del default\nroute del ::/0\n")?;
         for leaf in &self.leaves {
-            let (device, uplink) = (&node.name, leaf.name());
-            node.ns.ip(&format!("addr flush dev {uplink} scope global\n"))?;
-            let mut lines = format!("addr flush dev {device} scope global\n");
+            let mut lines = String::new();
             for family in Family::BOTH {
                 let _ = writeln!(lines, "route del {}/{}", node.address(family), family.bits());
                 let _ = writeln!(lines, "route del {}", addresses::pod_cidr(family, node.number));
             }
-            // The kernel may have removed some already.
-            leaf.ns.run_with_input("ip -force -batch -", &lines).or_else(|_| leaf.ns.run("true"))?;
+            leaf.ns.ip(&format!("{lines}addr flush dev {} scope global\n", node.name))?;
+            node.ns.ip(&format!("addr flush dev {} scope global\n", leaf.name()))?;
         }
-        node.ns
-            .run_with_input("ip -force -batch -", "route del default\n-6 route del default\n")
-            .or_else(|_| node.ns.run("true"))?;
         Ok(())
     }
 

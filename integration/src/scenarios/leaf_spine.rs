@@ -8,7 +8,7 @@ use serde_json::Value;
 use sheave::cluster::Protocol::Tcp;
 
 use super::Scenario;
-use super::tables::await_directors;
+use super::tables::{Watch, await_directors};
 use crate::cluster::Service;
 use crate::fabric::addresses::{self, Family};
 use crate::lab::{Lab, POD_PORT};
@@ -216,6 +216,8 @@ fn under_load(lab: &mut Lab, service: &Service) -> Result<()> {
 /// The agent comes back, and finds its peers again. BIRD keeps no routes of neighbours that it does not have by their addresses meanwhile; the
 /// node does.
 fn restarted(lab: &mut Lab, service: &Service) -> Result<()> {
+    let node = lab.fabric.node(NODE)?.ns.clone();
+    let mut watch = Watch::start(lab, &node)?;
     for kill in [false, true] {
         if kill {
             lab.kill_agent(NODE)?;
@@ -232,5 +234,7 @@ fn restarted(lab: &mut Lab, service: &Service) -> Result<()> {
             request.send(&lab.fabric.client).with_context(|| format!("{family}, after a restart"))?;
         }
     }
+    let removals = watch.removals("default")?;
+    ensure!(removals.is_empty(), "removed over restarts of the agent: {removals:?}");
     Ok(())
 }
