@@ -242,13 +242,19 @@ fn replay(from: &str) -> Result<()> {
     Ok(())
 }
 
+/// So many Services, and the kernel as they want it.
+async fn synced(services: u16, state: &Path) -> Result<(Planner, Dataplane)> {
+    let mut planner = Planner::new(NODE, config());
+    planner.handle(cluster(services));
+    let mut dataplane = open(&planner.config().services, state)?;
+    dataplane.sync(planner.plan(), Instant::now()).await;
+    Ok((planner, dataplane))
+}
+
 fn change(services: u16, state: &Path) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
-        let mut planner = Planner::new(NODE, config());
-        planner.handle(cluster(services));
-        let mut dataplane = open(&planner.config().services, state)?;
-        dataplane.sync(planner.plan(), Instant::now()).await;
+        let (mut planner, mut dataplane) = synced(services, state).await?;
         let index = services / 2;
         for (name, endpoint) in [("remote", 1), ("own", 0)] {
             let mut times = Vec::new();
@@ -275,10 +281,7 @@ fn change(services: u16, state: &Path) -> Result<()> {
 fn idle(services: u16, state: &Path) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
-        let mut planner = Planner::new(NODE, config());
-        planner.handle(cluster(services));
-        let mut dataplane = open(&planner.config().services, state)?;
-        dataplane.sync(planner.plan(), Instant::now()).await;
+        let (planner, mut dataplane) = synced(services, state).await?;
         // The first look learns how nft shows our rules.
         dataplane.check(planner.plan(), Instant::now()).await;
         let before = cpu_time()?;
