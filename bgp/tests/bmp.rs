@@ -378,16 +378,22 @@ async fn numbers_are_reported() {
     peer.shutdown(Shutdown::Cease).await;
 }
 
-/// A station that reads nothing costs the peer nothing: it is cut off, and when it is back it is told how things are then.
-#[tokio::test]
-async fn a_station_that_does_not_read_is_cut_off() {
-    let (ours, peer) = pair().await;
+/// Takes connections of which the kernel keeps little that nobody has read yet, and its port.
+fn deaf_listener() -> (TcpListener, u16) {
     let socket = TcpSocket::new_v4().unwrap();
     // Inherited by what is accepted.
     socket.set_recv_buffer_size(4096).unwrap();
     socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
     let listener = socket.listen(8).unwrap();
     let port = listener.local_addr().unwrap().port();
+    (listener, port)
+}
+
+/// A station that reads nothing costs the peer nothing: it is cut off, and when it is back it is told how things are then.
+#[tokio::test]
+async fn a_station_that_does_not_read_is_cut_off() {
+    let (ours, peer) = pair().await;
+    let (listener, port) = deaf_listener();
     ours.set_bmp_stations(vec![BmpStation { queue: 64 * 1024, ..station(port) }]);
     let deaf = Station::accept(&listener).await;
 
@@ -642,11 +648,7 @@ async fn what_is_kept_is_counted() {
 async fn a_station_that_does_not_read_slows_no_learning() {
     let (ours, peer) = pair().await;
     import(&ours, &["10.0.0.0/8"]);
-    let socket = TcpSocket::new_v4().unwrap();
-    socket.set_recv_buffer_size(4096).unwrap();
-    socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
-    let listener = socket.listen(8).unwrap();
-    let port = listener.local_addr().unwrap().port();
+    let (listener, port) = deaf_listener();
     ours.set_bmp_stations(vec![BmpStation { queue: 64 * 1024, tables: ALL_TABLES, ..station(port) }]);
     let deaf = Station::accept(&listener).await;
     let hosts: Vec<IpNet> =
