@@ -3,7 +3,7 @@
 //!
 //! Routes and attributes change, connections are cut or hang, segments are late, processes are suspended (which is what a
 //! clock that jumps looks like), die and start anew, cold or with their routes kept, and ask for all routes again. Each side
-//! keeps the other's routes over a restart as RFC 4724 §4.2 says. What must hold:
+//! keeps the other's routes over a restart as RFC 4724 §4.2 and RFC 8538 §4 say. What must hold:
 //! - only what was announced in this session is withdrawn;
 //! - a restart with forwarding kept, and a mere loss of the connection, cost no route that is still wanted;
 //! - all that there is comes in answer to ROUTE-REFRESH;
@@ -22,9 +22,10 @@ use std::time::{Duration, Instant};
 use ipnet::IpNet;
 use sheave_bgp::rib::{Export, Rib};
 use sheave_bgp::session::{
-    Action, Backoff, Direction, Down, Event, Jitter, Negotiated, RestartOffer, Session, SessionConfig, State,
+    Action, Backoff, Direction, Down, Event, Farewell, Jitter, Negotiated, RestartOffer, Session,
+    SessionConfig, State,
 };
-use sheave_bgp::wire::{Context, Message, RefreshKind, RouteRefresh};
+use sheave_bgp::wire::{Cease, Context, Message, Notification, RefreshKind, RouteRefresh};
 use sheave_bgp::{Attributes, Families, Family, RouteChanges};
 
 const SEEDS: u64 = 10_000;
@@ -101,6 +102,10 @@ enum Happening {
     },
     /// The peer has not come back in time.
     StaleExpire,
+    /// The node ends its session, and begins another: for good, as far as the peer is told, or to begin anew.
+    Stop {
+        lasting: bool,
+    },
     /// The process stands still, and time does not.
     Suspend,
     /// The node asks for all routes again.
@@ -263,11 +268,13 @@ impl Simulation {
                 let at = simulation.random.millis(TROUBLE.as_secs() * 1000);
                 simulation.plan(at, node, Happening::RoutesChange);
             }
-            let faults: [fn() -> Happening; 6] = [
+            let faults: [fn() -> Happening; 8] = [
                 || Happening::Cut,
                 || Happening::Hang,
                 || Happening::Restart { kept: false },
                 || Happening::Restart { kept: true },
+                || Happening::Stop { lasting: false },
+                || Happening::Stop { lasting: true },
                 || Happening::Suspend,
                 || Happening::Refresh,
             ];
@@ -407,19 +414,22 @@ impl Simulation {
         self.nodes[node].negotiated = Some(negotiated);
     }
 
-    /// A session, or an attempt at one, is over. Routes stay if the peer has asked for that and no NOTIFICATION was sent;
-    /// those that were stale already do not.
+    /// A session, or an attempt at one, is over. Routes stay if the peer has asked for that, and both sides for it where there
+    /// was a NOTIFICATION; those that were stale already then do too.
     fn down(&mut self, node: usize, reason: &Down) {
         let now = self.now;
         let this = &mut self.nodes[node];
         let Some(negotiated) = this.negotiated.take() else { return };
         this.awaited.clear();
         this.complete = Families::NONE;
-        this.sweep(|_| true);
+        if !negotiated.graceful_notification {
+            this.sweep(|_| true);
+        }
         this.stale = this.learnt.keys().copied().collect();
         this.stale_since = now;
+        let helps = this.config.graceful_restart.is_some();
         match negotiated.graceful_restart {
-            Some(restart) if *reason == Down::ConnectionClosed => {
+            Some(restart) if helps && reason.may_be_restart(negotiated.graceful_notification) => {
                 let families: Vec<Family> = restart.families.iter().map(|(family, _)| *family).collect();
                 this.sweep(|prefix| !families.contains(&family(prefix)));
                 self.plan(restart.restart_time, node, Happening::StaleExpire);
@@ -539,6 +549,14 @@ impl Simulation {
                 let waited = this.negotiated.is_none()
                     && self.now >= this.stale_since + Duration::from_secs(RESTART_TIME.into());
                 this.sweep(|_| waited);
+            }
+            Happening::Stop { lasting } => {
+                let why = if lasting { Cease::PeerDeconfigured } else { Cease::OtherConfigurationChange };
+                let stood = self.nodes[node].negotiated.is_some();
+                self.session(node, Event::ManualStop(Farewell::Cease(Notification::cease(why))));
+                let nothing_left = self.nodes[node].learnt.is_empty();
+                assert!(!(lasting && stood) || nothing_left, "the session is over for good");
+                self.session(node, Event::ManualStart);
             }
             Happening::Suspend => {
                 let pause = self.random.millis(40_000);

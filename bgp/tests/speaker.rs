@@ -42,6 +42,8 @@ fn speaker_config() -> SpeakerConfig {
 struct FakePeer {
     stream: TcpStream,
     input: Vec<u8>,
+    /// The speaker's.
+    open: Option<Open>,
 }
 
 /// A speaker, and the peer it has an Established session with.
@@ -67,8 +69,9 @@ impl FakePeer {
     /// Takes the speaker's connection as far as Established.
     async fn accept(listener: &TcpListener) -> FakePeer {
         let (stream, _) = timeout(LIMIT, listener.accept()).await.unwrap().unwrap();
-        let mut peer = FakePeer { stream, input: Vec::new() };
-        assert!(matches!(peer.next().await, Some(Message::Open(_))));
+        let mut peer = FakePeer { stream, input: Vec::new(), open: None };
+        let Some(Message::Open(open)) = peer.next().await else { panic!("no OPEN") };
+        peer.open = Some(open);
         let mut capabilities: Vec<Capability> =
             Family::ALL.into_iter().map(Capability::multiprotocol).collect();
         capabilities.extend([
@@ -275,6 +278,35 @@ async fn ways_to_leave() {
     peer.end_of_rib().await;
     speaker.set_peers(Vec::new());
     assert_eq!(peer.next().await, cease(Cease::PeerDeconfigured), "removed");
+}
+
+/// The OPEN of a session that follows another says that forwarding went on (RFC 8538 §4), the first one does not: not even where
+/// the peer is configured anew.
+#[tokio::test]
+async fn forwarding_goes_on_between_sessions() {
+    let forwards = |peer: &FakePeer| {
+        let capabilities = &peer.open.as_ref().unwrap().capabilities;
+        let restart = capabilities.iter().find_map(|capability| match capability {
+            Capability::GracefulRestart(restart) => Some(restart),
+            _ => None,
+        });
+        let restart = restart.unwrap();
+        assert!(restart.notification && !restart.restarting);
+        restart.families.iter().all(|family| family.forwarding)
+    };
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    let speaker = Speaker::start(speaker_config()).await.unwrap();
+    let config = peer_config(listener.local_addr().unwrap());
+    for (hops, expected) in [(1, false), (2, true), (3, true)] {
+        speaker.set_peers(vec![PeerConfig { multihop: Some(hops), ..config.clone() }]);
+        let peer = FakePeer::accept(&listener).await;
+        until("a session", || speaker.status().peers[0].session.is_some()).await;
+        assert_eq!(forwards(&peer), expected, "{hops}");
+    }
+    // One that was removed had its routes withdrawn.
+    speaker.set_peers(Vec::new());
+    speaker.set_peers(vec![config]);
+    assert!(!forwards(&FakePeer::accept(&listener).await));
 }
 
 /// The reason is told in the status, the session comes back, and the counters tell both.

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 
@@ -32,6 +32,8 @@ pub(super) struct FamilyIn {
     pub(super) accepted: usize,
     /// How many of the routes are stale.
     pub(super) stale: usize,
+    /// Since when the first of them have been.
+    stale_since: Option<Instant>,
     /// The session is for this family too.
     pub(super) negotiated: bool,
     /// The peer has told all that it had when the session came up, or was asked.
@@ -123,8 +125,16 @@ impl FamilyIn {
         self.routes.len() - self.stale
     }
 
+    /// Whether nothing has been stale for longer.
+    pub(super) fn is_stale_for_less(&self, time: Duration, now: Instant) -> bool {
+        self.stale_since.is_none_or(|since| now < since + time)
+    }
+
     /// All that there is has to be told again.
-    pub(super) fn mark_stale(&mut self) {
+    pub(super) fn mark_stale(&mut self, now: Instant) {
+        if self.stale == 0 {
+            self.stale_since = Some(now);
+        }
         self.routes.values_mut().for_each(|held| held.stale = true);
         self.stale = self.routes.len();
     }

@@ -223,18 +223,25 @@ impl Learnt {
         self.peers.get(&peer).is_some_and(|known| !known.up)
     }
 
-    /// The session is over. `graceful`: what the peer offered, where it may be restarting and this side helps: its routes stay.
-    pub fn peer_down(&mut self, peer: IpAddr, graceful: Option<&PeerGracefulRestart>, now: Instant) {
+    /// The session is over. `restarting`: what was agreed on, where the peer may be restarting and this side helps: its routes
+    /// stay.
+    pub fn peer_down(&mut self, peer: IpAddr, restarting: Option<&Negotiated>, now: Instant) {
         let Some(known) = self.peers.get_mut(&peer).filter(|known| known.up) else { return };
         known.up = false;
+        let graceful = restarting.and_then(|agreed| agreed.graceful_restart.as_ref());
         let time = graceful.map_or(Duration::ZERO, |graceful| graceful.restart_time);
         let kept = if time.is_zero() { Families::NONE } else { kept_by_restart(graceful, false) };
         self.flush(peer, Family::ALL.into_iter().filter(|&family| !kept.contains(family)), false);
-        // RFC 4724 §4.2: what was stale already goes with a second restart.
-        self.flush(peer, kept.iter(), true);
+        // What was stale already goes with a second restart (RFC 4724 §4.2), but for peers whose sessions may end so often: its time is
+        // bounded with them (RFC 8538 §4.1).
+        let often = restarting.is_some_and(|agreed| agreed.graceful_notification);
+        let Some(known) = self.peers.get(&peer) else { return };
+        let sweep = |family: &Family| !(often && known.family(*family).is_stale_for_less(STALE_LIMIT, now));
+        let swept: Vec<Family> = kept.iter().filter(sweep).collect();
+        self.flush(peer, swept, true);
         let Some(known) = self.peers.get_mut(&peer) else { return };
         for family in kept.iter() {
-            known.family_mut(family).mark_stale();
+            known.family_mut(family).mark_stale(now);
         }
         known.stale_until = known.has_stale().then(|| now + time);
     }
@@ -265,7 +272,7 @@ impl Learnt {
             return;
         }
         state.refreshing = true;
-        state.mark_stale();
+        state.mark_stale(now);
         if known.has_stale() {
             known.stale_until.get_or_insert(now + STALE_LIMIT);
         }

@@ -180,16 +180,19 @@ async fn writable(connection: Option<&Connection>) {
 }
 
 impl PeerTask {
+    /// `linger`: how long a peer that stays away is waited for, if not for ever; `again`: an earlier task had a session with it.
     pub(super) fn new(
         shared: Arc<Shared>,
         config: PeerConfig,
         linger: Option<Duration>,
+        again: bool,
         inputs: Inputs,
         observed: Arc<Mutex<Observed>>,
     ) -> PeerTask {
         let seed = RandomState::new().build_hasher().finish();
+        let session = Session::new(session_config(&shared.config, &config), Jitter::seeded(seed));
         PeerTask {
-            session: Session::new(session_config(&shared.config, &config), Jitter::seeded(seed)),
+            session: if again { session.continued() } else { session },
             changed: shared.changed.subscribe(),
             shared,
             config,
@@ -210,6 +213,8 @@ impl PeerTask {
 
     /// Runs until told to stop, or the peer has stayed away for longer than it is waited for.
     pub(super) async fn run(mut self) {
+        // What an earlier task for the peer left.
+        self.stale_until = self.shared.learnt().deadline(self.config.address);
         self.event(Event::ManualStart);
         loop {
             let input = self.next_input().await;
@@ -527,13 +532,13 @@ impl PeerTask {
         let repeated = observed.last_error.as_ref().is_some_and(|last| last.reason == reason);
         match &reason {
             Down::ConnectFailed(_) if repeated => tracing::debug!(%peer, "{reason}"),
-            Down::Stopped => tracing::info!(%peer, "session stopped"),
+            Down::Stopped | Down::Reset => tracing::info!(%peer, "session {reason}"),
             _ => tracing::warn!(%peer, "session down: {reason}"),
         }
         match reason {
             Down::NotificationReceived(_) => observed.counters.notifications_received += 1,
             Down::Error(_) => observed.counters.notifications_sent += 1,
-            Down::ConnectionClosed | Down::ConnectFailed(_) | Down::Stopped => {}
+            Down::ConnectionClosed | Down::ConnectFailed(_) | Down::Stopped | Down::Reset => {}
         }
         observed.set_down(reason);
         drop(observed);

@@ -208,6 +208,8 @@ pub struct Negotiated {
     pub extended_messages: bool,
     /// What the peer advertised about graceful restart, if it did.
     pub graceful_restart: Option<PeerGracefulRestart>,
+    /// Both sides keep routes over a NOTIFICATION as over the loss of a connection, unless it is a hard reset (RFC 8538).
+    pub graceful_notification: bool,
 }
 
 /// The peer's side of graceful restart (RFC 4724 §3).
@@ -239,4 +241,23 @@ pub enum Down {
     /// Stopped by whoever owns this side.
     #[error("stopped")]
     Stopped,
+    /// The same, to begin anew with another configuration.
+    #[error("begins anew")]
+    Reset,
+}
+
+impl Down {
+    /// Whether the peer may be back with the same routes (RFC 4724 §4.2), if it offered graceful restart. Beyond the loss of a
+    /// connection that takes an agreement (RFC 8538 §4): `Negotiated::graceful_notification`.
+    pub fn may_be_restart(&self, graceful_notification: bool) -> bool {
+        match self {
+            Down::ConnectionClosed => true,
+            Down::NotificationReceived(notification) => {
+                graceful_notification && !notification.is_hard_reset()
+            }
+            Down::Error(error) => graceful_notification && !error.notification().is_lasting(),
+            Down::Reset => graceful_notification,
+            Down::ConnectFailed(_) | Down::Stopped => false,
+        }
+    }
 }

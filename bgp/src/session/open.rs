@@ -27,7 +27,7 @@ pub(super) fn offer(config: &SessionConfig, again: bool) -> Open {
         let family = |f: Family| GracefulRestartFamily { afi: f.afi(), safi: f.safi(), forwarding };
         capabilities.push(Capability::GracefulRestart(GracefulRestartCapability {
             restarting: restart.restarting && !again,
-            notification: false,
+            notification: true,
             restart_time: restart.restart_time,
             families: config.families.iter().map(family).collect(),
         }));
@@ -58,6 +58,10 @@ pub(super) fn negotiate(config: &SessionConfig, open: &Open) -> Result<Negotiate
     if families.is_empty() {
         return Err(PeerIncompatible::Families { offered: config.families });
     }
+    let restart = open.capabilities.iter().find_map(|capability| match capability {
+        Capability::GracefulRestart(capability) => Some(capability),
+        _ => None,
+    });
     Ok(Negotiated {
         asn: open.asn(),
         router_id: open.router_id,
@@ -68,10 +72,9 @@ pub(super) fn negotiate(config: &SessionConfig, open: &Open) -> Result<Negotiate
         route_refresh: open.capabilities.contains(&Capability::RouteRefresh),
         enhanced_refresh: open.capabilities.contains(&Capability::EnhancedRouteRefresh),
         extended_messages: open.capabilities.contains(&Capability::ExtendedMessage),
-        graceful_restart: open.capabilities.iter().find_map(|c| match c {
-            Capability::GracefulRestart(capability) => Some(graceful_restart(capability)),
-            _ => None,
-        }),
+        graceful_restart: restart.map(graceful_restart),
+        graceful_notification: config.graceful_restart.is_some()
+            && restart.is_some_and(|capability| capability.notification),
     })
 }
 

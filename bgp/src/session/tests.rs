@@ -12,6 +12,8 @@ use crate::wire::{
 };
 use crate::{Families, Family};
 
+mod restart;
+
 use Direction::{Incoming, Outgoing};
 
 const US: u32 = 64512;

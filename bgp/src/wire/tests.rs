@@ -534,6 +534,10 @@ fn operators_messages() {
         ("no UTF-8", said(2, b"\x03a\xffb"), "Cease/Administrative Shutdown: \"a\u{fffd}b\""),
         ("lines and escapes", said(2, b"\x04a\n\x1bb"), "Cease/Administrative Shutdown: \"a  b\""),
         ("of another code", Notification::with_data(8, 0, *b"\x02ok"), "Send Hold Timer Expired"),
+        ("in a hard reset", said(9, b"\x06\x02\x02ok"), "Cease/Administrative Shutdown: \"ok\" (hard reset)"),
+        ("hard reset for another", said(9, &[4, 0]), "Hold Timer Expired (hard reset)"),
+        ("hard reset without a reason", said(9, &[6]), "Cease/Hard Reset"),
+        ("hard reset within another", said(9, &[6, 9, 6, 9, 6, 2]), "Cease/Hard Reset"),
     ] {
         assert_eq!(notification.to_string(), expected, "{name}");
     }

@@ -79,6 +79,15 @@ pub(crate) struct Setup {
     pub(crate) password: Option<&'static str>,
     /// GTSM.
     pub(crate) ttl_security: bool,
+    /// All that it has of graceful restart, where the feature is about that.
+    pub(crate) restart: Option<Restart>,
+}
+
+/// Graceful restart as the daemon offers it, its forwarding kept and NOTIFICATIONs included as far as it can.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Restart {
+    /// Seconds that it may be away.
+    pub(crate) time: u16,
 }
 
 impl Setup {
@@ -117,6 +126,7 @@ impl Cell {
             hold_time: 9,
             password: None,
             ttl_security: false,
+            restart: None,
         };
         Cell { lab, daemon, setup }
     }

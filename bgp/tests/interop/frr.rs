@@ -9,7 +9,7 @@ use ipnet::IpNet;
 use serde_json::Value;
 
 use crate::OUR_ASN;
-use crate::daemon::{Daemon, Route, Setup, Told, numbers};
+use crate::daemon::{Daemon, Restart, Route, Setup, Told, numbers};
 use crate::lab::Lab;
 
 /// FRR.
@@ -27,6 +27,7 @@ cells! { Frr:
     short_hold_time: ebgp
     no_hold_time: ebgp
     why_the_peer_leaves: every
+    notifications_keep_routes: every
     wrong_asn_is_told: every
     collision: active
 }
@@ -51,6 +52,14 @@ impl Daemon for Frr {
         if setup.ttl_security {
             options.push("ttl-security hops 1".to_owned());
         }
+        let mut global = String::new();
+        if let Some(Restart { time }) = setup.restart {
+            options.push("graceful-restart".to_owned());
+            global += &format!(
+                " bgp graceful-restart restart-time {time}\n bgp graceful-restart preserve-fw-state\n"
+            );
+            global += " bgp graceful-restart notification\n";
+        }
         if let Some(password) = setup.password {
             options.push(format!("password {password}"));
         }
@@ -67,7 +76,7 @@ impl Daemon for Frr {
             "frr.conf",
             &format!(
                 "debug bgp neighbor-events\nrouter bgp {asn}\n bgp router-id 10.0.0.2\n no bgp ebgp-requires-policy\n no bgp network \
-                 import-check\n no bgp default ipv4-unicast\n{options}{families}"
+                 import-check\n no bgp default ipv4-unicast\n{global}{options}{families}"
             ),
         );
         let (directory, pid) = (lab.path(""), lab.path("frr.pid"));

@@ -24,6 +24,7 @@ cells! { GoBgp:
     ttl_security_of_one_side: ebgp
     short_hold_time: ebgp
     why_the_peer_leaves: every
+    notifications_keep_routes: every
     wrong_asn_is_told: every
 }
 
@@ -57,10 +58,14 @@ impl Daemon for GoBgp {
                  ttl-min = 255
                [neighbors.graceful-restart.config]
                  enabled = true
-                 restart-time = 60
+                 restart-time = {}
             ",
-            !connects
+            !connects,
+            setup.restart.map_or(60, |restart| restart.time),
         );
+        if setup.restart.is_some() {
+            config += "notification-enabled = true\n";
+        }
         for family in ["ipv4-unicast", "ipv6-unicast"] {
             config += &format!(
                 "[[neighbors.afi-safis]]
@@ -132,7 +137,11 @@ impl Daemon for GoBgp {
 
     fn was_told(&self, lab: &Lab, setup: &Setup, event: Told) -> bool {
         match event {
-            Told::Shutdown => lab.read("log").contains("administrative shutdown"),
+            // Of a hard reset it does not tell what that is for.
+            Told::Shutdown => {
+                let log = lab.read("log");
+                ["administrative shutdown", "Reason=hard-reset"].iter().any(|text| log.contains(text))
+            }
             // Before a session stands it only counts them.
             Told::WrongAsn => {
                 let neighbor = json(lab, &format!("neighbor {}", setup.ours));

@@ -133,6 +133,7 @@ fn peer() -> PeerStatus {
                 enhanced_refresh: true,
                 extended_messages: true,
                 graceful_restart: None,
+                graceful_notification: false,
             },
             families: vec![FamilyStatus {
                 family: sheave_bgp::Family::Ipv4Unicast,

@@ -14,6 +14,8 @@ use crate::session::{Negotiated, PeerGracefulRestart};
 use crate::wire::{AsPath, MpReach, MpUnreach, Origin, PathAttributes, Role, Update};
 use crate::{Families, Family};
 
+mod restart;
+
 const OWN: Identity = Identity { asn: 64512, router_id: std::net::Ipv4Addr::new(10, 0, 0, 1) };
 const A: &str = "198.51.100.0/24";
 const B: &str = "203.0.113.0/24";
@@ -68,6 +70,7 @@ fn negotiated(graceful_restart: Option<PeerGracefulRestart>) -> Negotiated {
         extended_messages: false,
         extended_next_hop: false,
         graceful_restart,
+        graceful_notification: false,
     }
 }
 
@@ -352,7 +355,7 @@ fn a_limit_is_on_what_is_told_in_this_session() {
     learnt.peer_up(source(2), &negotiated(Some(restart(false))), now);
     let of = |prefixes: &[&str]| announce(2, attributes(&[65001]), prefixes);
     learnt.receive(address(2), &of(&[A, B, "192.0.2.0/24"])).unwrap();
-    learnt.peer_down(address(2), Some(&restart(false)), now);
+    learnt.peer_down(address(2), Some(&negotiated(Some(restart(false)))), now);
     learnt.peer_up(source(2), &negotiated(Some(restart(true))), now);
     learnt.receive(address(2), &of(&["10.1.0.0/16", "10.2.0.0/16"])).unwrap();
     assert_eq!(learnt.len(), 5, "three of them stale");
@@ -398,7 +401,7 @@ fn what_was_not_agreed_on_is_not_taken() {
         learnt.receive(address(2), &update).unwrap();
         assert_eq!(used(&learnt), expected, "{name}");
         // What is kept over a restart goes as it turns out that it will not be told again.
-        learnt.peer_down(address(2), Some(&restart(true)), Instant::now());
+        learnt.peer_down(address(2), Some(&negotiated(Some(restart(true)))), Instant::now());
         assert_eq!(used(&learnt), expected, "{name}");
         learnt.peer_up(source, &agreed(only(Family::Ipv6Unicast)), Instant::now());
         let ipv6: Vec<_> = expected.into_iter().filter(|route| route.starts_with(V6)).collect();
@@ -427,7 +430,7 @@ fn a_restarting_peer_is_helped() {
     };
     let lost = || {
         let mut learnt = up();
-        learnt.peer_down(address(2), Some(&restart(false)), start);
+        learnt.peer_down(address(2), Some(&negotiated(Some(restart(false)))), start);
         assert_eq!((learnt.len(), learnt.is_complete()), (3, false));
         learnt
     };
@@ -476,13 +479,13 @@ fn a_restarting_peer_is_helped() {
     let mut learnt = lost();
     learnt.peer_up(source(2), &negotiated(Some(restart(true))), at(10));
     learnt.receive(address(2), &announce(2, attributes(&[65001]), &[A])).unwrap();
-    learnt.peer_down(address(2), Some(&restart(true)), at(20));
+    learnt.peer_down(address(2), Some(&negotiated(Some(restart(true)))), at(20));
     assert_eq!((used(&learnt), learnt.deadline(address(2))), (vec![format!("{A} via 2")], Some(at(140))));
 
     // One family alone.
     let mut learnt = up();
     let ipv6 = PeerGracefulRestart { families: vec![(Family::Ipv6Unicast, true)], ..restart(true) };
-    learnt.peer_down(address(2), Some(&ipv6), start);
+    learnt.peer_down(address(2), Some(&negotiated(Some(ipv6))), start);
     assert_eq!(used(&learnt), [format!("{V6} via 2")]);
 }
 
@@ -531,7 +534,7 @@ fn a_peer_tells_all_again() {
     assert_eq!(used(&learnt), [a, v6.clone()]);
 
     // Of one that restarts, the End-of-RIB is waited for.
-    learnt.peer_down(peer, Some(&restart(false)), start);
+    learnt.peer_down(peer, Some(&negotiated(Some(restart(false)))), start);
     learnt.peer_up(source(2), &negotiated(Some(restart(true))), start);
     learnt.refresh_begins(peer, v4, start);
     learnt.refresh_ends(peer, v4);

@@ -30,15 +30,15 @@ impl PeerTask {
         self.tell(learnt);
     }
 
-    /// The session, or an attempt at one, is over. One that was merely lost may be of a peer that restarts (RFC 4724 §4.2); a
-    /// NOTIFICATION, either way, means that it does not.
+    /// The session, or an attempt at one, is over. The peer may be one that restarts (RFC 4724 §4.2, RFC 8538 §4.1).
     pub(super) fn lose_learnt(&mut self, reason: &Down) {
-        let helps = self.shared.config.graceful_restart.is_some() && *reason == Down::ConnectionClosed;
+        let helps = self.shared.config.graceful_restart.is_some();
         let observed = self.observed();
-        let negotiated = observed.session.as_ref().filter(|_| helps).map(|session| &session.negotiated);
-        let graceful = negotiated.and_then(|negotiated| negotiated.graceful_restart.as_ref());
+        let negotiated = observed.session.as_ref().map(|session| &session.negotiated);
+        let restarting =
+            negotiated.filter(|negotiated| helps && reason.may_be_restart(negotiated.graceful_notification));
         let mut learnt = self.shared.learnt();
-        learnt.peer_down(self.config.address, graceful, Instant::now());
+        learnt.peer_down(self.config.address, restarting, Instant::now());
         drop(observed);
         self.stale_until = learnt.deadline(self.config.address);
         self.tell(learnt);
