@@ -33,7 +33,7 @@ async fn speaker(asn: u32, id: u8, listen: Option<u16>) -> Speaker {
         asn,
         router_id: [10, 0, 0, id].into(),
         listen: listen.map(|port| vec![([127, 0, 0, 1], port).into()]),
-        graceful_restart: Some(GracefulRestart { restart_time: Duration::from_secs(1) }),
+        graceful_restart: Some(GracefulRestart { restart_time: Duration::from_secs(1), stale_time: None }),
         restarting: false,
     })
     .await

@@ -248,9 +248,11 @@ impl Simulation {
                 families: Families::ALL,
                 extended_next_hop: false,
                 role: None,
-                graceful_restart: random
-                    .chance(50)
-                    .then_some(RestartOffer { restart_time: RESTART_TIME, restarting: false }),
+                graceful_restart: random.chance(50).then_some(RestartOffer {
+                    restart_time: RESTART_TIME,
+                    restarting: false,
+                    stale_time: None,
+                }),
             };
             Node::new(config, random.next(), now)
         });

@@ -33,7 +33,7 @@ fn speaker_config() -> SpeakerConfig {
         asn: ASN,
         router_id: [10, 0, 0, 1].into(),
         listen: None,
-        graceful_restart: Some(GracefulRestart { restart_time: Duration::from_secs(60) }),
+        graceful_restart: Some(GracefulRestart { restart_time: Duration::from_secs(60), stale_time: None }),
         restarting: false,
     }
 }
@@ -449,7 +449,7 @@ async fn what_a_peer_tells_again_is_complete() {
         peer.send(&Message::RouteRefresh(RouteRefresh::new(RefreshKind::End, family))).await;
     }
     until("all of it", || speaker.learnt().complete).await;
-    let counts = FamilyCounts { received: 2, accepted: 1, end_of_rib: true };
+    let counts = FamilyCounts { received: 2, accepted: 1, end_of_rib: true, long_lived: 0 };
     assert_eq!(speaker.learnt().peers[&address.ip()][0], (Family::Ipv4Unicast, counts));
     speaker.shutdown(Shutdown::Cease).await;
 }
@@ -464,7 +464,10 @@ async fn configurations_that_cannot_start() {
         (
             "graceful_restart.restart_time",
             SpeakerConfig {
-                graceful_restart: Some(GracefulRestart { restart_time: Duration::from_secs(4096) }),
+                graceful_restart: Some(GracefulRestart {
+                    restart_time: Duration::from_secs(4096),
+                    stale_time: None,
+                }),
                 ..speaker_config()
             },
         ),

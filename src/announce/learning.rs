@@ -17,6 +17,11 @@ const BATCH: usize = 1000;
 /// How long routes of sessions before are kept until peers have told all, where no restart time says it.
 const PATIENCE: Duration = Duration::from_secs(120);
 
+/// How long they are.
+fn patience(restart_time: Option<Duration>) -> Duration {
+    restart_time.filter(|time| !time.is_zero()).unwrap_or(PATIENCE)
+}
+
 /// The import policies of peers.
 pub(super) fn policies(router: &Router) -> BTreeMap<IpAddr, ImportPolicy> {
     router.peers.iter().filter_map(|peer| Some((peer.address, peer.import.clone()?))).collect()
@@ -74,7 +79,7 @@ impl Announcer {
 
     /// Sessions end, and others may begin: what they brought is kept until those have told all.
     pub(super) fn keep_imported(&mut self, config: &SpeakerConfig) {
-        let patience = config.graceful_restart.map_or(PATIENCE, |graceful| graceful.restart_time);
+        let patience = patience(config.graceful_restart.map(|graceful| graceful.restart_time));
         if let Some(import) = &mut self.import {
             import.adopt(Instant::now() + patience);
         }
@@ -87,9 +92,8 @@ impl Announcer {
             return;
         };
         import.source_from(addresses);
-        import.bound(
-            Instant::now() + router.graceful_restart.map_or(PATIENCE, |graceful| graceful.restart_time),
-        );
+        import
+            .bound(Instant::now() + patience(router.graceful_restart.map(|graceful| graceful.restart_time)));
     }
 
     /// The agent ends: routes stay or go, as configured.
@@ -124,6 +128,13 @@ impl Announcer {
                         "peer {}: none of its {} prefixes of {family} is taken: next hops that are link-local cannot be imported yet",
                         peer.name(),
                         counts.received
+                    ));
+                }
+                if counts.long_lived > 0 {
+                    let (kept, name) = (counts.long_lived, peer.name());
+                    problems.push(format!(
+                        "peer {name} is away for longer than its restart time: {kept} of its routes of {family} are kept as a last \
+                         resort (long-lived graceful restart)"
                     ));
                 }
                 if let Some(limit) = limit.filter(|limit| counts.received > limit.limit) {

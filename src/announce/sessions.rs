@@ -38,8 +38,10 @@ pub(super) fn speaker_config(
                 .map(|address| SocketAddr::new(address, listen.port))
                 .into()
         }),
-        graceful_restart: graceful_restart
-            .map(|graceful| GracefulRestart { restart_time: graceful.restart_time }),
+        graceful_restart: graceful_restart.map(|graceful| GracefulRestart {
+            restart_time: graceful.restart_time,
+            stale_time: graceful.long_lived.map(|long_lived| long_lived.stale_time),
+        }),
         restarting: false,
     })
 }

@@ -21,8 +21,6 @@ pub(super) struct AdjRibIn {
     pub(super) up: bool,
     pub(super) ipv4: FamilyIn,
     pub(super) ipv6: FamilyIn,
-    /// What is stale goes then (RFC 4724 §4.2, RFC 7313 §4).
-    pub(super) stale_until: Option<Instant>,
 }
 
 /// One family of a peer.
@@ -34,6 +32,12 @@ pub(super) struct FamilyIn {
     pub(super) stale: usize,
     /// Since when the first of them have been.
     stale_since: Option<Instant>,
+    /// When they go (RFC 4724 §4.2, RFC 7313 §4), or become long-lived.
+    pub(super) stale_until: Option<Instant>,
+    /// How long they may be that, as agreed on in the session that is over (RFC 9494).
+    pub(super) long_lived: Option<Duration>,
+    /// When those that are go.
+    pub(super) long_lived_until: Option<Instant>,
     /// The session is for this family too.
     pub(super) negotiated: bool,
     /// The peer has told all that it had when the session came up, or was asked.
@@ -50,6 +54,8 @@ pub(super) struct Held {
     pub(super) path: Arc<Path>,
     /// Of before the peer restarted, or began to tell all again; and not announced since.
     pub(super) stale: bool,
+    /// Stale, and kept as a last resort: the peer was not back in time.
+    pub(super) long_lived: bool,
     pub(super) accepted: bool,
 }
 
@@ -74,14 +80,7 @@ impl Nearness {
 
 impl AdjRibIn {
     pub(super) fn new(policy: ImportPolicy) -> AdjRibIn {
-        AdjRibIn {
-            policy,
-            source: None,
-            up: false,
-            ipv4: FamilyIn::default(),
-            ipv6: FamilyIn::default(),
-            stale_until: None,
-        }
+        AdjRibIn { policy, source: None, up: false, ipv4: FamilyIn::default(), ipv6: FamilyIn::default() }
     }
 
     pub(super) fn family(&self, family: Family) -> &FamilyIn {
@@ -100,10 +99,6 @@ impl AdjRibIn {
 
     pub(super) fn get(&self, prefix: &IpNet) -> Option<&Held> {
         self.family(Family::of(prefix)).routes.get(prefix)
-    }
-
-    pub(super) fn has_stale(&self) -> bool {
-        self.ipv4.stale + self.ipv6.stale > 0
     }
 
     /// All its prefixes.
@@ -139,10 +134,22 @@ impl FamilyIn {
         self.stale = self.routes.len();
     }
 
-    /// Prefixes of stale routes, or of all.
-    pub(super) fn prefixes(&self, stale_alone: bool) -> Vec<IpNet> {
-        let wanted = self.routes.iter().filter(|(_, held)| held.stale || !stale_alone);
-        wanted.map(|(prefix, _)| *prefix).collect()
+    /// So many of the stale routes are told again, or gone.
+    pub(super) fn less_stale(&mut self, count: usize) {
+        self.stale -= count;
+        if self.stale == 0 {
+            (self.stale_until, self.long_lived_until) = (None, None);
+        }
+    }
+
+    /// Those that `wanted` says.
+    pub(super) fn select(&self, wanted: impl Fn(&Held) -> bool) -> Vec<IpNet> {
+        self.routes.iter().filter(|(_, held)| wanted(held)).map(|(prefix, _)| *prefix).collect()
+    }
+
+    /// When something of it is due.
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        self.stale_until.into_iter().chain(self.long_lived_until).min()
     }
 }
 

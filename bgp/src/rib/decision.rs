@@ -1,4 +1,4 @@
-//! The decision process: which of several routes to a prefix are used (RFC 4271 §9.1.2.2, RFC 4456 §9).
+//! The decision process: which of several routes to a prefix are used (RFC 4271 §9.1.2.2, RFC 4456 §9, RFC 9494 §4.3).
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr};
@@ -18,6 +18,8 @@ pub(super) struct Candidate<'a> {
 /// they came, as it would if they were compared two by two (RFC 4451 §2.4). Step e, the interior cost, is the same
 /// for all: next hops have to be on a link of this node.
 pub(super) fn select<'a>(mut candidates: Vec<Candidate<'a>>) -> Vec<Candidate<'a>> {
+    // What is kept for want of anything else (RFC 9494 §4.3).
+    keep_least(&mut candidates, |candidate| candidate.path.is_long_lived_stale());
     // Degree of preference (§9.1.1), the highest.
     keep_least(&mut candidates, |candidate| u32::MAX - candidate.path.local_pref());
     keep_least(&mut candidates, |candidate| candidate.path.as_path_length());
@@ -53,6 +55,7 @@ fn name(candidate: &Candidate<'_>) -> (Ipv4Addr, usize, IpAddr) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Community;
     use crate::wire::{AsPath, Origin, PathAttributes, Segment, SegmentKind};
 
     fn path(change: impl FnOnce(&mut PathAttributes)) -> Path {
@@ -88,6 +91,14 @@ mod tests {
         };
         // The better one has the higher name; `multipath` says whether both are used.
         let cases: Vec<(&str, Path, bool, Path, bool, bool)> = vec![
+            (
+                "a last resort",
+                path(|a| a.local_pref = Some(1)),
+                true,
+                path(|a| a.communities = vec![Community::LLGR_STALE]),
+                false,
+                false,
+            ),
             (
                 "LOCAL_PREF",
                 path(|a| a.local_pref = Some(101)),

@@ -8,8 +8,7 @@
 //! ```
 //!
 //! A change costs what its prefixes cost: each of them is looked up once for each peer. Routes that share attributes share
-//! memory. The peer's graceful restart is helped (RFC 4724 §4.2): its routes stay in use, marked stale, until it has told
-//! them again or its time is over.
+//! memory. The peer's graceful restart is helped ([`stale`]).
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::net::IpAddr;
@@ -22,10 +21,11 @@ use super::adj_in::{AdjRibIn, Held, Nearness, supernets, within};
 use super::decision::{Candidate, select};
 use super::import::{ImportPolicy, LimitAction, MaxPrefixes, is_routable};
 use super::path::{Identity, Path, Source};
-use crate::session::{Negotiated, PeerGracefulRestart};
+use crate::Family;
+use crate::session::Negotiated;
 use crate::wire::{MpReach, Nlri, PathAttributes, Update};
-use crate::{Families, Family};
 
+mod stale;
 #[cfg(test)]
 mod tests;
 
@@ -59,6 +59,8 @@ pub struct FamilyCounts {
     pub accepted: usize,
     /// It has told all that it had when the session came up, or was asked.
     pub end_of_rib: bool,
+    /// Those that are kept as a last resort, as it has been away for long (RFC 9494).
+    pub long_lived: usize,
 }
 
 /// A peer announces more than it may, and the session is to end.
@@ -129,6 +131,10 @@ impl Learnt {
             received: family.routes.len(),
             accepted: family.accepted,
             end_of_rib: family.end_of_rib,
+            long_lived: match family.long_lived_until {
+                Some(_) => family.routes.values().filter(|held| held.long_lived).count(),
+                None => 0,
+            },
         })
     }
 
@@ -178,7 +184,7 @@ impl Learnt {
     /// What is kept already is judged again.
     fn set_policy(&mut self, peer: IpAddr, policy: Option<ImportPolicy>) {
         let Some(policy) = policy else {
-            self.flush(peer, Family::ALL, false);
+            Family::ALL.into_iter().for_each(|family| self.flush(peer, family, |_| true));
             self.peers.remove(&peer);
             return;
         };
@@ -205,12 +211,17 @@ impl Learnt {
             state.refreshing = false;
             state.nearness = Nearness::Far;
         }
-        // RFC 4724 §4.2: what was not kept by the peer is gone, and so is what it will not tell again.
-        let kept = kept_by_restart(negotiated.graceful_restart.as_ref(), true);
-        let kept = kept.intersection(negotiated.families);
-        self.flush(peer, Family::ALL.into_iter().filter(|&family| !kept.contains(family)), true);
-        let Some(known) = self.peers.get_mut(&peer) else { return };
-        known.stale_until = known.has_stale().then(|| now + STALE_LIMIT);
+        // What was not kept by the peer is gone (RFC 4724 §4.2, RFC 9494 §4.2), and so is what it will not tell again.
+        for family in Family::ALL {
+            let again = negotiated.families.contains(family);
+            let short = again && negotiated.keeps(family).is_some_and(|forwarding| forwarding);
+            let long = again && negotiated.long_lived(family).is_some_and(|offer| offer.forwarding);
+            self.flush(peer, family, |held| held.stale && !if held.long_lived { long } else { short });
+            let Some(known) = self.peers.get_mut(&peer) else { return };
+            let state = known.family_mut(family);
+            state.stale_until = (state.stale > 0).then(|| now + STALE_LIMIT);
+        }
+        let Some(known) = self.peers.get(&peer) else { return };
         if other {
             for prefix in known.prefixes() {
                 self.judge(peer, prefix);
@@ -228,37 +239,21 @@ impl Learnt {
     pub fn peer_down(&mut self, peer: IpAddr, restarting: Option<&Negotiated>, now: Instant) {
         let Some(known) = self.peers.get_mut(&peer).filter(|known| known.up) else { return };
         known.up = false;
-        let graceful = restarting.and_then(|agreed| agreed.graceful_restart.as_ref());
-        let time = graceful.map_or(Duration::ZERO, |graceful| graceful.restart_time);
-        let kept = if time.is_zero() { Families::NONE } else { kept_by_restart(graceful, false) };
-        self.flush(peer, Family::ALL.into_iter().filter(|&family| !kept.contains(family)), false);
-        // What was stale already goes with a second restart (RFC 4724 §4.2), but for peers whose sessions may end so often: its time is
-        // bounded with them (RFC 8538 §4.1).
-        let often = restarting.is_some_and(|agreed| agreed.graceful_notification);
-        let Some(known) = self.peers.get(&peer) else { return };
-        let sweep = |family: &Family| !(often && known.family(*family).is_stale_for_less(STALE_LIMIT, now));
-        let swept: Vec<Family> = kept.iter().filter(sweep).collect();
-        self.flush(peer, swept, true);
-        let Some(known) = self.peers.get_mut(&peer) else { return };
-        for family in kept.iter() {
-            known.family_mut(family).mark_stale(now);
+        for family in Family::ALL {
+            self.lose(peer, family, restarting, now);
         }
-        known.stale_until = known.has_stale().then(|| now + time);
     }
 
     /// When [`Learnt::expire`] is due for a peer.
     pub fn deadline(&self, peer: IpAddr) -> Option<Instant> {
-        self.peers.get(&peer)?.stale_until
+        let known = self.peers.get(&peer)?;
+        Family::ALL.into_iter().filter_map(|family| known.family(family).deadline()).min()
     }
 
-    /// Drops what has been stale for too long.
+    /// Drops what has been stale for too long, or keeps it as a last resort.
     pub fn expire(&mut self, peer: IpAddr, now: Instant) {
-        if self.deadline(peer).is_some_and(|until| until <= now) {
-            tracing::warn!(%peer, "stale routes dropped: the peer has not told them again in time");
-            self.flush(peer, Family::ALL, true);
-            if let Some(known) = self.peers.get_mut(&peer) {
-                known.stale_until = None;
-            }
+        for family in Family::ALL {
+            self.age(peer, family, now);
         }
     }
 
@@ -273,9 +268,7 @@ impl Learnt {
         }
         state.refreshing = true;
         state.mark_stale(now);
-        if known.has_stale() {
-            known.stale_until.get_or_insert(now + STALE_LIMIT);
-        }
+        state.stale_until = (state.stale > 0).then(|| now + STALE_LIMIT);
     }
 
     /// It has told all of it (EoRR).
@@ -288,12 +281,9 @@ impl Learnt {
 
     /// What is stale still is no more.
     fn told_all(&mut self, peer: IpAddr, family: Family) {
-        self.flush(peer, [family], true);
+        self.flush(peer, family, |held| held.stale);
         let Some(known) = self.peers.get_mut(&peer) else { return };
         known.family_mut(family).end_of_rib = true;
-        if !known.has_stale() {
-            known.stale_until = None;
-        }
     }
 
     /// Takes in an UPDATE of a peer. A peer that exceeds its limit is told of; the rest of the message is left out then.
@@ -351,8 +341,8 @@ impl Learnt {
                 tracing::warn!(%peer, %family, prefixes = count, limit = limit.limit, "{over} its limit of prefixes");
             }
         }
-        state.stale -= usize::from(again);
-        let held = Held { path: Arc::clone(path), stale: false, accepted };
+        state.less_stale(usize::from(again));
+        let held = Held { path: Arc::clone(path), stale: false, long_lived: false, accepted };
         if let Some(before) = state.routes.insert(prefix, held) {
             self.forget(&before.path);
         }
@@ -366,7 +356,7 @@ impl Learnt {
         let state = known.family_mut(Family::of(prefix));
         let Some(gone) = state.routes.remove(prefix) else { return };
         state.accepted -= usize::from(gone.accepted);
-        state.stale -= usize::from(gone.stale);
+        state.less_stale(usize::from(gone.stale));
         // Half of where it is told, so that a count that sways is not told again and again.
         if limit.is_some_and(|limit| state.told() < limit.warn_at / 2) {
             state.nearness = Nearness::Far;
@@ -377,13 +367,11 @@ impl Learnt {
         }
     }
 
-    /// Drops routes of a peer: of these families, all or those that are stale.
-    fn flush(&mut self, peer: IpAddr, families: impl IntoIterator<Item = Family>, stale_alone: bool) {
-        for family in families {
-            let Some(known) = self.peers.get(&peer) else { return };
-            for prefix in known.family(family).prefixes(stale_alone) {
-                self.remove(peer, &prefix);
-            }
+    /// Drops those routes of a peer that `goes` says.
+    fn flush(&mut self, peer: IpAddr, family: Family, goes: impl Fn(&Held) -> bool) {
+        let Some(known) = self.peers.get(&peer) else { return };
+        for prefix in known.family(family).select(goes) {
+            self.remove(peer, &prefix);
         }
     }
 
@@ -453,12 +441,6 @@ impl Learnt {
             self.paths.remove(path);
         }
     }
-}
-
-/// Families that a restart of the peer leaves in place; `back`: in its forwarding too (F bit).
-fn kept_by_restart(offered: Option<&PeerGracefulRestart>, back: bool) -> Families {
-    let families = offered.into_iter().flat_map(|offered| &offered.families);
-    families.filter(|(_, forwarding)| *forwarding || !back).map(|(family, _)| *family).collect()
 }
 
 /// What an UPDATE announces, by path.

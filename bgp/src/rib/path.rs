@@ -4,6 +4,7 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use ipnet::IpNet;
 
+use crate::Community;
 use crate::wire::{AsPath, Origin, PathAttributes, Role, SegmentKind};
 
 /// LOCAL_PREF of a route that has none: from another AS, or from a peer that leaves it out.
@@ -73,6 +74,25 @@ impl Path {
             Some(Role::Peer) => by != source.asn,
             Some(Role::Customer | Role::RouteServerClient) | None => false,
         })
+    }
+
+    /// Whether it is a last resort, whoever has found that (RFC 9494 §4.3).
+    pub(super) fn is_long_lived_stale(&self) -> bool {
+        self.attributes.communities.contains(&Community::LLGR_STALE)
+    }
+
+    /// Whether it must not become one (RFC 9494 §4.2).
+    pub(super) fn refuses_long_life(&self) -> bool {
+        self.attributes.communities.contains(&Community::NO_LLGR)
+    }
+
+    /// The same as a last resort.
+    pub(super) fn long_lived_stale(&self) -> Path {
+        let mut path = self.clone();
+        if !path.is_long_lived_stale() {
+            path.attributes.communities.push(Community::LLGR_STALE);
+        }
+        path
     }
 
     /// Whether the session lets the prefix have a next hop of that family.

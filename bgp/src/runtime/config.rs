@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::md5::Password;
 use crate::Families;
 use crate::session::{Backoff, RoleOffer};
-use crate::wire::ShutdownMessage;
+use crate::wire::{LongLivedFamily, ShutdownMessage};
 
 /// What all sessions of a speaker share.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,6 +30,16 @@ pub struct SpeakerConfig {
 pub struct GracefulRestart {
     /// How long peers are asked to keep routes without a session; whole seconds up to 4095.
     pub restart_time: Duration,
+    /// How long after that they are asked to keep them as a last resort (long-lived graceful restart, RFC 9494), and how long at
+    /// most routes of peers are kept likewise; whole seconds up to 2²⁴ - 1. `None` does neither.
+    pub stale_time: Option<Duration>,
+}
+
+impl GracefulRestart {
+    /// How long peers may keep routes, in all.
+    pub fn kept_for(&self) -> Duration {
+        self.restart_time + self.stale_time.unwrap_or_default()
+    }
 }
 
 /// One peer. What of a change takes a new session is told by [`Speaker::set_peers`](super::Speaker::set_peers).
@@ -167,8 +177,13 @@ impl SpeakerConfig {
             return problem("router_id", "must not be 0.0.0.0: use an IPv4 address of this node");
         }
         match self.graceful_restart {
-            Some(GracefulRestart { restart_time }) if restart_time.as_secs() > 4095 => {
+            Some(GracefulRestart { restart_time, .. }) if restart_time.as_secs() > 4095 => {
                 problem("graceful_restart.restart_time", "must be at most 4095 s")
+            }
+            Some(GracefulRestart { stale_time: Some(time), .. })
+                if time.as_secs() > LongLivedFamily::MAX_STALE_TIME.into() =>
+            {
+                problem("graceful_restart.stale_time", "must be at most 16777215 s")
             }
             _ => Ok(()),
         }

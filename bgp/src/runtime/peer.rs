@@ -580,6 +580,7 @@ fn session_config(speaker: &SpeakerConfig, peer: &PeerConfig) -> SessionConfig {
         graceful_restart: speaker.graceful_restart.map(|restart| RestartOffer {
             restart_time: seconds(restart.restart_time),
             restarting: speaker.restarting,
+            stale_time: restart.stale_time.map(|time| u32::try_from(time.as_secs()).unwrap_or(u32::MAX)),
         }),
     }
 }

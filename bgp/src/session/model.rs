@@ -54,6 +54,9 @@ pub struct RestartOffer {
     pub restart_time: u16,
     /// This speaker has restarted, and its forwarding went on meanwhile.
     pub restarting: bool,
+    /// Seconds that the peer is asked to keep routes after that, as a last resort (RFC 9494), up to 2²⁴ - 1; and that its own are
+    /// kept so at most.
+    pub stale_time: Option<u32>,
 }
 
 /// Who made a connection.
@@ -210,6 +213,34 @@ pub struct Negotiated {
     pub graceful_restart: Option<PeerGracefulRestart>,
     /// Both sides keep routes over a NOTIFICATION as over the loss of a connection, unless it is a hard reset (RFC 8538).
     pub graceful_notification: bool,
+    /// Families of long-lived graceful restart (RFC 9494) that both sides offer. A route that carries LLGR_STALE is for these peers
+    /// alone (§4.3).
+    pub long_lived: Vec<LongLived>,
+}
+
+impl Negotiated {
+    /// Whether the peer's routes of a family outlive the loss of a connection (RFC 4724), and then whether it has kept its forwarding
+    /// over the last one (F bit).
+    pub fn keeps(&self, family: Family) -> Option<bool> {
+        let offered = self.graceful_restart.iter().flat_map(|restart| &restart.families);
+        offered.filter(|(of, _)| *of == family).map(|(_, forwarding)| *forwarding).next()
+    }
+
+    /// What both sides say of a family's long-lived graceful restart.
+    pub fn long_lived(&self, family: Family) -> Option<&LongLived> {
+        self.long_lived.iter().find(|offer| offer.family == family)
+    }
+}
+
+/// One family of long-lived graceful restart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LongLived {
+    /// Which.
+    pub family: Family,
+    /// The peer kept its forwarding state (F bit).
+    pub forwarding: bool,
+    /// How long the peer's routes may be kept beyond its restart time: as long as it asks for, and as this side does.
+    pub stale_time: Duration,
 }
 
 /// The peer's side of graceful restart (RFC 4724 §3).

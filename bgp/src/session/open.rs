@@ -3,8 +3,10 @@
 use std::time::Duration;
 
 use super::error::PeerIncompatible;
-use super::model::{Negotiated, PeerGracefulRestart, RoleOffer, SessionConfig};
-use crate::wire::{Capability, ExtendedNextHop, GracefulRestartCapability, GracefulRestartFamily, Open};
+use super::model::{LongLived, Negotiated, PeerGracefulRestart, RoleOffer, SessionConfig};
+use crate::wire::{
+    Capability, ExtendedNextHop, GracefulRestartCapability, GracefulRestartFamily, LongLivedFamily, Open,
+};
 use crate::{Families, Family};
 
 /// This side's OPEN. `again` says that there has been a session before, in this life of the speaker.
@@ -31,6 +33,11 @@ pub(super) fn offer(config: &SessionConfig, again: bool) -> Open {
             restart_time: restart.restart_time,
             families: config.families.iter().map(family).collect(),
         }));
+        if let Some(stale_time) = restart.stale_time {
+            let family = |f: Family| LongLivedFamily { afi: f.afi(), safi: f.safi(), forwarding, stale_time };
+            let families = config.families.iter().map(family).collect();
+            capabilities.push(Capability::LongLivedGracefulRestart(families));
+        }
     }
     Open {
         my_as: Open::my_as(config.asn),
@@ -75,6 +82,8 @@ pub(super) fn negotiate(config: &SessionConfig, open: &Open) -> Result<Negotiate
         graceful_restart: restart.map(graceful_restart),
         graceful_notification: config.graceful_restart.is_some()
             && restart.is_some_and(|capability| capability.notification),
+        // RFC 9494 §4.1: without the other capability it means nothing.
+        long_lived: restart.map(|_| long_lived(config, open)).unwrap_or_default(),
     })
 }
 
@@ -117,6 +126,22 @@ fn offered_families(open: &Open) -> Families {
         None => Families { ipv4_unicast: true, ..Families::NONE },
         Some(first) => first.into_iter().chain(multiprotocol.flatten()).collect(),
     }
+}
+
+fn long_lived(config: &SessionConfig, open: &Open) -> Vec<LongLived> {
+    let Some(ours) = config.graceful_restart.and_then(|restart| restart.stale_time) else {
+        return Vec::new();
+    };
+    let offered = open.capabilities.iter().find_map(|capability| match capability {
+        Capability::LongLivedGracefulRestart(families) => Some(families),
+        _ => None,
+    });
+    let family = |theirs: &LongLivedFamily| {
+        let family = Family::from_afi_safi(theirs.afi, theirs.safi)?;
+        let stale_time = Duration::from_secs(theirs.stale_time.min(ours).into());
+        Some(LongLived { family, forwarding: theirs.forwarding, stale_time })
+    };
+    offered.into_iter().flatten().filter_map(family).collect()
 }
 
 fn graceful_restart(capability: &GracefulRestartCapability) -> PeerGracefulRestart {

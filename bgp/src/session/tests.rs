@@ -485,7 +485,7 @@ fn collisions() {
 /// The peer may call a confirmed connection Established: where it would keep routes over its end, it is told of no error.
 #[test]
 fn a_confirmed_connection_that_loses_costs_no_routes() {
-    let offer = RestartOffer { restart_time: 120, restarting: true };
+    let offer = RestartOffer { restart_time: 120, restarting: true, stale_time: None };
     let restart = GracefulRestartCapability {
         restarting: false,
         notification: false,
@@ -625,7 +625,7 @@ fn restart_flags() {
     for (restarting, first, later) in
         [(false, (false, false), (false, true)), (true, (true, true), (false, true))]
     {
-        let graceful_restart = Some(RestartOffer { restart_time: 120, restarting });
+        let graceful_restart = Some(RestartOffer { restart_time: 120, restarting, stale_time: None });
         let mut bench = Bench::started(SessionConfig { graceful_restart, ..config() });
         assert_eq!(flags(&mut bench, Event::TcpConnected), Some(first));
         bench.told(Outgoing, &Message::Open(peer_open()));

@@ -7,7 +7,7 @@ use sheave_bgp::session::State;
 use sheave_bgp::wire::AS_TRANS;
 use sheave_bgp::{Attributes, Families, Password, PeerConfig, RouteChanges, Shutdown, Speaker};
 
-use crate::daemon::{Daemon, Route, Setup, Told, plain};
+use crate::daemon::{Daemon, Restart, Route, Setup, Told, plain};
 use crate::lab::Lab;
 use crate::{OUR_ASN, in_lab, only_peer, peer_config, speaker_config, until};
 
@@ -26,6 +26,7 @@ cells! { Bird:
     short_hold_time: ebgp
     no_hold_time: ebgp
     why_the_peer_leaves: every
+    away_for_long: every
     wrong_asn_is_told: every
     collision: active
 }
@@ -45,6 +46,11 @@ impl Daemon for Bird {
         }
         if setup.ttl_security {
             options += "ttl security on;";
+        }
+        if let Some(Restart { time, stale_time }) = setup.restart {
+            options += &format!(
+                "graceful restart time {time}; long lived graceful restart on; long lived stale time {stale_time};"
+            );
         }
         if let Some(password) = setup.password {
             options += &format!("password \"{password}\";");

@@ -88,6 +88,8 @@ pub(crate) struct Setup {
 pub(crate) struct Restart {
     /// Seconds that it may be away.
     pub(crate) time: u16,
+    /// Seconds that its routes are then kept as a last resort (RFC 9494); 0 does not offer it.
+    pub(crate) stale_time: u16,
 }
 
 impl Setup {

@@ -28,6 +28,7 @@ cells! { Frr:
     no_hold_time: ebgp
     why_the_peer_leaves: every
     notifications_keep_routes: every
+    away_for_long: active
     wrong_asn_is_told: every
     collision: active
 }
@@ -53,12 +54,15 @@ impl Daemon for Frr {
             options.push("ttl-security hops 1".to_owned());
         }
         let mut global = String::new();
-        if let Some(Restart { time }) = setup.restart {
+        if let Some(Restart { time, stale_time }) = setup.restart {
             options.push("graceful-restart".to_owned());
             global += &format!(
                 " bgp graceful-restart restart-time {time}\n bgp graceful-restart preserve-fw-state\n"
             );
             global += " bgp graceful-restart notification\n";
+            if stale_time > 0 {
+                global += &format!(" bgp long-lived-graceful-restart stale-time {stale_time}\n");
+            }
         }
         if let Some(password) = setup.password {
             options.push(format!("password {password}"));

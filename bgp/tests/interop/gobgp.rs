@@ -8,7 +8,7 @@ use serde_json::Value;
 use sheave_bgp::{Community, LargeCommunity};
 
 use crate::OUR_ASN;
-use crate::daemon::{Daemon, Route, Setup, Told, numbers};
+use crate::daemon::{Daemon, Restart, Route, Setup, Told, numbers};
 use crate::lab::Lab;
 
 /// GoBGP.
@@ -25,6 +25,7 @@ cells! { GoBgp:
     short_hold_time: ebgp
     why_the_peer_leaves: every
     notifications_keep_routes: every
+    away_for_long: every
     wrong_asn_is_told: every
 }
 
@@ -65,6 +66,9 @@ impl Daemon for GoBgp {
         );
         if setup.restart.is_some() {
             config += "notification-enabled = true\n";
+            if setup.restart.is_some_and(|restart| restart.stale_time > 0) {
+                config += "long-lived-enabled = true\n";
+            }
         }
         for family in ["ipv4-unicast", "ipv6-unicast"] {
             config += &format!(
@@ -75,6 +79,14 @@ impl Daemon for GoBgp {
                      enabled = true
                 "
             );
+            if let Some(Restart { stale_time: time @ 1.., .. }) = setup.restart {
+                config += &format!(
+                    "[neighbors.afi-safis.long-lived-graceful-restart.config]
+                       enabled = true
+                       restart-time = {time}
+                    "
+                );
+            }
         }
         let config = lab.write("gobgpd.toml", &config);
         let api = format!("--api-hosts={}", target(lab));

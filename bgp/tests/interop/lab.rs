@@ -147,7 +147,8 @@ impl Lab {
         self.daemon = Some(child.unwrap());
     }
 
-    fn kill(&mut self) {
+    /// Kills the daemon if it runs, without a word to its peer.
+    pub(crate) fn kill(&mut self) {
         // `ip netns exec` becomes the daemon, so this is its process.
         if let Some(mut child) = self.daemon.take() {
             let _ = child.kill();

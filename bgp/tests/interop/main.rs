@@ -97,7 +97,7 @@ fn speaker_config(listen: Option<IpAddr>) -> SpeakerConfig {
         asn: OUR_ASN,
         router_id: [10, 0, 0, 1].into(),
         listen: listen.map(|address| vec![(address, 179).into()]),
-        graceful_restart: Some(GracefulRestart { restart_time: Duration::from_secs(60) }),
+        graceful_restart: Some(GracefulRestart { restart_time: Duration::from_secs(60), stale_time: None }),
         restarting: false,
     }
 }

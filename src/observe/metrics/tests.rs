@@ -134,6 +134,7 @@ fn peer() -> PeerStatus {
                 extended_messages: true,
                 graceful_restart: None,
                 graceful_notification: false,
+                long_lived: Vec::new(),
             },
             families: vec![FamilyStatus {
                 family: sheave_bgp::Family::Ipv4Unicast,
@@ -234,7 +235,7 @@ fn everything() -> String {
                 [10, 0, 0, 254].into(),
                 vec![(
                     sheave_bgp::Family::Ipv4Unicast,
-                    FamilyCounts { received: 3, accepted: 2, end_of_rib: true },
+                    FamilyCounts { received: 3, accepted: 2, end_of_rib: true, long_lived: 0 },
                 )],
             )]),
         }),

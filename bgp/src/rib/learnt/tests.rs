@@ -71,6 +71,7 @@ fn negotiated(graceful_restart: Option<PeerGracefulRestart>) -> Negotiated {
         extended_next_hop: false,
         graceful_restart,
         graceful_notification: false,
+        long_lived: Vec::new(),
     }
 }
 

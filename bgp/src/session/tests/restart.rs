@@ -1,10 +1,11 @@
 //! What the end of a session means for routes (RFC 4724, RFC 8538).
 
 use super::*;
-use crate::session::SessionError;
+use crate::session::{LongLived, SessionError};
+use crate::wire::LongLivedFamily;
 
 fn offer() -> RestartOffer {
-    RestartOffer { restart_time: 120, restarting: false }
+    RestartOffer { restart_time: 120, restarting: false, stale_time: None }
 }
 
 /// The peer's OPEN, with graceful restart, and with it for NOTIFICATIONs too.
@@ -99,4 +100,50 @@ fn it_takes_both_sides() {
     assert!(!bench.session.established().unwrap().1.graceful_notification);
     let bench = established(Some(offer()), &Message::Open(peer_open()));
     assert!(!bench.session.established().unwrap().1.graceful_notification);
+}
+
+/// What both sides' long-lived graceful restart comes to (RFC 9494 §4.1): the shorter time, for families that the peer lists, and
+/// nothing without the other capability.
+#[test]
+fn long_lived() {
+    let theirs = |afi, safi, forwarding, stale_time| LongLivedFamily { afi, safi, forwarding, stale_time };
+    let both = vec![theirs(1, 1, true, 7200), theirs(2, 1, false, 60), theirs(1, 128, true, 60)];
+    let agreed = |family, forwarding, seconds| LongLived {
+        family,
+        forwarding,
+        stale_time: Duration::from_secs(seconds),
+    };
+    let expected = [agreed(Family::Ipv4Unicast, true, 3600), agreed(Family::Ipv6Unicast, false, 60)].to_vec();
+    for (name, ours, graceful, offered, expected) in [
+        ("both", Some(3600), true, Some(both.clone()), expected),
+        ("not ours", None, true, Some(both.clone()), vec![]),
+        ("without graceful restart", Some(3600), false, Some(both), vec![]),
+        ("not theirs", Some(3600), true, None, vec![]),
+    ] {
+        let Message::Open(mut open) = graceful_open(true) else { unreachable!() };
+        if !graceful {
+            open = peer_open();
+        }
+        open.capabilities.extend(offered.map(Capability::LongLivedGracefulRestart));
+        let bench = established(Some(RestartOffer { stale_time: ours, ..offer() }), &Message::Open(open));
+        assert_eq!(bench.session.established().unwrap().1.long_lived, expected, "{name}");
+    }
+}
+
+/// What we offer of it goes with the rest, its flag included.
+#[test]
+fn long_lived_is_offered() {
+    for (restarting, stale_time) in [(false, Some(3600)), (true, Some(3600)), (true, None)] {
+        let graceful_restart = Some(RestartOffer { restart_time: 0, restarting, stale_time });
+        let mut bench = Bench::started(SessionConfig { graceful_restart, ..config() });
+        let actions = bench.event(Event::TcpConnected);
+        let Some(Action::Send(_, bytes)) = actions.last() else { panic!("{actions:?}") };
+        let Ok(Message::Open(open)) = Message::decode(bytes, Context::default()) else { panic!("no OPEN") };
+        let told = open.capabilities.iter().find_map(|capability| match capability {
+            Capability::LongLivedGracefulRestart(families) => Some(families.clone()),
+            _ => None,
+        });
+        let family = |afi, stale_time| LongLivedFamily { afi, safi: 1, forwarding: restarting, stale_time };
+        assert_eq!(told, stale_time.map(|time| vec![family(1, time), family(2, time)]));
+    }
 }
