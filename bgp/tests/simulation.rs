@@ -7,6 +7,7 @@
 //! - only what was announced in this session is withdrawn;
 //! - a restart with forwarding kept, and a mere loss of the connection, cost no route that is still wanted;
 //! - all that there is comes in answer to ROUTE-REFRESH;
+//! - paths have names in the families and directions that both sides agreed on, and there alone;
 //! - in the end one session stands, with the other's routes and no stale one.
 //!
 //! Everything follows from the seed. A failure names it; `SEED=n cargo test -p sheave-bgp --test simulation` runs it
@@ -22,7 +23,7 @@ use std::time::{Duration, Instant};
 use ipnet::IpNet;
 use sheave_bgp::rib::{Export, Rib};
 use sheave_bgp::session::{
-    Action, Backoff, Direction, Down, Event, Farewell, Jitter, Negotiated, RestartOffer, Session,
+    Action, AddPaths, Backoff, Direction, Down, Event, Farewell, Jitter, Negotiated, RestartOffer, Session,
     SessionConfig, State,
 };
 use sheave_bgp::wire::{Cease, Context, Message, Notification, RefreshKind, RouteRefresh};
@@ -253,6 +254,7 @@ impl Simulation {
                     restarting: false,
                     stale_time: None,
                 }),
+                add_paths: AddPaths { receive: random.chance(50), send: random.chance(50) },
             };
             Node::new(config, random.next(), now)
         });
@@ -355,7 +357,7 @@ impl Simulation {
                         four_octet_asn: true,
                         ibgp,
                         extended_messages: negotiated.extended_messages,
-                        ..Context::default()
+                        add_path: negotiated.paths_sent,
                     };
                     let export = Export {
                         asn: self.nodes[node].config.asn,
@@ -379,6 +381,12 @@ impl Simulation {
                         self.end_of_rib(node, family);
                     }
                     let node = &mut self.nodes[node];
+                    let named =
+                        node.negotiated.as_ref().map_or(Families::NONE, |agreed| agreed.paths_received);
+                    for nlri in update.reachable().chain(update.unreachable()) {
+                        let expected = u32::from(named.contains(family(nlri.prefix)));
+                        assert_eq!(nlri.path_id, expected, "{nlri}, as both sides agreed on {named:?}");
+                    }
                     for prefix in update.unreachable().map(|nlri| nlri.prefix) {
                         let announced =
                             node.learnt.remove(&prefix).is_some() && !node.stale.contains(&prefix);

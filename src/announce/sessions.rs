@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
-use sheave_bgp::session::RoleOffer;
+use sheave_bgp::session::{AddPaths, RoleOffer};
 use sheave_bgp::wire;
 use sheave_bgp::{BmpStation, DynamicPeers, Families, GracefulRestart, Password, PeerConfig, SpeakerConfig};
 
@@ -130,6 +130,7 @@ pub(super) fn peer_config(peer: &Peer, password: Option<Password>, addresses: &[
             ipv6_unicast: families.contains(&AddressFamily::Ipv6),
         },
         extended_next_hop: peer.extends_next_hop(),
+        add_paths: AddPaths { receive: peer.add_paths.receive, send: peer.add_paths.send },
         role: peer.role.map(|role| RoleOffer { role: wire_role(role), required: peer.require_role }),
         next_hop_v4: match next_hop(true) {
             Some(IpAddr::V4(address)) => Some(address),

@@ -75,6 +75,9 @@ pub struct Peer {
     /// Whether a peer that does not tell its own role gets no session.
     #[serde(default)]
     pub require_role: bool,
+    /// Several paths to a prefix (RFC 7911); none by default.
+    #[serde(default)]
+    pub add_paths: AddPaths,
     /// Address families to exchange, both by default.
     #[serde(default = "families")]
     pub families: Vec<AddressFamily>,
@@ -109,6 +112,7 @@ impl Peer {
             extended_next_hop: None,
             role: None,
             require_role: false,
+            add_paths: AddPaths::default(),
             families: families(),
             import: None,
             source: PeerSource::default(),
@@ -210,6 +214,8 @@ pub struct DynamicPeer {
     role: Option<Role>,
     #[serde(default)]
     require_role: bool,
+    #[serde(default)]
+    add_paths: AddPaths,
     #[serde(default = "families")]
     families: Vec<AddressFamily>,
 }
@@ -230,6 +236,7 @@ impl DynamicPeer {
             extended_next_hop: self.extended_next_hop,
             role: self.role,
             require_role: self.require_role,
+            add_paths: self.add_paths,
             families: self.families.clone(),
             ..Peer::new(self.prefix.addr(), self.asn)
         }
@@ -255,6 +262,16 @@ impl Default for Bfd {
         let interval = Duration::from_millis(300);
         Self { transmit_interval: interval, receive_interval: interval, detect_multiplier: 3 }
     }
+}
+
+/// `addPaths` of a peer: in which directions several paths to a prefix may be told.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+pub struct AddPaths {
+    /// The peer's are taken.
+    pub receive: bool,
+    /// The peer is sent them.
+    pub send: bool,
 }
 
 /// `nextHop` of a peer.

@@ -323,6 +323,10 @@ fn errors_name_file_line_field_and_remedy() {
             "sheave.yaml:2: router.gracefulRestart.restartTime: a restart time is whole seconds of 1s to 4095s; 0s beside longLived",
         ),
         (
+            "router: {asn: 1, peers: [{address: 10.0.0.1, asn: 2, addPaths: {all: true}}]}",
+            "sheave.yaml:1: router.peers[0].addPaths.all: unknown field `all`, expected `receive` or `send`",
+        ),
+        (
             "router:\n  gracefulRestart: {restartTime: 0s}\n",
             "sheave.yaml:2: router.gracefulRestart.restartTime: 0s lets peers drop the routes at once: give 1s to 4095s, or \
              longLived beside it; gracefulRestart: null turns it off",

@@ -10,6 +10,7 @@ use ipnet::IpNet;
 use super::import::{ImportPolicy, MaxPrefixes};
 use super::path::{Path, Source};
 use crate::Family;
+use crate::wire::Nlri;
 
 /// All of one peer.
 #[derive(Debug)]
@@ -26,7 +27,8 @@ pub(super) struct AdjRibIn {
 /// One family of a peer.
 #[derive(Debug, Default)]
 pub(super) struct FamilyIn {
-    pub(super) routes: BTreeMap<IpNet, Held>,
+    /// By prefix and path identifier, which is 0 where the session has none (RFC 7911).
+    pub(super) routes: BTreeMap<Nlri, Held>,
     pub(super) accepted: usize,
     /// How many of the routes are stale.
     pub(super) stale: usize,
@@ -97,25 +99,31 @@ impl AdjRibIn {
         }
     }
 
-    pub(super) fn get(&self, prefix: &IpNet) -> Option<&Held> {
-        self.family(Family::of(prefix)).routes.get(prefix)
+    pub(super) fn get(&self, nlri: &Nlri) -> Option<&Held> {
+        self.family(Family::of(&nlri.prefix)).routes.get(nlri)
     }
 
-    /// All its prefixes.
-    pub(super) fn prefixes(&self) -> Vec<IpNet> {
+    /// All paths to a prefix.
+    pub(super) fn paths(&self, prefix: &IpNet) -> impl Iterator<Item = &Held> {
+        self.family(Family::of(prefix)).routes.range(paths_within(*prefix..=*prefix)).map(|(_, held)| held)
+    }
+
+    /// All that it announces.
+    pub(super) fn announced(&self) -> Vec<Nlri> {
         self.ipv4.routes.keys().chain(self.ipv6.routes.keys()).copied().collect()
     }
 
-    /// Its prefixes that a net holds, is or lies within.
-    pub(super) fn overlapping(&self, net: &IpNet) -> Vec<IpNet> {
+    /// What it announces to nets that hold this one, are it or lie within.
+    pub(super) fn overlapping(&self, net: &IpNet) -> Vec<Nlri> {
         let routes = &self.family(Family::of(net)).routes;
-        let around = supernets(*net).filter(|prefix| routes.contains_key(prefix));
-        around.chain(routes.range(within(net)).map(|(prefix, _)| *prefix)).collect()
+        let around = supernets(*net).map(|prefix| prefix..=prefix);
+        let ranges = around.chain([within(net)]).map(paths_within);
+        ranges.flat_map(|range| routes.range(range)).map(|(nlri, _)| *nlri).collect()
     }
 }
 
 impl FamilyIn {
-    /// How many prefixes the peer has told of, but for those that it has to tell again.
+    /// How many routes the peer has told of, but for those that it has to tell again.
     pub(super) fn told(&self) -> usize {
         self.routes.len() - self.stale
     }
@@ -143,8 +151,8 @@ impl FamilyIn {
     }
 
     /// Those that `wanted` says.
-    pub(super) fn select(&self, wanted: impl Fn(&Held) -> bool) -> Vec<IpNet> {
-        self.routes.iter().filter(|(_, held)| wanted(held)).map(|(prefix, _)| *prefix).collect()
+    pub(super) fn select(&self, wanted: impl Fn(&Held) -> bool) -> Vec<Nlri> {
+        self.routes.iter().filter(|(_, held)| wanted(held)).map(|(nlri, _)| *nlri).collect()
     }
 
     /// When something of it is due.
@@ -156,6 +164,12 @@ impl FamilyIn {
 /// The nets around this one, from the next larger one on.
 pub(super) fn supernets(net: IpNet) -> impl Iterator<Item = IpNet> {
     std::iter::successors(net.supernet(), IpNet::supernet)
+}
+
+/// Where all paths to a range of prefixes are.
+fn paths_within(prefixes: RangeInclusive<IpNet>) -> RangeInclusive<Nlri> {
+    let (first, last) = prefixes.into_inner();
+    Nlri { prefix: first, path_id: 0 }..=Nlri { prefix: last, path_id: u32::MAX }
 }
 
 /// Where a net and all within it are in an ordered set.

@@ -167,7 +167,7 @@ impl FamilyOut {
             self.refresh = Refresh::Begun;
         }
         while out.len() < limit && !self.pending.withdraw.is_empty() {
-            let mut prefixes = self.pending.withdraw.iter().copied().peekable();
+            let mut prefixes = self.pending.withdraw.iter().map(|prefix| export.nlri(*prefix)).peekable();
             let count = write_withdrawal(self.family, export.context, &mut prefixes, out);
             for _ in 0..count {
                 if let Some(prefix) = self.pending.withdraw.pop_first() {
@@ -185,7 +185,9 @@ impl FamilyOut {
                 Announcement::of_family(self.family, path, hop, export.link_local, export.context).ok()
             });
             match announcement {
-                Some(announcement) => updates += self.write_group(&attributes, &announcement, out, limit),
+                Some(announcement) => {
+                    updates += self.write_group(export, &attributes, &announcement, out, limit);
+                }
                 None => self.give_up(&attributes),
             }
         }
@@ -199,6 +201,7 @@ impl FamilyOut {
     /// Writes the prefixes that share `attributes`, up to the limit.
     fn write_group(
         &mut self,
+        export: &Export,
         attributes: &Arc<Attributes>,
         announcement: &Announcement,
         out: &mut Vec<u8>,
@@ -207,7 +210,8 @@ impl FamilyOut {
         let mut updates = 0;
         let Some(mut group) = self.pending.announce.remove(attributes) else { return 0 };
         while out.len() < limit && !group.is_empty() {
-            let count = announcement.write(&mut group.iter().copied().peekable(), out);
+            let mut prefixes = group.iter().map(|prefix| export.nlri(*prefix)).peekable();
+            let count = announcement.write(&mut prefixes, out);
             for _ in 0..count {
                 if let Some(prefix) = group.pop_first() {
                     self.pending.changes.remove(&prefix);

@@ -2,8 +2,10 @@
 
 use std::net::{IpAddr, Ipv6Addr};
 
-use crate::Attributes;
-use crate::wire::{AsPath, Context, Origin, PathAttributes, Role};
+use ipnet::IpNet;
+
+use crate::wire::{AsPath, Context, Nlri, Origin, PathAttributes, Role};
+use crate::{Attributes, Family};
 
 /// LOCAL_PREF where a route sets none.
 const DEFAULT_LOCAL_PREF: u32 = 100;
@@ -19,7 +21,7 @@ pub struct Export {
     pub enhanced_refresh: bool,
     /// The next hop of each negotiated family; `None` where this speaker has no address that the peer could use, and
     /// nothing is announced.
-    pub next_hops: Vec<(crate::Family, Option<IpAddr>)>,
+    pub next_hops: Vec<(Family, Option<IpAddr>)>,
     /// What this speaker is to the peer (RFC 9234), if that is known.
     pub role: Option<Role>,
     /// This speaker's link-local address, told beside IPv6 next hops where that is what the peer knows it by.
@@ -31,6 +33,13 @@ impl Export {
     fn only_to_customer(&self) -> Option<u32> {
         let marks = !self.context.ibgp && self.role.is_some_and(Role::marks_routes);
         marks.then_some(self.asn)
+    }
+
+    /// A prefix as the peer is told of it. There is one path to each; where paths have names (RFC 7911 §3) it keeps its own, whatever
+    /// becomes of it. That is not 0, which speakers print as none.
+    pub fn nlri(&self, prefix: IpNet) -> Nlri {
+        let named = self.context.add_path.contains(Family::of(&prefix));
+        Nlri { prefix, path_id: u32::from(named) }
     }
 
     /// The attributes to send, but for the next hop.

@@ -53,7 +53,7 @@ pub type LearntChange = (IpNet, Option<Arc<[IpAddr]>>);
 /// What a peer announces of a family.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct FamilyCounts {
-    /// Prefixes it announces.
+    /// Prefixes it announces; where it names several paths to one (RFC 7911), each of them.
     pub received: usize,
     /// Those of them that the import policy accepts.
     pub accepted: usize,
@@ -148,16 +148,13 @@ impl Learnt {
                 if changes {
                     let of_peer = |(peer, held): (&IpAddr, &AdjRibIn)| {
                         let peer = *peer;
-                        held.overlapping(&net)
-                            .into_iter()
-                            .map(move |prefix| (peer, prefix))
-                            .collect::<Vec<_>>()
+                        held.overlapping(&net).into_iter().map(move |nlri| (peer, nlri)).collect::<Vec<_>>()
                     };
                     touched.extend(self.peers.iter().flat_map(of_peer));
                 }
             }
         }
-        touched.into_iter().for_each(|(peer, prefix)| self.judge(peer, prefix));
+        touched.into_iter().for_each(|(peer, nlri)| self.judge(peer, nlri));
     }
 
     /// Peers with a policy.
@@ -193,8 +190,8 @@ impl Learnt {
             return;
         };
         known.policy = policy;
-        for prefix in known.prefixes() {
-            self.judge(peer, prefix);
+        for nlri in known.announced() {
+            self.judge(peer, nlri);
         }
     }
 
@@ -223,8 +220,8 @@ impl Learnt {
         }
         let Some(known) = self.peers.get(&peer) else { return };
         if other {
-            for prefix in known.prefixes() {
-                self.judge(peer, prefix);
+            for nlri in known.announced() {
+                self.judge(peer, nlri);
             }
         }
     }
@@ -299,29 +296,28 @@ impl Learnt {
             }
             return Ok(());
         }
-        for Nlri { prefix, .. } in update.unreachable() {
-            self.remove(peer, &prefix.trunc());
+        for nlri in update.unreachable() {
+            self.remove(peer, &nlri);
         }
-        for (path, prefixes) in announced(update) {
+        for (path, all) in announced(update) {
             let path = self.intern(path);
-            let mut prefixes = prefixes.iter();
-            let taken = prefixes.try_for_each(|prefix| self.insert(peer, prefix.trunc(), &path));
+            let taken = all.into_iter().try_for_each(|nlri| self.insert(peer, nlri, &path));
             self.forget(&path);
             taken?;
         }
         Ok(())
     }
 
-    fn insert(&mut self, peer: IpAddr, prefix: IpNet, path: &Arc<Path>) -> Result<(), LimitExceeded> {
+    fn insert(&mut self, peer: IpAddr, nlri: Nlri, path: &Arc<Path>) -> Result<(), LimitExceeded> {
         let Some(known) = self.peers.get_mut(&peer) else { return Ok(()) };
-        let family = Family::of(&prefix);
+        let family = Family::of(&nlri.prefix);
         let limit = known.policy.max_prefixes;
         let state = known.family_mut(family);
         if !state.negotiated {
             // RFC 4760 §6: it means nothing on this session.
             return Ok(());
         }
-        let before = state.routes.get(&prefix).map(|held| (held.accepted, held.stale));
+        let before = state.routes.get(&nlri).map(|held| (held.accepted, held.stale));
         let (accepted, again) = before.unwrap_or_default();
         // What is left of an earlier session is not what the peer announces.
         if let Some(limit) = limit.filter(|_| before.is_none() || again) {
@@ -343,18 +339,18 @@ impl Learnt {
         }
         state.less_stale(usize::from(again));
         let held = Held { path: Arc::clone(path), stale: false, long_lived: false, accepted };
-        if let Some(before) = state.routes.insert(prefix, held) {
+        if let Some(before) = state.routes.insert(nlri, held) {
             self.forget(&before.path);
         }
-        self.judge(peer, prefix);
+        self.judge(peer, nlri);
         Ok(())
     }
 
-    fn remove(&mut self, peer: IpAddr, prefix: &IpNet) {
+    fn remove(&mut self, peer: IpAddr, nlri: &Nlri) {
         let Some(known) = self.peers.get_mut(&peer) else { return };
         let limit = known.policy.max_prefixes;
-        let state = known.family_mut(Family::of(prefix));
-        let Some(gone) = state.routes.remove(prefix) else { return };
+        let state = known.family_mut(Family::of(&nlri.prefix));
+        let Some(gone) = state.routes.remove(nlri) else { return };
         state.accepted -= usize::from(gone.accepted);
         state.less_stale(usize::from(gone.stale));
         // Half of where it is told, so that a count that sways is not told again and again.
@@ -363,22 +359,23 @@ impl Learnt {
         }
         self.forget(&gone.path);
         if gone.accepted {
-            self.decide(*prefix);
+            self.decide(nlri.prefix);
         }
     }
 
     /// Drops those routes of a peer that `goes` says.
     fn flush(&mut self, peer: IpAddr, family: Family, goes: impl Fn(&Held) -> bool) {
         let Some(known) = self.peers.get(&peer) else { return };
-        for prefix in known.family(family).select(goes) {
-            self.remove(peer, &prefix);
+        for nlri in known.family(family).select(goes) {
+            self.remove(peer, &nlri);
         }
     }
 
     /// Whether a peer's route is accepted is found out (again), and what follows from it.
-    fn judge(&mut self, peer: IpAddr, prefix: IpNet) {
+    fn judge(&mut self, peer: IpAddr, nlri: Nlri) {
+        let prefix = nlri.prefix;
         let Some(known) = self.peers.get(&peer) else { return };
-        let (Some(held), Some(source)) = (known.get(&prefix), &known.source) else { return };
+        let (Some(held), Some(source)) = (known.get(&nlri), &known.source) else { return };
         let accepted = known.policy.takes(&prefix)
             && !held.path.loops(self.own)
             && held.path.leads_elsewhere(source)
@@ -387,7 +384,7 @@ impl Learnt {
             && (known.policy.names(&prefix) || is_routable(&prefix) && !self.is_reserved(&prefix));
         let Some(known) = self.peers.get_mut(&peer) else { return };
         let state = known.family_mut(Family::of(&prefix));
-        let Some(held) = state.routes.get_mut(&prefix) else { return };
+        let Some(held) = state.routes.get_mut(&nlri) else { return };
         let before = std::mem::replace(&mut held.accepted, accepted);
         match (before, accepted) {
             (false, false) => return,
@@ -405,9 +402,9 @@ impl Learnt {
 
     /// Runs the decision process for a prefix.
     fn decide(&mut self, prefix: IpNet) {
-        let candidates = self.peers.values().filter_map(|peer| {
-            let held = peer.get(&prefix).filter(|held| held.accepted)?;
-            Some(Candidate { path: &held.path, source: peer.source.as_ref()? })
+        let candidates = self.peers.values().flat_map(|peer| {
+            let accepted = peer.paths(&prefix).filter(|held| held.accepted);
+            accepted.filter_map(|held| Some(Candidate { path: &held.path, source: peer.source.as_ref()? }))
         });
         let used = select(candidates.collect());
         let next_hops: BTreeSet<IpAddr> = used.iter().map(|candidate| candidate.path.next_hop).collect();
@@ -444,7 +441,7 @@ impl Learnt {
 }
 
 /// What an UPDATE announces, by path.
-fn announced(update: &Update) -> Vec<(Path, Vec<IpNet>)> {
+fn announced(update: &Update) -> Vec<(Path, Vec<Nlri>)> {
     if update.reachable().next().is_none() {
         return Vec::new();
     }
@@ -452,14 +449,17 @@ fn announced(update: &Update) -> Vec<(Path, Vec<IpNet>)> {
         next_hop,
         attributes: PathAttributes { next_hop: None, ..update.attributes.clone() },
     };
-    fn nets<P: Copy + Into<IpNet>>(nlri: &[Nlri<P>]) -> Vec<IpNet> {
-        nlri.iter().map(|nlri| nlri.prefix.into()).collect()
+    fn all<P: Copy>(nlri: &[Nlri<P>]) -> Vec<Nlri>
+    where
+        IpNet: From<P>,
+    {
+        nlri.iter().copied().map(Nlri::any).collect()
     }
     let own = update.attributes.next_hop.filter(|_| !update.nlri.is_empty());
-    let own = own.map(|next_hop| (path(next_hop.into()), nets(&update.nlri)));
+    let own = own.map(|next_hop| (path(next_hop.into()), all(&update.nlri)));
     let multiprotocol = update.mp_reach.as_ref().map(|reach| match reach {
-        MpReach::Ipv4 { next_hop, prefixes } => (path(*next_hop), nets(prefixes)),
-        MpReach::Ipv6 { next_hop, prefixes, .. } => (path((*next_hop).into()), nets(prefixes)),
+        MpReach::Ipv4 { next_hop, prefixes } => (path(*next_hop), all(prefixes)),
+        MpReach::Ipv6 { next_hop, prefixes, .. } => (path((*next_hop).into()), all(prefixes)),
     });
     own.into_iter().chain(multiprotocol).collect()
 }

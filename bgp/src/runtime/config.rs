@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::md5::Password;
 use crate::Families;
-use crate::session::{Backoff, RoleOffer};
+use crate::session::{AddPaths, Backoff, RoleOffer};
 use crate::wire::{LongLivedFamily, ShutdownMessage};
 
 /// What all sessions of a speaker share.
@@ -84,6 +84,9 @@ pub struct PeerConfig {
     /// What this speaker is to the peer (RFC 9234), an eBGP one: it is told, and a peer that takes itself for something else gets no
     /// session; and routes are marked ONLY_TO_CUSTOMER where the role says so.
     pub role: Option<RoleOffer>,
+    /// Take, or send, several paths to a prefix where the peer does the other (RFC 7911). What is sent is one path to each so far, named
+    /// as one of several.
+    pub add_paths: AddPaths,
     /// Sign every segment (TCP MD5, RFC 2385), and drop those of the peer that are not signed with it.
     pub password: Option<Password>,
 }
@@ -109,6 +112,7 @@ impl PeerConfig {
             next_hop_v4: None,
             next_hop_v6: None,
             role: None,
+            add_paths: AddPaths::default(),
             password: None,
         }
     }

@@ -470,7 +470,7 @@ impl PeerTask {
                 four_octet_asn: negotiated.four_octet_asn,
                 ibgp: negotiated.asn == self.shared.config.asn,
                 extended_messages: negotiated.extended_messages,
-                ..Context::default()
+                add_path: negotiated.paths_sent,
             },
             enhanced_refresh: negotiated.enhanced_refresh,
             next_hops: self.next_hops(local.ip(), &negotiated),
@@ -576,6 +576,7 @@ fn session_config(speaker: &SpeakerConfig, peer: &PeerConfig) -> SessionConfig {
         connect_retry: peer.connect_retry,
         families: peer.families,
         role: peer.role,
+        add_paths: peer.add_paths,
         extended_next_hop: peer.extended_next_hop && peer.address.is_ipv6(),
         graceful_restart: speaker.graceful_restart.map(|restart| RestartOffer {
             restart_time: seconds(restart.restart_time),

@@ -36,6 +36,17 @@ pub struct SessionConfig {
     pub role: Option<RoleOffer>,
     /// Graceful restart to offer, as restarting speaker.
     pub graceful_restart: Option<RestartOffer>,
+    /// Several paths to a prefix (RFC 7911), in each direction that is to be offered.
+    pub add_paths: AddPaths,
+}
+
+/// In which directions UPDATEs may name several paths to a prefix (RFC 7911), as one side would have it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct AddPaths {
+    /// What the peer sends.
+    pub receive: bool,
+    /// What it is sent.
+    pub send: bool,
 }
 
 /// What the peer is told of the relation between both ASes (RFC 9234 §4).
@@ -216,6 +227,10 @@ pub struct Negotiated {
     /// Families of long-lived graceful restart (RFC 9494) that both sides offer. A route that carries LLGR_STALE is for these peers
     /// alone (§4.3).
     pub long_lived: Vec<LongLived>,
+    /// Families whose prefixes have path identifiers in what the peer sends (RFC 7911).
+    pub paths_received: Families,
+    /// Families whose prefixes have them in what it is sent.
+    pub paths_sent: Families,
 }
 
 impl Negotiated {

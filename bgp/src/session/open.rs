@@ -3,9 +3,10 @@
 use std::time::Duration;
 
 use super::error::PeerIncompatible;
-use super::model::{LongLived, Negotiated, PeerGracefulRestart, RoleOffer, SessionConfig};
+use super::model::{AddPaths, LongLived, Negotiated, PeerGracefulRestart, RoleOffer, SessionConfig};
 use crate::wire::{
-    Capability, ExtendedNextHop, GracefulRestartCapability, GracefulRestartFamily, LongLivedFamily, Open,
+    AddPathFamily, Capability, ExtendedNextHop, GracefulRestartCapability, GracefulRestartFamily,
+    LongLivedFamily, Open,
 };
 use crate::{Families, Family};
 
@@ -22,6 +23,11 @@ pub(super) fn offer(config: &SessionConfig, again: bool) -> Open {
         capabilities.push(Capability::Role(role as u8));
     }
     capabilities.push(Capability::FourOctetAsn(config.asn));
+    let AddPaths { receive, send } = config.add_paths;
+    if receive || send {
+        let family = |f: Family| AddPathFamily { afi: f.afi(), safi: f.safi(), receive, send };
+        capabilities.push(Capability::AddPath(config.families.iter().map(family).collect()));
+    }
     if let Some(restart) = config.graceful_restart {
         // Forwarding went on if the speaker never stopped, or says so; after a cold start the peer must not keep
         // what it learnt in an earlier life.
@@ -84,6 +90,9 @@ pub(super) fn negotiate(config: &SessionConfig, open: &Open) -> Result<Negotiate
             && restart.is_some_and(|capability| capability.notification),
         // RFC 9494 §4.1: without the other capability it means nothing.
         long_lived: restart.map(|_| long_lived(config, open)).unwrap_or_default(),
+        paths_received: add_paths(open, |theirs| config.add_paths.receive && theirs.send)
+            .intersection(families),
+        paths_sent: add_paths(open, |theirs| config.add_paths.send && theirs.receive).intersection(families),
     })
 }
 
@@ -126,6 +135,20 @@ fn offered_families(open: &Open) -> Families {
         None => Families { ipv4_unicast: true, ..Families::NONE },
         Some(first) => first.into_iter().chain(multiprotocol.flatten()).collect(),
     }
+}
+
+/// Families of which the peer's ADD-PATH capability says what is `wanted`. Of a family that it lists twice, the first counts.
+fn add_paths(open: &Open, wanted: impl Fn(&AddPathFamily) -> bool) -> Families {
+    let offered = open.capabilities.iter().filter_map(|capability| match capability {
+        Capability::AddPath(families) => Some(families),
+        _ => None,
+    });
+    let offered: Vec<&AddPathFamily> = offered.flatten().collect();
+    let first = |family: &Family| {
+        let of = (family.afi(), family.safi());
+        offered.iter().find(|theirs| (theirs.afi, theirs.safi) == of).is_some_and(|theirs| wanted(theirs))
+    };
+    Family::ALL.into_iter().filter(first).collect()
 }
 
 fn long_lived(config: &SessionConfig, open: &Open) -> Vec<LongLived> {

@@ -3,7 +3,8 @@
 use std::time::{Duration, Instant};
 
 use super::model::{
-    Action, Backoff, Direction, Down, Event, Farewell, RestartOffer, RoleOffer, SessionConfig, State,
+    Action, AddPaths, Backoff, Direction, Down, Event, Farewell, RestartOffer, RoleOffer, SessionConfig,
+    State,
 };
 use super::{Jitter, Session};
 use crate::wire::{
@@ -12,6 +13,7 @@ use crate::wire::{
 };
 use crate::{Families, Family};
 
+mod add_paths;
 mod restart;
 
 use Direction::{Incoming, Outgoing};
@@ -33,6 +35,7 @@ fn config() -> SessionConfig {
         extended_next_hop: false,
         role: None,
         graceful_restart: None,
+        add_paths: AddPaths::default(),
     }
 }
 

@@ -9,7 +9,7 @@ use ipnet::IpNet;
 use serde_json::Value;
 
 use crate::OUR_ASN;
-use crate::daemon::{Daemon, Restart, Route, Setup, Told, numbers};
+use crate::daemon::{Daemon, FEEDERS, Restart, Route, Setup, Told, numbers};
 use crate::lab::Lab;
 
 /// FRR.
@@ -28,6 +28,7 @@ cells! { Frr:
     no_hold_time: ebgp
     why_the_peer_leaves: every
     notifications_keep_routes: every
+    several_paths: every
     away_for_long: active
     wrong_asn_is_told: every
     collision: active
@@ -69,8 +70,16 @@ impl Daemon for Frr {
         }
         let options: String = options.iter().map(|option| format!("{neighbor} {option}\n")).collect();
         let networks: String = setup.announced().map(|prefix| format!("  network {prefix}\n")).concat();
+        let mut of_family = format!(" {neighbor} activate\n");
+        if setup.add_paths {
+            of_family += &format!(" {neighbor} addpath-tx-all-paths\n");
+            for (feeder, _, asn) in FEEDERS {
+                global += &format!(" neighbor {feeder} remote-as {asn}\n neighbor {feeder} passive\n");
+                of_family += &format!("  neighbor {feeder} activate\n");
+            }
+        }
         let family = |name: &str, networks: &str| {
-            format!(" address-family {name} unicast\n{networks} {neighbor} activate\n exit-address-family\n")
+            format!(" address-family {name} unicast\n{networks}{of_family} exit-address-family\n")
         };
         let families = match ours {
             IpAddr::V4(_) => family("ipv4", &networks) + &family("ipv6", ""),
@@ -140,6 +149,11 @@ impl Daemon for Frr {
 
     fn has_enhanced_refresh(&self) -> bool {
         true
+    }
+
+    /// Without zebra it does not know who is on the link.
+    fn keeps_next_hops(&self, setup: &Setup) -> bool {
+        setup.is_ibgp()
     }
 }
 

@@ -1,5 +1,6 @@
 //! GoBGP.
 
+use std::net::IpAddr;
 use std::thread;
 use std::time::Duration;
 
@@ -8,7 +9,7 @@ use serde_json::Value;
 use sheave_bgp::{Community, LargeCommunity};
 
 use crate::OUR_ASN;
-use crate::daemon::{Daemon, Restart, Route, Setup, Told, numbers};
+use crate::daemon::{Daemon, FEEDERS, Restart, Route, Setup, Told, numbers};
 use crate::lab::Lab;
 
 /// GoBGP.
@@ -25,6 +26,7 @@ cells! { GoBgp:
     short_hold_time: ebgp
     why_the_peer_leaves: every
     notifications_keep_routes: every
+    several_paths: every
     away_for_long: every
     wrong_asn_is_told: every
 }
@@ -37,11 +39,15 @@ impl Daemon for GoBgp {
     fn start(&self, lab: &mut Lab, setup: &Setup) {
         let Setup { ours, theirs, asn, hold_time, connects, ttl_security, .. } = setup;
         let password = setup.password.map(|text| format!("auth-password = \"{text}\"")).unwrap_or_default();
+        // Feeders come by IPv4, whatever the session.
+        let listens: &[IpAddr] = if setup.add_paths { &[Lab::V4[1], Lab::V6[1]] } else { &[*theirs] };
+        let listens: Vec<String> = listens.iter().map(|address| format!("\"{address}\"")).collect();
+        let listens = listens.join(", ");
         let mut config = format!(
             "[global.config]
                as = {asn}
                router-id = \"10.0.0.2\"
-               local-address-list = [\"{theirs}\"]
+               local-address-list = [{listens}]
              [[neighbors]]
                [neighbors.config]
                  neighbor-address = \"{ours}\"
@@ -79,6 +85,12 @@ impl Daemon for GoBgp {
                      enabled = true
                 "
             );
+            if setup.add_paths {
+                config += "[neighbors.afi-safis.add-paths.config]
+                             receive = true
+                             send-max = 8
+                          ";
+            }
             if let Some(Restart { stale_time: time @ 1.., .. }) = setup.restart {
                 config += &format!(
                     "[neighbors.afi-safis.long-lived-graceful-restart.config]
@@ -87,6 +99,23 @@ impl Daemon for GoBgp {
                     "
                 );
             }
+        }
+        for (feeder, _, asn) in FEEDERS.into_iter().filter(|_| setup.add_paths) {
+            config += &format!(
+                "[[neighbors]]
+                   [neighbors.config]
+                     neighbor-address = \"{feeder}\"
+                     peer-as = {asn}
+                   [neighbors.transport.config]
+                     passive-mode = true
+                   [[neighbors.afi-safis]]
+                     [neighbors.afi-safis.config]
+                       afi-safi-name = \"ipv4-unicast\"
+                   [[neighbors.afi-safis]]
+                     [neighbors.afi-safis.config]
+                       afi-safi-name = \"ipv6-unicast\"
+                "
+            );
         }
         let config = lab.write("gobgpd.toml", &config);
         let api = format!("--api-hosts={}", target(lab));
@@ -169,6 +198,10 @@ impl Daemon for GoBgp {
 
     fn has_enhanced_refresh(&self) -> bool {
         false
+    }
+
+    fn keeps_next_hops(&self, setup: &Setup) -> bool {
+        setup.is_ibgp()
     }
 }
 

@@ -54,6 +54,7 @@ mod hostile;
 mod lab;
 mod learning;
 mod next_hop;
+mod paths;
 mod restarts;
 mod sessions;
 

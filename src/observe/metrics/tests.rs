@@ -135,6 +135,8 @@ fn peer() -> PeerStatus {
                 graceful_restart: None,
                 graceful_notification: false,
                 long_lived: Vec::new(),
+                paths_received: sheave_bgp::Families::NONE,
+                paths_sent: sheave_bgp::Families::NONE,
             },
             families: vec![FamilyStatus {
                 family: sheave_bgp::Family::Ipv4Unicast,

@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 use super::{Learnt, STALE_LIMIT};
 use crate::Family;
 use crate::session::Negotiated;
+use crate::wire::Nlri;
 
 impl Learnt {
     /// The session of a peer is over for a family.
@@ -89,23 +90,23 @@ impl Learnt {
             state.long_lived_until.get_or_insert(now + time);
             tracing::warn!(%peer, %family, routes = state.stale, "not back in its restart time: its routes stay as a last resort");
         }
-        for prefix in aged {
-            self.mark_long_lived(peer, prefix);
+        for nlri in aged {
+            self.mark_long_lived(peer, nlri);
         }
     }
 
-    fn mark_long_lived(&mut self, peer: IpAddr, prefix: ipnet::IpNet) {
-        let held = |learnt: &Learnt| Some(Arc::clone(&learnt.peers.get(&peer)?.get(&prefix)?.path));
+    fn mark_long_lived(&mut self, peer: IpAddr, nlri: Nlri) {
+        let held = |learnt: &Learnt| Some(Arc::clone(&learnt.peers.get(&peer)?.get(&nlri)?.path));
         let Some(path) = held(self) else { return };
         let marked = self.intern(path.long_lived_stale());
         let Some(known) = self.peers.get_mut(&peer) else { return };
-        let Some(held) = known.family_mut(Family::of(&prefix)).routes.get_mut(&prefix) else { return };
+        let Some(held) = known.family_mut(Family::of(&nlri.prefix)).routes.get_mut(&nlri) else { return };
         held.long_lived = true;
         held.path = marked;
         let accepted = held.accepted;
         self.forget(&path);
         if accepted {
-            self.decide(prefix);
+            self.decide(nlri.prefix);
         }
     }
 }

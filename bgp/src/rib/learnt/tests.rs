@@ -14,6 +14,7 @@ use crate::session::{Negotiated, PeerGracefulRestart};
 use crate::wire::{AsPath, MpReach, MpUnreach, Origin, PathAttributes, Role, Update};
 use crate::{Families, Family};
 
+mod add_paths;
 mod restart;
 
 const OWN: Identity = Identity { asn: 64512, router_id: std::net::Ipv4Addr::new(10, 0, 0, 1) };
@@ -72,6 +73,8 @@ fn negotiated(graceful_restart: Option<PeerGracefulRestart>) -> Negotiated {
         graceful_restart,
         graceful_notification: false,
         long_lived: Vec::new(),
+        paths_received: Families::NONE,
+        paths_sent: Families::NONE,
     }
 }
 

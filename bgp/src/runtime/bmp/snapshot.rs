@@ -125,6 +125,7 @@ impl PeerSnapshot {
                 if let Ok(announcement) =
                     Announcement::of_family(of_family.family, attributes, next_hop, hop, context)
                 {
+                    let prefixes = prefixes.into_iter().map(|prefix| self.export.nlri(prefix));
                     bmp::announcements(view, &announcement, prefixes, at, out);
                 }
             }
