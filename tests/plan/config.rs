@@ -324,7 +324,7 @@ fn errors_name_file_line_field_and_remedy() {
         ),
         (
             "router: {asn: 1, peers: [{address: 10.0.0.1, asn: 2, addPaths: {all: true}}]}",
-            "sheave.yaml:1: router.peers[0].addPaths.all: unknown field `all`, expected `receive` or `send`",
+            "sheave.yaml:1: router.peers[0].addPaths.all: unknown field `all`, expected one of receive, send",
         ),
         (
             "router:\n  gracefulRestart: {restartTime: 0s}\n",
