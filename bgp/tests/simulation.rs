@@ -355,6 +355,10 @@ impl Simulation {
                         next_hops,
                         role: None,
                         link_local: None,
+                        peer,
+                        router_id: negotiated.router_id,
+                        client: false,
+                        extended_next_hop: negotiated.extended_next_hop,
                     };
                     self.nodes[node].rib.peer_up(peer, export);
                     self.up(node, direction, negotiated);
@@ -531,6 +535,7 @@ impl Simulation {
                     }
                     this.all_known = Some(self.now);
                     this.rib.initial_routes_complete();
+                    this.rib.peers_have_told();
                     self.plan(Duration::ZERO, node, Happening::Writable);
                 }
             }

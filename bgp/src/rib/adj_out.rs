@@ -1,4 +1,4 @@
-//! Adj-RIB-Out: one Established peer's view of our routes (RFC 4271 §3.2, §9.2).
+//! Adj-RIB-Out: one Established peer's view of the Loc-RIB (RFC 4271 §3.2, §9.2).
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
@@ -7,9 +7,11 @@ use std::sync::Arc;
 use ipnet::IpNet;
 
 use super::export::Export;
+use super::loc_rib::LocRib;
+use super::route::Route;
+use crate::Family;
 use crate::wire::RefreshKind;
 use crate::wire::pack::{Announcement, write_end_of_rib, write_route_refresh, write_withdrawal};
-use crate::{Attributes, Family};
 
 /// All families of one peer.
 #[derive(Debug)]
@@ -24,7 +26,7 @@ pub struct FamilyOut {
     family: Family,
     next_hop: Option<IpAddr>,
     /// What the peer holds. `None` where it is to be sent again whatever it was.
-    sent: BTreeMap<IpNet, Option<Arc<Attributes>>>,
+    sent: BTreeMap<IpNet, Option<Arc<Route>>>,
     pending: Pending,
     end_of_rib_sent: bool,
     refresh: Refresh,
@@ -48,11 +50,11 @@ struct Pending {
     /// The prefixes of `changes` that are withdrawn.
     withdraw: BTreeSet<IpNet>,
     /// The prefixes of `changes` that are announced, by what they are announced with.
-    announce: BTreeMap<Arc<Attributes>, BTreeSet<IpNet>>,
+    announce: BTreeMap<Arc<Route>, BTreeSet<IpNet>>,
 }
 
 /// What is to be told of a prefix.
-type Change = Option<Arc<Attributes>>;
+type Change = Option<Arc<Route>>;
 
 /// What [`Rib::write`](super::Rib::write) did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -71,11 +73,11 @@ impl Pending {
             Some(None) => {
                 self.withdraw.remove(prefix);
             }
-            Some(Some(attributes)) => {
-                if let Some(group) = self.announce.get_mut(&attributes) {
+            Some(Some(route)) => {
+                if let Some(group) = self.announce.get_mut(&route) {
                     group.remove(prefix);
                     if group.is_empty() {
-                        self.announce.remove(&attributes);
+                        self.announce.remove(&route);
                     }
                 }
             }
@@ -88,8 +90,8 @@ impl Pending {
             None => {
                 self.withdraw.insert(prefix);
             }
-            Some(attributes) => {
-                self.announce.entry(Arc::clone(attributes)).or_default().insert(prefix);
+            Some(route) => {
+                self.announce.entry(Arc::clone(route)).or_default().insert(prefix);
             }
         }
         self.changes.insert(prefix, change);
@@ -113,7 +115,7 @@ impl FamilyOut {
     }
 
     /// What it holds, but for what is about to be sent again.
-    pub fn routes(&self) -> impl Iterator<Item = (IpNet, &Arc<Attributes>)> {
+    pub fn routes(&self) -> impl Iterator<Item = (IpNet, &Arc<Route>)> {
         self.sent.iter().filter_map(|(prefix, sent)| Some((*prefix, sent.as_ref()?)))
     }
 
@@ -127,10 +129,9 @@ impl FamilyOut {
         self.end_of_rib_sent
     }
 
-    fn set(&mut self, prefix: IpNet, target: Option<&Arc<Attributes>>) {
-        if self.next_hop.is_none() {
-            return;
-        }
+    fn set(&mut self, prefix: IpNet, target: Option<&Arc<Route>>) {
+        // Ours are not told to where there is no way to us.
+        let target = target.filter(|route| self.next_hop.is_some() || !route.is_own());
         let in_place = match (self.sent.get(&prefix), target) {
             (None, None) => true,
             (Some(Some(sent)), Some(target)) => sent == target,
@@ -143,20 +144,18 @@ impl FamilyOut {
         }
     }
 
-    fn send_again(&mut self, routes: &BTreeMap<IpNet, Arc<Attributes>>) {
+    /// Has those routes be told whose kind is asked for: again, where they have been.
+    fn send_again(&mut self, export: &Export, loc_rib: &LocRib, of_kind: impl Fn(&Route) -> bool) {
         for sent in self.sent.values_mut() {
-            *sent = None;
+            if sent.as_deref().is_some_and(&of_kind) {
+                *sent = None;
+            }
         }
         let family = self.family;
-        for (prefix, attributes) in routes.iter().filter(|(prefix, _)| Family::of(prefix) == family) {
-            self.set(*prefix, Some(attributes));
-        }
-    }
-
-    fn withdraw_all(&mut self) {
-        self.pending = Pending::default();
-        for prefix in self.sent.keys() {
-            self.pending.insert(*prefix, None);
+        for (prefix, route) in loc_rib.iter() {
+            if Family::of(prefix) == family && of_kind(route) {
+                self.set(*prefix, Some(route).filter(|route| export.tells(prefix, route)));
+            }
         }
     }
 
@@ -179,14 +178,10 @@ impl FamilyOut {
         }
         while out.len() < limit {
             let Some(group) = self.pending.announce.first_entry() else { break };
-            let attributes = Arc::clone(group.key());
-            let announcement = self.next_hop.and_then(|hop| {
-                let path = export.path_attributes(&attributes);
-                Announcement::of_family(self.family, path, hop, export.link_local, export.context).ok()
-            });
-            match announcement {
-                Some(announcement) => updates += self.write_group(&attributes, &announcement, out, limit),
-                None => self.give_up(&attributes),
+            let route = Arc::clone(group.key());
+            match export.announcement(self.family, self.next_hop, &route) {
+                Some(announcement) => updates += self.write_group(&route, &announcement, out, limit),
+                None => self.give_up(&route),
             }
         }
         if out.len() < limit && self.pending.changes.is_empty() && self.refresh == Refresh::Begun {
@@ -196,35 +191,35 @@ impl FamilyOut {
         updates
     }
 
-    /// Writes the prefixes that share `attributes`, up to the limit.
+    /// Writes the prefixes that share `route`, up to the limit.
     fn write_group(
         &mut self,
-        attributes: &Arc<Attributes>,
+        route: &Arc<Route>,
         announcement: &Announcement,
         out: &mut Vec<u8>,
         limit: usize,
     ) -> u64 {
         let mut updates = 0;
-        let Some(mut group) = self.pending.announce.remove(attributes) else { return 0 };
+        let Some(mut group) = self.pending.announce.remove(route) else { return 0 };
         while out.len() < limit && !group.is_empty() {
             let count = announcement.write(&mut group.iter().copied().peekable(), out);
             for _ in 0..count {
                 if let Some(prefix) = group.pop_first() {
                     self.pending.changes.remove(&prefix);
-                    self.sent.insert(prefix, Some(Arc::clone(attributes)));
+                    self.sent.insert(prefix, Some(Arc::clone(route)));
                 }
             }
             updates += 1;
         }
         if !group.is_empty() {
-            self.pending.announce.insert(Arc::clone(attributes), group);
+            self.pending.announce.insert(Arc::clone(route), group);
         }
         updates
     }
 
     /// The attributes leave no room for a prefix: what the peer holds of these is no longer true.
-    fn give_up(&mut self, attributes: &Arc<Attributes>) {
-        let group = self.pending.announce.remove(attributes).unwrap_or_default();
+    fn give_up(&mut self, route: &Arc<Route>) {
+        let group = self.pending.announce.remove(route).unwrap_or_default();
         tracing::error!(
             prefixes = group.len(),
             first = ?group.first(),
@@ -259,19 +254,16 @@ impl AdjRibOut {
     }
 
     /// Makes `target` what the peer is to hold for `prefix`.
-    pub(super) fn set(&mut self, prefix: IpNet, target: Option<&Arc<Attributes>>) {
+    pub(super) fn set(&mut self, prefix: IpNet, target: Option<&Arc<Route>>) {
         let family = Family::of(&prefix);
+        let target = target.filter(|route| self.export.tells(&prefix, route));
         if let Some(out) = self.families.iter_mut().find(|out| out.family == family) {
             out.set(prefix, target);
         }
     }
 
-    /// Takes other next hops, `routes` being what there is.
-    pub(super) fn set_next_hops(
-        &mut self,
-        next_hops: &[(Family, Option<IpAddr>)],
-        routes: &BTreeMap<IpNet, Arc<Attributes>>,
-    ) {
+    /// Takes other next hops for what is ours.
+    pub(super) fn set_next_hops(&mut self, next_hops: &[(Family, Option<IpAddr>)], loc_rib: &LocRib) {
         for out in &mut self.families {
             let Some((_, next_hop)) = next_hops.iter().find(|(family, _)| *family == out.family) else {
                 continue;
@@ -280,21 +272,27 @@ impl AdjRibOut {
                 continue;
             }
             out.next_hop = *next_hop;
-            match next_hop {
-                Some(_) => out.send_again(routes),
-                None => out.withdraw_all(),
+            out.send_again(&self.export, loc_rib, Route::is_own);
+        }
+    }
+
+    /// Makes the peer a client of this reflector, or not: it is told more then, or less.
+    pub(super) fn set_client(&mut self, client: bool, loc_rib: &LocRib) {
+        if std::mem::replace(&mut self.export.client, client) != client {
+            for (prefix, route) in loc_rib.iter().filter(|(_, route)| !route.is_own()) {
+                self.set(*prefix, Some(route));
             }
         }
     }
 
-    /// Sends everything again, `routes` being what there is.
-    pub(super) fn refresh(&mut self, family: Family, routes: &BTreeMap<IpNet, Arc<Attributes>>) {
+    /// Sends everything again.
+    pub(super) fn refresh(&mut self, family: Family, loc_rib: &LocRib) {
         let Some(out) = self.families.iter_mut().find(|out| out.family == family) else { return };
         // RFC 7313 §4: not before End-of-RIB, until which the peer holds nothing stale that an end could sweep.
         if self.export.enhanced_refresh && out.end_of_rib_sent {
             out.refresh = Refresh::Begins;
         }
-        out.send_again(routes);
+        out.send_again(&self.export, loc_rib, |_| true);
     }
 
     pub(super) fn has_changes(&self) -> bool {

@@ -74,6 +74,7 @@ mod tests {
             role: None,
             local: [10, 0, 0, 1].into(),
             extended_next_hop: false,
+            client: false,
         }
     }
 

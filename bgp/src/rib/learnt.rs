@@ -4,7 +4,7 @@
 //!   UPDATE ──► Adj-RIB-In of the peer ──import policy──► candidates of the prefix ──decision──► Loc-RIB
 //!              (if it has a policy)      loops, own nets                                           │ next hops changed
 //!   session lost, Established, End-of-RIB, time ──► stale, or gone                                 ▼
-//!                                                                                         taken by the owner
+//!              (all internal peers, on a reflector) ──► offered ──decision──► Reflections  taken by the owner
 //! ```
 //!
 //! A change costs what its prefixes cost: each of them is looked up once for each peer. Routes that share attributes share
@@ -24,10 +24,14 @@ use super::import::{ImportPolicy, LimitAction, MaxPrefixes, is_routable};
 use super::path::{Identity, Path, Source};
 use crate::session::{Negotiated, PeerGracefulRestart};
 use crate::wire::{MpReach, Nlri, PathAttributes, Update};
-use crate::{Families, Family};
+use crate::{Community, Families, Family};
 
+mod reflection;
 #[cfg(test)]
 mod tests;
+
+use reflection::Reflecting;
+pub use reflection::Reflections;
 
 /// How long a peer that is back may take to tell its routes, at most (RFC 4724 §4.2 asks for a bound).
 const STALE_LIMIT: Duration = Duration::from_secs(300);
@@ -45,6 +49,7 @@ pub struct Learnt {
     routes: BTreeMap<IpNet, Arc<[IpAddr]>>,
     /// Prefixes whose next hops changed since they were taken.
     changed: BTreeSet<IpNet>,
+    reflecting: Reflecting,
 }
 
 /// What is used for a prefix from now on: next hops of equal worth, or none.
@@ -82,6 +87,7 @@ impl Learnt {
             paths: HashSet::new(),
             routes: BTreeMap::new(),
             changed: BTreeSet::new(),
+            reflecting: Reflecting::default(),
         }
     }
 
@@ -113,7 +119,7 @@ impl Learnt {
 
     /// Whether every peer with a policy has told all it has, as far as it says so.
     pub fn is_complete(&self) -> bool {
-        self.peers.values().all(|peer| {
+        self.peers.values().filter(|peer| peer.policy.is_some()).all(|peer| {
             let told = |family| {
                 let family = peer.family(family);
                 !family.negotiated || family.end_of_rib
@@ -154,22 +160,24 @@ impl Learnt {
         touched.into_iter().for_each(|(peer, prefix)| self.judge(peer, prefix));
     }
 
-    /// Peers with a policy.
+    /// Peers of which something is kept: those with a policy, and those that are reflected.
     pub fn peers(&self) -> impl Iterator<Item = IpAddr> {
         self.peers.keys().copied()
     }
 
     /// How much a peer may announce.
     pub fn limit(&self, peer: IpAddr) -> Option<MaxPrefixes> {
-        self.peers.get(&peer)?.policy.max_prefixes
+        self.peers.get(&peer)?.limit()
     }
 
     /// Sets what is taken of peers: of those without a policy nothing is, and nothing is kept.
     pub fn set_policies(&mut self, policies: &BTreeMap<IpAddr, ImportPolicy>) {
-        let gone: Vec<IpAddr> = self.peers().filter(|peer| !policies.contains_key(peer)).collect();
+        let with_policy = self.peers.iter().filter(|(_, known)| known.policy.is_some());
+        let gone: Vec<IpAddr> =
+            with_policy.map(|(peer, _)| *peer).filter(|peer| !policies.contains_key(peer)).collect();
         gone.into_iter().for_each(|peer| self.set_policy(peer, None));
         for (peer, policy) in policies {
-            if self.peers.get(peer).is_none_or(|known| known.policy != *policy) {
+            if self.peers.get(peer).is_none_or(|known| known.policy.as_ref() != Some(policy)) {
                 self.set_policy(*peer, Some(policy.clone()));
             }
         }
@@ -177,25 +185,37 @@ impl Learnt {
 
     /// What is kept already is judged again.
     fn set_policy(&mut self, peer: IpAddr, policy: Option<ImportPolicy>) {
-        let Some(policy) = policy else {
-            self.flush(peer, Family::ALL, false);
-            self.peers.remove(&peer);
-            return;
-        };
         let Some(known) = self.peers.get_mut(&peer) else {
             self.peers.insert(peer, AdjRibIn::new(policy));
             return;
         };
         known.policy = policy;
-        for prefix in known.prefixes() {
-            self.judge(peer, prefix);
+        if known.policy.is_none() && !known.source.as_ref().is_some_and(|source| self.reflecting.of(source)) {
+            return self.drop_peer(peer);
         }
+        self.judge_all(peer);
+    }
+
+    /// All that is kept of a peer is judged again.
+    fn judge_all(&mut self, peer: IpAddr) {
+        let prefixes = self.peers.get(&peer).map(AdjRibIn::prefixes).unwrap_or_default();
+        prefixes.into_iter().for_each(|prefix| self.judge(peer, prefix));
+    }
+
+    /// Nothing of a peer is kept any more.
+    fn drop_peer(&mut self, peer: IpAddr) {
+        self.flush(peer, Family::ALL, false);
+        self.peers.remove(&peer);
     }
 
     /// A session is Established.
     pub fn peer_up(&mut self, source: Source, negotiated: &Negotiated, now: Instant) {
         let peer = source.peer;
+        if self.reflecting.of(&source) {
+            self.peers.entry(peer).or_insert_with(|| AdjRibIn::new(None));
+        }
         let Some(known) = self.peers.get_mut(&peer) else { return };
+        known.says_end = negotiated.graceful_restart.as_ref().is_some_and(|graceful| !graceful.restarting);
         let other = known.source.replace(source).is_some_and(|before| before != source);
         known.up = true;
         for family in Family::ALL {
@@ -212,15 +232,13 @@ impl Learnt {
         let Some(known) = self.peers.get_mut(&peer) else { return };
         known.stale_until = known.has_stale().then(|| now + STALE_LIMIT);
         if other {
-            for prefix in known.prefixes() {
-                self.judge(peer, prefix);
-            }
+            self.judge_all(peer);
         }
     }
 
-    /// Whether a peer has a policy, and its session is not known here: it was Established before there was one.
-    pub fn awaits_session(&self, peer: IpAddr) -> bool {
-        self.peers.get(&peer).is_some_and(|known| !known.up)
+    /// Whether something of an Established peer is to be kept, and its session is not known here: it was there before.
+    pub fn awaits_session(&self, peer: IpAddr, ibgp: bool) -> bool {
+        self.peers.get(&peer).map_or(ibgp && self.reflecting.is_on(), |known| !known.up)
     }
 
     /// The session is over. `graceful`: what the peer offered, where it may be restarting and this side helps: its routes stay.
@@ -237,6 +255,20 @@ impl Learnt {
             known.family_mut(family).mark_stale();
         }
         known.stale_until = known.has_stale().then(|| now + time);
+        if known.policy.is_none() && known.stale_until.is_none() {
+            self.peers.remove(&peer);
+        }
+    }
+
+    /// Nobody will tell of the peer any more, nor of the time: what it left goes now.
+    pub fn peer_gone(&mut self, peer: IpAddr) {
+        self.flush(peer, Family::ALL, false);
+        if let Some(known) = self.peers.get_mut(&peer) {
+            known.stale_until = None;
+            if known.policy.is_none() {
+                self.peers.remove(&peer);
+            }
+        }
     }
 
     /// When [`Learnt::expire`] is due for a peer.
@@ -249,8 +281,10 @@ impl Learnt {
         if self.deadline(peer).is_some_and(|until| until <= now) {
             tracing::warn!(%peer, "stale routes dropped: the peer has not told them again in time");
             self.flush(peer, Family::ALL, true);
-            if let Some(known) = self.peers.get_mut(&peer) {
-                known.stale_until = None;
+            let Some(known) = self.peers.get_mut(&peer) else { return };
+            known.stale_until = None;
+            if !known.up && known.policy.is_none() {
+                self.peers.remove(&peer);
             }
         }
     }
@@ -318,14 +352,14 @@ impl Learnt {
     fn insert(&mut self, peer: IpAddr, prefix: IpNet, path: &Arc<Path>) -> Result<(), LimitExceeded> {
         let Some(known) = self.peers.get_mut(&peer) else { return Ok(()) };
         let family = Family::of(&prefix);
-        let limit = known.policy.max_prefixes;
+        let limit = known.limit();
         let state = known.family_mut(family);
         if !state.negotiated {
             // RFC 4760 §6: it means nothing on this session.
             return Ok(());
         }
-        let before = state.routes.get(&prefix).map(|held| (held.accepted, held.stale));
-        let (accepted, again) = before.unwrap_or_default();
+        let before = state.routes.get(&prefix).map(|held| (held.accepted, held.stale, held.offered));
+        let (accepted, again, offered) = before.unwrap_or_default();
         // What is left of an earlier session is not what the peer announces.
         if let Some(limit) = limit.filter(|_| before.is_none() || again) {
             let count = state.told() + 1;
@@ -345,7 +379,7 @@ impl Learnt {
             }
         }
         state.stale -= usize::from(again);
-        let held = Held { path: Arc::clone(path), stale: false, accepted };
+        let held = Held { path: Arc::clone(path), stale: false, accepted, offered };
         if let Some(before) = state.routes.insert(prefix, held) {
             self.forget(&before.path);
         }
@@ -355,7 +389,7 @@ impl Learnt {
 
     fn remove(&mut self, peer: IpAddr, prefix: &IpNet) {
         let Some(known) = self.peers.get_mut(&peer) else { return };
-        let limit = known.policy.max_prefixes;
+        let limit = known.limit();
         let state = known.family_mut(Family::of(prefix));
         let Some(gone) = state.routes.remove(prefix) else { return };
         state.accepted -= usize::from(gone.accepted);
@@ -365,6 +399,9 @@ impl Learnt {
             state.nearness = Nearness::Far;
         }
         self.forget(&gone.path);
+        if gone.offered {
+            self.reflecting.set(*prefix, peer, false);
+        }
         if gone.accepted {
             self.decide(*prefix);
         }
@@ -384,15 +421,25 @@ impl Learnt {
     fn judge(&mut self, peer: IpAddr, prefix: IpNet) {
         let Some(known) = self.peers.get(&peer) else { return };
         let (Some(held), Some(source)) = (known.get(&prefix), &known.source) else { return };
-        let accepted = known.policy.takes(&prefix)
-            && !held.path.loops(self.own)
+        let valid = !held.path.loops(self.own)
             && held.path.leads_elsewhere(source)
             && held.path.fits(&prefix, source)
-            && !held.path.leaks(source)
-            && (known.policy.names(&prefix) || is_routable(&prefix) && !self.is_reserved(&prefix));
+            && !held.path.leaks(source);
+        let accepted = valid
+            && known.policy.as_ref().is_some_and(|policy| {
+                policy.takes(&prefix)
+                    && (policy.names(&prefix) || is_routable(&prefix) && !self.is_reserved(&prefix))
+            });
+        let offered = valid
+            && self.reflecting.of(source)
+            && is_routable(&prefix)
+            && !held.path.attributes.communities.contains(&Community::NO_ADVERTISE);
         let Some(known) = self.peers.get_mut(&peer) else { return };
         let state = known.family_mut(Family::of(&prefix));
         let Some(held) = state.routes.get_mut(&prefix) else { return };
+        if std::mem::replace(&mut held.offered, offered) || offered {
+            self.reflecting.set(prefix, peer, offered);
+        }
         let before = std::mem::replace(&mut held.accepted, accepted);
         match (before, accepted) {
             (false, false) => return,

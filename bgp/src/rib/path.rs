@@ -22,8 +22,10 @@ pub(super) struct Path {
 pub struct Identity {
     /// Its ASN.
     pub asn: u32,
-    /// Its BGP Identifier, and its CLUSTER_ID too.
+    /// Its BGP Identifier.
     pub router_id: Ipv4Addr,
+    /// Its CLUSTER_ID: the BGP Identifier, unless it is told another as a route reflector.
+    pub cluster_id: Ipv4Addr,
 }
 
 /// The session that a route came by.
@@ -43,6 +45,8 @@ pub struct Source {
     pub local: IpAddr,
     /// IPv4 prefixes may have IPv6 next hops (RFC 8950).
     pub extended_next_hop: bool,
+    /// The peer is a client, if this speaker is a route reflector (RFC 4456).
+    pub client: bool,
 }
 
 impl Path {
@@ -51,7 +55,7 @@ impl Path {
         let segments = self.attributes.as_path.iter().flat_map(|path| &path.segments);
         segments.flat_map(|segment| &segment.asns).any(|asn| *asn == own.asn)
             || self.attributes.originator_id == Some(own.router_id)
-            || self.attributes.cluster_list.contains(&own.router_id)
+            || self.attributes.cluster_list.contains(&own.cluster_id)
     }
 
     /// Whether a packet could be sent to the next hop, as far as the address tells (RFC 4271 §5.1.3, §6.3).

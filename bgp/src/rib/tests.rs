@@ -21,7 +21,18 @@ fn export(context: Context) -> Export {
         (Family::Ipv4Unicast, Some("10.0.0.1".parse().unwrap())),
         (Family::Ipv6Unicast, Some("fd00::1".parse().unwrap())),
     ];
-    Export { asn: 64512, context, enhanced_refresh: false, next_hops, role: None, link_local: None }
+    Export {
+        asn: 64512,
+        context,
+        enhanced_refresh: false,
+        next_hops,
+        role: None,
+        link_local: None,
+        peer: PEER,
+        router_id: [10, 9, 9, 2].into(),
+        client: false,
+        extended_next_hop: false,
+    }
 }
 
 fn med(med: u32) -> Attributes {
@@ -109,6 +120,7 @@ fn end_of_rib_waits_after_a_restart_and_routes_do_not() {
     rib.apply(announce(&[A], &med(1)));
     assert_eq!(sent(&mut rib), ["+192.0.2.1/32 1"]);
     rib.initial_routes_complete();
+    rib.peers_have_told();
     assert!(rib.has_pending(PEER));
     assert_eq!(sent(&mut rib), ["end ipv4-unicast", "end ipv6-unicast"]);
 }
@@ -280,6 +292,7 @@ fn a_peer_is_told_where_a_refresh_begins_and_ends() {
     };
     assert_eq!(refreshed(&mut rib, usize::MAX >> 1), ["2 prefixes"]);
     rib.initial_routes_complete();
+    rib.peers_have_told();
     assert_eq!(sent(&mut rib), ["end ipv4-unicast", "end ipv6-unicast"]);
     for limit in [1, usize::MAX >> 1] {
         assert_eq!(refreshed(&mut rib, limit), ["1 1", "2 prefixes", "1 2"], "{limit}");

@@ -76,6 +76,9 @@ pub struct PeerConfig {
     pub role: Option<RoleOffer>,
     /// Sign every segment (TCP MD5, RFC 2385), and drop those of the peer that are not signed with it.
     pub password: Option<Password>,
+    /// The peer, an iBGP one, is a client of this route reflector (RFC 4456), if it is one:
+    /// [`Speaker::set_reflector`](super::Speaker::set_reflector).
+    pub client: bool,
 }
 
 impl PeerConfig {
@@ -100,6 +103,7 @@ impl PeerConfig {
             next_hop_v6: None,
             role: None,
             password: None,
+            client: false,
         }
     }
 }
@@ -116,6 +120,7 @@ impl PeerConfig {
             connect_retry: other.connect_retry,
             next_hop_v4: other.next_hop_v4,
             next_hop_v6: other.next_hop_v6,
+            client: other.client,
             ..self.clone()
         };
         live == *other

@@ -1,7 +1,7 @@
 //! What the speaker's owner says of routes of peers, and learns of them.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use ipnet::IpNet;
 use tokio::sync::watch;
@@ -19,7 +19,7 @@ pub struct LearntStatus {
     pub complete: bool,
     /// Prefixes whose next hops changed, and that have yet to be taken.
     pub pending: usize,
-    /// Peers with an import policy, and what each announces.
+    /// Peers of which something is imported or passed on, and what each announces.
     pub peers: BTreeMap<IpAddr, Vec<(Family, FamilyCounts)>>,
 }
 
@@ -27,15 +27,29 @@ impl Speaker {
     /// Makes these the import policies of peers; of others nothing is imported. No session is reset: what is known is judged
     /// again, and a peer that had none is asked for its routes. Peers that a limit keeps down are tried again if it changed.
     pub fn set_imports(&self, policies: &BTreeMap<IpAddr, ImportPolicy>) {
-        self.shared.learnt().set_policies(policies);
+        let mut learnt = self.shared.learnt();
+        learnt.set_policies(policies);
+        self.shared.follow(learnt);
         self.shared.changed.send_replace(());
         self.shared.news.send_replace(());
+    }
+
+    /// Makes this speaker a route reflector (RFC 4456) with that CLUSTER_ID, or none: what a client announces is passed on to all
+    /// other iBGP peers, what another iBGP peer announces to clients, whatever is imported. No session is reset; peers are asked
+    /// for what was not kept. Nothing is passed on to or from eBGP peers.
+    pub fn set_reflector(&self, cluster_id: Option<Ipv4Addr>) {
+        let mut learnt = self.shared.learnt();
+        learnt.set_reflector(cluster_id);
+        self.shared.follow(learnt);
+        self.shared.changed.send_replace(());
     }
 
     /// Changes the nets that are this node's own: no route to, around or within one is used, unless a peer's policy names
     /// exactly its prefix.
     pub fn reserve(&self, add: &[IpNet], remove: &[IpNet]) {
-        self.shared.learnt().reserve(add, remove);
+        let mut learnt = self.shared.learnt();
+        learnt.reserve(add, remove);
+        self.shared.follow(learnt);
         self.shared.news.send_replace(());
     }
 

@@ -215,7 +215,13 @@ impl PeerTask {
             let input = self.next_input().await;
             while self.closing.try_join_next().is_some() {}
             match input {
-                Input::Stop(farewell) => break self.event(Event::ManualStop(farewell)),
+                Input::Stop(farewell) => {
+                    if farewell == Farewell::Silent {
+                        // The whole speaker goes: no peer is to hear of it by way of another.
+                        self.shared.learnt().freeze();
+                    }
+                    break self.event(Event::ManualStop(farewell));
+                }
                 Input::Reconfigured => self.reconfigured(),
                 Input::Gone => break self.event(Event::ManualStop(Farewell::Silent)),
                 Input::Accepted(stream) => self.accepted(stream),
@@ -236,6 +242,7 @@ impl PeerTask {
             self.send_routes();
             Direction::ALL.into_iter().for_each(|direction| self.watch_output(direction));
         }
+        self.forget_learnt();
         self.shared.progress.send_replace(());
         while self.closing.join_next().await.is_some() {}
     }
@@ -306,6 +313,7 @@ impl PeerTask {
         };
         let next_hops = self.next_hops(local.ip(), &negotiated);
         self.shared.rib().set_next_hops(self.config.address, &next_hops);
+        self.set_client();
         self.sending = Sending::Writing;
     }
 
@@ -471,6 +479,10 @@ impl PeerTask {
             next_hops: self.next_hops(local.ip(), &negotiated),
             role: self.config.role.map(|offer| offer.role),
             link_local: link_local(local.ip()),
+            peer: self.config.address,
+            router_id: negotiated.router_id,
+            client: self.config.client,
+            extended_next_hop: negotiated.extended_next_hop,
         };
         let peer = self.config.address;
         tracing::info!(%peer, asn = negotiated.asn, %local, "session established");

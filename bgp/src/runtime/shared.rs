@@ -31,7 +31,8 @@ impl Shared {
     pub(super) fn new(config: SpeakerConfig) -> Shared {
         let rib = Mutex::new(Rib::new(config.restarting));
         let monitor = Monitor::new(config.asn, config.router_id);
-        let learnt = Mutex::new(Learnt::new(Identity { asn: config.asn, router_id: config.router_id }));
+        let SpeakerConfig { asn, router_id, .. } = config;
+        let learnt = Mutex::new(Learnt::new(Identity { asn, router_id, cluster_id: router_id }));
         let [news, changed, progress] = [(), (), ()].map(watch::Sender::new);
         Shared { config, rib, monitor, learnt, news, changed, progress }
     }
@@ -40,9 +41,31 @@ impl Shared {
         lock(&self.rib)
     }
 
-    /// Never locked together with the RIB.
+    /// Locked before the RIB where both are.
     pub(super) fn learnt(&self) -> MutexGuard<'_, Learnt> {
         lock(&self.learnt)
+    }
+
+    /// Has the RIB follow what is passed on of what was learnt, and wakes whoever has to do with either.
+    pub(super) fn follow(&self, mut learnt: MutexGuard<'_, Learnt>) {
+        let reflections = learnt.take_reflections();
+        let mut rib = self.rib();
+        let changed = rib.reflect(reflections);
+        self.monitor.loc_rib_changed(&rib, changed.iter());
+        let complete = rib.awaits_peers_alone() && learnt.has_heard_all();
+        if complete {
+            rib.peers_have_told();
+            self.monitor.loc_rib_complete();
+        }
+        drop(rib);
+        let news = learnt.pending() > 0;
+        drop(learnt);
+        if complete || !changed.is_empty() {
+            self.changed.send_replace(());
+        }
+        if news {
+            self.news.send_replace(());
+        }
     }
 }
 

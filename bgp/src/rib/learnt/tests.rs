@@ -14,7 +14,10 @@ use crate::session::{Negotiated, PeerGracefulRestart};
 use crate::wire::{AsPath, MpReach, MpUnreach, Origin, PathAttributes, Role, Update};
 use crate::{Families, Family};
 
-const OWN: Identity = Identity { asn: 64512, router_id: std::net::Ipv4Addr::new(10, 0, 0, 1) };
+const OWN: Identity = {
+    let router_id = std::net::Ipv4Addr::new(10, 0, 0, 1);
+    Identity { asn: 64512, router_id, cluster_id: router_id }
+};
 const A: &str = "198.51.100.0/24";
 const B: &str = "203.0.113.0/24";
 const V6: &str = "2001:db8:1::/48";
@@ -45,6 +48,7 @@ fn source(number: u8) -> Source {
         role: None,
         local: address(1),
         extended_next_hop: false,
+        client: false,
     }
 }
 
@@ -310,11 +314,11 @@ fn a_policy_decides_and_may_change() {
     learnt.receive(address(2), &announce(2, attributes(&[65001]), &[A])).unwrap();
     assert_empty(&learnt);
     // A policy that comes while the session stands waits for it.
-    assert!(!learnt.awaits_session(address(2)));
+    assert!(!learnt.awaits_session(address(2), false));
     learnt.set_policy(address(2), Some(only(A)));
-    assert!(learnt.awaits_session(address(2)));
+    assert!(learnt.awaits_session(address(2), false));
     learnt.peer_up(source(2), &negotiated(None), Instant::now());
-    assert!(!learnt.awaits_session(address(2)));
+    assert!(!learnt.awaits_session(address(2), false));
 }
 
 #[test]

@@ -10,14 +10,13 @@ use ipnet::IpNet;
 use tokio::sync::{mpsc, oneshot};
 
 use super::{Monitor, Subscriber, Subscription, Up, loc_rib_routes, lock, now};
+use crate::Family;
 use crate::bmp::{self, Statistic, View};
-use crate::rib::{Export, Rib};
-use crate::wire::pack::Announcement;
-use crate::{Attributes, Family};
+use crate::rib::{Export, Rib, Route};
 
 /// Sessions and tables at one moment: copied under the RIB's lock, made into messages without it.
 pub(super) struct Snapshot {
-    loc_rib: Vec<(IpNet, Arc<Attributes>)>,
+    loc_rib: Vec<(IpNet, Arc<Route>)>,
     loc_rib_complete: bool,
     peers: Vec<PeerSnapshot>,
 }
@@ -31,15 +30,15 @@ struct PeerSnapshot {
 struct FamilySnapshot {
     family: Family,
     next_hop: Option<IpAddr>,
-    routes: Vec<(IpNet, Arc<Attributes>)>,
+    routes: Vec<(IpNet, Arc<Route>)>,
     complete: bool,
 }
 
 /// Routes that share attributes, together.
-fn groups(routes: &[(IpNet, Arc<Attributes>)]) -> BTreeMap<(&Attributes, Family), Vec<IpNet>> {
+fn groups(routes: &[(IpNet, Arc<Route>)]) -> BTreeMap<(&Route, Family), Vec<IpNet>> {
     let mut groups: BTreeMap<_, Vec<IpNet>> = BTreeMap::new();
-    for (prefix, attributes) in routes {
-        groups.entry((&**attributes, Family::of(prefix))).or_default().push(*prefix);
+    for (prefix, route) in routes {
+        groups.entry((&**route, Family::of(prefix))).or_default().push(*prefix);
     }
     groups
 }
@@ -94,8 +93,8 @@ impl Monitor {
         let loc_rib = move || {
             let mut out = Vec::new();
             bmp::loc_rib_up(self.asn, self.router_id, &self.loc_rib_open(), at, &mut out);
-            for ((attributes, family), prefixes) in groups(&snapshot.loc_rib) {
-                loc_rib_routes(self.loc_rib(), attributes, family, prefixes, at, &mut out);
+            for ((route, family), prefixes) in groups(&snapshot.loc_rib) {
+                loc_rib_routes(self.loc_rib(), route, family, prefixes, at, &mut out);
             }
             for family in Family::ALL.into_iter().filter(|_| snapshot.loc_rib_complete) {
                 bmp::end_of_rib(self.loc_rib(), family, at, &mut out);
@@ -117,13 +116,10 @@ impl PeerSnapshot {
         bmp::peer_up(*peer, up, *since, out);
         let view = View::AdjRibOut(*peer);
         for of_family in &self.families {
-            for ((attributes, _), prefixes) in groups(&of_family.routes) {
-                let Some(next_hop) = of_family.next_hop else { continue };
-                let attributes = self.export.path_attributes(attributes);
-                let (hop, context) = (self.export.link_local, self.export.context);
+            for ((route, _), prefixes) in groups(&of_family.routes) {
                 // They were sent with these: there is room.
-                if let Ok(announcement) =
-                    Announcement::of_family(of_family.family, attributes, next_hop, hop, context)
+                if let Some(announcement) =
+                    self.export.announcement(of_family.family, of_family.next_hop, route)
                 {
                     bmp::announcements(view, &announcement, prefixes, at, out);
                 }

@@ -1,12 +1,11 @@
 //! What a peer's task does with what the peer announces.
 
 use std::net::IpAddr;
-use std::sync::MutexGuard;
 use std::time::Instant;
 
 use super::PeerTask;
 use crate::Family;
-use crate::rib::{Learnt, LimitExceeded, Source};
+use crate::rib::{LimitExceeded, Source};
 use crate::session::{Down, Event, Negotiated};
 use crate::wire::Update;
 use crate::wire::{RefreshKind, pack::write_route_refresh};
@@ -23,11 +22,12 @@ impl PeerTask {
             role: self.config.role.filter(|_| !ibgp).map(|offer| offer.role),
             local,
             extended_next_hop: negotiated.extended_next_hop,
+            client: self.config.client,
         };
         let mut learnt = self.shared.learnt();
         learnt.peer_up(source, negotiated, Instant::now());
         self.stale_until = learnt.deadline(source.peer);
-        self.tell(learnt);
+        self.shared.follow(learnt);
     }
 
     /// The session, or an attempt at one, is over. One that was merely lost may be of a peer that restarts (RFC 4724 §4.2); a
@@ -41,14 +41,14 @@ impl PeerTask {
         learnt.peer_down(self.config.address, graceful, Instant::now());
         drop(observed);
         self.stale_until = learnt.deadline(self.config.address);
-        self.tell(learnt);
+        self.shared.follow(learnt);
     }
 
     /// Takes in what an UPDATE says; tells if that is too much.
     pub(super) fn learn(&self, update: &Update) -> Option<LimitExceeded> {
         let mut learnt = self.shared.learnt();
         let received = learnt.receive(self.config.address, update);
-        self.tell(learnt);
+        self.shared.follow(learnt);
         received.err()
     }
 
@@ -63,15 +63,23 @@ impl PeerTask {
     pub(super) fn heard_again(&mut self, family: Family) {
         let mut learnt = self.shared.learnt();
         learnt.refresh_ends(self.config.address, family);
-        self.tell(learnt);
+        self.shared.follow(learnt);
     }
 
-    /// Wakes whoever takes what is learnt, if there is something.
-    fn tell(&self, learnt: MutexGuard<'_, Learnt>) {
-        if learnt.pending() > 0 {
-            drop(learnt);
-            self.shared.news.send_replace(());
-        }
+    /// The task ends: nobody will hear of the peer.
+    pub(super) fn forget_learnt(&self) {
+        let mut learnt = self.shared.learnt();
+        learnt.peer_gone(self.config.address);
+        self.shared.follow(learnt);
+    }
+
+    /// The peer is a client, or is none any more.
+    pub(super) fn set_client(&self) {
+        let (peer, client) = (self.config.address, self.config.client);
+        let mut learnt = self.shared.learnt();
+        self.shared.rib().set_client(peer, client);
+        learnt.set_client(peer, client);
+        self.shared.follow(learnt);
     }
 
     /// Ends the session of a peer that announces too much.
@@ -90,7 +98,8 @@ impl PeerTask {
             self.event(Event::ManualStart);
         }
         let Some((direction, negotiated)) = self.session.established() else { return };
-        if !self.shared.learnt().awaits_session(peer) {
+        let ibgp = negotiated.asn == self.shared.config.asn;
+        if !self.shared.learnt().awaits_session(peer, ibgp) {
             return;
         }
         let negotiated = negotiated.clone();
@@ -112,6 +121,6 @@ impl PeerTask {
         let mut learnt = self.shared.learnt();
         learnt.expire(self.config.address, Instant::now());
         self.stale_until = learnt.deadline(self.config.address);
-        self.tell(learnt);
+        self.shared.follow(learnt);
     }
 }
