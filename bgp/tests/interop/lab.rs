@@ -35,6 +35,8 @@ pub(crate) struct Lab {
     directory: PathBuf,
     program: Vec<String>,
     daemon: Option<Child>,
+    /// What runs beside the daemon.
+    others: Vec<Child>,
 }
 
 fn run(arguments: &str) {
@@ -57,7 +59,7 @@ impl Lab {
         let name = format!("sheave-bgp-{}-{}", process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
         let directory = env::temp_dir().join(&name);
         fs::create_dir(&directory).unwrap();
-        let lab = Lab { name, directory, program: Vec::new(), daemon: None };
+        let lab = Lab { name, directory, program: Vec::new(), daemon: None, others: Vec::new() };
         let (us, peer) = (lab.namespace("us"), lab.namespace("peer"));
         run(&format!("netns add {us}"));
         run(&format!("netns add {peer}"));
@@ -81,6 +83,14 @@ impl Lab {
     /// Gives our side of the link another IPv4 address.
     pub(crate) fn add_address(&self, address: IpAddr) {
         run(&format!("-n {} addr add {address}/24 dev link0", self.namespace("us")));
+    }
+
+    /// Gives the daemon's side other addresses.
+    pub(crate) fn add_addresses_at_peer(&self, addresses: [IpAddr; 2]) {
+        for address in addresses {
+            let (length, option) = if address.is_ipv4() { (24, "") } else { (64, " nodad") };
+            run(&format!("-n {} addr replace {address}/{length} dev link0{option}", self.namespace("peer")));
+        }
     }
 
     /// Runs `test` on a thread of its own within the speaker's namespace. The thread ends with it, so that no
@@ -136,15 +146,25 @@ impl Lab {
     /// Kills the daemon if it runs, without a word to its peer, and starts it again.
     pub(crate) fn restart(&mut self) {
         self.kill();
+        self.daemon = Some(self.spawn(&self.program));
+    }
+
+    /// Starts another program there, which ends with the lab.
+    pub(crate) fn start_beside(&mut self, program: &[&str]) {
+        let program: Vec<String> = program.iter().map(|&word| word.to_owned()).collect();
+        self.others.push(self.spawn(&program));
+    }
+
+    fn spawn(&self, program: &[String]) -> Child {
         let log = File::options().create(true).append(true).open(self.path("log")).unwrap();
         let child = Command::new("ip")
             .args(["netns", "exec", &self.namespace("peer")])
-            .args(&self.program)
+            .args(program)
             .stdin(Stdio::null())
             .stdout(log.try_clone().unwrap())
             .stderr(log)
             .spawn();
-        self.daemon = Some(child.unwrap());
+        child.unwrap()
     }
 
     fn kill(&mut self) {
@@ -226,6 +246,10 @@ impl Lab {
 impl Drop for Lab {
     fn drop(&mut self) {
         self.kill();
+        for child in &mut self.others {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
         for side in ["us", "peer"] {
             let _ = Command::new("ip")
                 .args(["netns", "del", &self.namespace(side)])

@@ -54,6 +54,7 @@ mod hostile;
 mod lab;
 mod learning;
 mod next_hop;
+mod reflection;
 mod sessions;
 
 /// Runs `test` in a lab, or says why it cannot.
