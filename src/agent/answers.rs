@@ -28,6 +28,7 @@ impl Agent {
         let announced = self.held.as_ref().unwrap_or(plan);
         let learnt = self.announcer.learns().unwrap_or_default();
         let imported = self.announcer.imported();
+        let speaker = self.announcer.status();
         Status {
             node: self.planner.node().into(),
             version: env!("CARGO_PKG_VERSION").into(),
@@ -35,7 +36,8 @@ impl Agent {
             holding: self.held.is_some(),
             health: self.observer.health(),
             watches: self.observer.watches(),
-            peers: self.announcer.status().map(|speaker| peers(speaker, &learnt)).unwrap_or_default(),
+            reflected: speaker.as_ref().map_or(0, |speaker| speaker.reflected),
+            peers: speaker.map(|speaker| peers(speaker, &learnt)).unwrap_or_default(),
             bmp: self.announcer.bmp_stations().into_iter().map(bmp_station).collect(),
             imported: status::Imported {
                 prefixes: learnt.routes,

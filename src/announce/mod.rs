@@ -203,6 +203,7 @@ impl Announcer {
         let stations = sessions::bmp_stations(router, node);
         let mut problems = Vec::new();
         let imports = learning::policies(router);
+        let reflector = router.route_reflector;
         let mut of_secrets = BTreeMap::new();
         // `None`: there is no session without its password.
         let mut with_password = |who: String, peer: &Peer, before: Option<&PeerConfig>| {
@@ -251,9 +252,11 @@ impl Announcer {
                 }
             }
         }
-        if let Some(Running { speaker, .. }) = &self.speaker {
+        if let Some(Running { speaker, config, .. }) = &self.speaker {
             // What a session brings is judged from its beginning.
             speaker.set_imports(&imports);
+            speaker
+                .set_reflector(reflector.map(|reflector| reflector.cluster_id.unwrap_or(config.router_id)));
             speaker.set_peers(peers.clone());
             speaker.set_bmp_stations(stations);
             speaker.set_dynamic_peers(dynamic.clone());

@@ -29,6 +29,8 @@ pub(super) fn speaker_config(
         dynamic_peers: _,
         bmp: _,
         import: _,
+        mesh: _,
+        route_reflector: _,
     } = router;
     Ok(SpeakerConfig {
         asn: asn.ok_or(AnnounceError::NoAsn)?,
@@ -138,6 +140,7 @@ pub(super) fn peer_config(peer: &Peer, password: Option<Password>, addresses: &[
             _ => None,
         },
         password,
+        client: peer.route_reflector_client,
         ..PeerConfig::new(*address, *asn)
     }
 }

@@ -81,6 +81,9 @@ pub struct Peer {
     /// Which of the routes it announces are taken over; `None`: none.
     #[serde(default, deserialize_with = "import::policy")]
     pub import: Option<ImportPolicy>,
+    /// Whether it is a client of this node, which is a route reflector (RFC 4456).
+    #[serde(default)]
+    pub route_reflector_client: bool,
     /// Who asks for it.
     #[serde(skip)]
     pub source: PeerSource,
@@ -111,6 +114,7 @@ impl Peer {
             require_role: false,
             families: families(),
             import: None,
+            route_reflector_client: false,
             source: PeerSource::default(),
         }
     }
@@ -143,6 +147,8 @@ pub enum PeerSource {
     Config,
     /// An annotation of the Node.
     Annotation,
+    /// `router.mesh`: it is another node.
+    Mesh,
 }
 
 /// `passwordSecret` of a peer: a key of a Secret in the agent's own namespace.
@@ -212,6 +218,8 @@ pub struct DynamicPeer {
     require_role: bool,
     #[serde(default = "families")]
     families: Vec<AddressFamily>,
+    #[serde(default)]
+    route_reflector_client: bool,
 }
 
 impl DynamicPeer {
@@ -231,6 +239,7 @@ impl DynamicPeer {
             role: self.role,
             require_role: self.require_role,
             families: self.families.clone(),
+            route_reflector_client: self.route_reflector_client,
             ..Peer::new(self.prefix.addr(), self.asn)
         }
     }
@@ -376,12 +385,12 @@ fn parse_duration<E: serde::de::Error>(text: &str) -> Result<Duration, E> {
         .map_err(|_| E::custom(format_args!("`{text}` is not a duration such as 120s, 300ms or 1h")))
 }
 
-fn hold_time() -> Duration {
+pub(super) fn hold_time() -> Duration {
     Duration::from_secs(90)
 }
 
 /// RFC 4271 section 4.2: 0, or at least 3 seconds; 16 bits.
-fn hold_time_of<'de, D: Deserializer<'de>>(d: D) -> Result<Duration, D::Error> {
+pub(super) fn hold_time_of<'de, D: Deserializer<'de>>(d: D) -> Result<Duration, D::Error> {
     let time = duration(d)?;
     let seconds = time.as_secs();
     if time.subsec_nanos() != 0 || (seconds != 0 && !(3..=65535).contains(&seconds)) {

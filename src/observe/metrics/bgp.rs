@@ -108,6 +108,11 @@ pub fn add_to(speaker: &SpeakerStatus, families: &mut Families) {
             per_family.iter().map(|(labels, status)| (&labels[..], number(count(status)))),
         );
     }
+    families.gauge(
+        "sheave_bgp_reflected_prefixes",
+        "Prefixes that are passed on between internal peers, as route reflector",
+        [(&[][..], number(speaker.reflected))],
+    );
     add_ranges(&speaker.dynamic, families);
 }
 
