@@ -15,6 +15,7 @@ mod guard;
 mod import;
 mod invalid;
 mod kept_ports;
+mod mesh;
 mod nat;
 mod node_ports;
 mod observe;
@@ -70,6 +71,7 @@ pub fn all() -> Vec<(SourceKind, Scenario)> {
         bmp::SCENARIOS,
         import::SCENARIOS,
         dynamic_peers::SCENARIOS,
+        mesh::SCENARIOS,
         agent::SCENARIOS,
     ]
     .concat();
