@@ -119,7 +119,11 @@ impl Announcer {
             let limit = peer.import.as_ref().and_then(|import| import.max_prefixes);
             let counts = learnt.peers.get(&peer.address).into_iter().flatten();
             for (family, counts) in counts {
-                if peer.interface.is_some() && counts.received > 0 && counts.accepted == 0 {
+                if peer.import.is_some()
+                    && peer.interface.is_some()
+                    && counts.received > 0
+                    && counts.accepted == 0
+                {
                     problems.push(format!(
                         "peer {}: none of its {} prefixes of {family} is taken: next hops that are link-local cannot be imported yet",
                         peer.name(),

@@ -260,6 +260,10 @@ impl Announcer {
             speaker.set_peers(peers.clone());
             speaker.set_bmp_stations(stations);
             speaker.set_dynamic_peers(dynamic.clone());
+            if self.complete {
+                // A reflector that has restarted knows now whom it waits for.
+                speaker.initial_routes_complete();
+            }
         }
         self.peers = peers;
         self.dynamic = dynamic;
@@ -295,9 +299,6 @@ impl Announcer {
         let announced = self.selection.announced();
         let announce = announced.iter().map(|(prefix, wanted)| (*prefix, attributes(wanted))).collect();
         speaker.update(RouteChanges { announce, withdraw: Vec::new() });
-        if self.complete {
-            speaker.initial_routes_complete();
-        }
         speaker.reserve(&self.reserved.iter().copied().collect::<Vec<_>>(), &[]);
         self.speaker = Some(Running { news: speaker.learnt_news(), speaker, config });
         Ok(())

@@ -23,13 +23,6 @@ pub struct Reflections {
     pub withdraw: Vec<IpNet>,
 }
 
-impl Reflections {
-    /// Whether nothing is.
-    pub fn is_empty(&self) -> bool {
-        self.announce.is_empty() && self.withdraw.is_empty()
-    }
-}
-
 /// The state of a reflector.
 #[derive(Debug, Default)]
 pub(super) struct Reflecting {
