@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use ipnet::IpNet;
 use sheave_bgp::session::Backoff;
 use sheave_bgp::{
-    Attributes, DynamicPeers, GracefulRestart, ImportPolicy, PeerConfig, PrefixFilter, RouteChanges,
+    Attributes, DynamicPeers, GracefulRestart, ImportPolicy, NextHop, PeerConfig, PrefixFilter, RouteChanges,
     Shutdown, Speaker, SpeakerConfig,
 };
 
@@ -99,7 +99,9 @@ async fn clients_learn_of_each_other() {
     until("both to learn", || first.learnt().routes == 1 && second.learnt().routes == 2).await;
     let mut learnt = second.take_learnt(9);
     learnt.sort();
-    let route = |prefix: &str, hop: &str| (prefix.parse().unwrap(), Some([hop.parse().unwrap()].into()));
+    let route = |prefix: &str, hop: &str| {
+        (prefix.parse().unwrap(), Some([NextHop::from(hop.parse::<IpAddr>().unwrap())].into()))
+    };
     assert_eq!(learnt, [route("10.244.2.0/24", "192.0.2.2"), route("fd00:244:2::/64", "fd00::2")]);
     let status = reflector.status();
     assert_eq!((status.routes, status.reflected), (3, 3));

@@ -22,10 +22,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
-use sheave_bgp::rib::{Export, Identity, Learnt, Rib, Source};
+use sheave_bgp::rib::{Export, Identity, Learnt, NextHop, Rib, Source};
 use sheave_bgp::session::{Negotiated, PeerGracefulRestart};
 use sheave_bgp::wire::{Context, Message, Update, frame};
-use sheave_bgp::{Attributes, Families, Family, ImportPolicy, PrefixFilter, RouteChanges};
+use sheave_bgp::{Attributes, ExportPolicy, Families, Family, ImportPolicy, PrefixFilter, RouteChanges};
 
 const SEEDS: u64 = 1_000;
 const ASN: u32 = 64512;
@@ -134,7 +134,7 @@ struct Node {
     /// What it announces, by LOCAL_PREF.
     routes: BTreeMap<IpNet, u32>,
     /// What it uses of what it has learnt.
-    table: BTreeMap<IpNet, Arc<[IpAddr]>>,
+    table: BTreeMap<IpNet, Arc<[NextHop]>>,
     /// Which process this is, and whether it started with forwarding kept.
     life: u64,
     kept: bool,
@@ -412,6 +412,7 @@ impl Network {
             }),
         };
         let export = Export {
+            policy: ExportPolicy::default(),
             asn: ASN,
             context: CONTEXT,
             enhanced_refresh: false,
@@ -424,6 +425,7 @@ impl Network {
             extended_next_hop: false,
         };
         let source = Source {
+            interface: None,
             peer: address(peer),
             router_id: router_id(peer),
             asn: ASN,
@@ -603,7 +605,9 @@ impl Network {
             }
         }
         for (prefix, hops) in &this.table {
-            let right = announced.get(prefix).is_some_and(|right| hops.iter().all(|hop| right.contains(hop)));
+            let right = announced
+                .get(prefix)
+                .is_some_and(|right| hops.iter().all(|hop| right.contains(&hop.address)));
             assert!(right, "node {node}: {prefix} via {hops:?}, announced by {:?}", announced.get(prefix));
         }
         // Who announces it as well may be told of no other.

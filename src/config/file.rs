@@ -8,6 +8,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 use serde::Deserialize;
 use serde::de::{Deserializer, Error as _};
+use sheave_bgp::ExportPolicy;
 use sheave_bgp::wire::ShutdownMessage;
 
 use super::bmp::{self, BmpStation};
@@ -114,6 +115,12 @@ impl Router {
     /// Whether there is anyone to have a session with.
     pub fn has_peers(&self) -> bool {
         !(self.peers.is_empty() && self.dynamic_peers.is_empty())
+    }
+
+    /// Peers by name and ranges, and the export policy of each.
+    pub fn exports(&self) -> impl Iterator<Item = (String, &ExportPolicy)> {
+        let peers = self.peers.iter().map(|peer| (peer.name(), &peer.export));
+        peers.chain(self.dynamic_peers.iter().map(|range| (range.prefix.to_string(), &range.export)))
     }
 }
 

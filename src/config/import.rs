@@ -79,7 +79,8 @@ impl<'de> Deserialize<'de> for Wanted {
 }
 
 /// One of `prefixes`: a CIDR, or `{prefix, ge, le}`.
-struct Filter(PrefixFilter);
+#[derive(PartialEq)]
+pub(super) struct Filter(pub(super) PrefixFilter);
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]

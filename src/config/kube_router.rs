@@ -122,7 +122,7 @@ struct WrittenBfd {
 /// Its peers: of the one annotation where that is there, else of the older lists.
 pub(super) fn peers(reader: &mut Reader<'_>) -> Option<Result<Vec<Peer>, ()>> {
     if let Some(text) = reader.text(PEERS) {
-        return Some(reader.checked(PEERS, node::read_list(text, written_peer, tellable)));
+        return Some(reader.checked(PEERS, node::read_list(text, written_peer, tellable, peer::check)));
     }
     let ips = reader.text(PEER_IPS)?;
     let list = |key| reader.text(key).map(items).unwrap_or_default();

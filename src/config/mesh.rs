@@ -188,7 +188,7 @@ impl Mesh {
             };
             peers.insert(address, peer);
         }
-        let listed = |address: &IpAddr| router.peers.iter().any(|peer| peer.address == *address);
+        let listed = |address: &IpAddr| router.peers.iter().any(|peer| peer.address.ip() == Some(*address));
         peers.retain(|address, _| !listed(address) && !own.addresses.contains(address));
         peers.into_values().collect()
     }

@@ -7,6 +7,7 @@ pub mod annotations;
 mod bmp;
 mod communities;
 mod conntrack;
+mod export;
 mod file;
 mod forwarding;
 mod import;
@@ -18,7 +19,7 @@ mod peer;
 mod reader;
 
 pub use annotations::ServiceSettings;
-pub use bmp::BmpStation;
+pub use bmp::{BmpStation, BmpTable};
 pub use communities::Communities;
 pub use conntrack::Conntrack;
 pub use file::{
@@ -30,5 +31,8 @@ pub use import::{ImportTo, OnExit};
 pub use mark_mask::MarkMask;
 pub use mesh::{Mesh, MeshMember, Reflection, RouteReflector};
 pub use node::NodeSettings;
-pub use peer::{AddressFamily, Bfd, DynamicPeer, NextHop, PasswordSource, Peer, PeerSource, Role, SecretKey};
+pub use peer::{
+    AddressFamily, Bfd, DynamicPeer, NextHop, PasswordSource, Peer, PeerAddress, PeerAsn, PeerSource, Role,
+    SecretKey,
+};
 pub use reader::INVALID_ANNOTATION;

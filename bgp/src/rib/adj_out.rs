@@ -8,7 +8,8 @@ use ipnet::IpNet;
 
 use super::export::Export;
 use super::loc_rib::LocRib;
-use super::route::Route;
+use super::policy::ExportPolicy;
+use super::route::{Known, Route, Routes};
 use crate::Family;
 use crate::wire::RefreshKind;
 use crate::wire::pack::{Announcement, write_end_of_rib, write_route_refresh, write_withdrawal};
@@ -46,15 +47,13 @@ enum Refresh {
 /// Changes the peer has yet to be told: at most one for each prefix.
 #[derive(Debug, Default)]
 struct Pending {
-    changes: HashMap<IpNet, Change>,
-    /// The prefixes of `changes` that are withdrawn.
+    /// Prefixes that are withdrawn.
     withdraw: BTreeSet<IpNet>,
-    /// The prefixes of `changes` that are announced, by what they are announced with.
+    /// What others are announced with.
+    announced: HashMap<IpNet, Arc<Route>>,
+    /// The prefixes of `announced`, by what they are announced with.
     announce: BTreeMap<Arc<Route>, BTreeSet<IpNet>>,
 }
-
-/// What is to be told of a prefix.
-type Change = Option<Arc<Route>>;
 
 /// What [`Rib::write`](super::Rib::write) did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -67,34 +66,42 @@ pub struct Written {
 }
 
 impl Pending {
+    fn len(&self) -> usize {
+        self.withdraw.len() + self.announced.len()
+    }
+
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
     fn remove(&mut self, prefix: &IpNet) {
-        match self.changes.remove(prefix) {
-            None => {}
-            Some(None) => {
-                self.withdraw.remove(prefix);
-            }
-            Some(Some(route)) => {
-                if let Some(group) = self.announce.get_mut(&route) {
-                    group.remove(prefix);
-                    if group.is_empty() {
-                        self.announce.remove(&route);
-                    }
-                }
+        self.withdraw.remove(prefix);
+        self.unannounce(prefix);
+    }
+
+    fn unannounce(&mut self, prefix: &IpNet) {
+        // Most often there is nothing to look for.
+        if self.announced.is_empty() {
+            return;
+        }
+        let Some(route) = self.announced.remove(prefix) else { return };
+        if let Some(group) = self.announce.get_mut(&route) {
+            group.remove(prefix);
+            if group.is_empty() {
+                self.announce.remove(&route);
             }
         }
     }
 
-    fn insert(&mut self, prefix: IpNet, change: Change) {
+    fn withdraw(&mut self, prefix: IpNet) {
+        self.unannounce(&prefix);
+        self.withdraw.insert(prefix);
+    }
+
+    fn announce(&mut self, prefix: IpNet, route: &Arc<Route>) {
         self.remove(&prefix);
-        match &change {
-            None => {
-                self.withdraw.insert(prefix);
-            }
-            Some(route) => {
-                self.announce.entry(Arc::clone(route)).or_default().insert(prefix);
-            }
-        }
-        self.changes.insert(prefix, change);
+        self.announce.entry(Arc::clone(route)).or_default().insert(prefix);
+        self.announced.insert(prefix, Arc::clone(route));
     }
 }
 
@@ -121,7 +128,7 @@ impl FamilyOut {
 
     /// How many changes it has yet to be told.
     pub fn pending(&self) -> usize {
-        self.pending.changes.len()
+        self.pending.len()
     }
 
     /// Whether the peer knows that it holds everything.
@@ -137,24 +144,25 @@ impl FamilyOut {
             (Some(Some(sent)), Some(target)) => sent == target,
             _ => false,
         };
-        if in_place {
-            self.pending.remove(&prefix);
-        } else {
-            self.pending.insert(prefix, target.cloned());
+        match target {
+            _ if in_place => self.pending.remove(&prefix),
+            None => self.pending.withdraw(prefix),
+            Some(route) => self.pending.announce(prefix, route),
         }
     }
 
-    /// Has those routes be told whose kind is asked for: again, where they have been.
-    fn send_again(&mut self, export: &Export, loc_rib: &LocRib, of_kind: impl Fn(&Route) -> bool) {
+    /// Has those routes be told that are ours, or all: again, where they have been.
+    fn send_again(&mut self, export: &Export, loc_rib: &LocRib, routes: &mut Routes, ours_alone: bool) {
+        let concerned = |route: &Route| !ours_alone || route.is_own();
         for sent in self.sent.values_mut() {
-            if sent.as_deref().is_some_and(&of_kind) {
+            if sent.as_deref().is_some_and(concerned) {
                 *sent = None;
             }
         }
         let family = self.family;
-        for (prefix, route) in loc_rib.iter() {
-            if Family::of(prefix) == family && of_kind(route) {
-                self.set(*prefix, Some(route).filter(|route| export.tells(prefix, route)));
+        for (prefix, known) in loc_rib.iter().filter(|(prefix, _)| Family::of(prefix) == family) {
+            if concerned(known.route) {
+                self.set(*prefix, export.told(prefix, known, routes).as_ref());
             }
         }
     }
@@ -170,7 +178,6 @@ impl FamilyOut {
             let count = write_withdrawal(self.family, export.context, &mut prefixes, out);
             for _ in 0..count {
                 if let Some(prefix) = self.pending.withdraw.pop_first() {
-                    self.pending.changes.remove(&prefix);
                     self.sent.remove(&prefix);
                 }
             }
@@ -184,7 +191,7 @@ impl FamilyOut {
                 None => self.give_up(&route),
             }
         }
-        if out.len() < limit && self.pending.changes.is_empty() && self.refresh == Refresh::Begun {
+        if out.len() < limit && self.pending.is_empty() && self.refresh == Refresh::Begun {
             write_route_refresh(RefreshKind::End, self.family, out);
             self.refresh = Refresh::No;
         }
@@ -205,7 +212,7 @@ impl FamilyOut {
             let count = announcement.write(&mut group.iter().copied().peekable(), out);
             for _ in 0..count {
                 if let Some(prefix) = group.pop_first() {
-                    self.pending.changes.remove(&prefix);
+                    self.pending.announced.remove(&prefix);
                     self.sent.insert(prefix, Some(Arc::clone(route)));
                 }
             }
@@ -226,7 +233,7 @@ impl FamilyOut {
             "attributes do not fit into a message, not announced: use fewer communities"
         );
         for prefix in group {
-            self.pending.changes.remove(&prefix);
+            self.pending.announced.remove(&prefix);
             self.set(prefix, None);
         }
     }
@@ -253,17 +260,41 @@ impl AdjRibOut {
         &self.export
     }
 
-    /// Makes `target` what the peer is to hold for `prefix`.
-    pub(super) fn set(&mut self, prefix: IpNet, target: Option<&Arc<Route>>) {
+    /// The peer is to hold what it is told of what there is for `prefix`.
+    pub(super) fn set(&mut self, prefix: IpNet, known: Option<Known<'_>>, routes: &mut Routes) {
         let family = Family::of(&prefix);
-        let target = target.filter(|route| self.export.tells(&prefix, route));
         if let Some(out) = self.families.iter_mut().find(|out| out.family == family) {
-            out.set(prefix, target);
+            let target = known.and_then(|known| self.export.told(&prefix, known, routes));
+            out.set(prefix, target.as_ref());
+        }
+    }
+
+    /// Takes another policy: what differs by it is announced again, or withdrawn where it does not pass any more.
+    pub(super) fn set_policy(&mut self, policy: &ExportPolicy, loc_rib: &LocRib, routes: &mut Routes) {
+        if self.export.policy != *policy {
+            self.export.policy = policy.clone();
+            for (prefix, known) in loc_rib.iter() {
+                self.set(*prefix, Some(known), routes);
+            }
+        }
+    }
+
+    /// Makes the peer a client of this reflector, or not: it is told more then, or less.
+    pub(super) fn set_client(&mut self, client: bool, loc_rib: &LocRib, routes: &mut Routes) {
+        if std::mem::replace(&mut self.export.client, client) != client {
+            for (prefix, known) in loc_rib.iter().filter(|(_, known)| !known.route.is_own()) {
+                self.set(*prefix, Some(known), routes);
+            }
         }
     }
 
     /// Takes other next hops for what is ours.
-    pub(super) fn set_next_hops(&mut self, next_hops: &[(Family, Option<IpAddr>)], loc_rib: &LocRib) {
+    pub(super) fn set_next_hops(
+        &mut self,
+        next_hops: &[(Family, Option<IpAddr>)],
+        loc_rib: &LocRib,
+        routes: &mut Routes,
+    ) {
         for out in &mut self.families {
             let Some((_, next_hop)) = next_hops.iter().find(|(family, _)| *family == out.family) else {
                 continue;
@@ -272,31 +303,22 @@ impl AdjRibOut {
                 continue;
             }
             out.next_hop = *next_hop;
-            out.send_again(&self.export, loc_rib, Route::is_own);
-        }
-    }
-
-    /// Makes the peer a client of this reflector, or not: it is told more then, or less.
-    pub(super) fn set_client(&mut self, client: bool, loc_rib: &LocRib) {
-        if std::mem::replace(&mut self.export.client, client) != client {
-            for (prefix, route) in loc_rib.iter().filter(|(_, route)| !route.is_own()) {
-                self.set(*prefix, Some(route));
-            }
+            out.send_again(&self.export, loc_rib, routes, true);
         }
     }
 
     /// Sends everything again.
-    pub(super) fn refresh(&mut self, family: Family, loc_rib: &LocRib) {
+    pub(super) fn refresh(&mut self, family: Family, loc_rib: &LocRib, routes: &mut Routes) {
         let Some(out) = self.families.iter_mut().find(|out| out.family == family) else { return };
         // RFC 7313 §4: not before End-of-RIB, until which the peer holds nothing stale that an end could sweep.
         if self.export.enhanced_refresh && out.end_of_rib_sent {
             out.refresh = Refresh::Begins;
         }
-        out.send_again(&self.export, loc_rib, |_| true);
+        out.send_again(&self.export, loc_rib, routes, false);
     }
 
     pub(super) fn has_changes(&self) -> bool {
-        self.families.iter().any(|out| !out.pending.changes.is_empty())
+        self.families.iter().any(|out| !out.pending.is_empty())
     }
 
     pub(super) fn has_pending(&self, end_of_rib_held: bool) -> bool {
@@ -311,7 +333,7 @@ impl AdjRibOut {
         let mut written = Written::default();
         for family in &mut self.families {
             written.updates += family.write(&self.export, out, limit);
-            let complete = family.pending.changes.is_empty() && out.len() < limit;
+            let complete = family.pending.is_empty() && out.len() < limit;
             // Also for a family that nothing is announced of: nothing is all there is.
             if complete && !family.end_of_rib_sent && !end_of_rib_held {
                 write_end_of_rib(family.family, out);

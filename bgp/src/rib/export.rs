@@ -1,13 +1,15 @@
 //! Which routes a peer is told, and how they look to it (RFC 4271 §5.1, RFC 4456).
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
 
 use ipnet::IpNet;
 
-use super::route::{Reflected, Route};
+use super::policy::ExportPolicy;
+use super::route::{Known, Reflected, Route, Routes};
 use crate::wire::pack::Announcement;
 use crate::wire::{AsPath, Context, Origin, PathAttributes, Role};
-use crate::{Attributes, Family};
+use crate::{Attributes, Community, Family};
 
 /// LOCAL_PREF where a route sets none.
 const DEFAULT_LOCAL_PREF: u32 = 100;
@@ -36,21 +38,33 @@ pub struct Export {
     pub client: bool,
     /// It takes IPv4 prefixes with IPv6 next hops (RFC 8950).
     pub extended_next_hop: bool,
+    /// Of which routes it is told, and what is changed of these.
+    pub policy: ExportPolicy,
 }
 
 impl Export {
-    /// Whether the peer is told of a route: always of ours; of one that is passed on by RFC 4456 §6, and if the session can
-    /// carry its next hop.
-    pub(super) fn tells(&self, prefix: &IpNet, route: &Route) -> bool {
-        let Route::Reflected(Reflected { from, of_client, next_hop, attributes }) = route else {
-            return true;
-        };
-        let fits = next_hop.is_ipv4() == matches!(prefix, IpNet::V4(_)) || self.extended_next_hop;
-        self.context.ibgp
-            && (*of_client || self.client)
-            && *from != self.peer
-            && attributes.originator_id != Some(self.router_id)
-            && fits
+    /// What the peer is told of a route, if anything: of ours what its policy makes of it; one that is passed on as it is, by RFC 4456
+    /// §6, if the policy lets its prefix pass and the session can carry its next hop.
+    pub(super) fn told(&self, prefix: &IpNet, known: Known<'_>, routes: &mut Routes) -> Option<Arc<Route>> {
+        let Known { kind, route } = known;
+        match &**route {
+            Route::Own(attributes) => {
+                self.policy.passes(prefix, kind).then(|| match self.policy.changed(attributes) {
+                    None => Arc::clone(route),
+                    Some(changed) => routes.intern(Route::Own(changed)),
+                })
+            }
+            Route::Reflected(Reflected { from, of_client, next_hop, attributes }) => {
+                let fits = next_hop.is_ipv4() == matches!(prefix, IpNet::V4(_)) || self.extended_next_hop;
+                let told = self.context.ibgp
+                    && (*of_client || self.client)
+                    && *from != self.peer
+                    && attributes.originator_id != Some(self.router_id)
+                    && fits
+                    && self.policy.passes_on(prefix);
+                told.then(|| Arc::clone(route))
+            }
+        }
     }
 
     /// What a route of the family is announced with, `own` being the next hop of ours; `None` where there is none, or the
@@ -80,11 +94,19 @@ impl Export {
             as_path: Some(AsPath::sequence(vec![self.asn; times])),
             med: route.med,
             // RFC 4271 §5.1.5: within the AS always, to others never.
-            local_pref: ibgp.then(|| route.local_pref.unwrap_or(DEFAULT_LOCAL_PREF)),
+            local_pref: ibgp.then(|| local_pref(route)),
             communities: route.communities.to_vec(),
             large_communities: route.large_communities.to_vec(),
             only_to_customer: self.only_to_customer(),
             ..PathAttributes::default()
         }
     }
+}
+
+/// LOCAL_PREF of a route of our own; of one that is about to be withdrawn the least (RFC 8326 §4.1).
+fn local_pref(route: &Attributes) -> u32 {
+    if route.communities.contains(&Community::GRACEFUL_SHUTDOWN) {
+        return 0;
+    }
+    route.local_pref.unwrap_or(DEFAULT_LOCAL_PREF)
 }

@@ -5,12 +5,13 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 
-use super::route::Route;
+use super::route::{Known, Route};
 
 /// Routes of our own, and those that are passed on. To a prefix that there are both for, ours is the one.
 #[derive(Debug, Default)]
 pub(super) struct LocRib {
-    own: BTreeMap<IpNet, Arc<Route>>,
+    /// With their kinds.
+    own: BTreeMap<IpNet, (u8, Arc<Route>)>,
     reflected: BTreeMap<IpNet, Arc<Route>>,
     /// How many of the prefixes of `reflected` are among ours.
     covered: usize,
@@ -26,27 +27,35 @@ impl LocRib {
         self.reflected.len() - self.covered
     }
 
-    pub(super) fn get(&self, prefix: &IpNet) -> Option<&Arc<Route>> {
-        self.own.get(prefix).or_else(|| self.reflected.get(prefix))
+    /// Whether a route of our own is announced.
+    pub(super) fn has_own(&self, prefix: &IpNet) -> bool {
+        self.own.contains_key(prefix)
     }
 
-    pub(super) fn iter(&self) -> impl Iterator<Item = (&IpNet, &Arc<Route>)> {
+    pub(super) fn get(&self, prefix: &IpNet) -> Option<Known<'_>> {
+        let own = self.own.get(prefix).map(|(kind, route)| Known { kind: *kind, route });
+        own.or_else(|| self.reflected.get(prefix).map(|route| Known { kind: 0, route }))
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = (&IpNet, Known<'_>)> {
+        let own = self.own.iter().map(|(prefix, (kind, route))| (prefix, Known { kind: *kind, route }));
         let passed_on = self.reflected.iter().filter(|(prefix, _)| !self.own.contains_key(prefix));
-        self.own.iter().chain(passed_on)
+        own.chain(passed_on.map(|(prefix, route)| (prefix, Known { kind: 0, route })))
     }
 
     /// A route of our own, or that there is none. Tells whether something else is announced now.
-    pub(super) fn set_own(&mut self, prefix: IpNet, route: Option<&Arc<Route>>) -> bool {
+    pub(super) fn set_own(&mut self, prefix: IpNet, route: Option<(u8, Arc<Route>)>) -> bool {
         let here = route.is_some();
+        let same = self.own.get(&prefix) == route.as_ref();
         let before = match route {
-            Some(route) => self.own.insert(prefix, Arc::clone(route)),
+            Some(route) => self.own.insert(prefix, route),
             None => self.own.remove(&prefix),
         };
         if self.reflected.contains_key(&prefix) {
             self.covered += usize::from(here);
             self.covered -= usize::from(before.is_some());
         }
-        before.as_ref() != route
+        !same
     }
 
     /// A route that is passed on, or that there is none. Tells whether something else is announced now.

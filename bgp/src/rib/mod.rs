@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   RouteChanges, Reflections ──► Loc-RIB: prefix → route
-//!                       │ per Established peer, what differs from what it was sent
+//!                       │ per Established peer, by its export policy: what differs from what it was sent
 //!                       ▼
 //!                    Adj-RIB-Out: sent, and pending grouped by attributes ──► UPDATEs, as full as they get
 //! ```
@@ -21,7 +21,9 @@ mod export;
 mod import;
 mod learnt;
 mod loc_rib;
+mod next_hop;
 mod path;
+mod policy;
 mod route;
 
 #[cfg(test)]
@@ -29,7 +31,7 @@ mod reflection_tests;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -40,9 +42,12 @@ use adj_out::AdjRibOut;
 pub use adj_out::{FamilyOut, Written};
 pub use export::Export;
 pub use import::{ImportPolicy, LimitAction, MaxPrefixes, PrefixFilter, is_routable};
-pub use learnt::{FamilyCounts, Learnt, LearntChange, LimitExceeded, Reflections};
+pub use learnt::{Changes, FamilyCounts, Learnt, LearntChange, LimitExceeded, Received, Reflections};
 use loc_rib::LocRib;
-pub use path::{Identity, Source};
+pub use next_hop::{Links, NextHop};
+pub use path::{Identity, Path, Source};
+pub use policy::ExportPolicy;
+use route::Routes;
 pub use route::{Reflected, Route};
 
 /// A change to what is announced. A prefix in both lists ends up withdrawn.
@@ -58,8 +63,7 @@ pub struct RouteChanges {
 #[derive(Debug, Default)]
 pub struct Rib {
     loc_rib: LocRib,
-    /// Every route in use, once.
-    routes: HashSet<Arc<Route>>,
+    routes: Routes,
     peers: BTreeMap<IpAddr, AdjRibOut>,
     /// After a restart: not all routes of our own are in yet.
     own_awaited: bool,
@@ -93,12 +97,17 @@ impl Rib {
 
     /// What is to be announced.
     pub fn routes(&self) -> impl Iterator<Item = (IpNet, &Arc<Route>)> {
-        self.loc_rib.iter().map(|(prefix, route)| (*prefix, route))
+        self.loc_rib.iter().map(|(prefix, known)| (*prefix, known.route))
     }
 
     /// What is to be announced of a prefix.
     pub fn route(&self, prefix: &IpNet) -> Option<&Arc<Route>> {
-        self.loc_rib.get(prefix)
+        self.loc_rib.get(prefix).map(|known| known.route)
+    }
+
+    /// Whether there is a route of our own to a prefix.
+    pub fn has_own(&self, prefix: &IpNet) -> bool {
+        self.loc_rib.has_own(prefix)
     }
 
     /// Whether all routes of an earlier life are in.
@@ -119,10 +128,11 @@ impl Rib {
     /// Changes what is announced of our own.
     pub fn apply(&mut self, changes: RouteChanges) {
         self.sequence += 1;
-        for (prefix, attributes) in changes.announce {
+        for (prefix, mut attributes) in changes.announce {
             let prefix = prefix.trunc();
-            let route = self.intern(Route::Own(attributes));
-            if self.loc_rib.set_own(prefix, Some(&route)) {
+            let kind = std::mem::take(&mut attributes.kind);
+            let route = self.routes.intern(Route::Own(attributes));
+            if self.loc_rib.set_own(prefix, Some((kind, route))) {
                 self.offer(prefix);
             }
         }
@@ -132,45 +142,29 @@ impl Rib {
                 self.offer(prefix);
             }
         }
-        self.forget_unused();
+        self.routes.sweep();
     }
 
     /// Changes what is passed on; the prefixes of which something else is announced now.
     pub fn reflect(&mut self, changes: Reflections) -> Vec<IpNet> {
         let mut changed = Vec::new();
         for (route, prefixes) in changes.announce {
-            let route = self.intern(Route::Reflected(route));
+            let route = self.routes.intern(Route::Reflected(route));
             let set = |prefix: &IpNet| self.loc_rib.set_reflected(*prefix, Some(&route));
             changed.extend(prefixes.into_iter().filter(set));
         }
         let unset = |prefix: &IpNet| self.loc_rib.set_reflected(*prefix, None);
         changed.extend(changes.withdraw.into_iter().filter(unset));
         changed.iter().for_each(|prefix| self.offer(*prefix));
-        self.forget_unused();
+        self.routes.sweep();
         changed
     }
 
     /// Has every peer be told what there is now.
     fn offer(&mut self, prefix: IpNet) {
-        let route = self.loc_rib.get(&prefix);
+        let known = self.loc_rib.get(&prefix);
         for peer in self.peers.values_mut() {
-            peer.set(prefix, route);
-        }
-    }
-
-    fn intern(&mut self, route: Route) -> Arc<Route> {
-        if let Some(known) = self.routes.get(&route) {
-            return Arc::clone(known);
-        }
-        let new = Arc::new(route);
-        self.routes.insert(Arc::clone(&new));
-        new
-    }
-
-    /// Drops routes that only the table of them still holds; looked for when they may be the greater part.
-    fn forget_unused(&mut self) {
-        if self.routes.len() > 2 * self.loc_rib.len() + 16 {
-            self.routes.retain(|route| Arc::strong_count(route) > 1);
+            peer.set(prefix, known, &mut self.routes);
         }
     }
 
@@ -187,8 +181,8 @@ impl Rib {
     /// A session is Established: everything is to be sent, then End-of-RIB.
     pub fn peer_up(&mut self, peer: IpAddr, export: Export) {
         let mut out = AdjRibOut::new(export);
-        for (prefix, route) in self.loc_rib.iter() {
-            out.set(*prefix, Some(route));
+        for (prefix, known) in self.loc_rib.iter() {
+            out.set(*prefix, Some(known), &mut self.routes);
         }
         self.peers.insert(peer, out);
     }
@@ -201,7 +195,7 @@ impl Rib {
     /// The peer wants to be sent all of a family again (RFC 2918).
     pub fn refresh(&mut self, peer: IpAddr, family: Family) {
         if let Some(out) = self.peers.get_mut(&peer) {
-            out.refresh(family, &self.loc_rib);
+            out.refresh(family, &self.loc_rib, &mut self.routes);
         }
     }
 
@@ -209,15 +203,29 @@ impl Rib {
     /// again, and nothing withdrawn unless there is none any more.
     pub fn set_next_hops(&mut self, peer: IpAddr, next_hops: &[(Family, Option<IpAddr>)]) {
         if let Some(out) = self.peers.get_mut(&peer) {
-            out.set_next_hops(next_hops, &self.loc_rib);
+            out.set_next_hops(next_hops, &self.loc_rib, &mut self.routes);
         }
     }
 
     /// Makes an Established peer a client of this reflector, or not.
     pub fn set_client(&mut self, peer: IpAddr, client: bool) {
         if let Some(out) = self.peers.get_mut(&peer) {
-            out.set_client(client, &self.loc_rib);
+            out.set_client(client, &self.loc_rib, &mut self.routes);
         }
+    }
+
+    /// Changes of which routes an Established peer is told, and with what: attributes that change are announced again, and what does
+    /// not pass any more is withdrawn.
+    pub fn set_policy(&mut self, peer: IpAddr, policy: &ExportPolicy) {
+        if let Some(out) = self.peers.get_mut(&peer) {
+            out.set_policy(policy, &self.loc_rib, &mut self.routes);
+            self.routes.sweep();
+        }
+    }
+
+    /// How many changes a peer has yet to be told.
+    pub fn changes(&self, peer: IpAddr) -> usize {
+        self.families(peer).iter().map(FamilyOut::pending).sum()
     }
 
     /// Whether [`Rib::write`] would write something to this peer.

@@ -8,7 +8,7 @@ use ipnet::IpNet;
 use proptest::collection::vec;
 use proptest::prelude::{Strategy, any, prop_oneof, proptest};
 
-use super::{Export, Identity, Learnt, Rib, RouteChanges, Source};
+use super::{Export, ExportPolicy, Identity, Learnt, Rib, RouteChanges, Source};
 use crate::session::{Negotiated, PeerGracefulRestart};
 use crate::wire::{
     AsPath, Context, Message, MpReach, MpUnreach, Origin, PathAttributes, RawAttribute, Update, frame,
@@ -134,6 +134,7 @@ impl Reflector {
             (Family::Ipv6Unicast, Some("fd00::1".parse().unwrap())),
         ];
         let export = Export {
+            policy: ExportPolicy::default(),
             asn: ASN,
             context: Context { ibgp, ..IBGP },
             enhanced_refresh: false,
@@ -148,6 +149,7 @@ impl Reflector {
         self.rib.peer_up(peer, export);
         let negotiated = negotiated(number, graceful_restart);
         let source = Source {
+            interface: None,
             peer,
             router_id: negotiated.router_id,
             asn: negotiated.asn,

@@ -8,7 +8,7 @@ use tokio::sync::watch;
 
 use super::Speaker;
 use crate::Family;
-use crate::rib::{FamilyCounts, ImportPolicy, LearntChange};
+use crate::rib::{FamilyCounts, ImportPolicy, LearntChange, Links};
 
 /// What is learnt, at one moment.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -27,9 +27,15 @@ impl Speaker {
     /// Makes these the import policies of peers; of others nothing is imported. No session is reset: what is known is judged
     /// again, and a peer that had none is asked for its routes. Peers that a limit keeps down are tried again if it changed.
     pub fn set_imports(&self, policies: &BTreeMap<IpAddr, ImportPolicy>) {
-        let mut learnt = self.shared.learnt();
-        learnt.set_policies(policies);
-        self.shared.follow(learnt);
+        let forgets = self.shared.learn(|learnt| {
+            let before: Vec<IpAddr> = learnt.peers().collect();
+            learnt.set_policies(policies);
+            before.into_iter().any(|peer| !learnt.keeps(peer))
+        });
+        if forgets {
+            // What was kept of them is not there to be told any more.
+            self.shared.monitor.ask();
+        }
         self.shared.changed.send_replace(());
         self.shared.news.send_replace(());
     }
@@ -38,18 +44,20 @@ impl Speaker {
     /// other iBGP peers, what another iBGP peer announces to clients, whatever is imported. No session is reset; peers are asked
     /// for what was not kept. Nothing is passed on to or from eBGP peers.
     pub fn set_reflector(&self, cluster_id: Option<Ipv4Addr>) {
-        let mut learnt = self.shared.learnt();
-        learnt.set_reflector(cluster_id);
-        self.shared.follow(learnt);
+        self.shared.learn(|learnt| learnt.set_reflector(cluster_id));
         self.shared.changed.send_replace(());
     }
 
     /// Changes the nets that are this node's own: no route to, around or within one is used, unless a peer's policy names
     /// exactly its prefix.
     pub fn reserve(&self, add: &[IpNet], remove: &[IpNet]) {
-        let mut learnt = self.shared.learnt();
-        learnt.reserve(add, remove);
-        self.shared.follow(learnt);
+        self.shared.learn(|learnt| learnt.reserve(add, remove));
+        self.shared.news.send_replace(());
+    }
+
+    /// Sets by which links next hops can be reached: routes by others are not used. Before the first call all are.
+    pub fn set_links(&self, links: Links) {
+        self.shared.learn(|learnt| learnt.set_links(links));
         self.shared.news.send_replace(());
     }
 

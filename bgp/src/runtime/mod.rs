@@ -20,6 +20,7 @@ mod md5;
 mod option;
 mod peer;
 mod peers;
+mod routers;
 mod shared;
 mod socket;
 mod status;
@@ -32,14 +33,15 @@ use tokio::net::TcpListener;
 use tokio::runtime::Handle;
 use tokio::task::JoinSet;
 
-pub use bmp::{BmpCounters, BmpStation, BmpStationStatus};
+pub use bmp::{BmpCounters, BmpStation, BmpStationStatus, BmpTables};
 pub use config::{GracefulRestart, PeerConfig, Shutdown, SpeakerConfig, StartError};
 pub use dynamic::{DynamicPeers, DynamicPeersStatus};
 pub use learning::LearntStatus;
 pub use md5::{Password, PasswordLength};
+pub use routers::{LinkStatus, RouterDiscovery};
 pub use status::{Counters, FamilyStatus, LastError, PeerStatus, SessionStatus, SpeakerStatus};
 
-use crate::rib::RouteChanges;
+use crate::rib::{Learnt, RouteChanges};
 use crate::session::Farewell;
 use crate::wire::{Cease, Notification};
 use bmp::Stations;
@@ -87,8 +89,9 @@ impl Speaker {
 
     /// Makes `peers` the peers: adds, removes (CEASE/peer de-configured) and changes. Of two with one address the last counts.
     ///
-    /// Sessions go on through changes of port, of who connects, retries, delays, send hold time, of who is a client, and of next
-    /// hops, with which everything of ours is announced again; a new hold time is that of the next session. Any other change ends the peer's session
+    /// Sessions go on through changes of port, of who connects, retries, delays, send hold time, of who is a client, of the export
+    /// policy, by which what differs is announced again or withdrawn, and of next hops, with which everything of ours is announced
+    /// again; a new hold time is that of the next session. Any other change ends the peer's session
     /// (CEASE/other configuration change), and another begins.
     pub fn set_peers(&self, peers: Vec<PeerConfig>) {
         lock(&self.peers).set(peers);
@@ -116,10 +119,11 @@ impl Speaker {
     pub fn update(&self, changes: RouteChanges) {
         let announced = changes.announce.iter().map(|(prefix, _)| prefix);
         let touched: Vec<IpNet> = announced.chain(&changes.withdraw).map(IpNet::trunc).collect();
+        let learnt = self.shared.learnt();
         let mut rib = self.shared.rib();
         rib.apply(changes);
-        self.shared.monitor.loc_rib_changed(&rib, touched.iter());
-        drop(rib);
+        self.shared.monitor.loc_rib_changed(&rib, &learnt, touched.iter());
+        drop((rib, learnt));
         self.shared.changed.send_replace(());
     }
 
@@ -140,9 +144,7 @@ impl Speaker {
 
     /// After a restart: all routes are in, peers may drop what they kept of the earlier life.
     pub fn initial_routes_complete(&self) {
-        let learnt = self.shared.learnt();
-        self.shared.rib().initial_routes_complete();
-        self.shared.follow(learnt);
+        self.shared.learn(|_| self.shared.rib().initial_routes_complete());
         self.shared.changed.send_replace(());
     }
 
@@ -176,9 +178,7 @@ impl Speaker {
 /// (Selection_Deferral_Timer, RFC 4724 §4.1).
 async fn stop_waiting(after: Duration, shared: Arc<Shared>) {
     tokio::time::sleep(after).await;
-    let mut learnt = shared.learnt();
-    learnt.stop_waiting();
-    shared.follow(learnt);
+    shared.learn(Learnt::stop_waiting);
 }
 
 /// Hands each connection to the peer that it comes from.

@@ -113,9 +113,7 @@ impl Peers {
         let asn = self.shared.config.asn;
         let internal = configured.filter(|peer| peer.asn == asn).map(|peer| peer.address);
         let ranges = self.ranges.values().any(|range| range.config.template.asn == asn);
-        let mut learnt = self.shared.learnt();
-        learnt.await_peers(internal, ranges);
-        self.shared.follow(learnt);
+        self.shared.learn(|learnt| learnt.await_peers(internal, ranges));
     }
 
     /// Ends the sessions of those that `goes` says.

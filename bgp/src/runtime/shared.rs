@@ -46,12 +46,17 @@ impl Shared {
         lock(&self.learnt)
     }
 
-    /// Has the RIB follow what is passed on of what was learnt, and wakes whoever has to do with either.
-    pub(super) fn follow(&self, mut learnt: MutexGuard<'_, Learnt>) {
+    /// Changes what is learnt; has the RIB follow what is passed on of it, and tells whoever is to know of either.
+    pub(super) fn learn<T>(&self, change: impl FnOnce(&mut Learnt) -> T) -> T {
+        let mut learnt = self.learnt();
+        let result = change(&mut learnt);
         let reflections = learnt.take_reflections();
         let mut rib = self.rib();
         let changed = rib.reflect(reflections);
-        self.monitor.loc_rib_changed(&rib, changed.iter());
+        self.monitor.loc_rib_changed(&rib, &learnt, changed.iter());
+        if learnt.has_noted() {
+            self.monitor.learnt_changes(&rib, &mut learnt);
+        }
         let complete = rib.awaits_peers_alone() && learnt.has_heard_all();
         if complete {
             rib.peers_have_told();
@@ -66,6 +71,7 @@ impl Shared {
         if news {
             self.news.send_replace(());
         }
+        result
     }
 }
 
@@ -82,6 +88,8 @@ pub(super) struct Observed {
     pub(super) last_error: Option<LastError>,
     pub(super) session: Option<ObservedSession>,
     pub(super) counters: Counters,
+    /// As told by the peer last.
+    pub(super) asn: Option<u32>,
 }
 
 /// What there is to see of an Established session.
@@ -102,6 +110,7 @@ impl Observed {
             last_error: None,
             session: None,
             counters: Counters::default(),
+            asn: None,
         }
     }
 

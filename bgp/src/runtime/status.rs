@@ -36,7 +36,7 @@ pub struct PeerStatus {
     pub address: IpAddr,
     /// The interface that it is behind, if its address is link-local.
     pub interface: Option<String>,
-    /// The peer's ASN as configured.
+    /// The peer's ASN as configured; where it may be any other than the speaker's, what it said last, and 0 before.
     pub asn: u32,
     /// The range that it has connected from, where it is not configured by its address.
     pub range: Option<IpNet>,
@@ -125,7 +125,7 @@ impl PeerStatus {
         PeerStatus {
             address: config.address,
             interface: config.interface.clone(),
-            asn: config.asn,
+            asn: observed.asn.filter(|_| config.any_external_asn).unwrap_or(config.asn),
             range,
             state: observed.state,
             since: observed.since,

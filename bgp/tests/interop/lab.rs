@@ -1,5 +1,6 @@
 //! Two network namespaces with a link between them: a daemon in one, this test's thread in the other.
 
+use std::ffi::OsStr;
 use std::fs::File;
 use std::net::IpAddr;
 use std::os::fd::AsFd;
@@ -35,7 +36,7 @@ pub(crate) struct Lab {
     directory: PathBuf,
     program: Vec<String>,
     daemon: Option<Child>,
-    /// What runs beside the daemon.
+    /// What runs beside it.
     others: Vec<Child>,
 }
 
@@ -78,6 +79,21 @@ impl Lab {
 
     fn namespace(&self, side: &str) -> String {
         format!("{}-{side}", self.name)
+    }
+
+    /// Takes the configured addresses from both ends of the link: what is left are the link-local ones of the kernel's.
+    pub(crate) fn unnumber(&self) {
+        for (side, namespace) in ["us", "peer"].map(|side| self.namespace(side)).iter().enumerate() {
+            run(&format!("-n {namespace} addr flush dev link0 scope global"));
+            run(&format!("-n {namespace} addr del {}/64 dev link0", Lab::LINK_LOCAL[side]));
+        }
+    }
+
+    /// Puts one link-local address of the peer's in place of another.
+    pub(crate) fn move_peer(&self, from: IpAddr, to: IpAddr) {
+        let peer = self.namespace("peer");
+        run(&format!("-n {peer} addr del {from}/64 dev link0"));
+        run(&format!("-n {peer} addr add {to}/64 dev link0 nodad"));
     }
 
     /// Gives our side of the link another IPv4 address.
@@ -149,13 +165,13 @@ impl Lab {
         self.daemon = Some(self.spawn(&self.program));
     }
 
-    /// Starts another program there, which ends with the lab.
+    /// Starts a program that the daemon needs, which must stay in the foreground too.
     pub(crate) fn start_beside(&mut self, program: &[&str]) {
-        let program: Vec<String> = program.iter().map(|&word| word.to_owned()).collect();
-        self.others.push(self.spawn(&program));
+        let child = self.spawn(program);
+        self.others.push(child);
     }
 
-    fn spawn(&self, program: &[String]) -> Child {
+    fn spawn(&self, program: &[impl AsRef<OsStr>]) -> Child {
         let log = File::options().create(true).append(true).open(self.path("log")).unwrap();
         let child = Command::new("ip")
             .args(["netns", "exec", &self.namespace("peer")])
@@ -169,9 +185,8 @@ impl Lab {
 
     fn kill(&mut self) {
         // `ip netns exec` becomes the daemon, so this is its process.
-        if let Some(mut child) = self.daemon.take() {
-            let _ = child.kill();
-            let _ = child.wait();
+        if let Some(child) = self.daemon.take() {
+            end(child);
         }
     }
 
@@ -246,10 +261,7 @@ impl Lab {
 impl Drop for Lab {
     fn drop(&mut self) {
         self.kill();
-        for child in &mut self.others {
-            let _ = child.kill();
-            let _ = child.wait();
-        }
+        self.others.drain(..).for_each(end);
         for side in ["us", "peer"] {
             let _ = Command::new("ip")
                 .args(["netns", "del", &self.namespace(side)])
@@ -258,6 +270,11 @@ impl Drop for Lab {
         }
         let _ = fs::remove_dir_all(&self.directory);
     }
+}
+
+fn end(mut child: Child) {
+    let _ = child.kill();
+    let _ = child.wait();
 }
 
 const fn ip4(host: u8) -> IpAddr {

@@ -8,7 +8,9 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
 use serde_json::Value;
-use sheave_bgp::{Attributes, ImportPolicy, LearntChange, PeerConfig, PrefixFilter, Speaker, SpeakerConfig};
+use sheave_bgp::{
+    Attributes, ImportPolicy, LearntChange, NextHop, PeerConfig, PrefixFilter, Speaker, SpeakerConfig,
+};
 
 use crate::lab::Lab;
 use crate::{OUR_ASN, announce, in_lab, peer_config, speaker_config, start, withdraw};
@@ -341,7 +343,7 @@ fn clients_of(daemon: &'static dyn Reflecting, host: Host) {
             let mut learnt = speaker.take_learnt(9);
             learnt.sort();
             let route = |(prefix, hop): (&String, IpAddr)| -> LearntChange {
-                (prefix.parse().unwrap(), Some([hop].into()))
+                (prefix.parse().unwrap(), Some([NextHop::from(hop)].into()))
             };
             let expected: Vec<_> = from.prefixes().iter().zip(from.next_hops()).map(route).collect();
             assert_eq!(learnt, expected);

@@ -125,7 +125,7 @@ impl Learnt {
         }
         let mut groups: HashMap<(&Path, IpAddr), (&Source, Vec<IpNet>)> = HashMap::new();
         for prefix in changed {
-            match self.best(&prefix) {
+            match self.passed_on(&prefix) {
                 Some(Candidate { path, source }) => {
                     let (_, prefixes) = groups.entry((path, source.peer)).or_insert((source, Vec::new()));
                     prefixes.push(prefix);
@@ -144,7 +144,7 @@ impl Learnt {
     }
 
     /// The route that is passed on of those that are offered.
-    fn best(&self, prefix: &IpNet) -> Option<Candidate<'_>> {
+    fn passed_on(&self, prefix: &IpNet) -> Option<Candidate<'_>> {
         let candidate = |peer| {
             let known = self.peers.get(peer)?;
             Some(Candidate { path: &known.get(prefix)?.path, source: known.source.as_ref()? })
@@ -163,6 +163,6 @@ impl Path {
         // Mandatory within the AS (RFC 4271 §5.1.5), though not all heed that.
         attributes.local_pref.get_or_insert(self.local_pref());
         attributes.other = self.attributes.other.iter().filter_map(RawAttribute::passed_on).collect();
-        Reflected { from: source.peer, of_client: source.client, next_hop: self.next_hop, attributes }
+        Reflected { from: source.peer, of_client: source.client, next_hop: self.next_hop.address, attributes }
     }
 }
