@@ -156,7 +156,7 @@ fn the_mesh_follows_the_nodes() {
     assert!(tell(&mut planner, &[node("n2", &["10.0.0.2"], &[])]).router);
     assert_eq!(mesh(&planner), ["10.0.0.2 from 10.0.0.1 ipv4"]);
     let peer = planner.config().router.peers.last().unwrap();
-    assert_eq!((peer.asn, peer.port, peer.passive), (64512, 179, false));
+    assert_eq!((peer.asn.number(None), peer.port, peer.passive), (Some(64512), 179, false));
     assert!(peer.import.as_ref().is_some_and(|import| import.max_prefixes.is_some()));
     assert_eq!(peer.password_source().unwrap().to_string(), "Secret sheave-bgp (key password)");
 
