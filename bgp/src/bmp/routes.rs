@@ -2,8 +2,6 @@
 
 use std::time::Duration;
 
-use ipnet::IpNet;
-
 use super::{View, route_monitoring};
 use crate::Family;
 use crate::wire::pack::{Announcement, write_end_of_rib, write_withdrawal};
@@ -26,10 +24,10 @@ pub fn announcements<P: Into<Nlri> + Copy>(
 }
 
 /// Appends that `prefixes` of `family` are in the table no more.
-pub fn withdrawals(
+pub fn withdrawals<P: Into<Nlri> + Copy>(
     view: View,
     family: Family,
-    prefixes: impl IntoIterator<Item = IpNet>,
+    prefixes: impl IntoIterator<Item = P>,
     context: Context,
     at: Duration,
     out: &mut Vec<u8>,

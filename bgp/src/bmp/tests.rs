@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
+use ipnet::IpNet;
 use netgauze_bgp_pkt::BgpMessage;
 use netgauze_bmp_pkt::v3::{
     BmpMessageValue, InitiationInformation, PeerDownNotificationReason, StatisticsCounter,
@@ -168,7 +169,8 @@ fn tables() {
             as_path: Some(crate::wire::AsPath::sequence(vec![64512])),
             ..PathAttributes::default()
         };
-        let hosts = |count: u32| (0..count).map(|n| IpAddr::from((0x0a00_0000 + n).to_be_bytes()).into());
+        let hosts =
+            |count: u32| (0..count).map(|n| IpNet::from(IpAddr::from((0x0a00_0000 + n).to_be_bytes())));
         let next_hop = "10.0.0.1".parse().unwrap();
         let mut bytes = Vec::new();
         let announcement =
@@ -200,7 +202,16 @@ fn numbers() {
     let session = View::Session(peer("10.0.0.2", true));
     let loc_rib = View::LocRib { asn: 64512, router_id: [10, 0, 0, 1].into() };
     use StatisticsCounter as Counter;
-    let cases: [(View, &[Statistic], [Counter; 2]); 2] = [
+    let received = [Statistic::AdjRibIn(9), Statistic::AdjRibInOf(Family::Ipv6Unicast, 4)];
+    let cases: [(View, &[Statistic], [Counter; 2]); 3] = [
+        (
+            session,
+            &received,
+            [
+                Counter::NumberOfRoutesInAdjRibIn(GaugeU64::new(9)),
+                Counter::NumberOfRoutesInPerAfiSafiAdjRibIn(AddressType::Ipv6Unicast, GaugeU64::new(4)),
+            ],
+        ),
         (
             session,
             &of_peer,
@@ -240,7 +251,7 @@ fn ipv4_by_ipv6_next_hops() {
         ..PathAttributes::default()
     };
     let view = View::AdjRibOut(peer("fd00::2", true));
-    let prefix: ipnet::IpNet = "192.0.2.80/32".parse().unwrap();
+    let prefix: IpNet = "192.0.2.80/32".parse().unwrap();
     let (hop, link_local) = ("fd00::1".parse().unwrap(), "fe80::1".parse().ok());
     let context = Context { four_octet_asn: true, ..Context::default() };
     let mut bytes = Vec::new();

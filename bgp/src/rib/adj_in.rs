@@ -15,13 +15,16 @@ use crate::wire::Nlri;
 /// All of one peer.
 #[derive(Debug)]
 pub(super) struct AdjRibIn {
-    pub(super) policy: ImportPolicy,
+    /// `None`: nothing is imported of it; its routes are kept to be reflected.
+    pub(super) policy: Option<ImportPolicy>,
     /// The session that its routes came by.
     pub(super) source: Option<Source>,
     /// That session stands.
     pub(super) up: bool,
     pub(super) ipv4: FamilyIn,
     pub(super) ipv6: FamilyIn,
+    /// It says when it has told all that it has as the session comes up: End-of-RIB (RFC 4724).
+    pub(super) says_end: bool,
 }
 
 /// One family of a peer.
@@ -59,6 +62,8 @@ pub(super) struct Held {
     /// Stale, and kept as a last resort: the peer was not back in time.
     pub(super) long_lived: bool,
     pub(super) accepted: bool,
+    /// It may be passed on to other peers.
+    pub(super) offered: bool,
 }
 
 /// How close a count of prefixes is to its limit.
@@ -81,8 +86,20 @@ impl Nearness {
 }
 
 impl AdjRibIn {
-    pub(super) fn new(policy: ImportPolicy) -> AdjRibIn {
-        AdjRibIn { policy, source: None, up: false, ipv4: FamilyIn::default(), ipv6: FamilyIn::default() }
+    pub(super) fn new(policy: Option<ImportPolicy>) -> AdjRibIn {
+        let (ipv4, ipv6) = (FamilyIn::default(), FamilyIn::default());
+        AdjRibIn { policy, source: None, up: false, ipv4, ipv6, says_end: false }
+    }
+
+    /// How much the peer may announce.
+    pub(super) fn limit(&self) -> Option<MaxPrefixes> {
+        self.policy.as_ref()?.max_prefixes
+    }
+
+    /// Whether the peer has told all it has, as far as it is to be waited for (RFC 4724 §4.1).
+    pub(super) fn has_told(&self) -> bool {
+        let told = |family: &FamilyIn| !family.negotiated || family.end_of_rib;
+        self.up && (!self.says_end || told(&self.ipv4) && told(&self.ipv6))
     }
 
     pub(super) fn family(&self, family: Family) -> &FamilyIn {
@@ -104,8 +121,13 @@ impl AdjRibIn {
     }
 
     /// All paths to a prefix.
-    pub(super) fn paths(&self, prefix: &IpNet) -> impl Iterator<Item = &Held> {
-        self.family(Family::of(prefix)).routes.range(paths_within(*prefix..=*prefix)).map(|(_, held)| held)
+    pub(super) fn paths(&self, prefix: IpNet) -> impl Iterator<Item = (&Nlri, &Held)> {
+        self.family(Family::of(&prefix)).routes.range(paths_within(prefix..=prefix))
+    }
+
+    /// When something of it is due.
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        self.ipv4.deadline().into_iter().chain(self.ipv6.deadline()).min()
     }
 
     /// All that it announces.

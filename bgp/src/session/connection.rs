@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::model::{Negotiated, State};
-use crate::wire::{Context, Message, WireError, frame};
+use crate::wire::{Context, MAX_LENGTH, Message, WireError, frame};
 
 /// How long an OPEN is waited for (RFC 4271 §8.2.2 suggests four minutes).
 const OPEN_HOLD_TIME: Duration = Duration::from_secs(240);
@@ -13,6 +13,7 @@ const SEND_HOLD_TIME: Duration = Duration::from_secs(480);
 /// A connection that stands.
 #[derive(Clone, Debug)]
 pub(super) struct Connection {
+    pub(super) since: Instant,
     /// Received.
     input: Vec<u8>,
     /// How much of `input` has been read.
@@ -53,8 +54,8 @@ pub(super) struct Timers {
 }
 
 impl Connection {
-    pub(super) fn new(phase: Phase) -> Connection {
-        Connection { input: Vec::new(), read: 0, phase, waiting: None }
+    pub(super) fn new(phase: Phase, since: Instant) -> Connection {
+        Connection { since, input: Vec::new(), read: 0, phase, waiting: None }
     }
 
     pub(super) fn state(&self) -> State {
@@ -123,6 +124,12 @@ impl Connection {
         self.input.drain(..self.read);
         self.read = 0;
         self.input.extend_from_slice(bytes);
+    }
+
+    /// There is a next message, or what cannot become one; and no more than a peer may send that waits for an answer to its OPEN.
+    pub(super) fn has_open_only(&self) -> bool {
+        let unread = &self.input[self.read..];
+        unread.len() <= 2 * MAX_LENGTH && !matches!(frame(unread), Ok(None))
     }
 
     /// The next whole message.

@@ -16,6 +16,9 @@ const CONNECT_TIME: Duration = Duration::from_secs(15);
 /// How long a working peer takes to send its OPEN, at most.
 const OPEN_EXPECTED: Duration = Duration::from_secs(5);
 
+/// How long a peer that has connected, and told its OPEN, takes to answer on a connection of ours, at most.
+const ANSWER_EXPECTED: Duration = Duration::from_secs(2);
+
 /// One peer's session. See the [module](super) for its states.
 #[derive(Clone, Debug)]
 pub struct Session {
@@ -82,8 +85,12 @@ impl Session {
 
     /// The connection on which routes are exchanged, and what was agreed on, while Established.
     pub fn established(&self) -> Option<(Direction, &Negotiated)> {
+        self.established_since().map(|(direction, negotiated, _)| (direction, negotiated))
+    }
+
+    fn established_since(&self) -> Option<(Direction, &Negotiated, Instant)> {
         Direction::ALL.into_iter().find_map(|direction| match self.connection(direction).as_ref()?.phase {
-            Phase::Established { ref open, .. } => Some((direction, &open.negotiated)),
+            Phase::Established { ref open, since } => Some((direction, &open.negotiated, since)),
             _ => None,
         })
     }
@@ -99,7 +106,7 @@ impl Session {
         let timers = connections.flat_map(|c| {
             [c.open_deadline(), c.hold_deadline(), c.keepalive_deadline(), c.send_hold_deadline(send_hold)]
         });
-        timers.chain([dial]).flatten().min()
+        timers.chain([dial, self.held_until()]).flatten().min()
     }
 
     /// Takes in what happened; returns what is to be done about it. Events that come too late to matter, about
@@ -131,7 +138,12 @@ impl Session {
                     connection.output_moves();
                 }
             }
-            Event::Received(direction, bytes) => self.receive(direction, bytes, now, &mut actions),
+            Event::Received(direction, bytes) => {
+                if let Some(connection) = self.connection_mut(direction) {
+                    connection.receive(bytes);
+                    self.read(direction, now, &mut actions);
+                }
+            }
             Event::TimerExpired => self.timers(now, &mut actions),
             Event::TooManyPrefixes { limit, family, retry_after } => {
                 if let Some((direction, _)) = self.established() {
@@ -145,6 +157,8 @@ impl Session {
                 }
             }
         }
+        // What was held, and is so no more.
+        self.read(Direction::Incoming, now, &mut actions);
         actions
     }
 
@@ -162,6 +176,7 @@ impl Session {
             Dial::Connecting { .. } | Dial::Waiting { .. } | Dial::Off => {
                 self.abort_connect(&mut actions);
                 self.dial(now, &mut actions);
+                self.read(Direction::Incoming, now, &mut actions);
             }
         }
         actions
@@ -182,7 +197,7 @@ impl Session {
     }
 
     fn ibgp(&self) -> bool {
-        self.config.asn == self.config.peer_asn
+        self.config.is_ibgp()
     }
 
     /// Leaves Idle, or the wait in Active.
@@ -246,9 +261,10 @@ impl Session {
             Dial::Waiting { .. } => self.dial = Dial::Off,
             Dial::Connecting { .. } | Dial::Off => {}
         }
-        if let Some((direction, negotiated)) = self.established() {
-            if negotiated.graceful_restart.is_none() {
-                // RFC 4271 §6.8: an Established connection wins over a new one.
+        if let Some((direction, negotiated, since)) = self.established_since() {
+            if negotiated.graceful_restart.is_none() || now < since + OPEN_EXPECTED {
+                // RFC 4271 §6.8: an Established connection wins over a new one. So soon it is the other of two that were begun at
+                // once.
                 return;
             }
             // RFC 4724 §5: the peer has restarted; the old connection is closed without a NOTIFICATION.
@@ -267,10 +283,10 @@ impl Session {
         match self.config.delay_open {
             Some(delay) => {
                 *self.connection_mut(direction) =
-                    Some(Connection::new(Phase::Delayed { until: now + delay }));
+                    Some(Connection::new(Phase::Delayed { until: now + delay }, now));
             }
             None => {
-                *self.connection_mut(direction) = Some(Connection::new(Phase::OpenSent { since: now }));
+                *self.connection_mut(direction) = Some(Connection::new(Phase::OpenSent { since: now }, now));
                 self.send_open(direction, actions);
             }
         }
@@ -280,18 +296,32 @@ impl Session {
         actions.push(send(direction, &Message::Open(offer(&self.config, self.again))));
     }
 
-    fn receive(&mut self, direction: Direction, bytes: &[u8], now: Instant, actions: &mut Vec<Action>) {
+    fn read(&mut self, direction: Direction, now: Instant, actions: &mut Vec<Action>) {
         let ibgp = self.ibgp();
-        let Some(connection) = self.connection_mut(direction) else { return };
-        connection.receive(bytes);
-        // A message may end the connection, and what follows it then means nothing.
-        while let Some(connection) = self.connection_mut(direction) {
+        while direction == Direction::Outgoing || self.held_until().is_none() {
+            // A message may end the connection, and what follows it then means nothing.
+            let Some(connection) = self.connection_mut(direction) else { return };
             match connection.next_message(ibgp) {
                 Ok(None) => return,
                 Ok(Some(message)) => self.message(direction, message, now, actions),
                 Err(error) => self.fail(direction, error.into(), now, actions),
             }
         }
+    }
+
+    /// Until when the peer's OPEN on its own connection is left unread: until it is settled what becomes of ours, if there is one or
+    /// an attempt at one. A peer that calls ours Established closes its own. And if it hears of ours only once it calls its own
+    /// Established, that is a restart to it (RFC 4724 §5). If we do restart, either is the second in a row, with which it drops the
+    /// routes that it keeps (§4.2).
+    fn held_until(&self) -> Option<Instant> {
+        self.config.graceful_restart?;
+        let unsettled = match (&self.outgoing, self.dial) {
+            (Some(connection), _) => connection.state() != State::Established,
+            (None, dial) => matches!(dial, Dial::Connecting { .. }),
+        };
+        let held =
+            |incoming: &&Connection| unsettled && incoming.open().is_none() && incoming.has_open_only();
+        self.incoming.as_ref().filter(held).map(|incoming| incoming.since + ANSWER_EXPECTED)
     }
 
     fn message(&mut self, direction: Direction, message: Message, now: Instant, actions: &mut Vec<Action>) {
@@ -343,16 +373,9 @@ impl Session {
             Err(error) => return self.fail(direction, SessionError::from(error), now, actions),
         };
         if let Some(loser) = self.collision(direction, &negotiated, now) {
-            let lost = self.connection_mut(loser).take();
-            // Our KEEPALIVE is under way on it: the peer may call it Established by now, and a NOTIFICATION would cost what it keeps of
-            // our routes while we restart (RFC 4724 §4.2).
-            let kept = lost.is_some_and(|lost| matches!(lost.phase, Phase::OpenConfirm(_)))
-                && self.config.graceful_restart.is_some()
-                && negotiated.graceful_restart.is_some();
-            if !kept {
-                let cease = Notification::cease(Cease::ConnectionCollisionResolution);
-                actions.push(send(loser, &Message::Notification(cease)));
-            }
+            *self.connection_mut(loser) = None;
+            let cease = Notification::cease(Cease::ConnectionCollisionResolution);
+            actions.push(send(loser, &Message::Notification(cease)));
             actions.push(Action::Close(loser));
             if loser == direction {
                 return;
@@ -454,6 +477,11 @@ impl Session {
                 self.connect_failed("timed out".to_owned(), now, actions);
             }
             _ => {}
+        }
+        if self.held_until().is_some_and(|at| at <= now) {
+            // The peer seems to know nothing of it.
+            self.abort_connect(actions);
+            actions.extend(self.outgoing.take().map(|_| Action::Close(Direction::Outgoing)));
         }
         for direction in Direction::ALL {
             let Some(connection) = self.connection(direction) else { continue };

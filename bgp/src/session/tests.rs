@@ -25,7 +25,7 @@ fn config() -> SessionConfig {
     SessionConfig {
         asn: US,
         router_id: [10, 0, 0, 1].into(),
-        peer_asn: PEER,
+        peer_asn: Some(PEER),
         passive: false,
         hold_time: 90,
         send_hold_time: None,
@@ -485,28 +485,90 @@ fn collisions() {
     }
 }
 
-/// The peer may call a confirmed connection Established: where it would keep routes over its end, it is told of no error.
+/// RFC 4724 §5: to a peer that calls the session Established, a connection that it only then hears of is a restart, and one that ends
+/// likewise.
 #[test]
-fn a_confirmed_connection_that_loses_costs_no_routes() {
-    let offer = RestartOffer { restart_time: 120, restarting: true, stale_time: None };
-    let restart = GracefulRestartCapability {
-        restarting: false,
-        notification: false,
-        restart_time: 120,
-        families: Vec::new(),
-    };
-    for (ours, theirs, expected) in [
-        (Some(offer), Some(restart.clone()), vec!["close", "send incoming KEEPALIVE"]),
-        (Some(offer), None, vec!["send 6/7", "close", "send incoming KEEPALIVE"]),
-        (None, Some(restart), vec!["send 6/7", "close", "send incoming KEEPALIVE"]),
-    ] {
-        let mut bench = Bench::connected(SessionConfig { graceful_restart: ours, ..config() });
-        let mut open = peer_open();
-        open.capabilities.extend(theirs.map(Capability::GracefulRestart));
-        bench.told(Outgoing, &Message::Open(open.clone()));
+fn no_session_begins_beside_a_connection_that_is_not_settled() {
+    let restart = RestartOffer { restart_time: 120, restarting: true, stale_time: None };
+    let peers = |router_id: [u8; 4]| Message::Open(Open { router_id: router_id.into(), ..peer_open() });
+    let (below, above) = ([10, 0, 0, 0], [10, 0, 0, 2]);
+    let later: [(&str, [u8; 4], Trigger, &[&str]); 5] = [
+        (
+            "answered, the peer's wins",
+            above,
+            |b| b.told(Outgoing, &Message::Open(peer_open())),
+            &["send 6/7", "close", "send incoming KEEPALIVE"],
+        ),
+        (
+            "answered, ours wins",
+            below,
+            |b| b.told(Outgoing, &Message::Open(Open { router_id: [10, 0, 0, 0].into(), ..peer_open() })),
+            &["send incoming 6/7", "close incoming", "send KEEPALIVE"],
+        ),
+        (
+            "refused",
+            above,
+            |b| {
+                b.event(Event::Received(
+                    Outgoing,
+                    &bytes(&Message::Notification(Notification::cease(Cease::ConnectionRejected))),
+                ))
+            },
+            &["close", "send incoming KEEPALIVE"],
+        ),
+        ("lost", above, |b| b.event(Event::TcpClosed(Outgoing)), &["close", "send incoming KEEPALIVE"]),
+        ("never answered", above, Bench::expire, &["close", "send incoming KEEPALIVE"]),
+    ];
+    for (name, router_id, trigger, expected) in later {
+        let mut bench = Bench::started(SessionConfig { graceful_restart: Some(restart), ..config() });
         bench.event(Event::TcpAccepted);
-        assert_eq!(words(&bench.told(Incoming, &Message::Open(open))), expected, "{ours:?}");
+        assert_eq!(words(&bench.told(Incoming, &peers(router_id))), [""; 0], "{name}");
+        assert_eq!(words(&bench.event(Event::TcpConnected)), ["send OPEN"], "{name}");
+        assert_eq!(words(&trigger(&mut bench)), expected, "{name}");
     }
+    let attempt: [(&str, Trigger, &[&str]); 2] = [
+        ("fails", |b| b.event(Event::TcpConnectFailed("refused".to_owned())), &["send incoming KEEPALIVE"]),
+        ("takes long", Bench::expire, &["abort connect", "send incoming KEEPALIVE"]),
+    ];
+    for (name, trigger, expected) in attempt {
+        let mut bench = Bench::started(SessionConfig { graceful_restart: Some(restart), ..config() });
+        bench.event(Event::TcpAccepted);
+        assert_eq!(words(&bench.told(Incoming, &peers(above))), [""; 0], "{name}");
+        assert_eq!(words(&trigger(&mut bench)), expected, "{name}");
+    }
+    // Ours may be Established to the peer already, which then closes its own.
+    let confirmed: [(&str, Trigger, &[&str]); 4] = [
+        (
+            "established",
+            |b| b.told(Outgoing, &Message::Keepalive),
+            &["up", "send incoming 6/7", "close incoming"],
+        ),
+        (
+            "given up",
+            |b| {
+                b.told(
+                    Outgoing,
+                    &Message::Notification(Notification::cease(Cease::ConnectionCollisionResolution)),
+                )
+            },
+            &["close", "send incoming KEEPALIVE"],
+        ),
+        ("lost", |b| b.event(Event::TcpClosed(Outgoing)), &["close", "send incoming KEEPALIVE"]),
+        ("its own is given up", |b| b.event(Event::TcpClosed(Incoming)), &["close incoming"]),
+    ];
+    for (name, trigger, expected) in confirmed {
+        let mut bench = Bench::connected(SessionConfig { graceful_restart: Some(restart), ..config() });
+        bench.told(Outgoing, &peers(above));
+        bench.event(Event::TcpAccepted);
+        assert_eq!(words(&bench.told(Incoming, &peers(above))), [""; 0], "{name}");
+        assert_eq!(words(&trigger(&mut bench)), expected, "{name}");
+    }
+    // Who says more than an OPEN and a KEEPALIVE waits for no answer.
+    let mut bench = Bench::started(SessionConfig { graceful_restart: Some(restart), ..config() });
+    bench.event(Event::TcpAccepted);
+    bench.told(Incoming, &peers(above));
+    let keepalives = bytes(&Message::Keepalive).repeat(500);
+    assert_eq!(words(&bench.event(Event::Received(Incoming, &keepalives)))[0], "send incoming KEEPALIVE");
 }
 
 #[test]
@@ -533,7 +595,7 @@ fn hanging_connection_loses() {
 
 #[test]
 fn opens_that_do_not_fit() {
-    let ibgp = SessionConfig { peer_asn: US, ..config() };
+    let ibgp = SessionConfig { peer_asn: Some(US), ..config() };
     let ibgp_open = |router_id: [u8; 4]| Open {
         my_as: 64512,
         capabilities: Vec::new(),
@@ -548,6 +610,18 @@ fn opens_that_do_not_fit() {
             "other ASN",
             config(),
             Open { capabilities: vec![Capability::FourOctetAsn(1)], ..peer_open() },
+            "send 2/2",
+        ),
+        (
+            "any other ASN",
+            SessionConfig { peer_asn: None, ..config() },
+            Open { capabilities: vec![Capability::FourOctetAsn(1)], ..peer_open() },
+            "send KEEPALIVE",
+        ),
+        (
+            "our own, where any other would do",
+            SessionConfig { peer_asn: None, ..config() },
+            ibgp_open([10, 0, 0, 2]),
             "send 2/2",
         ),
         ("id zero", config(), Open { router_id: [0; 4].into(), ..peer_open() }, "send 2/3"),
@@ -604,7 +678,7 @@ fn roles() {
     }
     // Within an AS there are none.
     let role = Some(RoleOffer { role: Peer, required: true });
-    let mut bench = Bench::connected(SessionConfig { role, peer_asn: US, ..config() });
+    let mut bench = Bench::connected(SessionConfig { role, peer_asn: Some(US), ..config() });
     let open = Open { my_as: 64512, capabilities: vec![Capability::Role(0)], ..peer_open() };
     assert_eq!(words(&bench.told(Outgoing, &Message::Open(open)))[0], fine);
 }
@@ -653,6 +727,9 @@ fn restarted_peer_replaces_its_connection() {
     }));
     bench.told(Outgoing, &Message::Open(open.clone()));
     bench.told(Outgoing, &Message::Keepalive);
+    // So soon it is no restart, but a connection that was begun beside the other.
+    assert_eq!(words(&bench.event(Event::TcpAccepted)), [""; 0]);
+    bench.now += Duration::from_secs(5);
     let actions = bench.event(Event::TcpAccepted);
     assert_eq!(words(&actions), ["close", "down", "accept", "send incoming OPEN"]);
     bench.told(Incoming, &Message::Open(open));

@@ -55,8 +55,10 @@ mod lab;
 mod learning;
 mod next_hop;
 mod paths;
+mod reflection;
 mod restarts;
 mod sessions;
+mod unnumbered;
 
 /// Runs `test` in a lab, or says why it cannot.
 fn in_lab<F: Future<Output = ()>>(programs: &[&str], test: impl FnOnce(Lab) -> F + Send + 'static) {

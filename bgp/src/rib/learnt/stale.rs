@@ -103,10 +103,7 @@ impl Learnt {
         let Some(held) = known.family_mut(Family::of(&nlri.prefix)).routes.get_mut(&nlri) else { return };
         held.long_lived = true;
         held.path = marked;
-        let accepted = held.accepted;
         self.forget(&path);
-        if accepted {
-            self.decide(nlri.prefix);
-        }
+        self.judge(peer, nlri);
     }
 }

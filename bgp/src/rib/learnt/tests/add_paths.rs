@@ -3,23 +3,12 @@
 use super::*;
 use crate::wire::{AttributeError, AttributeProblem, Handling, Nlri};
 
-/// An UPDATE as [`super::announce`] makes it, with prefixes of that path.
 fn path(id: u32, host: u8, asns: &[u32], prefixes: &[&str]) -> Update {
-    let mut update = announce(host, attributes(asns), prefixes);
-    update.nlri.iter_mut().for_each(|nlri| nlri.path_id = id);
-    if let Some(MpReach::Ipv6 { prefixes, .. }) = &mut update.mp_reach {
-        prefixes.iter_mut().for_each(|nlri| nlri.path_id = id);
-    }
-    update
+    of_path(id, announce(host, attributes(asns), prefixes))
 }
 
 fn gone(id: u32, prefix: &str) -> Update {
-    let mut update = withdraw(&[prefix]);
-    update.withdrawn.iter_mut().for_each(|nlri| nlri.path_id = id);
-    if let Some(MpUnreach::Ipv6(prefixes)) = &mut update.mp_unreach {
-        prefixes.iter_mut().for_each(|nlri| nlri.path_id = id);
-    }
-    update
+    of_path(id, withdraw(&[prefix]))
 }
 
 /// Each path is a candidate of its own: equal ones are used together, a better one alone; each comes, changes and goes by its name.
