@@ -31,7 +31,7 @@ mod monitoring;
 mod reflection;
 mod stale;
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
 
 pub use monitoring::{Changes, Received};
 use reflection::Reflecting;

@@ -128,7 +128,7 @@ fn withdraw(prefixes: &[&str]) -> Update {
 }
 
 /// What an UPDATE says, of paths with that name.
-fn of_path(id: u32, mut update: Update) -> Update {
+pub(in crate::rib) fn of_path(id: u32, mut update: Update) -> Update {
     update.nlri.iter_mut().chain(&mut update.withdrawn).for_each(|nlri| nlri.path_id = id);
     if let Some(MpReach::Ipv6 { prefixes, .. }) = &mut update.mp_reach {
         prefixes.iter_mut().for_each(|nlri| nlri.path_id = id);
@@ -171,7 +171,7 @@ fn counts(learnt: &Learnt, peer: u8) -> [(usize, usize); 2] {
 
 /// Nothing of anything is left.
 fn assert_empty(learnt: &Learnt) {
-    assert!(learnt.is_empty() && learnt.paths.is_empty(), "{learnt:?}");
+    assert!(learnt.is_empty() && learnt.paths.is_empty() && learnt.holders.is_empty(), "{learnt:?}");
 }
 
 #[test]

@@ -160,7 +160,8 @@ fn by_peer(names: BTreeSet<(IpAddr, Nlri)>) -> BTreeMap<IpAddr, Vec<Nlri>> {
     peers
 }
 
-/// A route as the session names it: if its paths have no names, what is left of one before whose had is no other.
+/// A route as the session names it. Where paths have no names, what is left of a session in which they had is the prefix's route until
+/// the peer has told another.
 fn as_named(learnt: &Learnt, peer: IpAddr, nlri: Nlri, context: Context) -> Option<Received> {
     match context.add_path.contains(Family::of(&nlri.prefix)) {
         true => learnt.received(peer, nlri),
@@ -179,32 +180,20 @@ pub(super) fn in_table(
 
 #[cfg(test)]
 mod tests {
+    use std::time::Instant;
+
     use super::*;
+    use crate::Families;
     use crate::bmp::{Peer, PeerUp};
-    use crate::runtime::bmp::Up;
+    use crate::rib::{Identity, ImportPolicy, PrefixFilter, Source};
+    use crate::runtime::bmp::{Subscription, Up};
+    use crate::session::{Negotiated, PeerGracefulRestart};
     use crate::wire::{AsPath, AttributeError, AttributeProblem, Handling, Origin, PathAttributes};
 
     const PEER: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 2));
 
-    /// Malformed attributes leave of a message what RFC 7606 leaves of it.
-    #[test]
-    fn what_comes_is_passed_on_as_it_is_understood() {
-        let context = Context { four_octet_asn: true, ..Context::default() };
-        let prefix: ipnet::Ipv4Net = "192.0.2.1/32".parse().unwrap();
-        let announces = |malformed: &[Handling]| Update {
-            nlri: vec![prefix.into()],
-            attributes: PathAttributes {
-                origin: Some(Origin::Igp),
-                as_path: Some(AsPath::sequence(vec![65001])),
-                next_hop: Some([10, 0, 0, 2].into()),
-                ..PathAttributes::default()
-            },
-            malformed: malformed
-                .iter()
-                .map(|&handling| AttributeError { code: 8, problem: AttributeProblem::Length, handling })
-                .collect(),
-            ..Update::default()
-        };
+    /// A monitor that knows of a session with the peer.
+    fn monitor(received: Context) -> Monitor {
         let monitor = Monitor::new(64512, [10, 0, 0, 1].into());
         let peer = Peer { address: PEER, asn: 65001, router_id: [10, 0, 0, 2].into(), four_octet_asn: true };
         let up = PeerUp {
@@ -213,12 +202,40 @@ mod tests {
             sent_open: Vec::new(),
             received_open: Vec::new(),
         };
-        let up = Up { peer, up, since: Duration::ZERO, received: context };
-        lock(&monitor.state).up.insert(PEER, up);
-        let tables = BmpTables { adj_rib_in: true, ..BmpTables::default() };
+        lock(&monitor.state).up.insert(PEER, Up { peer, up, since: Duration::ZERO, received });
+        monitor
+    }
+
+    fn learnt() -> Learnt {
         let router_id = [10, 0, 0, 1].into();
-        let own = crate::rib::Identity { asn: 64512, router_id, cluster_id: router_id };
-        let (_, mut told) = monitor.subscribe(&Rib::new(false), &mut Learnt::new(own), tables, 1 << 20);
+        Learnt::new(Identity { asn: 64512, router_id, cluster_id: router_id })
+    }
+
+    fn announces(nlri: Nlri<ipnet::Ipv4Net>) -> Update {
+        Update {
+            nlri: vec![nlri],
+            attributes: PathAttributes {
+                origin: Some(Origin::Igp),
+                as_path: Some(AsPath::sequence(vec![65001])),
+                next_hop: Some([10, 0, 0, 2].into()),
+                ..PathAttributes::default()
+            },
+            ..Update::default()
+        }
+    }
+
+    /// Malformed attributes leave of a message what RFC 7606 leaves of it.
+    #[test]
+    fn what_comes_is_passed_on_as_it_is_understood() {
+        let context = Context { four_octet_asn: true, ..Context::default() };
+        let prefix: ipnet::Ipv4Net = "192.0.2.1/32".parse().unwrap();
+        let announces = |malformed: &[Handling]| {
+            let error = |&handling| AttributeError { code: 8, problem: AttributeProblem::Length, handling };
+            Update { malformed: malformed.iter().map(error).collect(), ..announces(prefix.into()) }
+        };
+        let monitor = monitor(context);
+        let tables = BmpTables { adj_rib_in: true, ..BmpTables::default() };
+        let (_, mut told) = monitor.subscribe(&Rib::new(false), &mut learnt(), tables, 1 << 20);
         let mut withdraws = announces(&[]);
         withdraws.withdrawn = std::mem::take(&mut withdraws.nlri);
         withdraws.attributes = PathAttributes::default();
@@ -243,5 +260,100 @@ mod tests {
         lock(&monitor.state).up.clear();
         monitor.passed(PEER, &announces(&[]));
         assert!(told.queue.try_recv().is_err());
+    }
+
+    /// Each path is told by its name; in a session without names the prefix has one, whatever is left of sessions before.
+    #[test]
+    fn several_paths_to_a_prefix() {
+        let plain = Context { four_octet_asn: true, ..Context::default() };
+        let named = Context { add_path: Families::ALL, ..plain };
+        let negotiated = |paths_received| Negotiated {
+            asn: 65001,
+            router_id: [10, 0, 0, 2].into(),
+            hold_time: Duration::ZERO,
+            families: Families::ALL,
+            extended_next_hop: false,
+            four_octet_asn: true,
+            route_refresh: true,
+            enhanced_refresh: false,
+            extended_messages: false,
+            graceful_restart: Some(PeerGracefulRestart {
+                restarting: true,
+                restart_time: Duration::from_secs(60),
+                families: Family::ALL.map(|family| (family, true)).into(),
+            }),
+            graceful_notification: false,
+            long_lived: Vec::new(),
+            paths_received,
+            paths_sent: Families::NONE,
+        };
+        let source = Source {
+            peer: PEER,
+            router_id: [10, 0, 0, 2].into(),
+            asn: 65001,
+            ibgp: false,
+            role: None,
+            local: [10, 0, 0, 1].into(),
+            extended_next_hop: false,
+            client: false,
+            interface: None,
+        };
+        let prefix: ipnet::Ipv4Net = "192.0.2.1/32".parse().unwrap();
+        let path = |path_id| Nlri { prefix, path_id };
+        let gone = |path_id| Update { withdrawn: vec![path(path_id)], ..Update::default() };
+        let (mut learnt, rib) = (learnt(), Rib::new(false));
+        let filter = PrefixFilter { within: prefix.into(), min_length: 32, max_length: 32 };
+        let policy = ImportPolicy { prefixes: vec![filter], max_prefixes: None };
+        learnt.set_policies(&[(PEER, policy)].into());
+        let tables =
+            BmpTables { adj_rib_in: true, adj_rib_in_post_policy: true, loc_rib: false, adj_rib_out: false };
+        let with_names = monitor(named);
+        let (_, mut told) = with_names.subscribe(&rib, &mut learnt, tables, 1 << 20);
+        learnt.peer_up(source, &negotiated(Families::ALL), Instant::now());
+        // In both tables; End-of-RIB says nothing.
+        let tell = |told: &mut Subscription, monitor: &Monitor, learnt: &mut Learnt, context| {
+            monitor.learnt_changes(&rib, learnt);
+            let mut words = BTreeSet::new();
+            while let Ok(bytes) = told.queue.try_recv() {
+                let mut rest = &bytes[..];
+                while let Some(length) = rest.get(1..5) {
+                    let (message, after) =
+                        rest.split_at(u32::from_be_bytes(length.try_into().unwrap()) as usize);
+                    rest = after;
+                    let table = if message[7] & 0x40 == 0 { "before" } else { "after" };
+                    let Ok(Message::Update(update)) = Message::decode(&message[6 + 42..], context) else {
+                        panic!("not an UPDATE")
+                    };
+                    words.extend(update.reachable().map(|nlri| format!("{table} +{nlri}")));
+                    words.extend(update.unreachable().map(|nlri| format!("{table} -{nlri}")));
+                }
+            }
+            words.into_iter().collect::<Vec<_>>()
+        };
+        let both = |words: &[&str]| {
+            let tables = ["after", "before"].into_iter();
+            tables
+                .flat_map(|table| words.iter().map(move |word| format!("{table} {word}")))
+                .collect::<Vec<_>>()
+        };
+        for id in [1, 2] {
+            learnt.receive(PEER, &announces(path(id))).unwrap();
+        }
+        let first = tell(&mut told, &with_names, &mut learnt, named);
+        assert_eq!(first, both(&["+192.0.2.1/32 path 1", "+192.0.2.1/32 path 2"]));
+        learnt.receive(PEER, &gone(1)).unwrap();
+        assert_eq!(tell(&mut told, &with_names, &mut learnt, named), both(&["-192.0.2.1/32 path 1"]));
+
+        // It comes back without them.
+        let without = monitor(plain);
+        learnt.peer_down(PEER, Some(&negotiated(Families::ALL)), Instant::now());
+        learnt.peer_up(source, &negotiated(Families::NONE), Instant::now());
+        let (_, mut told) = without.subscribe(&rib, &mut learnt, tables, 1 << 20);
+        assert_eq!(tell(&mut told, &without, &mut learnt, plain), both(&["+192.0.2.1/32"]));
+        learnt.receive(PEER, &announces(path(0))).unwrap();
+        learnt.receive(PEER, &Update::end_of_rib_marker(Family::Ipv4Unicast)).unwrap();
+        assert_eq!(tell(&mut told, &without, &mut learnt, plain), both(&["+192.0.2.1/32"]));
+        learnt.receive(PEER, &gone(0)).unwrap();
+        assert_eq!(tell(&mut told, &without, &mut learnt, plain), both(&["-192.0.2.1/32"]));
     }
 }

@@ -79,7 +79,11 @@ impl Monitor {
             let ins = tables.adj_rib_in || tables.adj_rib_in_post_policy;
             let received = Family::ALL.into_iter().filter_map(|family| {
                 let counts = learnt.counts(peer, family).filter(|_| ins)?;
-                let routes = learnt.all_received(peer, family);
+                let mut routes = learnt.all_received(peer, family);
+                if !up.received.add_path.contains(family) {
+                    // As changes are told: the first is the one.
+                    routes.dedup_by_key(|route| route.nlri.prefix);
+                }
                 Some(ReceivedSnapshot { family, routes, complete: counts.end_of_rib })
             });
             let export = rib.export(peer)?.clone();
