@@ -30,6 +30,7 @@ impl Agent {
         let announced = self.held.as_ref().unwrap_or(plan);
         let learnt = self.announcer.learns().unwrap_or_default();
         let imported = self.announcer.imported();
+        let speaker = self.announcer.status();
         Status {
             node: self.planner.node().into(),
             version: env!("CARGO_PKG_VERSION").into(),
@@ -37,7 +38,8 @@ impl Agent {
             holding: self.held.is_some(),
             health: self.observer.health(),
             watches: self.observer.watches(),
-            peers: peers(self.announcer.status(), &learnt, self.announcer.missing()),
+            reflected: speaker.as_ref().map_or(0, |speaker| speaker.reflected),
+            peers: peers(speaker, &learnt, self.announcer.missing()),
             bmp: self.announcer.bmp_stations().into_iter().map(bmp_station).collect(),
             imported: status::Imported {
                 prefixes: learnt.routes,

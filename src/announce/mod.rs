@@ -234,7 +234,7 @@ impl Announcer {
     }
 
     /// The kernel has forwarded for this node all along, so that peers keep their routes: they are told of a restart by the
-    /// first speaker that starts, if it does within the restart time.
+    /// first speaker that starts, if it does while they may still have them.
     pub fn restarting(&mut self) {
         self.restarting = Restarting::Since(Instant::now());
     }
@@ -292,6 +292,7 @@ impl Announcer {
         let stations = sessions::bmp_stations(router, node);
         let mut problems = Vec::new();
         let mut imports = BTreeMap::new();
+        let reflector = router.route_reflector;
         let mut of_secrets = BTreeMap::new();
         // `None`: there is no session without its password.
         let mut with_password = |who: String, peer: &Peer, at: IpAddr, before: Option<&PeerConfig>| {
@@ -352,12 +353,18 @@ impl Announcer {
                 }
             }
         }
-        if let Some(Running { speaker, .. }) = &self.speaker {
+        if let Some(Running { speaker, config, .. }) = &self.speaker {
             // What a session brings is judged from its beginning.
             speaker.set_imports(&imports);
+            speaker
+                .set_reflector(reflector.map(|reflector| reflector.cluster_id.unwrap_or(config.router_id)));
             speaker.set_peers(peers.clone());
             speaker.set_bmp_stations(stations);
             speaker.set_dynamic_peers(dynamic.clone());
+            if self.complete {
+                // A reflector that has restarted knows now whom it waits for.
+                speaker.initial_routes_complete();
+            }
         }
         self.peers = peers;
         self.dynamic = dynamic;
@@ -389,7 +396,7 @@ impl Announcer {
             self.stop_speaker(how).await;
         }
         let restarting = match (self.restarting, config.graceful_restart) {
-            (Restarting::Since(since), Some(graceful)) => since.elapsed() < graceful.restart_time,
+            (Restarting::Since(since), Some(graceful)) => since.elapsed() < graceful.kept_for(),
             _ => false,
         };
         let started = Speaker::start(SpeakerConfig { restarting, ..config.clone() });
@@ -398,9 +405,6 @@ impl Announcer {
         let announced = self.selection.announced();
         let announce = announced.iter().map(|(prefix, wanted)| (*prefix, attributes(wanted))).collect();
         speaker.update(RouteChanges { announce, withdraw: Vec::new() });
-        if self.complete {
-            speaker.initial_routes_complete();
-        }
         speaker.reserve(&self.reserved.iter().copied().collect::<Vec<_>>(), &[]);
         if let Some(links) = self.discovery.links() {
             speaker.set_links(links);

@@ -270,6 +270,7 @@ impl<'a> Plan<'a> {
                 source: match peer.source {
                     PeerSource::Config => "config",
                     PeerSource::Annotation => "annotation",
+                    PeerSource::Mesh => "mesh",
                 },
                 // Not spoken yet, whatever is configured; a warning says so.
                 bfd: false,

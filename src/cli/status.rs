@@ -63,6 +63,7 @@ fn table(status: &Status) -> String {
         peers,
         bmp,
         imported,
+        reflected,
         announcements,
         virtual_servers,
         problems,
@@ -105,6 +106,9 @@ fn table(status: &Status) -> String {
             text,
             "\nroutes learnt of peers: {prefixes}, {in_kernel} of them in the kernel; {kept} of sessions before kept"
         );
+    }
+    if *reflected > 0 {
+        let _ = writeln!(text, "\nroutes passed on as route reflector: {reflected}");
     }
     section(
         &mut text,
@@ -270,6 +274,7 @@ mod tests {
             peers: Vec::new(),
             bmp: Vec::new(),
             imported: Imported::default(),
+            reflected: 0,
             announcements: Vec::new(),
             virtual_servers: Vec::new(),
             problems: Vec::new(),

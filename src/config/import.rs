@@ -197,6 +197,10 @@ pub(super) fn short_or_map<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
             self.visit_str(&number.to_string())
         }
 
+        fn visit_bool<E: Error>(self, value: bool) -> Result<T, E> {
+            self.visit_str(if value { "true" } else { "false" })
+        }
+
         fn visit_unit<E: Error>(self) -> Result<T, E> {
             self.visit_str("")
         }

@@ -13,6 +13,7 @@ mod forwarding;
 mod import;
 mod kube_router;
 mod mark_mask;
+mod mesh;
 pub mod node;
 mod peer;
 mod reader;
@@ -28,6 +29,7 @@ pub use file::{
 pub use forwarding::ForwardingTo;
 pub use import::{ImportTo, OnExit};
 pub use mark_mask::MarkMask;
+pub use mesh::{Mesh, MeshMember, Reflection, RouteReflector};
 pub use node::NodeSettings;
 pub use peer::{
     AddressFamily, Bfd, DynamicPeer, NextHop, PasswordSource, Peer, PeerAddress, PeerAsn, PeerSource, Role,

@@ -15,6 +15,7 @@ use std::net::Ipv4Addr;
 use ipnet::IpNet;
 use serde::Deserialize;
 
+use super::mesh::{self, ROUTE_REFLECTOR, Reflection, RouteReflector};
 use super::peer::{self, DynamicPeer, Peer, PeerSource, Wrong};
 use super::reader::{self, Reader};
 use super::{Communities, Config, kube_router};
@@ -41,12 +42,13 @@ pub struct NodeSettings {
     pub prepend_asn: Option<u32>,
     /// kube-router's `pod-cidrs`, in place of the Node's own.
     pub pod_cidrs: Option<Vec<IpNet>>,
+    /// `sheave.io/route-reflector`, whatever the config says.
+    pub reflection: Option<Reflection>,
 }
 
 const PEERS: &str = "sheave.io/peers";
 const DYNAMIC_PEERS: &str = "sheave.io/dynamic-peers";
 const PATH_PREPEND: &str = "sheave.io/path-prepend";
-const ROUTE_REFLECTOR: &str = "sheave.io/route-reflector";
 const DRAIN: &str = "sheave.io/drain";
 
 /// Our annotations of a Node.
@@ -87,7 +89,7 @@ impl NodeSettings {
         let settings = Self {
             peers,
             dynamic_peers: reader.read(DYNAMIC_PEERS, dynamic_peers, &last.dynamic_peers),
-            asn: reader.either(("sheave.io/asn", reader::asn), (kube_router::ASN, reader::asn), &last.asn),
+            asn: mesh::asn(&mut reader, &last.asn),
             router_id: reader.read("sheave.io/router-id", router_id, &last.router_id),
             communities: reader.either(
                 ("sheave.io/communities", str::parse),
@@ -103,6 +105,7 @@ impl NodeSettings {
                 .then(|| reader.read(kube_router::PREPEND_AS, reader::asn, &last.prepend_asn))
                 .flatten(),
             pod_cidrs: kube_router::pod_cidrs(&mut reader, &last.pod_cidrs),
+            reflection: Reflection::read(&mut reader, &last.reflection),
         };
 
         settings.warn_of_unhonoured(&mut reader);
@@ -114,9 +117,6 @@ impl NodeSettings {
     /// What is right, but not acted on.
     fn warn_of_unhonoured(&self, reader: &mut Reader<'_>) {
         let mut unhonoured = Vec::new();
-        if let Some(Ok(())) = reader.value(ROUTE_REFLECTOR, route_reflector) {
-            unhonoured.push(ROUTE_REFLECTOR.to_owned());
-        }
         if let Some(Ok(true)) = reader.value(DRAIN, reader::boolean) {
             unhonoured.push(DRAIN.to_owned());
         }
@@ -132,12 +132,18 @@ impl NodeSettings {
     ///
     /// - peers are added to the file's; of two with the same address the Node's counts, whole; so are ranges, by their prefix,
     /// - `asn` and `routerId` are the Node's where it has them,
+    /// - a route reflector, with its cluster, or none, is what the Node says,
     /// - communities are added, and so is the prepending to that of each Service.
     pub fn apply(&self, file: &Config) -> Config {
         let mut config = file.clone();
         let router = &mut config.router;
         router.asn = self.asn.or(router.asn);
         router.router_id = self.router_id.or(router.router_id);
+        router.route_reflector = match self.reflection {
+            Some(Reflection::Server(cluster_id)) => Some(RouteReflector { cluster_id: Some(cluster_id) }),
+            Some(Reflection::Client) => None,
+            None => router.route_reflector,
+        };
         let own = self.peers.as_deref().unwrap_or_default();
         router.peers.retain(|peer| own.iter().all(|own| !own.is(peer)));
         router.peers.extend(own.iter().cloned());
@@ -168,6 +174,25 @@ impl NodeSettings {
                 kube_router::PREPEND_AS
             );
             warnings.push(warning("NotYetHonoured", message));
+        }
+        let peers = config.router.peers.iter().map(|peer| (format!("peer {}", peer.name()), peer.clone()));
+        let ranges = config.router.dynamic_peers.iter();
+        let ranges = ranges.map(|range| (format!("range {}", range.prefix), range.template()));
+        for (name, peer) in peers.chain(ranges).filter(|(_, peer)| peer.route_reflector_client) {
+            let why = match (config.router.route_reflector, own) {
+                (None, _) => {
+                    "this node is no route reflector: give router.routeReflector, or annotate the Node".into()
+                }
+                (Some(_), Some(own)) if peer.asn.number(Some(own)) != Some(own) => {
+                    format!(
+                        "clients of a route reflector are of its own AS, {own}, and it is of {}",
+                        peer.asn
+                    )
+                }
+                _ => continue,
+            };
+            let message = format!("routeReflectorClient of {name}: nothing is passed on, since {why}");
+            warnings.push(warning("RouteReflectorClient", message));
         }
         for range in &config.router.dynamic_peers {
             if range.template().password_source().is_none() {
@@ -249,16 +274,4 @@ fn router_id(text: &str) -> Result<Ipv4Addr, String> {
         .ok()
         .filter(|id: &Ipv4Addr| !id.is_unspecified())
         .ok_or_else(|| format!("`{text}` is not an IPv4 address such as 10.0.0.1"))
-}
-
-/// `client`, or `server` with a cluster id: an IPv4 address, or its number (RFC 4456 section 7).
-fn route_reflector(text: &str) -> Result<(), String> {
-    let id = |id: &str| id.parse::<u32>().is_ok() || id.parse::<Ipv4Addr>().is_ok();
-    match *reader::words(text).collect::<Vec<_>>() {
-        ["client"] => Ok(()),
-        ["server", cluster] if id(cluster) => Ok(()),
-        _ => Err(format!(
-            "`{text}` is neither `client` nor `server` with a cluster id, such as `server 10.0.0.1`"
-        )),
-    }
 }

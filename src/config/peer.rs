@@ -73,6 +73,9 @@ pub struct Peer {
     /// Whether a peer that does not tell its own role gets no session.
     #[serde(default)]
     pub require_role: bool,
+    /// Several paths to a prefix (RFC 7911); none by default.
+    #[serde(default)]
+    pub add_paths: AddPaths,
     /// Address families to exchange, both by default.
     #[serde(default = "families")]
     pub families: Vec<AddressFamily>,
@@ -82,6 +85,9 @@ pub struct Peer {
     /// Of which of our prefixes it is told, and with what; all of them, as they are, by default.
     #[serde(default, deserialize_with = "export::policy")]
     pub export: ExportPolicy,
+    /// Whether it is a client of this node, which is a route reflector (RFC 4456).
+    #[serde(default)]
+    pub route_reflector_client: bool,
     /// Who asks for it.
     #[serde(skip)]
     pub source: PeerSource,
@@ -110,9 +116,11 @@ impl Peer {
             extended_next_hop: None,
             role: None,
             require_role: false,
+            add_paths: AddPaths::default(),
             families: families(),
             import: None,
             export: ExportPolicy::default(),
+            route_reflector_client: false,
             source: PeerSource::default(),
         }
     }
@@ -293,6 +301,8 @@ pub enum PeerSource {
     Config,
     /// An annotation of the Node.
     Annotation,
+    /// `router.mesh`: it is another node.
+    Mesh,
 }
 
 /// `passwordSecret` of a peer: a key of a Secret in the agent's own namespace.
@@ -360,11 +370,15 @@ pub struct DynamicPeer {
     role: Option<Role>,
     #[serde(default)]
     require_role: bool,
+    #[serde(default)]
+    add_paths: AddPaths,
     #[serde(default = "families")]
     families: Vec<AddressFamily>,
     /// Of which of our prefixes they are told, and with what.
     #[serde(default, deserialize_with = "export::policy")]
     pub export: ExportPolicy,
+    #[serde(default)]
+    route_reflector_client: bool,
 }
 
 impl DynamicPeer {
@@ -383,8 +397,10 @@ impl DynamicPeer {
             extended_next_hop: self.extended_next_hop,
             role: self.role,
             require_role: self.require_role,
+            add_paths: self.add_paths,
             families: self.families.clone(),
             export: self.export.clone(),
+            route_reflector_client: self.route_reflector_client,
             ..Peer::new(self.prefix.addr(), self.asn)
         }
     }
@@ -409,6 +425,16 @@ impl Default for Bfd {
         let interval = Duration::from_millis(300);
         Self { transmit_interval: interval, receive_interval: interval, detect_multiplier: 3 }
     }
+}
+
+/// `addPaths` of a peer: in which directions several paths to a prefix may be told.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+pub struct AddPaths {
+    /// The peer's are taken.
+    pub receive: bool,
+    /// The peer is sent them.
+    pub send: bool,
 }
 
 /// `nextHop` of a peer.
@@ -546,12 +572,12 @@ fn parse_duration<E: serde::de::Error>(text: &str) -> Result<Duration, E> {
         .map_err(|_| E::custom(format_args!("`{text}` is not a duration such as 120s, 300ms or 1h")))
 }
 
-fn hold_time() -> Duration {
+pub(super) fn hold_time() -> Duration {
     Duration::from_secs(90)
 }
 
 /// RFC 4271 section 4.2: 0, or at least 3 seconds; 16 bits.
-fn hold_time_of<'de, D: Deserializer<'de>>(d: D) -> Result<Duration, D::Error> {
+pub(super) fn hold_time_of<'de, D: Deserializer<'de>>(d: D) -> Result<Duration, D::Error> {
     let time = duration(d)?;
     let seconds = time.as_secs();
     if time.subsec_nanos() != 0 || (seconds != 0 && !(3..=65535).contains(&seconds)) {

@@ -47,6 +47,8 @@ pub struct Status {
     pub bmp: Vec<BmpStation>,
     /// Routes learnt of peers.
     pub imported: Imported,
+    /// Prefixes that are passed on between internal peers, by a route reflector.
+    pub reflected: usize,
     /// Prefixes that the plan announces.
     pub announcements: Vec<Announcement>,
     /// Virtual servers that the plan has, with what the kernel holds of them.

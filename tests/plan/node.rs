@@ -48,6 +48,7 @@ fn words(settings: &NodeSettings) -> String {
     if let Some(Communities { standard, large }) = &settings.communities {
         words.push(format!("communities {standard:x?} {large:?}"));
     }
+    words.extend(settings.reflection.map(|reflection| format!("{reflection:?}")));
     words.extend(settings.path_prepend.map(|times| format!("prepend {times}")));
     words.extend(settings.pod_cidrs.as_ref().map(|cidrs| format!("pods {cidrs:?}")));
     words.join(", ")
@@ -95,6 +96,11 @@ fn each_annotation_is_read() {
         ),
         (&[("sheave.io/asn", "64512")], "asn 64512"),
         (&[("sheave.io/router-id", "10.9.9.9")], "id 10.9.9.9"),
+        (&[("sheave.io/route-reflector", "client")], "Client"),
+        (&[("sheave.io/route-reflector", "server 10.0.0.1")], "Server(10.0.0.1)"),
+        (&[("kube-router.io/rr.server", "42")], "Server(0.0.0.42)"),
+        (&[("kube-router.io/rr.client", "42")], "Client"),
+        (&[("sheave.io/route-reflector", "client"), ("kube-router.io/rr.server", "42")], "Client"),
         (&[("sheave.io/communities", "1:2, 1:2:3")], "communities {10002} {(1, 2, 3)}"),
         (&[("sheave.io/path-prepend", "3")], "prepend 3"),
         (
@@ -274,13 +280,6 @@ fn a_wrong_list_of_kube_routers_names_the_list_and_no_password() {
 #[test]
 fn what_is_not_acted_on_is_said() {
     for (key, value, reason, message) in [
-        (
-            "sheave.io/route-reflector",
-            "server 10.0.0.1",
-            "NotYetHonoured",
-            "sheave.io/route-reflector is not",
-        ),
-        ("sheave.io/route-reflector", "client", "NotYetHonoured", "sheave.io/route-reflector is not"),
         ("sheave.io/drain", "true", "NotYetHonoured", "sheave.io/drain is not acted on"),
         (
             "sheave.io/peers",
@@ -294,7 +293,12 @@ fn what_is_not_acted_on_is_said() {
             "NotYetHonoured",
             "bfd of peer 10.0.0.9",
         ),
-        ("kube-router.io/rr.client", "42", "NotYetHonoured", "kube-router.io/rr.client is not acted on"),
+        (
+            "kube-router.io/bgp-local-addresses",
+            "10.0.0.1",
+            "NotYetHonoured",
+            "kube-router.io/bgp-local-addresses is not acted on",
+        ),
         (
             "sheave.io/peer",
             "[]",

@@ -1,4 +1,4 @@
-//! Adj-RIB-Out: one Established peer's view of our routes (RFC 4271 §3.2, §9.2).
+//! Adj-RIB-Out: one Established peer's view of the Loc-RIB (RFC 4271 §3.2, §9.2).
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
@@ -7,11 +7,12 @@ use std::sync::Arc;
 use ipnet::IpNet;
 
 use super::export::Export;
+use super::loc_rib::LocRib;
 use super::policy::ExportPolicy;
-use super::{AttributeSets, Route};
+use super::route::{Known, Route, Routes};
+use crate::Family;
 use crate::wire::RefreshKind;
 use crate::wire::pack::{Announcement, write_end_of_rib, write_route_refresh, write_withdrawal};
-use crate::{Attributes, Family};
 
 /// All families of one peer.
 #[derive(Debug)]
@@ -26,7 +27,7 @@ pub struct FamilyOut {
     family: Family,
     next_hop: Option<IpAddr>,
     /// What the peer holds. `None` where it is to be sent again whatever it was.
-    sent: BTreeMap<IpNet, Option<Arc<Attributes>>>,
+    sent: BTreeMap<IpNet, Option<Arc<Route>>>,
     pending: Pending,
     end_of_rib_sent: bool,
     refresh: Refresh,
@@ -49,9 +50,9 @@ struct Pending {
     /// Prefixes that are withdrawn.
     withdraw: BTreeSet<IpNet>,
     /// What others are announced with.
-    announced: HashMap<IpNet, Arc<Attributes>>,
+    announced: HashMap<IpNet, Arc<Route>>,
     /// The prefixes of `announced`, by what they are announced with.
-    announce: BTreeMap<Arc<Attributes>, BTreeSet<IpNet>>,
+    announce: BTreeMap<Arc<Route>, BTreeSet<IpNet>>,
 }
 
 /// What [`Rib::write`](super::Rib::write) did.
@@ -83,11 +84,11 @@ impl Pending {
         if self.announced.is_empty() {
             return;
         }
-        let Some(attributes) = self.announced.remove(prefix) else { return };
-        if let Some(group) = self.announce.get_mut(&attributes) {
+        let Some(route) = self.announced.remove(prefix) else { return };
+        if let Some(group) = self.announce.get_mut(&route) {
             group.remove(prefix);
             if group.is_empty() {
-                self.announce.remove(&attributes);
+                self.announce.remove(&route);
             }
         }
     }
@@ -97,10 +98,10 @@ impl Pending {
         self.withdraw.insert(prefix);
     }
 
-    fn announce(&mut self, prefix: IpNet, attributes: &Arc<Attributes>) {
+    fn announce(&mut self, prefix: IpNet, route: &Arc<Route>) {
         self.remove(&prefix);
-        self.announce.entry(Arc::clone(attributes)).or_default().insert(prefix);
-        self.announced.insert(prefix, Arc::clone(attributes));
+        self.announce.entry(Arc::clone(route)).or_default().insert(prefix);
+        self.announced.insert(prefix, Arc::clone(route));
     }
 }
 
@@ -121,7 +122,7 @@ impl FamilyOut {
     }
 
     /// What it holds, but for what is about to be sent again.
-    pub fn routes(&self) -> impl Iterator<Item = (IpNet, &Arc<Attributes>)> {
+    pub fn routes(&self) -> impl Iterator<Item = (IpNet, &Arc<Route>)> {
         self.sent.iter().filter_map(|(prefix, sent)| Some((*prefix, sent.as_ref()?)))
     }
 
@@ -135,10 +136,9 @@ impl FamilyOut {
         self.end_of_rib_sent
     }
 
-    fn set(&mut self, prefix: IpNet, target: Option<&Arc<Attributes>>) {
-        if self.next_hop.is_none() {
-            return;
-        }
+    fn set(&mut self, prefix: IpNet, target: Option<&Arc<Route>>) {
+        // Ours are not told to where there is no way to us.
+        let target = target.filter(|route| self.next_hop.is_some() || !route.is_own());
         let in_place = match (self.sent.get(&prefix), target) {
             (None, None) => true,
             (Some(Some(sent)), Some(target)) => sent == target,
@@ -147,28 +147,24 @@ impl FamilyOut {
         match target {
             _ if in_place => self.pending.remove(&prefix),
             None => self.pending.withdraw(prefix),
-            Some(attributes) => self.pending.announce(prefix, attributes),
+            Some(route) => self.pending.announce(prefix, route),
         }
     }
 
-    fn send_again(
-        &mut self,
-        policy: &ExportPolicy,
-        routes: &BTreeMap<IpNet, Route>,
-        sets: &mut AttributeSets,
-    ) {
+    /// Has those routes be told that are ours, or all: again, where they have been.
+    fn send_again(&mut self, export: &Export, loc_rib: &LocRib, routes: &mut Routes, ours_alone: bool) {
+        let concerned = |route: &Route| !ours_alone || route.is_own();
         for sent in self.sent.values_mut() {
-            *sent = None;
+            if sent.as_deref().is_some_and(concerned) {
+                *sent = None;
+            }
         }
         let family = self.family;
-        for (prefix, route) in routes.iter().filter(|(prefix, _)| Family::of(prefix) == family) {
-            self.set(*prefix, exported(policy, prefix, route, sets).as_ref());
+        for (prefix, known) in loc_rib.iter().filter(|(prefix, _)| Family::of(prefix) == family) {
+            if concerned(known.route) {
+                self.set(*prefix, export.told(prefix, known, routes).as_ref());
+            }
         }
-    }
-
-    fn withdraw_all(&mut self) {
-        self.pending = Pending::default();
-        self.pending.withdraw.extend(self.sent.keys());
     }
 
     fn write(&mut self, export: &Export, out: &mut Vec<u8>, limit: usize) -> u64 {
@@ -178,7 +174,7 @@ impl FamilyOut {
             self.refresh = Refresh::Begun;
         }
         while out.len() < limit && !self.pending.withdraw.is_empty() {
-            let mut prefixes = self.pending.withdraw.iter().copied().peekable();
+            let mut prefixes = self.pending.withdraw.iter().map(|prefix| export.nlri(*prefix)).peekable();
             let count = write_withdrawal(self.family, export.context, &mut prefixes, out);
             for _ in 0..count {
                 if let Some(prefix) = self.pending.withdraw.pop_first() {
@@ -189,14 +185,10 @@ impl FamilyOut {
         }
         while out.len() < limit {
             let Some(group) = self.pending.announce.first_entry() else { break };
-            let attributes = Arc::clone(group.key());
-            let announcement = self.next_hop.and_then(|hop| {
-                let path = export.path_attributes(&attributes);
-                Announcement::of_family(self.family, path, hop, export.link_local, export.context).ok()
-            });
-            match announcement {
-                Some(announcement) => updates += self.write_group(&attributes, &announcement, out, limit),
-                None => self.give_up(&attributes),
+            let route = Arc::clone(group.key());
+            match export.announcement(self.family, self.next_hop, &route) {
+                Some(announcement) => updates += self.write_group(export, &route, &announcement, out, limit),
+                None => self.give_up(&route),
             }
         }
         if out.len() < limit && self.pending.is_empty() && self.refresh == Refresh::Begun {
@@ -206,35 +198,37 @@ impl FamilyOut {
         updates
     }
 
-    /// Writes the prefixes that share `attributes`, up to the limit.
+    /// Writes the prefixes that share `route`, up to the limit.
     fn write_group(
         &mut self,
-        attributes: &Arc<Attributes>,
+        export: &Export,
+        route: &Arc<Route>,
         announcement: &Announcement,
         out: &mut Vec<u8>,
         limit: usize,
     ) -> u64 {
         let mut updates = 0;
-        let Some(mut group) = self.pending.announce.remove(attributes) else { return 0 };
+        let Some(mut group) = self.pending.announce.remove(route) else { return 0 };
         while out.len() < limit && !group.is_empty() {
-            let count = announcement.write(&mut group.iter().copied().peekable(), out);
+            let mut prefixes = group.iter().map(|prefix| export.nlri(*prefix)).peekable();
+            let count = announcement.write(&mut prefixes, out);
             for _ in 0..count {
                 if let Some(prefix) = group.pop_first() {
                     self.pending.announced.remove(&prefix);
-                    self.sent.insert(prefix, Some(Arc::clone(attributes)));
+                    self.sent.insert(prefix, Some(Arc::clone(route)));
                 }
             }
             updates += 1;
         }
         if !group.is_empty() {
-            self.pending.announce.insert(Arc::clone(attributes), group);
+            self.pending.announce.insert(Arc::clone(route), group);
         }
         updates
     }
 
     /// The attributes leave no room for a prefix: what the peer holds of these is no longer true.
-    fn give_up(&mut self, attributes: &Arc<Attributes>) {
-        let group = self.pending.announce.remove(attributes).unwrap_or_default();
+    fn give_up(&mut self, route: &Arc<Route>) {
+        let group = self.pending.announce.remove(route).unwrap_or_default();
         tracing::error!(
             prefixes = group.len(),
             first = ?group.first(),
@@ -245,19 +239,6 @@ impl FamilyOut {
             self.set(prefix, None);
         }
     }
-}
-
-/// What a policy makes of a route.
-fn exported(
-    policy: &ExportPolicy,
-    prefix: &IpNet,
-    route: &Route,
-    sets: &mut AttributeSets,
-) -> Option<Arc<Attributes>> {
-    policy.passes(prefix, route.kind).then(|| match policy.changed(&route.attributes) {
-        None => Arc::clone(&route.attributes),
-        Some(changed) => sets.intern(changed),
-    })
 }
 
 impl AdjRibOut {
@@ -281,37 +262,40 @@ impl AdjRibOut {
         &self.export
     }
 
-    /// The peer is to hold what its policy makes of `route` to `prefix`.
-    pub(super) fn set(&mut self, prefix: IpNet, route: Option<&Route>, sets: &mut AttributeSets) {
+    /// The peer is to hold what it is told of what there is for `prefix`.
+    pub(super) fn set(&mut self, prefix: IpNet, known: Option<Known<'_>>, routes: &mut Routes) {
         let family = Family::of(&prefix);
         if let Some(out) = self.families.iter_mut().find(|out| out.family == family) {
-            let target = route.and_then(|route| exported(&self.export.policy, &prefix, route, sets));
+            let target = known.and_then(|known| self.export.told(&prefix, known, routes));
             out.set(prefix, target.as_ref());
         }
     }
 
-    /// Takes another policy, `routes` being what there is: what differs by it is announced again, or withdrawn where it does not
-    /// pass any more.
-    pub(super) fn set_policy(
-        &mut self,
-        policy: &ExportPolicy,
-        routes: &BTreeMap<IpNet, Route>,
-        sets: &mut AttributeSets,
-    ) {
+    /// Takes another policy: what differs by it is announced again, or withdrawn where it does not pass any more.
+    pub(super) fn set_policy(&mut self, policy: &ExportPolicy, loc_rib: &LocRib, routes: &mut Routes) {
         if self.export.policy != *policy {
             self.export.policy = policy.clone();
-            for (prefix, route) in routes {
-                self.set(*prefix, Some(route), sets);
+            for (prefix, known) in loc_rib.iter() {
+                self.set(*prefix, Some(known), routes);
             }
         }
     }
 
-    /// Takes other next hops, `routes` being what there is.
+    /// Makes the peer a client of this reflector, or not: it is told more then, or less.
+    pub(super) fn set_client(&mut self, client: bool, loc_rib: &LocRib, routes: &mut Routes) {
+        if std::mem::replace(&mut self.export.client, client) != client {
+            for (prefix, known) in loc_rib.iter().filter(|(_, known)| !known.route.is_own()) {
+                self.set(*prefix, Some(known), routes);
+            }
+        }
+    }
+
+    /// Takes other next hops for what is ours.
     pub(super) fn set_next_hops(
         &mut self,
         next_hops: &[(Family, Option<IpAddr>)],
-        routes: &BTreeMap<IpNet, Route>,
-        sets: &mut AttributeSets,
+        loc_rib: &LocRib,
+        routes: &mut Routes,
     ) {
         for out in &mut self.families {
             let Some((_, next_hop)) = next_hops.iter().find(|(family, _)| *family == out.family) else {
@@ -321,26 +305,18 @@ impl AdjRibOut {
                 continue;
             }
             out.next_hop = *next_hop;
-            match next_hop {
-                Some(_) => out.send_again(&self.export.policy, routes, sets),
-                None => out.withdraw_all(),
-            }
+            out.send_again(&self.export, loc_rib, routes, true);
         }
     }
 
-    /// Sends everything again, `routes` being what there is.
-    pub(super) fn refresh(
-        &mut self,
-        family: Family,
-        routes: &BTreeMap<IpNet, Route>,
-        sets: &mut AttributeSets,
-    ) {
+    /// Sends everything again.
+    pub(super) fn refresh(&mut self, family: Family, loc_rib: &LocRib, routes: &mut Routes) {
         let Some(out) = self.families.iter_mut().find(|out| out.family == family) else { return };
         // RFC 7313 §4: not before End-of-RIB, until which the peer holds nothing stale that an end could sweep.
         if self.export.enhanced_refresh && out.end_of_rib_sent {
             out.refresh = Refresh::Begins;
         }
-        out.send_again(&self.export.policy, routes, sets);
+        out.send_again(&self.export, loc_rib, routes, false);
     }
 
     pub(super) fn has_changes(&self) -> bool {

@@ -25,8 +25,10 @@ pub struct Path {
 pub struct Identity {
     /// Its ASN.
     pub asn: u32,
-    /// Its BGP Identifier, and its CLUSTER_ID too.
+    /// Its BGP Identifier.
     pub router_id: Ipv4Addr,
+    /// Its CLUSTER_ID: the BGP Identifier, unless it is told another as a route reflector.
+    pub cluster_id: Ipv4Addr,
 }
 
 /// The session that a route came by.
@@ -48,6 +50,8 @@ pub struct Source {
     pub extended_next_hop: bool,
     /// The number of the interface that the session goes through, where it is between link-local addresses.
     pub interface: Option<u32>,
+    /// The peer is a client, if this speaker is a route reflector (RFC 4456).
+    pub client: bool,
 }
 
 impl Path {
@@ -56,7 +60,7 @@ impl Path {
         let segments = self.attributes.as_path.iter().flat_map(|path| &path.segments);
         segments.flat_map(|segment| &segment.asns).any(|asn| *asn == own.asn)
             || self.attributes.originator_id == Some(own.router_id)
-            || self.attributes.cluster_list.contains(&own.router_id)
+            || self.attributes.cluster_list.contains(&own.cluster_id)
     }
 
     /// Whether a packet could be sent to the next hop, as far as the address tells (RFC 4271 §5.1.3, §6.3).
@@ -81,6 +85,25 @@ impl Path {
             Some(Role::Peer) => by != source.asn,
             Some(Role::Customer | Role::RouteServerClient) | None => false,
         })
+    }
+
+    /// Whether it is a last resort, whoever has found that (RFC 9494 §4.3).
+    pub(super) fn is_long_lived_stale(&self) -> bool {
+        self.attributes.communities.contains(&Community::LLGR_STALE)
+    }
+
+    /// Whether it must not become one (RFC 9494 §4.2).
+    pub(super) fn refuses_long_life(&self) -> bool {
+        self.attributes.communities.contains(&Community::NO_LLGR)
+    }
+
+    /// The same as a last resort.
+    pub(super) fn long_lived_stale(&self) -> Path {
+        let mut path = self.clone();
+        if !path.is_long_lived_stale() {
+            path.attributes.communities.push(Community::LLGR_STALE);
+        }
+        path
     }
 
     /// Whether the session lets the prefix have a next hop of that family.

@@ -30,8 +30,12 @@ pub struct ExportPolicy {
 impl ExportPolicy {
     /// Whether routes of that kind to the prefix are announced.
     pub fn passes(&self, prefix: &IpNet, kind: u8) -> bool {
-        self.kinds.as_ref().is_none_or(|kinds| kinds.contains(&kind))
-            && self.prefixes.as_ref().is_none_or(|filters| filters.iter().any(|filter| filter.fits(prefix)))
+        self.kinds.as_ref().is_none_or(|kinds| kinds.contains(&kind)) && self.passes_on(prefix)
+    }
+
+    /// Whether routes of others to the prefix, which have no kind, are passed on.
+    pub fn passes_on(&self, prefix: &IpNet) -> bool {
+        self.prefixes.as_ref().is_none_or(|filters| filters.iter().any(|filter| filter.fits(prefix)))
     }
 
     /// What a route with these attributes is announced with; `None`: as it is.

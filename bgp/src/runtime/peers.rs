@@ -1,6 +1,6 @@
 //! Which peers there are: those that are configured, and those that have connected from a range.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex};
 
@@ -30,6 +30,8 @@ pub(super) struct Peers {
     /// Removed ones that are not done: the next task for the address waits for them, since they share what the RIB
     /// knows of it.
     leaving: BTreeMap<IpAddr, JoinHandle<()>>,
+    /// Those that begin anew after a session: it goes on, to them, but for the connection.
+    met: BTreeSet<IpAddr>,
     ranges: BTreeMap<IpNet, Range>,
 }
 
@@ -48,8 +50,8 @@ struct Peer {
 
 impl Peers {
     pub(super) fn new(shared: Arc<Shared>, listeners: Listeners, runtime: Handle) -> Peers {
-        let (current, leaving, ranges) = Default::default();
-        Peers { shared, listeners, runtime, current, leaving, ranges }
+        let (current, leaving, met, ranges) = Default::default();
+        Peers { shared, listeners, runtime, current, leaving, met, ranges }
     }
 
     /// Makes these the configured peers.
@@ -59,6 +61,7 @@ impl Peers {
         let ranges = self.ranges.values().map(Range::expected);
         let expected: Vec<_> = ranges.chain(wanted.iter().map(|(a, peer)| ((*a).into(), peer))).collect();
         self.listeners.expect(&expected);
+        self.await_peers(wanted.values());
 
         self.forget_gone();
         self.dismiss(Cease::PeerDeconfigured, |address, peer| {
@@ -83,10 +86,12 @@ impl Peers {
             .into_iter()
             .map(|config| (config.prefix, Range { refused: refused(&config.prefix), config }));
         self.ranges = ranges.collect();
-        let configured = self.current.iter().filter(|(_, peer)| peer.range.is_none());
-        let configured = configured.map(|(address, peer)| ((*address).into(), &peer.config));
-        let expected: Vec<_> = self.ranges.values().map(Range::expected).chain(configured).collect();
+        let configured =
+            || self.current.values().filter(|peer| peer.range.is_none()).map(|peer| &peer.config);
+        let listed = configured().map(|config| (config.address.into(), config));
+        let expected: Vec<_> = self.ranges.values().map(Range::expected).chain(listed).collect();
         self.listeners.expect(&expected);
+        self.await_peers(configured());
 
         self.forget_gone();
         let ranges = std::mem::take(&mut self.ranges);
@@ -105,11 +110,25 @@ impl Peers {
         self.ranges = ranges;
     }
 
+    /// Has a reflector that has restarted wait for what these tell, and those of ranges (RFC 4724 §4.1).
+    fn await_peers<'a>(&self, configured: impl Iterator<Item = &'a PeerConfig>) {
+        let asn = self.shared.config.asn;
+        let internal = configured.filter(|peer| peer.asn == asn).map(|peer| peer.address);
+        let ranges = self.ranges.values().any(|range| range.config.template.asn == asn);
+        self.shared.learn(|learnt| learnt.await_peers(internal, ranges));
+    }
+
     /// Ends the sessions of those that `goes` says.
     fn dismiss(&mut self, why: Cease, goes: impl Fn(&IpAddr, &Peer) -> bool) {
         let (gone, staying): (BTreeMap<_, _>, BTreeMap<_, _>) =
             std::mem::take(&mut self.current).into_iter().partition(|(address, peer)| goes(address, peer));
         self.current = staying;
+        for (address, peer) in &gone {
+            let met = self.met.remove(address) || lock(&peer.observed).counters.established > 0;
+            if met && why == Cease::OtherConfigurationChange {
+                self.met.insert(*address);
+            }
+        }
         self.leaving.extend(
             gone.into_iter()
                 .map(|(address, peer)| (address, peer.stop(Farewell::Cease(Notification::cease(why))))),
@@ -131,9 +150,10 @@ impl Peers {
         let (change, changes) = watch::channel(config.clone());
         let inputs = Inputs { stop: stopped, changes, accepted: connections };
         let linger = range.map(|range| range.linger);
-        let task =
-            PeerTask::new(Arc::clone(&self.shared), config.clone(), linger, inputs, Arc::clone(&observed));
         let address = config.address;
+        let again = self.met.contains(&address);
+        let (shared, observer) = (Arc::clone(&self.shared), Arc::clone(&observed));
+        let task = PeerTask::new(shared, config.clone(), linger, again, inputs, observer);
         let before = self.leaving.remove(&address);
         let task = self.runtime.spawn(async move {
             if let Some(before) = before {
@@ -205,6 +225,7 @@ impl Peers {
             asn: self.shared.config.asn,
             router_id: self.shared.config.router_id,
             routes: rib.len(),
+            reflected: rib.reflected(),
             peers: peers
                 .map(|peer| PeerStatus::new(&peer.config, peer.range, &lock(&peer.observed), &rib))
                 .collect(),

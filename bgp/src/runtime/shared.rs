@@ -31,7 +31,8 @@ impl Shared {
     pub(super) fn new(config: SpeakerConfig) -> Shared {
         let rib = Mutex::new(Rib::new(config.restarting));
         let monitor = Monitor::new(config.asn, config.router_id);
-        let learnt = Mutex::new(Learnt::new(Identity { asn: config.asn, router_id: config.router_id }));
+        let SpeakerConfig { asn, router_id, .. } = config;
+        let learnt = Mutex::new(Learnt::new(Identity { asn, router_id, cluster_id: router_id }));
         let [news, changed, progress] = [(), (), ()].map(watch::Sender::new);
         Shared { config, rib, monitor, learnt, news, changed, progress }
     }
@@ -40,24 +41,34 @@ impl Shared {
         lock(&self.rib)
     }
 
-    /// Where the RIB is locked too, that comes first.
+    /// Locked before the RIB where both are.
     pub(super) fn learnt(&self) -> MutexGuard<'_, Learnt> {
         lock(&self.learnt)
     }
-}
 
-impl Shared {
-    /// Changes what is learnt, and tells whoever is to know.
+    /// Changes what is learnt; has the RIB follow what is passed on of it, and tells whoever is to know of either.
     pub(super) fn learn<T>(&self, change: impl FnOnce(&mut Learnt) -> T) -> T {
         let mut learnt = self.learnt();
         let result = change(&mut learnt);
-        let (pending, noted) = (learnt.pending() > 0, learnt.has_noted());
-        drop(learnt);
-        if noted {
-            let rib = self.rib();
-            self.monitor.learnt_changes(&rib, &mut self.learnt());
+        let reflections = learnt.take_reflections();
+        let mut rib = self.rib();
+        let changed = rib.reflect(reflections);
+        self.monitor.loc_rib_changed(&rib, &learnt, changed.iter());
+        if learnt.has_noted() {
+            self.monitor.learnt_changes(&rib, &mut learnt);
         }
-        if pending {
+        let complete = rib.awaits_peers_alone() && learnt.has_heard_all();
+        if complete {
+            rib.peers_have_told();
+            self.monitor.loc_rib_complete();
+        }
+        drop(rib);
+        let news = learnt.pending() > 0;
+        drop(learnt);
+        if complete || !changed.is_empty() {
+            self.changed.send_replace(());
+        }
+        if news {
             self.news.send_replace(());
         }
         result

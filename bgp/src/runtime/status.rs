@@ -21,6 +21,8 @@ pub struct SpeakerStatus {
     pub router_id: Ipv4Addr,
     /// How many routes are to be announced (Loc-RIB).
     pub routes: usize,
+    /// How many of them are passed on from peer to peer.
+    pub reflected: usize,
     /// Its peers by address.
     pub peers: Vec<PeerStatus>,
     /// The ranges that more may connect from.

@@ -101,6 +101,14 @@ impl Lab {
         run(&format!("-n {} addr add {address}/24 dev link0", self.namespace("us")));
     }
 
+    /// Gives the daemon's side other addresses.
+    pub(crate) fn add_addresses_at_peer(&self, addresses: [IpAddr; 2]) {
+        for address in addresses {
+            let (length, option) = if address.is_ipv4() { (24, "") } else { (64, " nodad") };
+            run(&format!("-n {} addr replace {address}/{length} dev link0{option}", self.namespace("peer")));
+        }
+    }
+
     /// Runs `test` on a thread of its own within the speaker's namespace. The thread ends with it, so that no
     /// other code runs there by mistake.
     pub(crate) fn enter<F: Future<Output = ()>>(self, test: impl FnOnce(Lab) -> F + Send + 'static) {
@@ -175,7 +183,8 @@ impl Lab {
         child.unwrap()
     }
 
-    fn kill(&mut self) {
+    /// Kills the daemon if it runs, without a word to its peer.
+    pub(crate) fn kill(&mut self) {
         // `ip netns exec` becomes the daemon, so this is its process.
         if let Some(child) = self.daemon.take() {
             end(child);

@@ -17,6 +17,7 @@ mod invalid;
 mod kept_ports;
 mod leaf_spine;
 mod loads;
+mod mesh;
 mod nat;
 mod node_ports;
 mod observe;
@@ -73,6 +74,7 @@ pub fn all() -> Vec<(SourceKind, Scenario)> {
         import::SCENARIOS,
         dynamic_peers::SCENARIOS,
         leaf_spine::SCENARIOS,
+        mesh::SCENARIOS,
         agent::SCENARIOS,
     ]
     .concat();

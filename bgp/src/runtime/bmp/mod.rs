@@ -26,11 +26,11 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::shared::lock;
 use crate::bmp::{self, Peer, PeerDown, PeerUp, View};
-use crate::rib::{Learnt, RouteChanges};
+use crate::rib::{Learnt, Rib, Route};
 use crate::session::{Down, Negotiated};
 use crate::wire::pack::Announcement;
 use crate::wire::{AsPath, Capability, Context, HEADER_LENGTH, Message, Open, Origin, PathAttributes, frame};
-use crate::{Attributes, Families, Family};
+use crate::{Families, Family};
 pub(super) use opens::Opens;
 pub(super) use station::Stations;
 pub use station::{BmpCounters, BmpStation, BmpStationStatus};
@@ -216,28 +216,33 @@ impl Monitor {
         );
     }
 
-    /// Routes of our own are about to change; one of a peer's takes the place of one that goes.
-    pub(super) fn loc_rib_changes(&self, changes: &RouteChanges, learnt: &Learnt) {
+    /// Loc-RIB has changed: these prefixes may have other routes, or none. A route of our own comes first, then the best that import
+    /// policies let in, then what is only passed on.
+    pub(super) fn loc_rib_changed<'a>(
+        &self,
+        rib: &Rib,
+        learnt: &Learnt,
+        prefixes: impl Iterator<Item = &'a IpNet>,
+    ) {
         let mut state = lock(&self.state);
         self.publish(
             &mut state,
             |tables| tables.loc_rib,
             |at, out| {
-                let mut groups: BTreeMap<(&Attributes, Family), Vec<IpNet>> = BTreeMap::new();
-                for (prefix, attributes) in &changes.announce {
-                    groups.entry((attributes, Family::of(prefix))).or_default().push(prefix.trunc());
+                let mut groups: BTreeMap<(&Route, Family), Vec<IpNet>> = BTreeMap::new();
+                let mut others = Vec::new();
+                for prefix in prefixes {
+                    match (rib.route(prefix), learnt.best(*prefix)) {
+                        (Some(route), best) if route.is_own() || best.is_none() => {
+                            groups.entry((route, Family::of(prefix))).or_default().push(*prefix);
+                        }
+                        (_, best) => others.push(((*prefix).into(), best)),
+                    }
                 }
-                for ((attributes, family), prefixes) in groups {
-                    loc_rib_routes(self.loc_rib(), attributes, family, prefixes, at, out);
+                for ((route, family), prefixes) in groups {
+                    loc_rib_routes(self.loc_rib(), route, family, prefixes, at, out);
                 }
-                let gone = changes.withdraw.iter().map(IpNet::trunc);
-                learnt::routes(
-                    self.loc_rib(),
-                    LOC_RIB,
-                    gone.map(|prefix| (prefix, learnt.best(prefix))),
-                    at,
-                    out,
-                );
+                learnt::routes(self.loc_rib(), LOC_RIB, others, at, out);
             },
         );
     }
@@ -257,27 +262,33 @@ impl Monitor {
     }
 }
 
-/// Appends routes of Loc-RIB, which are ours: their next hop is this speaker, whatever its address to a peer.
+/// Appends routes of Loc-RIB. The next hop of ours is this speaker, whatever its address to a peer.
 fn loc_rib_routes(
     view: View,
-    attributes: &Attributes,
+    route: &Route,
     family: Family,
     prefixes: impl IntoIterator<Item = IpNet>,
     at: Duration,
     out: &mut Vec<u8>,
 ) {
-    let next_hop = match family {
-        Family::Ipv4Unicast => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
-        Family::Ipv6Unicast => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
-    };
-    let attributes = PathAttributes {
-        origin: Some(Origin::Igp),
-        as_path: Some(AsPath::default()),
-        med: attributes.med,
-        local_pref: attributes.local_pref,
-        communities: attributes.communities.to_vec(),
-        large_communities: attributes.large_communities.to_vec(),
-        ..PathAttributes::default()
+    let (attributes, next_hop) = match route {
+        Route::Own(attributes) => {
+            let next_hop = match family {
+                Family::Ipv4Unicast => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+                Family::Ipv6Unicast => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+            };
+            let attributes = PathAttributes {
+                origin: Some(Origin::Igp),
+                as_path: Some(AsPath::default()),
+                med: attributes.med,
+                local_pref: attributes.local_pref,
+                communities: attributes.communities.to_vec(),
+                large_communities: attributes.large_communities.to_vec(),
+                ..PathAttributes::default()
+            };
+            (attributes, next_hop)
+        }
+        Route::Reflected(route) => (route.attributes.clone(), route.next_hop),
     };
     // What leaves no room for a prefix is sent to no peer either, which says so.
     if let Ok(announcement) = Announcement::of_family(family, attributes, next_hop, None, LOC_RIB) {

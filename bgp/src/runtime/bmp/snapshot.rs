@@ -10,16 +10,15 @@ use ipnet::IpNet;
 use tokio::sync::{mpsc, oneshot};
 
 use super::{BmpTables, LOC_RIB, Monitor, Subscriber, Subscription, Up, learnt, loc_rib_routes, lock, now};
+use crate::Family;
 use crate::bmp::{self, Statistic, View};
-use crate::rib::{Export, FamilyOut, Learnt, Path, Received, Rib};
-use crate::wire::pack::Announcement;
-use crate::{Attributes, Family};
+use crate::rib::{Export, FamilyOut, Learnt, Path, Received, Rib, Route};
 
 /// Sessions and tables at one moment: copied under the RIB's lock, made into messages without it.
 pub(super) struct Snapshot {
     tables: BmpTables,
-    loc_rib: Vec<(IpNet, Arc<Attributes>)>,
-    /// Routes of peers, where there are none of our own.
+    loc_rib: Vec<(IpNet, Arc<Route>)>,
+    /// Routes of peers that import policies let in, where there are none of our own.
     best: Vec<(IpNet, Arc<Path>)>,
     loc_rib_complete: bool,
     peers: Vec<PeerSnapshot>,
@@ -41,15 +40,15 @@ struct ReceivedSnapshot {
 struct FamilySnapshot {
     family: Family,
     next_hop: Option<IpAddr>,
-    routes: Vec<(IpNet, Arc<Attributes>)>,
+    routes: Vec<(IpNet, Arc<Route>)>,
     complete: bool,
 }
 
 /// Routes that share attributes, together.
-fn groups(routes: &[(IpNet, Arc<Attributes>)]) -> BTreeMap<(&Attributes, Family), Vec<IpNet>> {
+fn groups(routes: &[(IpNet, Arc<Route>)]) -> BTreeMap<(&Route, Family), Vec<IpNet>> {
     let mut groups: BTreeMap<_, Vec<IpNet>> = BTreeMap::new();
-    for (prefix, attributes) in routes {
-        groups.entry((&**attributes, Family::of(prefix))).or_default().push(*prefix);
+    for (prefix, route) in routes {
+        groups.entry((&**route, Family::of(prefix))).or_default().push(*prefix);
     }
     groups
 }
@@ -80,16 +79,23 @@ impl Monitor {
             let ins = tables.adj_rib_in || tables.adj_rib_in_post_policy;
             let received = Family::ALL.into_iter().filter_map(|family| {
                 let counts = learnt.counts(peer, family).filter(|_| ins)?;
-                let routes = learnt.all_received(peer, family);
+                let mut routes = learnt.all_received(peer, family);
+                if !up.received.add_path.contains(family) {
+                    // As changes are told: the first is the one.
+                    routes.dedup_by_key(|route| route.nlri.prefix);
+                }
                 Some(ReceivedSnapshot { family, routes, complete: counts.end_of_rib })
             });
             let export = rib.export(peer)?.clone();
             let (families, received) = (families.collect(), received.collect());
             Some(PeerSnapshot { up: up.clone(), export, families, received })
         });
-        let own = rib.routes().filter(|_| tables.loc_rib);
+        let comes_first = |(prefix, route): &(IpNet, &Arc<Route>)| {
+            tables.loc_rib && (route.is_own() || learnt.best(*prefix).is_none())
+        };
+        let own = rib.routes().filter(comes_first);
         let best = tables.loc_rib.then(|| learnt.all_best()).into_iter().flatten();
-        let best = best.filter(|(prefix, _)| !rib.has(prefix));
+        let best = best.filter(|(prefix, _)| !rib.has_own(prefix));
         let snapshot = Snapshot {
             tables,
             loc_rib: own.map(|(prefix, set)| (prefix, Arc::clone(set))).collect(),
@@ -113,7 +119,7 @@ impl Monitor {
         let at = now();
         if tables.loc_rib {
             let own = rib.routes().map(|(prefix, _)| prefix);
-            let all = own.chain(learnt.prefixes().filter(|prefix| !rib.has(prefix)));
+            let all = own.chain(learnt.prefixes().filter(|prefix| rib.route(prefix).is_none()));
             let mut counts = BTreeMap::from(Family::ALL.map(|family| (family, 0)));
             all.for_each(|prefix| *counts.entry(Family::of(&prefix)).or_default() += 1);
             let mut loc_rib = vec![Statistic::LocRib(counts.values().sum())];
@@ -149,10 +155,10 @@ impl Monitor {
                 return out;
             }
             bmp::loc_rib_up(self.asn, self.router_id, &self.loc_rib_open(), at, &mut out);
-            for ((attributes, family), prefixes) in groups(&snapshot.loc_rib) {
-                loc_rib_routes(self.loc_rib(), attributes, family, prefixes, at, &mut out);
+            for ((route, family), prefixes) in groups(&snapshot.loc_rib) {
+                loc_rib_routes(self.loc_rib(), route, family, prefixes, at, &mut out);
             }
-            let best = snapshot.best.iter().map(|(prefix, path)| (*prefix, Some(Arc::clone(path))));
+            let best = snapshot.best.iter().map(|(prefix, path)| ((*prefix).into(), Some(Arc::clone(path))));
             learnt::routes(self.loc_rib(), LOC_RIB, best, at, &mut out);
             for family in Family::ALL.into_iter().filter(|_| snapshot.loc_rib_complete) {
                 bmp::end_of_rib(self.loc_rib(), family, at, &mut out);
@@ -186,14 +192,12 @@ impl PeerSnapshot {
         }
         let view = View::AdjRibOut(*peer);
         for of_family in &self.families {
-            for ((attributes, _), prefixes) in groups(&of_family.routes) {
-                let Some(next_hop) = of_family.next_hop else { continue };
-                let attributes = self.export.path_attributes(attributes);
-                let (hop, context) = (self.export.link_local, self.export.context);
+            for ((route, _), prefixes) in groups(&of_family.routes) {
                 // They were sent with these: there is room.
-                if let Ok(announcement) =
-                    Announcement::of_family(of_family.family, attributes, next_hop, hop, context)
+                if let Some(announcement) =
+                    self.export.announcement(of_family.family, of_family.next_hop, route)
                 {
+                    let prefixes = prefixes.into_iter().map(|prefix| self.export.nlri(prefix));
                     bmp::announcements(view, &announcement, prefixes, at, out);
                 }
             }

@@ -241,8 +241,8 @@ impl StationTask {
     async fn tell(&mut self, stream: TcpStream) -> End {
         let (mut input, mut output) = stream.into_split();
         let (snapshot, Subscription { mut queue, queued, mut cut }) = {
-            let rib = self.shared.rib();
             let mut learnt = self.shared.learnt();
+            let rib = self.shared.rib();
             let StationTask { config: BmpStation { tables, queue, .. }, shared, .. } = &*self;
             shared.monitor.subscribe(&rib, &mut learnt, *tables, *queue)
         };
@@ -290,7 +290,7 @@ impl StationTask {
                 _ = reports_due.tick(), if reports => {
                     let mut messages = Vec::new();
                     {
-                        let (rib, learnt) = (self.shared.rib(), self.shared.learnt());
+                        let (learnt, rib) = (self.shared.learnt(), self.shared.rib());
                         self.shared.monitor.statistics(&rib, &learnt, self.config.tables, &mut messages);
                     }
                     self.write(output, &messages).await?;

@@ -22,6 +22,7 @@ impl PeerTask {
             role: self.config.role.filter(|_| !ibgp).map(|offer| offer.role),
             local: local.ip(),
             extended_next_hop: negotiated.extended_next_hop,
+            client: self.config.client,
             // The kernel gives link-local addresses alone a scope.
             interface: match local {
                 SocketAddr::V6(local) => Some(local.scope_id()).filter(|scope| *scope != 0),
@@ -34,17 +35,18 @@ impl PeerTask {
         });
     }
 
-    /// The session, or an attempt at one, is over. One that was merely lost may be of a peer that restarts (RFC 4724 §4.2); a
-    /// NOTIFICATION, either way, means that it does not.
+    /// The session, or an attempt at one, is over. The peer may be one that restarts (RFC 4724 §4.2, RFC 8538 §4.1).
     pub(super) fn lose_learnt(&mut self, reason: &Down) {
-        let helps = self.shared.config.graceful_restart.is_some() && *reason == Down::ConnectionClosed;
+        let helps = self.shared.config.graceful_restart.is_some();
         let observed = self.observed();
-        let negotiated = observed.session.as_ref().filter(|_| helps).map(|session| &session.negotiated);
-        let graceful = negotiated.and_then(|negotiated| negotiated.graceful_restart.clone());
+        let negotiated = observed.session.as_ref().map(|session| &session.negotiated);
+        let restarting =
+            negotiated.filter(|negotiated| helps && reason.may_be_restart(negotiated.graceful_notification));
+        let restarting = restarting.cloned();
         drop(observed);
         let peer = self.config.address;
         self.stale_until = self.shared.learn(|learnt| {
-            learnt.peer_down(peer, graceful.as_ref(), Instant::now());
+            learnt.peer_down(peer, restarting.as_ref(), Instant::now());
             learnt.deadline(peer)
         });
     }
@@ -80,6 +82,18 @@ impl PeerTask {
         }
     }
 
+    /// The task ends: nobody will hear of the peer.
+    pub(super) fn forget_learnt(&self) {
+        self.shared.learn(|learnt| learnt.peer_gone(self.config.address));
+    }
+
+    /// The peer is a client, or is none any more.
+    pub(super) fn set_client(&self) {
+        let (peer, client) = (self.config.address, self.config.client);
+        self.shared.rib().set_client(peer, client);
+        self.shared.learn(|learnt| learnt.set_client(peer, client));
+    }
+
     /// Ends the session of a peer that announces too much.
     pub(super) fn exceeds(&mut self, exceeded: LimitExceeded) {
         let LimitExceeded { limit, family, retry_after } = exceeded;
@@ -97,10 +111,11 @@ impl PeerTask {
             self.event(Event::ManualStart);
         }
         let Some((direction, negotiated)) = self.session.established() else { return };
+        let ibgp = negotiated.asn == self.shared.config.asn;
         let asks = self.shared.monitor.asks();
         let asks_for_station = std::mem::replace(&mut self.asks, asks) != asks;
         let learnt = self.shared.learnt();
-        let (learns, keeps) = (learnt.awaits_session(peer), learnt.keeps(peer));
+        let (learns, keeps) = (learnt.awaits_session(peer, ibgp), learnt.keeps(peer));
         drop(learnt);
         if !learns && (keeps || !asks_for_station) {
             return;
