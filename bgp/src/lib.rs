@@ -22,6 +22,7 @@
 //! out, so whole networks of sessions run in a deterministic simulation. They must not read a clock
 //! (`Instant::now`), open sockets or spawn tasks; only `runtime` may.
 
+pub mod bfd;
 pub mod bmp;
 pub mod rib;
 pub mod runtime;
