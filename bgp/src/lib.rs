@@ -39,9 +39,9 @@ pub use rib::{
     is_routable,
 };
 pub use runtime::{
-    BmpCounters, BmpStation, BmpStationStatus, Counters, DynamicPeers, DynamicPeersStatus, GracefulRestart,
-    LearntStatus, Password, PasswordLength, PeerConfig, PeerStatus, Shutdown, Speaker, SpeakerConfig,
-    SpeakerStatus, StartError,
+    Bfd, BfdPeer, BfdSession, BfdStatus, BmpCounters, BmpStation, BmpStationStatus, Counters, DynamicPeers,
+    DynamicPeersStatus, GracefulRestart, LearntStatus, Password, PasswordLength, PeerConfig, PeerStatus,
+    Shutdown, Speaker, SpeakerConfig, SpeakerStatus, StartError,
 };
 
 /// The README's example compiles.

@@ -199,23 +199,14 @@ impl Session {
         actions
     }
 
-    /// An operator wants it down, or no more (RFC 5880 §6.8.16).
-    pub fn hold_down(&mut self, down: bool, now: Instant) -> Vec<Action> {
+    /// An operator wants it down (RFC 5880 §6.8.16), which is told the other side: again, if it is already.
+    pub fn take_down(&mut self, now: Instant) -> Vec<Action> {
         let mut actions = Vec::new();
-        match (down, self.state) {
-            (true, State::AdminDown) => {}
-            (true, _) => {
-                self.heard = None;
-                self.enter(State::AdminDown, Diagnostic::ADMINISTRATIVELY_DOWN, &mut actions);
-                self.send(false, now, &mut actions);
-            }
-            (false, State::AdminDown) => {
-                self.remote = UNKNOWN;
-                self.enter(State::Down, Diagnostic::NONE, &mut actions);
-                self.send(false, now, &mut actions);
-            }
-            (false, _) => {}
+        if self.state != State::AdminDown {
+            self.heard = None;
+            self.enter(State::AdminDown, Diagnostic::ADMINISTRATIVELY_DOWN, &mut actions);
         }
+        self.send(false, now, &mut actions);
         actions
     }
 

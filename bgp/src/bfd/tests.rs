@@ -45,7 +45,7 @@ impl Bench {
         let mut bench = Bench::new(config());
         let heard: &[State] = match state {
             State::AdminDown => {
-                bench.session.hold_down(true, bench.now);
+                bench.session.take_down(bench.now);
                 &[]
             }
             State::Down => &[],
@@ -112,7 +112,7 @@ fn why_it_went_down_is_told() {
     assert_eq!(bench.now - began, 150 * MS, "three times what both sides want");
     assert_eq!(bench.session.diagnostic(), Diagnostic::DETECTION_TIME_EXPIRED);
     let mut bench = Bench::at(State::Up);
-    let actions = bench.session.hold_down(true, bench.now);
+    let actions = bench.session.take_down(bench.now);
     assert_eq!(sent(&actions).unwrap().diagnostic, Diagnostic::ADMINISTRATIVELY_DOWN);
     assert_eq!(sent(&actions).unwrap().state, State::AdminDown);
 }

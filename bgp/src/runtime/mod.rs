@@ -10,6 +10,7 @@
 //!
 //! The only module that reads the clock, opens sockets and spawns tasks.
 
+mod bfd;
 mod bmp;
 mod config;
 mod dynamic;
@@ -30,6 +31,7 @@ use tokio::net::TcpListener;
 use tokio::runtime::Handle;
 use tokio::task::JoinSet;
 
+pub use bfd::{Bfd, BfdPeer, BfdSession, BfdStatus};
 pub use bmp::{BmpCounters, BmpStation, BmpStationStatus};
 pub use config::{GracefulRestart, PeerConfig, Shutdown, SpeakerConfig, StartError};
 pub use dynamic::{DynamicPeers, DynamicPeersStatus};
