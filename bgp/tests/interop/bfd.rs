@@ -1,0 +1,118 @@
+//! BFD with BIRD and FRR.
+
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
+
+use sheave_bgp::bfd::{SessionConfig, State};
+use sheave_bgp::{Bfd, BfdPeer, BfdStatus};
+use tokio::sync::watch;
+
+use crate::bird::PROGRAMS;
+use crate::in_lab;
+use crate::lab::Lab;
+
+const MS: Duration = Duration::from_millis(1);
+
+fn config() -> SessionConfig {
+    SessionConfig { transmit: 50 * MS, receive: 50 * MS, multiplier: 3, passive: false }
+}
+
+fn one_hop(address: IpAddr) -> BfdPeer {
+    BfdPeer { address, interface: None, local_address: None, multihop: false }
+}
+
+/// One of each kind: peers as we see them.
+fn kinds() -> [BfdPeer; 4] {
+    let link_local = BfdPeer { interface: Some("link0".to_owned()), ..one_hop(Lab::LINK_LOCAL[1]) };
+    let multihop = BfdPeer { local_address: Some(Lab::V4[0]), multihop: true, ..one_hop(Lab::THIRD) };
+    [one_hop(Lab::V4[1]), one_hop(Lab::V6[1]), link_local, multihop]
+}
+
+async fn until(
+    lab: &Lab,
+    what: &str,
+    status: &watch::Receiver<BfdStatus>,
+    wanted: impl Fn(&BfdStatus) -> bool,
+) {
+    let state = || format!("{:?}\n{}", status.borrow(), lab.birdc("show bfd sessions"));
+    lab.until(what, || wanted(&status.borrow()), state).await;
+}
+
+fn start_bird(lab: &mut Lab) {
+    let neighbors: String = kinds()
+        .iter()
+        .map(|peer| match (peer.address, peer.multihop) {
+            (address, true) => format!("neighbor {} local {address} multihop;", Lab::V4[0]),
+            (IpAddr::V6(address), false) if address.is_unicast_link_local() => {
+                format!("neighbor {} dev \"link0\" local {address};", Lab::LINK_LOCAL[0])
+            }
+            (IpAddr::V4(_), false) => format!("neighbor {} dev \"link0\";", Lab::V4[0]),
+            (IpAddr::V6(_), false) => format!("neighbor {} dev \"link0\";", Lab::V6[0]),
+        })
+        .collect();
+    let timers = "min rx interval 50 ms; min tx interval 60 ms; idle tx interval 1 s; multiplier 4;";
+    let text = format!(
+        "log stderr all; router id 10.0.0.2; protocol device {{ }}
+         protocol bfd {{ interface \"link0\" {{ {timers} }}; multihop {{ {timers} }}; {neighbors} }}"
+    );
+    let config = lab.write("bird.conf", &text);
+    let control = lab.path("bird.ctl");
+    lab.start(&["bird", "-f", "-c", &config, "-s", &control]);
+}
+
+/// Sessions of each kind come up with what both sides want; a side that stops is noticed; changed intervals and leaving are understood.
+#[test]
+fn bird_sessions() {
+    in_lab(PROGRAMS, |mut lab| async move {
+        start_bird(&mut lab);
+        let bfd = Bfd::start().unwrap();
+        let mut sessions = kinds().map(|peer| bfd.open(peer, config()));
+        for session in &sessions {
+            let status = session.status();
+            until(&lab, "a session", &status, |status| {
+                status.state == State::Up && status.detection_time == 240 * MS
+            })
+            .await;
+            assert_eq!(status.borrow().transmit_interval, 50 * MS);
+        }
+        let up = |answer: &str, interval: &str, timeout: &str| {
+            let lines = answer.lines().filter(|line| line.contains(" Up "));
+            lines.filter(|line| line.contains(interval) && line.contains(timeout)).count() == 4
+        };
+        let bird = || lab.birdc("show bfd sessions");
+        lab.until("BIRD's sessions", || up(&bird(), "0.060", "0.150"), bird).await;
+
+        for session in &mut sessions {
+            session.reconfigure(SessionConfig { transmit: 100 * MS, receive: 200 * MS, ..config() });
+        }
+        lab.until("other intervals", || up(&bird(), "0.200", "0.300"), bird).await;
+        for session in &mut sessions {
+            session.reconfigure(config());
+        }
+        lab.until("intervals as before", || up(&bird(), "0.060", "0.150"), bird).await;
+
+        let quiet = Instant::now();
+        lab.freeze(true);
+        for session in &sessions {
+            until(&lab, "silence to be noticed", &session.status(), BfdStatus::is_failure).await;
+        }
+        eprintln!("noticed after {:?}", quiet.elapsed());
+        lab.freeze(false);
+        for session in &sessions {
+            until(&lab, "the session again", &session.status(), |status| {
+                status.state == State::Up && status.ups == 2
+            })
+            .await;
+        }
+        // Ours alone: the others go on.
+        let [first, .., last] = sessions;
+        drop(first);
+        let down = |count: usize| {
+            move |answer: &str| answer.lines().filter(|line| line.contains(" Down ")).count() == count
+        };
+        lab.until("the end of one", || down(1)(&bird()), bird).await;
+        bfd.leave().await;
+        lab.until("the end of all", || down(4)(&bird()), bird).await;
+        assert!(last.status().borrow().state == State::AdminDown);
+    });
+}
