@@ -116,3 +116,84 @@ fn bird_sessions() {
         assert!(last.status().borrow().state == State::AdminDown);
     });
 }
+
+/// FRR's `bfdd` learns of interfaces from zebra: both in a process namespace of their own, that ends with them.
+fn start_frr(lab: &mut Lab) {
+    let peers: String = kinds()
+        .iter()
+        .map(|peer| {
+            let neighbor = match (peer.address, peer.multihop) {
+                (address, true) => format!("{} multihop local-address {address}", Lab::V4[0]),
+                (IpAddr::V6(address), false) if address.is_unicast_link_local() => {
+                    format!("{} local-address {address} interface link0", Lab::LINK_LOCAL[0])
+                }
+                (IpAddr::V4(_), false) => format!("{} interface link0", Lab::V4[0]),
+                (IpAddr::V6(address), false) => format!("{} local-address {address} interface link0", Lab::V6[0]),
+            };
+            format!(
+                " peer {neighbor}\n  detect-multiplier 4\n  receive-interval 50\n  transmit-interval 60\n exit\n"
+            )
+        })
+        .collect();
+    let config = lab.write("bfdd.conf", &format!("bfd\n{peers}exit\n"));
+    let empty = lab.write("zebra.conf", "");
+    let directory = lab.path("");
+    let daemon = |name: &str, config: &str| {
+        format!(
+            "/usr/lib/frr/{name} --vty_port 0 -f {config} -i {directory}{name}.pid -z {directory}zserv.api --vty_socket \
+             {directory} --log stdout"
+        )
+    };
+    let script = format!(
+        "chmod 777 {directory}; {} & while ! test -S {directory}zserv.api; do sleep 0.05; done; exec {} --bfdctl {directory}bfdd.sock",
+        daemon("zebra", &empty),
+        daemon("bfdd", &config)
+    );
+    lab.start(&["unshare", "--pid", "--fork", "--kill-child", "sh", "-c", &script]);
+}
+
+fn frr(lab: &Lab) -> Vec<serde_json::Value> {
+    let directory = lab.path("");
+    let answer = lab.ask(&["vtysh", "--vty_socket", &directory, "-d", "bfdd", "-c", "show bfd peers json"]);
+    serde_json::from_str(&answer).unwrap_or_default()
+}
+
+/// The same with FRR.
+#[test]
+fn frr_sessions() {
+    in_lab(&["../lib/frr/bfdd", "../lib/frr/zebra", "vtysh"], |mut lab| async move {
+        start_frr(&mut lab);
+        let bfd = Bfd::start().unwrap();
+        let mut sessions = kinds().map(|peer| bfd.open(peer, config()));
+        let are = |count: usize, wanted: &dyn Fn(&serde_json::Value) -> bool| {
+            frr(&lab).iter().filter(|peer| wanted(peer)).count() == count
+        };
+        let describe = || {
+            format!(
+                "{:#?}\n{:?}",
+                frr(&lab),
+                sessions.each_ref().map(|session| session.status().borrow().clone())
+            )
+        };
+        let up = |transmit: u64, receive: u64| {
+            move |peer: &serde_json::Value| {
+                peer["status"] == "up"
+                    && peer["remote-transmit-interval"] == transmit
+                    && peer["remote-receive-interval"] == receive
+            }
+        };
+        lab.until("sessions", || are(4, &up(50, 50)), describe).await;
+        for session in &sessions {
+            let status = session.status();
+            lab.until("what FRR wants", || status.borrow().detection_time == 240 * MS, describe).await;
+            assert_eq!((status.borrow().state, status.borrow().ups), (State::Up, 1));
+        }
+        for session in &mut sessions {
+            session.reconfigure(SessionConfig { transmit: 100 * MS, receive: 200 * MS, ..config() });
+        }
+        lab.until("other intervals", || are(4, &up(100, 200)), || format!("{:#?}", frr(&lab))).await;
+        bfd.leave().await;
+        let left = |peer: &serde_json::Value| peer["status"] == "down";
+        lab.until("the end of all", || are(4, &left), || format!("{:#?}", frr(&lab))).await;
+    });
+}
