@@ -145,7 +145,7 @@ fn start_frr(lab: &mut Lab) {
         )
     };
     let script = format!(
-        "chmod 777 {directory}; {} & while ! test -S {directory}zserv.api; do sleep 0.05; done; exec {} --bfdctl {directory}bfdd.sock",
+        "chmod 777 {directory}; {} & while ! test -S {directory}zserv.api; do sleep 0.05; done; {} --bfdctl {directory}bfdd.sock & wait",
         daemon("zebra", &empty),
         daemon("bfdd", &config)
     );
