@@ -178,6 +178,45 @@ async fn peers_come_and_go_and_the_others_keep_their_sessions() {
     announcer.stop().await;
 }
 
+/// Peers with export policies of their own,: each is told what its policy lets pass, and changes end no
+/// session.
+#[tokio::test]
+async fn peers_are_told_by_their_export_policies() {
+    let prefix: IpNet = "10.244.1.0/24".parse().unwrap();
+    let (first, second) = (Peer::start(2, None).await, Peer::start(3, None).await);
+    let peers = |first_export: &str, second_export: &str| {
+        let of = |peer: &Peer, export: &str| peer.written(&format!(", export: {export}"));
+        router(&[of(&first, first_export), of(&second, second_export)], "")
+    };
+    let mut announcer = announcer(&peers("all", "{kinds: [LoadBalancerIP]}")).await;
+    until(&mut announcer, "the prefix and both sessions", |announcer| {
+        first.prefixes_received() == 1 && is_up(announcer, &second)
+    })
+    .await;
+    assert_eq!(announcer.withheld_from(&plan(), &prefix), ["127.0.0.3"]);
+
+    configure(&mut announcer, &peers("{prefixes: [10.0.0.0/8]}", "{kinds: [PodCIDR], med: 7}")).await;
+    until(&mut announcer, "the prefix to move", |_| {
+        let withdrawn = first.speaker.status().peers[0].counters.prefixes_withdrawn;
+        withdrawn == 1 && second.prefixes_received() == 1
+    })
+    .await;
+    assert_eq!(announcer.withheld_from(&plan(), &prefix), ["127.0.0.2"]);
+    assert!(announcer.announces(&plan(), &prefix));
+
+    configure(&mut announcer, &peers("none", "none")).await;
+    until(&mut announcer, "the prefix to go", |_| {
+        second.speaker.status().peers[0].counters.prefixes_withdrawn == 1
+    })
+    .await;
+    assert!(!announcer.announces(&plan(), &prefix), "there is nobody to tell");
+    assert_eq!(announcer.announced(), 0);
+    for peer in [&first, &second] {
+        assert_eq!(session(&announcer, peer).unwrap().counters.established, 1);
+    }
+    announcer.stop().await;
+}
+
 /// A peer that takes in nothing from far away, and one that connects by itself.
 #[tokio::test]
 async fn what_a_session_is_told_to_be_like() {

@@ -5,6 +5,8 @@
 #[path = "tables/import.rs"]
 mod import;
 mod namespace;
+#[path = "tables/surroundings.rs"]
+mod surroundings;
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;

@@ -114,6 +114,8 @@ pub struct Attributes {
     pub med: Option<u32>,
     /// How many times more than once our ASN stands in the AS_PATH; eBGP only.
     pub as_path_prepend: u8,
+    /// What the speaker's owner counts the route among: [export policies](crate::ExportPolicy) go by it, and no peer is told.
+    pub kind: u8,
 }
 
 #[cfg(test)]

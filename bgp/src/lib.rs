@@ -18,12 +18,15 @@
 //!
 //! `bmp` makes messages for monitoring stations of what happens above `wire`; `runtime` sends them.
 //!
-//! `wire`, `session`, `rib` and `bmp` are sans-IO: bytes and the time come in as arguments, bytes and actions come
+//! `discovery` finds the peers at the other ends of links; `runtime` has the sockets it takes.
+//!
+//! `wire`, `session`, `rib`, `bmp` and `discovery` are sans-IO: bytes and the time come in as arguments, bytes and actions come
 //! out, so whole networks of sessions run in a deterministic simulation. They must not read a clock
 //! (`Instant::now`), open sockets or spawn tasks; only `runtime` may.
 
 pub mod bfd;
 pub mod bmp;
+pub mod discovery;
 pub mod rib;
 pub mod runtime;
 pub mod session;
@@ -35,13 +38,13 @@ mod family;
 pub use attributes::{Attributes, Community, ExtendedCommunity, LargeCommunity, ParseCommunityError};
 pub use family::{Families, Family};
 pub use rib::{
-    FamilyCounts, ImportPolicy, LearntChange, LimitAction, MaxPrefixes, PrefixFilter, RouteChanges,
-    is_routable,
+    ExportPolicy, FamilyCounts, ImportPolicy, LearntChange, LimitAction, Links, MaxPrefixes, NextHop,
+    PrefixFilter, RouteChanges, is_routable,
 };
 pub use runtime::{
-    Bfd, BfdPeer, BfdSession, BfdStatus, BmpCounters, BmpStation, BmpStationStatus, Counters, DynamicPeers,
-    DynamicPeersStatus, GracefulRestart, LearntStatus, Password, PasswordLength, PeerConfig, PeerStatus,
-    Shutdown, Speaker, SpeakerConfig, SpeakerStatus, StartError,
+    Bfd, BfdPeer, BfdSession, BfdStatus, BmpCounters, BmpStation, BmpStationStatus, BmpTables, Counters,
+    DynamicPeers, DynamicPeersStatus, GracefulRestart, LearntStatus, LinkStatus, Password, PasswordLength,
+    PeerConfig, PeerStatus, RouterDiscovery, Shutdown, Speaker, SpeakerConfig, SpeakerStatus, StartError,
 };
 
 /// The README's example compiles.

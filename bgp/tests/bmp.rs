@@ -13,11 +13,13 @@ use netgauze_bgp_pkt::update::BgpUpdateMessage;
 use netgauze_bmp_pkt::v3::{BmpMessageValue, PeerDownNotificationReason, StatisticsCounter};
 use netgauze_bmp_pkt::wire::deserializer::BmpParsingContext;
 use netgauze_bmp_pkt::{BmpMessage, BmpPeerType, GaugeU64, PeerHeader};
+use netgauze_iana::address_family::AddressType;
 use netgauze_parse_utils::reader::SliceReader;
 use netgauze_parse_utils::traits::ParseFromWithOneInput;
 use sheave_bgp::session::State;
 use sheave_bgp::{
-    Attributes, BmpStation, GracefulRestart, PeerConfig, RouteChanges, Shutdown, Speaker, SpeakerConfig,
+    Attributes, BmpStation, BmpTables, GracefulRestart, ImportPolicy, PeerConfig, PrefixFilter, RouteChanges,
+    Shutdown, Speaker, SpeakerConfig,
 };
 use tokio::io::AsyncReadExt;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
@@ -52,6 +54,8 @@ async fn pair() -> (Speaker, Speaker) {
     peer.set_peers(vec![PeerConfig {
         passive: true,
         port: 1,
+        // One that packets could be sent to.
+        next_hop_v4: Some([10, 9, 9, 9].into()),
         ..PeerConfig::new([127, 0, 0, 1].into(), ASN)
     }]);
     let next_hop_v6 = Some("fd00::1".parse().unwrap());
@@ -80,6 +84,7 @@ fn station(port: u16) -> BmpStation {
         description: "a test".to_owned(),
         queue: 1 << 20,
         statistics: Duration::ZERO,
+        tables: BmpTables::default(),
     }
 }
 
@@ -94,14 +99,32 @@ fn announce(speaker: &Speaker, routes: &[(&str, u32)]) {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Table {
     LocRib,
+    AdjRibIn(IpAddr),
+    AdjRibInPostPolicy(IpAddr),
     AdjRibOut(IpAddr),
+}
+
+impl Table {
+    /// The peer that it is of.
+    fn peer(self) -> Option<IpAddr> {
+        match self {
+            Table::LocRib => None,
+            Table::AdjRibIn(peer) | Table::AdjRibInPostPolicy(peer) | Table::AdjRibOut(peer) => Some(peer),
+        }
+    }
 }
 
 fn table(header: &PeerHeader) -> Table {
     match header.peer_type() {
         BmpPeerType::LocRibInstancePeer { filtered: false } => Table::LocRib,
-        BmpPeerType::GlobalInstancePeer { adj_rib_out: true, post_policy: true, .. } => {
-            Table::AdjRibOut(header.address().unwrap())
+        BmpPeerType::GlobalInstancePeer { adj_rib_out, post_policy, .. } => {
+            let peer = header.address().unwrap();
+            match (adj_rib_out, post_policy) {
+                (true, true) => Table::AdjRibOut(peer),
+                (true, false) => panic!("Adj-RIB-Out before policy"),
+                (false, true) => Table::AdjRibInPostPolicy(peer),
+                (false, false) => Table::AdjRibIn(peer),
+            }
         }
         other => panic!("{other:?}"),
     }
@@ -159,15 +182,12 @@ impl Station {
             BmpMessageValue::PeerDownNotification(told) => {
                 let address = told.peer_header().address().unwrap();
                 assert!(self.up.remove(&Some(address)), "down without up: {told:?}");
-                self.tables.remove(&Table::AdjRibOut(address));
+                self.tables.retain(|table, _| table.peer() != Some(address));
+                self.complete.retain(|(table, _)| table.peer() != Some(address));
             }
             BmpMessageValue::RouteMonitoring(told) => {
                 let table = table(told.peer_header());
-                let known = match table {
-                    Table::LocRib => None,
-                    Table::AdjRibOut(address) => Some(address),
-                };
-                assert!(self.up.contains(&known), "a route of a session that is not up: {told:?}");
+                assert!(self.up.contains(&table.peer()), "a route of a session that is not up: {told:?}");
                 let BgpMessage::Update(update) = told.update_message() else { panic!("{told:?}") };
                 if let Some(family) = update.end_of_rib() {
                     self.complete.insert((table, format!("{family:?}")));
@@ -189,8 +209,9 @@ impl Station {
     }
 
     fn holds(&self, table: Table, routes: &[(&str, u32)]) -> bool {
-        let expected = routes.iter().map(|&(prefix, med)| (prefix.parse().unwrap(), med)).collect();
-        self.tables.get(&table) == Some(&expected)
+        let expected: BTreeMap<IpNet, u32> =
+            routes.iter().map(|&(prefix, med)| (prefix.parse().unwrap(), med)).collect();
+        self.tables.get(&table).unwrap_or(&BTreeMap::new()) == &expected
     }
 }
 
@@ -418,6 +439,241 @@ async fn stations_are_independent() {
     let mut first = Station::accept(&listeners[0]).await;
     first.until("the tables", is_complete).await;
     assert!(first.holds(adj_rib_out(), &[("192.0.2.1/32", 1)]), "{:?}", first.tables);
+    ours.shutdown(Shutdown::Cease).await;
+    peer.shutdown(Shutdown::Cease).await;
+}
+
+const ALL_TABLES: BmpTables =
+    BmpTables { adj_rib_in: true, adj_rib_in_post_policy: true, loc_rib: true, adj_rib_out: true };
+
+fn peer_address() -> IpAddr {
+    PEER.parse().unwrap()
+}
+
+/// Has these prefixes, and what is within them, imported of the peer.
+fn import(speaker: &Speaker, prefixes: &[&str]) {
+    let filter = |prefix: &&str| {
+        let within: IpNet = prefix.parse().unwrap();
+        PrefixFilter { within, min_length: within.prefix_len(), max_length: within.max_prefix_len() }
+    };
+    let policy = ImportPolicy { prefixes: prefixes.iter().map(filter).collect(), max_prefixes: None };
+    speaker.set_imports(&[(peer_address(), policy)].into());
+}
+
+fn withdraw(speaker: &Speaker, prefix: &str) {
+    speaker.update(RouteChanges { announce: vec![], withdraw: vec![prefix.parse().unwrap()] });
+}
+
+/// What a peer with an import policy announces: before policy, after it, and in Loc-RIB, as it was and as it changes.
+#[tokio::test]
+async fn what_is_imported_is_told() {
+    let (before, after) = (Table::AdjRibIn(peer_address()), Table::AdjRibInPostPolicy(peer_address()));
+    let (ours, peer) = pair().await;
+    import(&ours, &["192.0.2.0/24"]);
+    announce(&ours, &[("203.0.113.1/32", 9)]);
+    announce(&peer, &[("192.0.2.1/32", 1), ("198.51.100.1/32", 2)]);
+    let learnt =
+        || ours.learnt().peers[&peer_address()].iter().map(|(_, counts)| counts.received).sum::<usize>();
+    until("the peer's routes", || learnt() == 2).await;
+
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    ours.set_bmp_stations(vec![BmpStation { tables: ALL_TABLES, ..station(port) }]);
+    let mut told = Station::accept(&listener).await;
+    // Of both families.
+    told.until("all tables", |told| told.complete.len() == 8).await;
+    assert!(told.holds(before, &[("192.0.2.1/32", 1), ("198.51.100.1/32", 2)]), "{:?}", told.tables);
+    assert!(told.holds(after, &[("192.0.2.1/32", 1)]), "{:?}", told.tables);
+    assert!(told.holds(Table::LocRib, &[("192.0.2.1/32", 1), ("203.0.113.1/32", 9)]), "{:?}", told.tables);
+
+    // Each step, and what the three tables are then.
+    type Routes = &'static [(&'static str, u32)];
+    type Step<'a> = (&'static str, &'a dyn Fn(), Routes, Routes, Routes);
+    let steps: [Step<'_>; 7] = [
+        (
+            "the peer changes a route",
+            &|| announce(&peer, &[("192.0.2.1/32", 7)]),
+            &[("192.0.2.1/32", 7), ("198.51.100.1/32", 2)],
+            &[("192.0.2.1/32", 7)],
+            &[("192.0.2.1/32", 7), ("203.0.113.1/32", 9)],
+        ),
+        (
+            "the policy lets another in",
+            &|| import(&ours, &["198.51.100.0/24"]),
+            &[("192.0.2.1/32", 7), ("198.51.100.1/32", 2)],
+            &[("198.51.100.1/32", 2)],
+            &[("198.51.100.1/32", 2), ("203.0.113.1/32", 9)],
+        ),
+        (
+            "a route of our own to the same prefix comes",
+            &|| announce(&ours, &[("198.51.100.1/32", 8)]),
+            &[("192.0.2.1/32", 7), ("198.51.100.1/32", 2)],
+            &[("198.51.100.1/32", 2)],
+            &[("198.51.100.1/32", 8), ("203.0.113.1/32", 9)],
+        ),
+        (
+            "the peer's changes behind it",
+            &|| announce(&peer, &[("198.51.100.1/32", 3)]),
+            &[("192.0.2.1/32", 7), ("198.51.100.1/32", 3)],
+            &[("198.51.100.1/32", 3)],
+            &[("198.51.100.1/32", 8), ("203.0.113.1/32", 9)],
+        ),
+        (
+            "and ours goes",
+            &|| withdraw(&ours, "198.51.100.1/32"),
+            &[("192.0.2.1/32", 7), ("198.51.100.1/32", 3)],
+            &[("198.51.100.1/32", 3)],
+            &[("198.51.100.1/32", 3), ("203.0.113.1/32", 9)],
+        ),
+        (
+            "the peer withdraws one",
+            &|| withdraw(&peer, "198.51.100.1/32"),
+            &[("192.0.2.1/32", 7)],
+            &[],
+            &[("203.0.113.1/32", 9)],
+        ),
+        // Nothing is kept then, and the peer is asked for what it announces.
+        (
+            "there is no policy any more",
+            &|| ours.set_imports(&BTreeMap::new()),
+            &[("192.0.2.1/32", 7)],
+            &[],
+            &[("203.0.113.1/32", 9)],
+        ),
+    ];
+    for (what, step, pre_policy, post_policy, loc_rib) in steps {
+        step();
+        told.until(what, |told| {
+            told.holds(before, pre_policy)
+                && told.holds(after, post_policy)
+                && told.holds(Table::LocRib, loc_rib)
+        })
+        .await;
+    }
+    assert_eq!(ours.status().peers[0].counters.established, 1);
+    ours.shutdown(Shutdown::Cease).await;
+    peer.shutdown(Shutdown::Cease).await;
+}
+
+/// Of a peer without an import policy nothing is kept: it is asked when a station comes, and what it sends is passed on.
+#[tokio::test]
+async fn what_is_not_kept_is_passed_on() {
+    let before = Table::AdjRibIn(peer_address());
+    let (ours, peer) = pair().await;
+    announce(&peer, &[("192.0.2.1/32", 1), ("198.51.100.1/32", 2)]);
+    until("the peer's routes", || ours.status().peers[0].counters.prefixes_received == 2).await;
+    let listeners =
+        [TcpListener::bind("127.0.0.1:0").await.unwrap(), TcpListener::bind("127.0.0.1:0").await.unwrap()];
+    let tables = BmpTables { adj_rib_out: false, loc_rib: false, ..ALL_TABLES };
+    let of = |listener: &TcpListener| {
+        let port = listener.local_addr().unwrap().port();
+        BmpStation { tables, ..station(port) }
+    };
+    ours.set_bmp_stations(vec![of(&listeners[0])]);
+    let mut first = Station::accept(&listeners[0]).await;
+    let all = [("192.0.2.1/32", 1), ("198.51.100.1/32", 2)];
+    // The answer's end (RFC 7313) is told as End-of-RIB.
+    first.until("what it announces", |told| told.holds(before, &all) && told.complete.len() == 2).await;
+
+    announce(&peer, &[("192.0.2.1/32", 5)]);
+    withdraw(&peer, "198.51.100.1/32");
+    let now = [("192.0.2.1/32", 5)];
+    first.until("changes", |told| told.holds(before, &now)).await;
+    ours.set_bmp_stations(listeners.iter().map(of).collect());
+    let mut second = Station::accept(&listeners[1]).await;
+    second.until("what it announces", |told| told.holds(before, &now) && told.complete.len() == 2).await;
+    for told in [&first, &second] {
+        assert!(told.complete.iter().all(|(table, _)| *table == before), "{:?}", told.complete);
+        assert_eq!(told.up, [Some(peer_address())].into(), "Loc-RIB is not asked for");
+    }
+    assert!(ours.learnt().peers.is_empty());
+
+    // A session that ends takes its table along.
+    let established = || ours.status().peers[0].counters.established;
+    assert_eq!(established(), 1);
+    peer.set_peers(vec![]);
+    first.until("the end of the session", |told| told.up.is_empty()).await;
+    assert!(first.holds(before, &[]), "{:?}", first.tables);
+    ours.shutdown(Shutdown::Cease).await;
+    peer.shutdown(Shutdown::Cease).await;
+}
+
+/// Counts of what a peer with an import policy announces, whether it is let in or not.
+#[tokio::test]
+async fn what_is_kept_is_counted() {
+    let (ours, peer) = pair().await;
+    import(&ours, &["192.0.2.0/24"]);
+    announce(&peer, &[("192.0.2.1/32", 1), ("198.51.100.1/32", 2)]);
+    until("the peer's routes", || ours.learnt().routes == 1).await;
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let tables = BmpTables { adj_rib_out: false, ..ALL_TABLES };
+    ours.set_bmp_stations(vec![BmpStation { statistics: Duration::from_secs(1), tables, ..station(port) }]);
+    let mut told = Station::accept(&listener).await;
+    let mut reports = Vec::new();
+    while reports.len() < 2 {
+        if let BmpMessageValue::StatisticsReport(report) = told.next().await {
+            reports.push(report.counters().to_vec());
+        }
+    }
+    let (v4, v6) = (AddressType::Ipv4Unicast, AddressType::Ipv6Unicast);
+    use StatisticsCounter as Counter;
+    assert_eq!(
+        reports,
+        [
+            vec![
+                Counter::NumberOfRoutesInLocRib(GaugeU64::new(1)),
+                Counter::NumberOfRoutesInPerAfiSafiLocRib(v4, GaugeU64::new(1)),
+                Counter::NumberOfRoutesInPerAfiSafiLocRib(v6, GaugeU64::new(0)),
+            ],
+            vec![
+                Counter::NumberOfRoutesInAdjRibIn(GaugeU64::new(2)),
+                Counter::NumberOfRoutesInPerAfiSafiAdjRibIn(v4, GaugeU64::new(2)),
+                Counter::NumberOfRoutesInPerAfiSafiAdjRibIn(v6, GaugeU64::new(0)),
+            ],
+        ]
+    );
+    ours.shutdown(Shutdown::Cease).await;
+    peer.shutdown(Shutdown::Cease).await;
+}
+
+/// A station that reads nothing does not keep what peers announce from being learnt.
+#[tokio::test]
+async fn a_station_that_does_not_read_slows_no_learning() {
+    let (ours, peer) = pair().await;
+    import(&ours, &["10.0.0.0/8"]);
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.set_recv_buffer_size(4096).unwrap();
+    socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let listener = socket.listen(8).unwrap();
+    let port = listener.local_addr().unwrap().port();
+    ours.set_bmp_stations(vec![BmpStation { queue: 64 * 1024, tables: ALL_TABLES, ..station(port) }]);
+    let deaf = Station::accept(&listener).await;
+    let hosts: Vec<IpNet> =
+        (0..2000u32).map(|n| IpAddr::from((0x0a00_0000 + n).to_be_bytes()).into()).collect();
+    let mut round = 0;
+    while ours.bmp_stations()[0].counters.cut_off == 0 {
+        round += 1;
+        assert!(round < 100, "{:?}", ours.bmp_stations());
+        let attributes = Attributes { med: Some(round), ..Attributes::default() };
+        peer.update(RouteChanges {
+            announce: hosts.iter().map(|&host| (host, attributes.clone())).collect(),
+            withdraw: vec![],
+        });
+        let received = || ours.status().peers[0].counters.prefixes_received >= u64::from(round) * 2000;
+        until("the round's routes", received).await;
+    }
+    assert!(round > 1, "cut off at once");
+    assert_eq!(ours.status().peers[0].counters.established, 1);
+    drop(deaf);
+
+    let mut back = Station::accept(&listener).await;
+    let now = hosts.iter().map(|&host| (host, round)).collect::<BTreeMap<_, _>>();
+    let tables = [Table::AdjRibIn(peer_address()), Table::AdjRibInPostPolicy(peer_address()), Table::LocRib];
+    back.until("all tables", |told| {
+        told.complete.len() == 8 && tables.iter().all(|table| told.tables.get(table) == Some(&now))
+    })
+    .await;
     ours.shutdown(Shutdown::Cease).await;
     peer.shutdown(Shutdown::Cease).await;
 }

@@ -20,7 +20,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
-use sheave_bgp::rib::{Export, Rib};
+use sheave_bgp::rib::{Export, ExportPolicy, Rib};
 use sheave_bgp::session::{
     Action, Backoff, Direction, Down, Event, Jitter, Negotiated, RestartOffer, Session, SessionConfig, State,
 };
@@ -233,7 +233,7 @@ impl Simulation {
             let config = SessionConfig {
                 asn: asns[node],
                 router_id,
-                peer_asn: asns[1 - node],
+                peer_asn: Some(asns[1 - node]),
                 passive: passive == node as u64,
                 hold_time: 9,
                 send_hold_time: None,
@@ -355,6 +355,11 @@ impl Simulation {
                         next_hops,
                         role: None,
                         link_local: None,
+                        policy: ExportPolicy::default(),
+                        peer,
+                        router_id: negotiated.router_id,
+                        client: false,
+                        extended_next_hop: negotiated.extended_next_hop,
                     };
                     self.nodes[node].rib.peer_up(peer, export);
                     self.up(node, direction, negotiated);
@@ -531,6 +536,7 @@ impl Simulation {
                     }
                     this.all_known = Some(self.now);
                     this.rib.initial_routes_complete();
+                    this.rib.peers_have_told();
                     self.plan(Duration::ZERO, node, Happening::Writable);
                 }
             }

@@ -14,8 +14,9 @@ use sheave_bgp::wire::{
     Role, RouteRefresh, Update, frame,
 };
 use sheave_bgp::{
-    Attributes, Community, Families, Family, FamilyCounts, GracefulRestart, ImportPolicy, LimitAction,
-    MaxPrefixes, PeerConfig, PrefixFilter, RouteChanges, Shutdown, Speaker, SpeakerConfig, StartError,
+    Attributes, Community, ExportPolicy, Families, Family, FamilyCounts, GracefulRestart, ImportPolicy,
+    LimitAction, MaxPrefixes, PeerConfig, PrefixFilter, RouteChanges, Shutdown, Speaker, SpeakerConfig,
+    StartError,
 };
 use socket2::SockRef;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -184,6 +185,42 @@ async fn updates_are_gathered() {
     }
     // 810 fit into one; this runtime has one thread, so that nothing was sent in between.
     assert_eq!(messages, COUNT.div_ceil(810));
+}
+
+/// Another export policy takes no other session: what it changes is announced again, and what it does not let pass is withdrawn.
+#[tokio::test]
+async fn export_policies_change_live() {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    let speaker = Speaker::start(speaker_config()).await.unwrap();
+    let config = peer_config(listener.local_addr().unwrap());
+    let with = |export: ExportPolicy| speaker.set_peers(vec![PeerConfig { export, ..config.clone() }]);
+    let of_kind = |kinds: &[u8]| ExportPolicy {
+        kinds: Some(kinds.iter().copied().collect()),
+        communities: [Community(7)].into(),
+        ..ExportPolicy::default()
+    };
+    let of = |n, kind| (host(n), Attributes { kind, ..Attributes::default() });
+    speaker.update(RouteChanges { announce: vec![of(1, 1), of(2, 2), of(3, 3)], withdraw: Vec::new() });
+    with(of_kind(&[1, 2]));
+    let mut peer = FakePeer::accept(&listener).await;
+    let told = |update: &Update| {
+        let reachable: Vec<IpNet> = update.reachable().map(|nlri| nlri.prefix).collect();
+        (reachable, update.unreachable().map(|nlri| nlri.prefix).collect::<Vec<_>>())
+    };
+    let update = peer.next_update().await;
+    assert_eq!(told(&update), (vec![host(1), host(2)], vec![]));
+    assert_eq!(update.attributes.communities, [Community(7)]);
+    peer.end_of_rib().await;
+
+    with(ExportPolicy { med: Some(50), ..of_kind(&[1, 2]) });
+    let update = peer.next_update().await;
+    assert_eq!((told(&update), update.attributes.med), ((vec![host(1), host(2)], vec![]), Some(50)));
+
+    with(ExportPolicy { med: Some(50), ..of_kind(&[2, 3]) });
+    assert_eq!(told(&peer.next_update().await), (vec![], vec![host(1)]));
+    assert_eq!(told(&peer.next_update().await), (vec![host(3)], vec![]));
+    assert_eq!(speaker.status().peers[0].counters.established, 1);
+    speaker.shutdown(Shutdown::Cease).await;
 }
 
 /// A peer that does not read costs an entry for each prefix, however often they change, and is then told the latest.
@@ -385,7 +422,7 @@ async fn news_is_of_what_is_taken() {
     news.mark_unchanged();
     peer.send(&update(1..2)).await;
     timeout(LIMIT, news.changed()).await.unwrap().unwrap();
-    assert_eq!(speaker.take_learnt(9), [(host(1), Some([IpAddr::from([10, 0, 0, 2])].into()))]);
+    assert_eq!(speaker.take_learnt(9), [(host(1), Some([IpAddr::from([10, 0, 0, 2]).into()].into()))]);
     speaker.shutdown(Shutdown::Cease).await;
 }
 

@@ -4,7 +4,7 @@
 //! already parsed, (b) by a replay of the same netlink messages, encoded beforehand, (c) by `ipvsadm -R`.
 //! Changing: one endpoint of one Service, among few and among many Services.
 //! Resting: what a minute costs in which nothing changes.
-//! BGP: a full table to a peer, by this speaker and others.
+//! BGP: a full table to a peer, and from many, by this speaker and others.
 //!
 //! Every case is a process of its own in a namespace of its own; its memory is the kernel's high-water mark,
 //! reset when the clock starts.
@@ -67,8 +67,10 @@ pub enum Case {
     Idle { services: u16, state: PathBuf },
     /// A source and its plan.
     Source { kubeconfig: PathBuf },
-    /// A BGP speaker.
+    /// A BGP speaker that sends.
     Announce,
+    /// A BGP speaker that receives.
+    Receive,
 }
 
 /// A part of the measurements.
@@ -189,6 +191,7 @@ pub fn run_case(case: &Case) -> Result<()> {
         Case::Idle { services, state } => idle(*services, state),
         Case::Source { kubeconfig } => source::run(kubeconfig),
         Case::Announce => bgp::announce(),
+        Case::Receive => bgp::receive(),
     }
 }
 
@@ -239,13 +242,19 @@ fn replay(from: &str) -> Result<()> {
     Ok(())
 }
 
+/// So many Services, and the kernel as they want it.
+async fn synced(services: u16, state: &Path) -> Result<(Planner, Dataplane)> {
+    let mut planner = Planner::new(NODE, config());
+    planner.handle(cluster(services));
+    let mut dataplane = open(&planner.config().services, state)?;
+    dataplane.sync(planner.plan(), Instant::now()).await;
+    Ok((planner, dataplane))
+}
+
 fn change(services: u16, state: &Path) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
-        let mut planner = Planner::new(NODE, config());
-        planner.handle(cluster(services));
-        let mut dataplane = open(&planner.config().services, state)?;
-        dataplane.sync(planner.plan(), Instant::now()).await;
+        let (mut planner, mut dataplane) = synced(services, state).await?;
         let index = services / 2;
         for (name, endpoint) in [("remote", 1), ("own", 0)] {
             let mut times = Vec::new();
@@ -272,10 +281,7 @@ fn change(services: u16, state: &Path) -> Result<()> {
 fn idle(services: u16, state: &Path) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
-        let mut planner = Planner::new(NODE, config());
-        planner.handle(cluster(services));
-        let mut dataplane = open(&planner.config().services, state)?;
-        dataplane.sync(planner.plan(), Instant::now()).await;
+        let (planner, mut dataplane) = synced(services, state).await?;
         // The first look learns how nft shows our rules.
         dataplane.check(planner.plan(), Instant::now()).await;
         let before = cpu_time()?;

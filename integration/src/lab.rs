@@ -209,7 +209,8 @@ impl Lab {
         self.restart_configured(name, &format!("{router}{services}"))
     }
 
-    fn restart_configured(&mut self, name: &str, text: &str) -> Result<()> {
+    /// Restarts the agent of a node with that configuration.
+    pub fn restart_configured(&mut self, name: &str, text: &str) -> Result<()> {
         // One that has only just been started does not know of SIGTERM yet.
         await_some(CONVERGENCE, &format!("the agent of {name} answers"), || {
             self.status(name).map_err(|error| format!("{error:#}"))

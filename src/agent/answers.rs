@@ -3,10 +3,12 @@
 use std::net::IpAddr;
 use std::time::Instant;
 
+use sheave_bgp::session::State;
 use sheave_bgp::{BmpStationStatus, FamilyCounts, LearntStatus, SpeakerStatus};
 use tracing::debug;
 
 use super::{Agent, CHECK};
+use crate::announce::Missing;
 use crate::dataplane::Asked;
 use crate::observe::explain::{self, Explanation, Target, Told};
 use crate::observe::metrics::Snapshot;
@@ -28,6 +30,7 @@ impl Agent {
         let announced = self.held.as_ref().unwrap_or(plan);
         let learnt = self.announcer.learns().unwrap_or_default();
         let imported = self.announcer.imported();
+        let speaker = self.announcer.status();
         Status {
             node: self.planner.node().into(),
             version: env!("CARGO_PKG_VERSION").into(),
@@ -35,7 +38,8 @@ impl Agent {
             holding: self.held.is_some(),
             health: self.observer.health(),
             watches: self.observer.watches(),
-            peers: self.announcer.status().map(|speaker| peers(speaker, &learnt)).unwrap_or_default(),
+            reflected: speaker.as_ref().map_or(0, |speaker| speaker.reflected),
+            peers: peers(speaker, &learnt, self.announcer.missing()),
             bmp: self.announcer.bmp_stations().into_iter().map(bmp_station).collect(),
             imported: status::Imported {
                 prefixes: learnt.routes,
@@ -54,6 +58,7 @@ impl Agent {
                         .announcer
                         .aggregate_of(announced, &announcement.prefix)
                         .map(|aggregate| aggregate.to_string()),
+                    withheld_from: self.announcer.withheld_from(announced, &announcement.prefix),
                 })
                 .collect(),
             virtual_servers: crate::dataplane::describe(plan, &held, |key| self.dataplane.vip_of(key)),
@@ -88,7 +93,10 @@ impl Agent {
             problems: &self.announcer.problems(),
             announces: &|prefix| self.announcer.announces(plan, prefix),
             aggregate_of: &|prefix| self.announcer.aggregate_of(plan, prefix),
+            router: &self.planner.config().router,
+            withheld_from: &|prefix| self.announcer.withheld_from(plan, prefix),
             obstacles: &|vip| self.dataplane.obstacles(vip),
+            found: self.announcer.found(),
         });
         let asked: Vec<Asked> = explanation
             .virtual_servers
@@ -160,13 +168,23 @@ fn bmp_station(station: BmpStationStatus) -> status::BmpStation {
     }
 }
 
-fn peers(speaker: SpeakerStatus, learnt: &LearntStatus) -> Vec<status::Peer> {
+fn peers(speaker: Option<SpeakerStatus>, learnt: &LearntStatus, missing: &[Missing]) -> Vec<status::Peer> {
     let count = |peer: &IpAddr, of: fn(&FamilyCounts) -> usize| {
         learnt.peers.get(peer).map(|families| families.iter().map(|(_, counts)| of(counts)).sum())
     };
-    speaker
-        .peers
-        .into_iter()
+    let sessions = speaker.into_iter().flat_map(|speaker| speaker.peers);
+    let missing = missing.iter().map(|Missing { name, asn, why, .. }| status::Peer {
+        address: name.clone(),
+        asn: *asn,
+        range: None,
+        state: format!("{:?}", State::Idle),
+        uptime_seconds: None,
+        prefixes_sent: 0,
+        prefixes_received: None,
+        prefixes_accepted: None,
+        last_error: Some(why.clone()),
+    });
+    sessions
         .map(|peer| status::Peer {
             address: peer.name(),
             asn: peer.asn,
@@ -183,5 +201,6 @@ fn peers(speaker: SpeakerStatus, learnt: &LearntStatus) -> Vec<status::Peer> {
             prefixes_accepted: count(&peer.address, |counts| counts.accepted),
             last_error: peer.last_error.map(|error| error.reason.to_string()),
         })
+        .chain(missing)
         .collect()
 }

@@ -8,6 +8,7 @@
 //! source away at the start: hold what an agent before announced, as far as the kernel still forwards it
 //! kernel tables ──News──► Planner ──Delta──► 1, 3
 //! peers ──LearntChange──► ImportTable                             (announce)
+//! links, default routes, router advertisements ──► peers, next hops     (announce)
 //! status socket, scrapes ──questions──► the loop answers between two changes
 //! ```
 //!
@@ -34,7 +35,7 @@ use crate::observe::events::Events;
 use crate::observe::status::Question;
 use crate::observe::{Observer, Pass};
 use crate::plan::{Announcement, AnnouncementKind, Delta, NodePlan, Planner, Warning};
-use crate::tables::{ExportTable, Following, ImportTable, News, follow};
+use crate::tables::{ExportTable, Following, ImportTable, News, follow, follow_links};
 
 /// How often the kernel is looked at for what others changed.
 const CHECK: Duration = Duration::from_secs(15);
@@ -153,6 +154,7 @@ impl Agent {
         let mut announcer = Announcer::new(background.clone(), api_server.clone(), journal);
         announcer.export_to(export);
         announcer.import_to(import);
+        announcer.follow(follow_links(background).map_err(AgentError::Tables)?);
         Ok(Self {
             planner,
             dataplane,
@@ -202,7 +204,7 @@ impl Agent {
                     self.take(batch).await;
                 }
                 told = self.tables.next() => self.take_routes(told).await,
-                () = self.announcer.learnt() => self.announcer.take_learnt().await,
+                news = self.announcer.news() => self.announcer.take(news).await,
                 Some(question) = questions.recv() => {
                     // Whoever asked may have gone: nothing is lost, and nothing need be found out.
                     match question {
@@ -376,11 +378,9 @@ impl Agent {
         );
     }
 
-    /// Whether all that was announced before can be announced again by now, so that peers may drop the rest: not while the kernel could only not
-    /// be looked at or changed for the moment. They do not wait for ever either.
     fn told_all(&self) -> bool {
-        self.tables.known
-            && (self.held.is_some() || self.dataplane.is_whole() || self.opened.elapsed() >= PATIENCE)
+        let dataplane = self.held.is_some() || self.dataplane.is_whole();
+        told_all(self.tables.known, dataplane, self.opened.elapsed())
     }
 
     /// What a start without a source will have to know of this node.
@@ -524,6 +524,13 @@ impl Agent {
     }
 }
 
+/// Whether all that was announced before can be announced again, so that peers may drop the rest: not before kernel tables have been
+/// listed, nor while the kernel could only not be looked at or changed for the moment. Peers do not wait for ever either; but for the
+/// tables, of which nothing could be announced again before.
+fn told_all(tables_known: bool, dataplane_whole: bool, since_start: Duration) -> bool {
+    tables_known && (dataplane_whole || since_start >= PATIENCE)
+}
+
 /// What there is now and was not when it was told last; it counts as told.
 fn news<T: Ord + Clone>(told: &mut BTreeSet<T>, now: BTreeSet<T>) -> Vec<T> {
     let new = now.difference(told).cloned().collect();
@@ -553,6 +560,22 @@ fn touched(plan: &NodePlan, delta: &Delta) -> BTreeSet<IpNet> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn when_peers_may_drop_what_is_left() {
+        for (what, tables_known, dataplane_whole, since_start, all) in [
+            ("all is there", true, true, 0, true),
+            ("the kernel has refused something", true, false, 0, false),
+            ("for nearly a minute", true, false, 59, false),
+            ("for a minute", true, false, 60, true),
+            ("tables have yet to be listed", false, true, 0, false),
+            ("however long", false, true, 3600, false),
+            ("nothing is there", false, false, 60, false),
+        ] {
+            let since_start = Duration::from_secs(since_start);
+            assert_eq!(told_all(tables_known, dataplane_whole, since_start), all, "{what}");
+        }
+    }
 
     #[test]
     fn what_goes_on_is_told_once() {

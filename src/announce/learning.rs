@@ -1,14 +1,13 @@
 //! What peers announce → the kernel, as far as their import policies let it in.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
-use sheave_bgp::{ImportPolicy, LearntStatus, SpeakerConfig};
+use sheave_bgp::{LearntStatus, SpeakerConfig};
 
 use super::{Announcer, Configured, Running};
-use crate::config::{OnExit, Router};
+use crate::config::OnExit;
 use crate::plan::{Announcement, AnnouncementKind, Delta, NodePlan};
 use crate::tables::ImportCounts;
 
@@ -17,25 +16,9 @@ const BATCH: usize = 1000;
 /// How long routes of sessions before are kept until peers have told all, where no restart time says it.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// The import policies of peers.
-pub(super) fn policies(router: &Router) -> BTreeMap<IpAddr, ImportPolicy> {
-    router.peers.iter().filter_map(|peer| Some((peer.address, peer.import.clone()?))).collect()
-}
-
 impl Announcer {
-    /// Waits until there is something to [take](Self::take_learnt).
-    pub async fn learnt(&mut self) {
-        if let Some(Running { news, .. }) = &mut self.speaker
-            && news.changed().await.is_ok()
-        {
-            return;
-        }
-        // Without a speaker there is no news.
-        std::future::pending::<()>().await;
-    }
-
     /// Has the kernel follow what became different, or the first part of it.
-    pub async fn take_learnt(&mut self) {
+    pub(super) async fn take_learnt(&mut self) {
         let (Some(Running { speaker, news, .. }), Some(import)) = (&mut self.speaker, &mut self.import)
         else {
             return;
@@ -64,9 +47,10 @@ impl Announcer {
     }
 
     pub(super) async fn tick_import(&mut self) {
-        // Without a speaker nothing is told, and nothing is left to take in.
+        // Without a speaker nothing is told, and nothing is left to take in; nor has a peer told all that was not found yet.
+        let missing = self.missing.iter().any(|missing| missing.imports);
         let (complete, drained) =
-            self.learns().map_or((false, true), |learnt| (learnt.complete, learnt.pending == 0));
+            self.learns().map_or((false, true), |learnt| (learnt.complete && !missing, learnt.pending == 0));
         if let Some(import) = &mut self.import {
             import.tick(Instant::now(), complete, drained).await;
         }
@@ -117,15 +101,9 @@ impl Announcer {
         };
         for peer in &router.peers {
             let limit = peer.import.as_ref().and_then(|import| import.max_prefixes);
-            let counts = learnt.peers.get(&peer.address).into_iter().flatten();
+            let at = self.found.get(&peer.name()).into_iter().flatten();
+            let counts = at.filter_map(|address| learnt.peers.get(address)).flatten();
             for (family, counts) in counts {
-                if peer.interface.is_some() && counts.received > 0 && counts.accepted == 0 {
-                    problems.push(format!(
-                        "peer {}: none of its {} prefixes of {family} is taken: next hops that are link-local cannot be imported yet",
-                        peer.name(),
-                        counts.received
-                    ));
-                }
                 if let Some(limit) = limit.filter(|limit| counts.received > limit.limit) {
                     let (received, limit, name) = (counts.received, limit.limit, peer.name());
                     problems.push(format!(
@@ -186,6 +164,8 @@ fn is_served(announcement: &Announcement) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::net::IpAddr;
+
     use super::*;
 
     fn net(text: &str) -> IpNet {

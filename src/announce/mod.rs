@@ -5,15 +5,17 @@
 //! NodePlan.announcements ──────────────┼─► [Announcer] ──peers, RouteChanges──► Speaker ──► peers
 //! Dataplane::holds ────────────────────┘      └──► Journal, for starts without a source
 //!                          ImportTable ◄──learnt, by import policies── Speaker ◄── peers
+//! FollowingLinks ──► [discovery]: where peers are, which next hops can be reached
 //! ```
 
+mod discovery;
 mod journal;
 mod learning;
 mod passwords;
 mod sessions;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
@@ -23,12 +25,13 @@ use sheave_bgp::{
 };
 use tokio::runtime::Handle;
 use tokio::sync::watch;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use crate::cluster::Node;
 use crate::config::{PasswordSource, Peer, Router};
 use crate::plan::{Announcement, AnnouncementKind, NodePlan, Selection, Step};
-use crate::tables::{ExportTable, ImportTable};
+use crate::tables::{ExportTable, FollowingLinks, ImportTable};
+use discovery::Discovery;
 pub use journal::{Journal, Saved, remove as remove_journal};
 use passwords::Passwords;
 
@@ -69,6 +72,11 @@ pub struct Announcer {
     /// `None`: there is neither peer nor monitoring station to tell, or the speaker could not start.
     speaker: Option<Running>,
     passwords: Passwords,
+    discovery: Discovery,
+    /// Peers that were found, by name, and where.
+    found: BTreeMap<String, Vec<IpAddr>>,
+    /// Peers that have yet to be found.
+    missing: Vec<Missing>,
     /// As the speaker was told of them last.
     peers: Vec<PeerConfig>,
     dynamic: Vec<DynamicPeers>,
@@ -87,6 +95,28 @@ pub struct Announcer {
     complete: bool,
     problems: Vec<String>,
     start_again: Option<Instant>,
+}
+
+/// What is different.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum News {
+    /// What peers announce.
+    Learnt,
+    /// Where peers are, or which next hops can be reached.
+    Surroundings,
+}
+
+/// A peer that is configured without an address and was not found yet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Missing {
+    /// Its name: the interface, or the default gateway of a family.
+    pub name: String,
+    /// Its ASN; 0 where that is the peer's to tell.
+    pub asn: u32,
+    /// Why.
+    pub why: String,
+    /// Its routes are to be imported.
+    imports: bool,
 }
 
 /// What [`Announcer::configure`] was given.
@@ -122,6 +152,9 @@ impl Announcer {
             configured: None,
             speaker: None,
             passwords: Passwords::new(runtime.clone(), client, journal.passwords().clone()),
+            discovery: Discovery::new(runtime.clone()),
+            found: BTreeMap::new(),
+            missing: Vec::new(),
             peers: Vec::new(),
             dynamic: Vec::new(),
             runtime,
@@ -148,6 +181,58 @@ impl Announcer {
         self.import = Some(table);
     }
 
+    /// Has peers found by links and default routes, and next hops used only while a link leads to them. Before peers are configured.
+    pub fn follow(&mut self, links: FollowingLinks) {
+        self.discovery.follow(links);
+    }
+
+    /// Waits until there is something to [take](Self::take).
+    pub async fn news(&mut self) -> News {
+        let learnt = async {
+            if let Some(Running { news, .. }) = &mut self.speaker
+                && news.changed().await.is_ok()
+            {
+                return;
+            }
+            // Without a speaker there is no news.
+            std::future::pending::<()>().await;
+        };
+        tokio::select! {
+            () = learnt => News::Learnt,
+            () = self.discovery.changed() => News::Surroundings,
+        }
+    }
+
+    /// Has the kernel, or the sessions, follow what became different.
+    pub async fn take(&mut self, news: News) {
+        match news {
+            News::Learnt => self.take_learnt().await,
+            News::Surroundings => self.take_surroundings().await,
+        }
+    }
+
+    /// Follows peers to where they are now, and has the speaker know which next hops can be reached.
+    async fn take_surroundings(&mut self) {
+        let links = self.discovery.take();
+        if let (Some(Running { speaker, .. }), Some(links)) = (&self.speaker, links) {
+            speaker.set_links(links);
+        }
+        let finds = |router: &Router| router.peers.iter().any(|peer| peer.address.ip().is_none());
+        if self.configured.as_ref().is_some_and(|configured| finds(&configured.router)) {
+            self.apply().await;
+        }
+    }
+
+    /// Peers that have yet to be found.
+    pub fn missing(&self) -> &[Missing] {
+        &self.missing
+    }
+
+    /// Where peers are, by their names in the config.
+    pub fn found(&self) -> &BTreeMap<String, Vec<IpAddr>> {
+        &self.found
+    }
+
     /// The kernel has forwarded for this node all along, so that peers keep their routes: they are told of a restart by the
     /// first speaker that starts, if it does within the restart time.
     pub fn restarting(&mut self) {
@@ -161,6 +246,7 @@ impl Announcer {
             Configured { router: router.clone(), node: node.into(), addresses: addresses.into() };
         if self.configured.as_ref() != Some(&configured) {
             self.passwords.want(router);
+            self.discovery.want(router);
             self.configured = Some(configured);
             self.apply().await;
         }
@@ -193,7 +279,10 @@ impl Announcer {
     /// what the kernel refuses of the tables that are written to.
     pub fn problems(&self) -> Vec<String> {
         let export = self.export.as_ref().and_then(ExportTable::problem);
-        self.problems.iter().cloned().chain(export.map(str::to_owned)).chain(self.import_problems()).collect()
+        let missing =
+            self.missing.iter().map(|Missing { name, why, .. }| format!("peer {name}: no session: {why}"));
+        let problems = self.problems.iter().cloned().chain(missing);
+        problems.chain(export.map(str::to_owned)).chain(self.import_problems()).collect()
     }
 
     /// Brings speaker and peers in line with what is configured.
@@ -202,30 +291,43 @@ impl Announcer {
         let Some(Configured { router, node, addresses }) = &self.configured else { return };
         let stations = sessions::bmp_stations(router, node);
         let mut problems = Vec::new();
-        let imports = learning::policies(router);
+        let mut imports = BTreeMap::new();
+        let reflector = router.route_reflector;
         let mut of_secrets = BTreeMap::new();
         // `None`: there is no session without its password.
-        let mut with_password = |who: String, peer: &Peer, before: Option<&PeerConfig>| {
+        let mut with_password = |who: String, peer: &Peer, at: IpAddr, before: Option<&PeerConfig>| {
             let resolved = self.passwords.of(&who, peer, before.and_then(|config| config.password.as_ref()));
             problems.extend(resolved.problem);
             let password = resolved.password.ok()?;
             if let (Some(PasswordSource::Secret(key)), Some(password)) = (peer.password_source(), &password) {
                 of_secrets.insert(key, password.clone());
             }
-            Some(sessions::peer_config(peer, password, addresses))
+            Some(sessions::peer_config(peer, at, password, addresses, router.asn))
         };
-        let mut peers = Vec::new();
-        for peer in &router.peers {
-            let before = self.peers.iter().find(|config| config.address == peer.address);
-            peers.extend(with_password(format!("peer {}", peer.name()), peer, before));
+        let places = self.discovery.places(&router.peers);
+        let (mut peers, mut found) = (Vec::new(), BTreeMap::<String, Vec<IpAddr>>::new());
+        for (name, address, peer) in places.found {
+            found.entry(name).or_default().push(address);
+            imports.extend(peer.import.clone().map(|import| (address, import)));
+            let before = self.peers.iter().find(|config| config.address == address);
+            peers.extend(with_password(format!("peer {}", peer.name()), &peer, address, before));
+        }
+        let mut missing = Vec::new();
+        for (peer, why) in places.missing {
+            let (name, asn) = (peer.name(), peer.asn.number(router.asn).unwrap_or_default());
+            // What it asks for is kept for when it is found.
+            with_password(format!("peer {name}"), peer, Ipv6Addr::UNSPECIFIED.into(), None);
+            missing.push(Missing { name, asn, why, imports: peer.import.is_some() });
         }
         let mut dynamic = Vec::new();
         for range in &router.dynamic_peers {
             let before = self.dynamic.iter().find(|config| config.prefix == range.prefix);
             let before = before.map(|config| &config.template);
-            let template = with_password(format!("peers of {}", range.prefix), &range.template(), before);
+            let at = range.prefix.addr();
+            let template = with_password(format!("peers of {}", range.prefix), &range.template(), at, before);
             dynamic.extend(template.map(|template| sessions::dynamic_peers(range, template)));
         }
+        problems.extend(places.problems);
         self.journal.passwords_are(of_secrets);
         self.start_again = None;
         if !router.has_peers() && router.bmp.is_empty() {
@@ -251,15 +353,26 @@ impl Announcer {
                 }
             }
         }
-        if let Some(Running { speaker, .. }) = &self.speaker {
+        if let Some(Running { speaker, config, .. }) = &self.speaker {
             // What a session brings is judged from its beginning.
             speaker.set_imports(&imports);
+            speaker
+                .set_reflector(reflector.map(|reflector| reflector.cluster_id.unwrap_or(config.router_id)));
             speaker.set_peers(peers.clone());
             speaker.set_bmp_stations(stations);
             speaker.set_dynamic_peers(dynamic.clone());
+            if self.complete {
+                // A reflector that has restarted knows now whom it waits for.
+                speaker.initial_routes_complete();
+            }
         }
         self.peers = peers;
         self.dynamic = dynamic;
+        for (name, at) in found.iter().filter(|(name, at)| self.found.get(*name) != Some(*at)) {
+            debug!(peer = name, ?at, "peers are there");
+        }
+        self.found = found;
+        self.missing = missing;
         for problem in problems.iter().filter(|problem| !self.problems.contains(problem)) {
             warn!("{problem}");
         }
@@ -292,10 +405,10 @@ impl Announcer {
         let announced = self.selection.announced();
         let announce = announced.iter().map(|(prefix, wanted)| (*prefix, attributes(wanted))).collect();
         speaker.update(RouteChanges { announce, withdraw: Vec::new() });
-        if self.complete {
-            speaker.initial_routes_complete();
-        }
         speaker.reserve(&self.reserved.iter().copied().collect::<Vec<_>>(), &[]);
+        if let Some(links) = self.discovery.links() {
+            speaker.set_links(links);
+        }
         self.speaker = Some(Running { news: speaker.learnt_news(), speaker, config });
         Ok(())
     }
@@ -403,8 +516,20 @@ impl Announcer {
     /// Whether a prefix is announced now, itself or by its aggregate, as far as there is anyone to tell.
     pub fn announces(&self, plan: &NodePlan, prefix: &IpNet) -> bool {
         let told = self.aggregate_of(plan, prefix).unwrap_or(*prefix);
-        let exported = || self.export.as_ref().is_some_and(|export| export.holds(&told));
-        self.selection.announces(prefix) && (self.has_sessions() || exported())
+        self.selection.announced().get(&told).is_some_and(|announcement| self.has_hearer(announcement))
+    }
+
+    /// The peers by name, and ranges, that are not told of a prefix because of their export policies.
+    pub fn withheld_from(&self, plan: &NodePlan, prefix: &IpNet) -> Vec<String> {
+        let told = self.aggregate_of(plan, prefix).unwrap_or(*prefix);
+        let announcement = self.selection.announced().get(&told).or_else(|| plan.announcements.get(&told));
+        let (Some(Announcement { prefix, kind, .. }), Some(configured)) = (announcement, &self.configured)
+        else {
+            return Vec::new();
+        };
+        let exports = configured.router.exports();
+        let withheld = exports.filter(|(_, export)| !export.passes(prefix, kind.number()));
+        withheld.map(|(peer, _)| peer).collect()
     }
 
     /// The aggregate that is announced in place of a prefix.
@@ -414,18 +539,15 @@ impl Announcer {
 
     /// How many prefixes are announced now, as far as there is anyone to tell.
     pub fn announced(&self) -> usize {
-        let announced = self.selection.announced();
-        match &self.export {
-            _ if self.has_sessions() => announced.len(),
-            Some(export) => announced.keys().filter(|prefix| export.holds(prefix)).count(),
-            None => 0,
-        }
+        self.selection.announced().values().filter(|announcement| self.has_hearer(announcement)).count()
     }
 
-    /// Whether there is a speaker with peers: monitoring stations alone make nobody send packets here.
-    fn has_sessions(&self) -> bool {
-        let has_peers = |configured: &Configured| configured.router.has_peers();
-        self.speaker.is_some() && self.configured.as_ref().is_some_and(has_peers)
+    /// Whether there is a peer to tell, or a table to write to: monitoring stations alone make nobody send packets here.
+    fn has_hearer(&self, announcement: &Announcement) -> bool {
+        let Announcement { prefix, kind, .. } = announcement;
+        let mut exports = self.configured.iter().flat_map(|configured| configured.router.exports());
+        self.speaker.is_some() && exports.any(|(_, export)| export.passes(prefix, kind.number()))
+            || self.export.as_ref().is_some_and(|export| export.holds(prefix))
     }
 
     /// The speaker's monitoring stations.
@@ -471,5 +593,6 @@ fn attributes(announcement: &Announcement) -> Attributes {
         local_pref: announcement.local_pref,
         med: announcement.med,
         as_path_prepend: announcement.as_path_prepend,
+        kind: announcement.kind.number(),
     }
 }

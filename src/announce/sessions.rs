@@ -5,10 +5,12 @@ use std::time::Duration;
 
 use sheave_bgp::session::RoleOffer;
 use sheave_bgp::wire;
-use sheave_bgp::{BmpStation, DynamicPeers, Families, GracefulRestart, Password, PeerConfig, SpeakerConfig};
+use sheave_bgp::{
+    BmpStation, BmpTables, DynamicPeers, Families, GracefulRestart, Password, PeerConfig, SpeakerConfig,
+};
 
 use super::AnnounceError;
-use crate::config::{self, AddressFamily, DynamicPeer, NextHop, Peer, Role, Router};
+use crate::config::{self, AddressFamily, BmpTable, DynamicPeer, NextHop, Peer, PeerAsn, Role, Router};
 
 /// How long a peer of a range that is down is still shown: for as long as someone may take to look.
 const LINGER: Duration = Duration::from_secs(300);
@@ -29,6 +31,8 @@ pub(super) fn speaker_config(
         dynamic_peers: _,
         bmp: _,
         import: _,
+        mesh: _,
+        route_reflector: _,
     } = router;
     Ok(SpeakerConfig {
         asn: asn.ok_or(AnnounceError::NoAsn)?,
@@ -46,18 +50,24 @@ pub(super) fn speaker_config(
 
 /// Monitoring stations, to which this is `node`.
 pub(super) fn bmp_stations(router: &Router, node: &str) -> Vec<BmpStation> {
-    let station =
-        |config::BmpStation { address, port, statistics_interval, queue_kib }: &config::BmpStation| {
-            BmpStation {
-                address: *address,
-                port: *port,
-                name: node.to_owned(),
-                description: concat!("Sheave ", env!("CARGO_PKG_VERSION")).to_owned(),
-                // At most a GiB.
-                queue: usize::try_from(*queue_kib).unwrap_or(usize::MAX).saturating_mul(1024),
-                statistics: *statistics_interval,
-            }
-        };
+    let station = |station: &config::BmpStation| {
+        let config::BmpStation { address, port, statistics_interval, queue_kib, tables } = station;
+        BmpStation {
+            address: *address,
+            port: *port,
+            name: node.to_owned(),
+            description: concat!("Sheave ", env!("CARGO_PKG_VERSION")).to_owned(),
+            // At most a GiB.
+            queue: usize::try_from(*queue_kib).unwrap_or(usize::MAX).saturating_mul(1024),
+            statistics: *statistics_interval,
+            tables: BmpTables {
+                adj_rib_in: tables.contains(&BmpTable::AdjRibIn),
+                adj_rib_in_post_policy: tables.contains(&BmpTable::AdjRibInPostPolicy),
+                loc_rib: tables.contains(&BmpTable::LocRib),
+                adj_rib_out: tables.contains(&BmpTable::AdjRibOut),
+            },
+        }
+    };
     router.bmp.iter().map(station).collect()
 }
 
@@ -84,10 +94,16 @@ fn wire_role(role: Role) -> wire::Role {
     }
 }
 
-/// A peer; `addresses` are this node's, for next hops.
-pub(super) fn peer_config(peer: &Peer, password: Option<Password>, addresses: &[IpAddr]) -> PeerConfig {
+/// A peer at `address`; `addresses` are this node's, for next hops, and `own_asn` its AS.
+pub(super) fn peer_config(
+    peer: &Peer,
+    address: IpAddr,
+    password: Option<Password>,
+    addresses: &[IpAddr],
+    own_asn: Option<u32>,
+) -> PeerConfig {
     let Peer {
-        address,
+        address: _,
         interface,
         asn,
         port,
@@ -137,7 +153,10 @@ pub(super) fn peer_config(peer: &Peer, password: Option<Password>, addresses: &[
             Some(IpAddr::V6(address)) => Some(address),
             _ => None,
         },
+        export: peer.export.clone(),
         password,
-        ..PeerConfig::new(*address, *asn)
+        client: peer.route_reflector_client,
+        any_external_asn: *asn == PeerAsn::External,
+        ..PeerConfig::new(address, asn.number(own_asn).unwrap_or_default())
     }
 }

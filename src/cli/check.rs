@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use serde::Serialize;
 
-use super::{failed, print};
+use super::{Format, failed, print};
 use crate::agent;
 use crate::cluster::Severity as ProblemSeverity;
 use crate::cluster::manifest::Manifests;
@@ -57,12 +57,6 @@ pub(super) struct Args {
     output: Format,
 }
 
-#[derive(Clone, Copy, Debug, clap::ValueEnum)]
-enum Format {
-    Table,
-    Json,
-}
-
 /// Runs the subcommand.
 pub(super) fn run(args: Args) -> ExitCode {
     let Args { config, node, manifests, output } = args;
@@ -88,10 +82,7 @@ pub(super) fn run(args: Args) -> ExitCode {
     findings.extend(runtime.block_on(looked));
 
     let report = Report { node: planner.node(), findings };
-    let text = match output {
-        Format::Table => Ok(table(&report)),
-        Format::Json => serde_json::to_string_pretty(&report).map(|text| text + "\n"),
-    };
+    let text = output.text(&report, table);
     let printed = text
         .map_err(|error| error.to_string())
         .and_then(|text| print(&text).map_err(|error| format!("standard output: {error}")));

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use super::{failed, print};
+use super::{Format, failed, print};
 use crate::cluster::Severity;
 use crate::cluster::manifest::Manifests;
 use crate::config::Config;
@@ -70,12 +70,6 @@ pub(super) struct Args {
     output: Format,
 }
 
-#[derive(Clone, Copy, Debug, clap::ValueEnum)]
-enum Format {
-    Table,
-    Json,
-}
-
 /// Runs the subcommand.
 pub(super) fn run(args: Args) -> ExitCode {
     let Args { target, socket, manifests, node, config, output } = args;
@@ -87,10 +81,7 @@ pub(super) fn run(args: Args) -> ExitCode {
         Ok(explained) => explained,
         Err(error) => return failed(&error),
     };
-    let text = match output {
-        Format::Table => Ok(explanation.to_string()),
-        Format::Json => serde_json::to_string_pretty(&explanation).map(|text| text + "\n"),
-    };
+    let text = output.text(&explanation, ToString::to_string);
     let printed = text
         .map_err(|error| error.to_string())
         .and_then(|text| print(&text).map_err(|error| error.to_string()));

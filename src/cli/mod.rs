@@ -13,6 +13,7 @@ use std::io::{self, IsTerminal as _, Write as _};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use serde::Serialize;
 
 pub use plan::json as plan_json;
 
@@ -47,6 +48,22 @@ pub fn main() -> ExitCode {
         Command::Status(args) => status::run(args),
         Command::Explain(args) => explain::run(args),
         Command::Cleanup(args) => cleanup::run(args),
+    }
+}
+
+/// How a subcommand says what it has found.
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum Format {
+    Table,
+    Json,
+}
+
+impl Format {
+    fn text<T: Serialize>(self, found: &T, table: impl FnOnce(&T) -> String) -> serde_json::Result<String> {
+        match self {
+            Self::Table => Ok(table(found)),
+            Self::Json => serde_json::to_string_pretty(found).map(|text| text + "\n"),
+        }
     }
 }
 

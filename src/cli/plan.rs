@@ -189,8 +189,10 @@ struct HealthCheck {
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Peer {
-    address: IpAddr,
-    asn: u32,
+    /// Or where it is to be found: its interface, or a default gateway.
+    address: String,
+    /// `None`: whichever the peer says.
+    asn: Option<u32>,
     source: &'static str,
     bfd: bool,
     graceful_restart: bool,
@@ -258,22 +260,23 @@ impl<'a> Plan<'a> {
         health_checks.sort_unstable();
 
         let router = &planner.config().router;
-        let mut peers: Vec<_> = router
-            .peers
-            .iter()
+        let mut sorted: Vec<_> = router.peers.iter().collect();
+        sorted.sort_unstable_by_key(|peer| (peer.address, &peer.interface));
+        let peers = sorted
+            .into_iter()
             .map(|peer| Peer {
-                address: peer.address,
-                asn: peer.asn,
+                address: peer.address.ip().map_or_else(|| peer.name(), |address| address.to_string()),
+                asn: peer.asn.number(router.asn),
                 source: match peer.source {
                     PeerSource::Config => "config",
                     PeerSource::Annotation => "annotation",
+                    PeerSource::Mesh => "mesh",
                 },
                 // Not spoken yet, whatever is configured; a warning says so.
                 bfd: false,
                 graceful_restart: router.graceful_restart.is_some(),
             })
             .collect();
-        peers.sort_unstable_by_key(|peer| peer.address);
 
         Self {
             node: planner.node(),

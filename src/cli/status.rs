@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use super::{failed, print};
+use super::{Format, failed, print};
 use crate::observe::status::{self, Health, Imported, Status};
 
 /// Show health, watches, peers, announcements, virtual servers with their endpoints, and problems of the local agent
@@ -25,12 +25,6 @@ pub(super) struct Args {
     output: Format,
 }
 
-#[derive(Clone, Copy, Debug, clap::ValueEnum)]
-enum Format {
-    Table,
-    Json,
-}
-
 /// Runs the subcommand.
 pub(super) fn run(args: Args) -> ExitCode {
     let Args { socket, output } = args;
@@ -47,10 +41,7 @@ pub(super) fn run(args: Args) -> ExitCode {
             ));
         }
     };
-    let text = match output {
-        Format::Table => Ok(table(&status)),
-        Format::Json => serde_json::to_string_pretty(&status).map(|text| text + "\n"),
-    };
+    let text = output.text(&status, table);
     let printed = text
         .map_err(|error| error.to_string())
         .and_then(|text| print(&text).map_err(|error| error.to_string()));
@@ -72,6 +63,7 @@ fn table(status: &Status) -> String {
         peers,
         bmp,
         imported,
+        reflected,
         announcements,
         virtual_servers,
         problems,
@@ -115,6 +107,9 @@ fn table(status: &Status) -> String {
             "\nroutes learnt of peers: {prefixes}, {in_kernel} of them in the kernel; {kept} of sessions before kept"
         );
     }
+    if *reflected > 0 {
+        let _ = writeln!(text, "\nroutes passed on as route reflector: {reflected}");
+    }
     section(
         &mut text,
         ["PEER", "ASN", "STATE", "UP", "PREFIXES", "RECEIVED", "ACCEPTED", "LAST ERROR"],
@@ -125,7 +120,7 @@ fn table(status: &Status) -> String {
                     Some(range) => format!("{} of {range}", peer.address),
                     None => peer.address.clone(),
                 },
-                peer.asn.to_string(),
+                if peer.asn == 0 { "external".into() } else { peer.asn.to_string() },
                 peer.state.clone(),
                 peer.uptime_seconds.map_or_else(|| "-".into(), |seconds| format!("{seconds}s")),
                 peer.prefixes_sent.to_string(),
@@ -156,10 +151,16 @@ fn table(status: &Status) -> String {
                 announcement.prefix.clone(),
                 announcement.kind.clone(),
                 announcement.service.clone().unwrap_or_else(|| "-".into()),
-                match &announcement.aggregate {
-                    _ if !announcement.announced => "no".into(),
-                    Some(aggregate) => format!("by {aggregate}"),
-                    None => "yes".into(),
+                {
+                    let announced = match &announcement.aggregate {
+                        _ if !announcement.announced => "no".into(),
+                        Some(aggregate) => format!("by {aggregate}"),
+                        None => "yes".into(),
+                    };
+                    match &announcement.withheld_from[..] {
+                        [] => announced,
+                        peers => format!("{announced}, not to {}", peers.join(", ")),
+                    }
                 },
             ]
         }),
@@ -273,6 +274,7 @@ mod tests {
             peers: Vec::new(),
             bmp: Vec::new(),
             imported: Imported::default(),
+            reflected: 0,
             announcements: Vec::new(),
             virtual_servers: Vec::new(),
             problems: Vec::new(),

@@ -11,7 +11,10 @@ use std::sync::Arc;
 use foldhash::{HashMap, HashSet};
 use ipnet::IpNet;
 
-use super::{Accepts, EndpointSlice, Node, Object, ObjectKey, Service, ServiceCidr, ServiceName, SliceName};
+use super::{
+    ACCEPTS_ANNOTATION, Accepts, EndpointSlice, Node, Object, ObjectKey, Service, ServiceCidr, ServiceName,
+    SliceName,
+};
 
 /// What an object's change touches. The cost of finding it out does not depend on the number of Services.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -136,6 +139,12 @@ impl Index {
     pub fn remote_pod_cidrs(&self) -> impl Iterator<Item = IpNet> {
         let others = self.nodes.iter().filter(|(name, _)| **name != self.node);
         others.filter_map(|(_, entry)| entry.node.as_ref()).flat_map(|node| node.pod_cidrs.iter().copied())
+    }
+
+    /// The other Nodes, by name.
+    pub fn other_nodes(&self) -> impl Iterator<Item = (&Arc<str>, &Arc<Node>)> {
+        let others = self.nodes.iter().filter(|(name, _)| **name != self.node);
+        others.filter_map(|(name, entry)| Some((name, entry.node.as_ref()?)))
     }
 
     /// The ranges that cluster IPs are taken from, as far as ServiceCIDRs tell.
@@ -279,7 +288,8 @@ impl Index {
         let before = std::mem::replace(&mut entry.node, node);
         let old = addresses(&before);
         let own = *name == self.node;
-        let mut changes = Changes { services: HashSet::default(), node: own || moved };
+        let node = own || moved || says_else(before.as_deref(), entry.node.as_deref());
+        let mut changes = Changes { services: HashSet::default(), node };
 
         let accepted = match accepts {
             Some(accepts) => self.accepting.insert(name.clone(), accepts),
@@ -320,6 +330,15 @@ impl Index {
         self.forget_unused(name);
         changes
     }
+}
+
+/// Whether annotations differ that say something of the node as a BGP speaker: all but what agents write.
+fn says_else(before: Option<&Node>, now: Option<&Node>) -> bool {
+    fn said(node: Option<&Node>) -> impl Iterator<Item = (&Arc<str>, &Arc<str>)> {
+        let annotations = node.into_iter().flat_map(|node| &node.annotations);
+        annotations.filter(|(key, _)| &***key != ACCEPTS_ANNOTATION)
+    }
+    !said(before).eq(said(now))
 }
 
 /// The addresses of a Service that the API server does not choose.

@@ -1,6 +1,6 @@
 //! `router.bmp`: who is told by BMP what the speaker does.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -24,6 +24,27 @@ pub struct BmpStation {
     /// KiB that may wait for it before it is cut off.
     #[serde(default = "queue_kib", rename = "queueKiB", deserialize_with = "queue_kib_of")]
     pub queue_kib: u32,
+    /// What it is told of; what is to be announced, and what each peer is sent, by default.
+    #[serde(default = "tables")]
+    pub tables: BTreeSet<BmpTable>,
+}
+
+/// One of `tables`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum BmpTable {
+    /// What each peer sends, before its import policy.
+    AdjRibIn,
+    /// What each peer sends, as far as its import policy lets it in.
+    AdjRibInPostPolicy,
+    /// What is to be announced, and the best of what is imported.
+    LocRib,
+    /// What each peer is sent.
+    AdjRibOut,
+}
+
+fn tables() -> BTreeSet<BmpTable> {
+    [BmpTable::LocRib, BmpTable::AdjRibOut].into()
 }
 
 /// No port is assigned; this is what stations listen on by custom.

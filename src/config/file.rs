@@ -8,9 +8,11 @@ use std::time::Duration;
 use ipnet::IpNet;
 use serde::Deserialize;
 use serde::de::{Deserializer, Error as _};
+use sheave_bgp::ExportPolicy;
 use sheave_bgp::wire::ShutdownMessage;
 
 use super::bmp::{self, BmpStation};
+use super::mesh::{self, Mesh, RouteReflector};
 use super::peer::{self, DynamicPeer, Peer, duration};
 use super::{Communities, Conntrack, ForwardingTo, ImportTo, MarkMask, reader};
 use crate::cluster::Encapsulation;
@@ -84,6 +86,11 @@ pub struct Router {
     pub bmp: Vec<BmpStation>,
     /// Where routes go that are taken over of peers.
     pub import: ImportTo,
+    /// Sessions with all other nodes of the same autonomous system.
+    #[serde(deserialize_with = "mesh::mesh")]
+    pub mesh: Option<Mesh>,
+    /// Passes on what internal peers announce.
+    pub route_reflector: Option<RouteReflector>,
 }
 
 impl Default for Router {
@@ -98,6 +105,8 @@ impl Default for Router {
             dynamic_peers: Vec::new(),
             bmp: Vec::new(),
             import: ImportTo::default(),
+            mesh: None,
+            route_reflector: None,
         }
     }
 }
@@ -106,6 +115,12 @@ impl Router {
     /// Whether there is anyone to have a session with.
     pub fn has_peers(&self) -> bool {
         !(self.peers.is_empty() && self.dynamic_peers.is_empty())
+    }
+
+    /// Peers by name and ranges, and the export policy of each.
+    pub fn exports(&self) -> impl Iterator<Item = (String, &ExportPolicy)> {
+        let peers = self.peers.iter().map(|peer| (peer.name(), &peer.export));
+        peers.chain(self.dynamic_peers.iter().map(|range| (range.prefix.to_string(), &range.export)))
     }
 }
 
@@ -378,7 +393,7 @@ impl Config {
     fn checked(self) -> Result<Self, yaml::Error> {
         let wrong = |field: String, message: String| yaml::Error { line: None, field, message };
         let Router { asn, peers, dynamic_peers, bmp, .. } = &self.router;
-        if asn.is_none() && self.router.has_peers() {
+        if asn.is_none() && (self.router.has_peers() || self.router.mesh.is_some()) {
             return Err(wrong(
                 "router.asn".into(),
                 "missing, but there are peers: give this cluster's autonomous system number".into(),
@@ -394,6 +409,11 @@ impl Config {
         if self.router.listen.port == 0 && !dynamic_peers.is_empty() {
             let message =
                 "0 lets nobody connect, and router.dynamicPeers are to: give a port, 179 by default";
+            return Err(wrong("router.listen.port".into(), message.into()));
+        }
+        if self.router.listen.port == 0 && self.router.mesh.is_some() {
+            let message =
+                "0 lets nobody connect, and nodes are to (router.mesh): give a port, 179 by default";
             return Err(wrong("router.listen.port".into(), message.into()));
         }
         for (index, table) in self.announce.kernel_tables.iter().enumerate() {

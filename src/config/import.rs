@@ -79,7 +79,8 @@ impl<'de> Deserialize<'de> for Wanted {
 }
 
 /// One of `prefixes`: a CIDR, or `{prefix, ge, le}`.
-struct Filter(PrefixFilter);
+#[derive(PartialEq)]
+pub(super) struct Filter(pub(super) PrefixFilter);
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -174,7 +175,7 @@ fn idle_hold_of<'de, D: Deserializer<'de>>(d: D) -> Result<Option<Duration>, D::
 }
 
 /// What has a short form, read by `short`, beside its map.
-fn short_or_map<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
+pub(super) fn short_or_map<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
     d: D,
     expected: &'static str,
     short: impl Fn(&str) -> Result<T, String>,
@@ -194,6 +195,10 @@ fn short_or_map<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
 
         fn visit_u64<E: Error>(self, number: u64) -> Result<T, E> {
             self.visit_str(&number.to_string())
+        }
+
+        fn visit_bool<E: Error>(self, value: bool) -> Result<T, E> {
+            self.visit_str(if value { "true" } else { "false" })
         }
 
         fn visit_unit<E: Error>(self) -> Result<T, E> {

@@ -30,11 +30,17 @@ pub(super) const COMMUNITIES: &str = "kube-router.io/node.bgp.communities";
 pub(super) const PREPEND_AS: &str = "kube-router.io/path-prepend.as";
 /// How often.
 pub(super) const PREPEND_REPEAT: &str = "kube-router.io/path-prepend.repeat-n";
+/// Makes the Node a route reflector, of that cluster.
+pub(super) const RR_SERVER: &str = "kube-router.io/rr.server";
+/// Makes it a client of those; of which cluster says nothing about whom it peers with.
+pub(super) const RR_CLIENT: &str = "kube-router.io/rr.client";
 const POD_CIDR: &str = "kube-router.io/pod-cidr";
 const POD_CIDRS: &str = "kube-router.io/pod-cidrs";
 
 /// Those that are acted on.
-const HEARD: [&str; 12] = [
+const HEARD: [&str; 14] = [
+    RR_SERVER,
+    RR_CLIENT,
     PEERS,
     PEER_IPS,
     PEER_ASNS,
@@ -49,7 +55,7 @@ const HEARD: [&str; 12] = [
     POD_CIDRS,
 ];
 
-/// Warns of those that are not acted on: `rr.server`, `rr.client`, `bgp-local-addresses` and the like.
+/// Warns of those that are not acted on: `bgp-local-addresses` and the like.
 pub(super) fn warn_of_unheard(reader: &mut Reader<'_>, keys: impl Iterator<Item = impl AsRef<str>>) {
     for key in keys {
         let key = key.as_ref();
@@ -116,7 +122,7 @@ struct WrittenBfd {
 /// Its peers: of the one annotation where that is there, else of the older lists.
 pub(super) fn peers(reader: &mut Reader<'_>) -> Option<Result<Vec<Peer>, ()>> {
     if let Some(text) = reader.text(PEERS) {
-        return Some(reader.checked(PEERS, node::read_list(text, written_peer, tellable)));
+        return Some(reader.checked(PEERS, node::read_list(text, written_peer, tellable, peer::check)));
     }
     let ips = reader.text(PEER_IPS)?;
     let list = |key| reader.text(key).map(items).unwrap_or_default();

@@ -7,17 +7,19 @@ pub mod annotations;
 mod bmp;
 mod communities;
 mod conntrack;
+mod export;
 mod file;
 mod forwarding;
 mod import;
 mod kube_router;
 mod mark_mask;
+mod mesh;
 pub mod node;
 mod peer;
 mod reader;
 
 pub use annotations::ServiceSettings;
-pub use bmp::BmpStation;
+pub use bmp::{BmpStation, BmpTable};
 pub use communities::Communities;
 pub use conntrack::Conntrack;
 pub use file::{
@@ -27,6 +29,10 @@ pub use file::{
 pub use forwarding::ForwardingTo;
 pub use import::{ImportTo, OnExit};
 pub use mark_mask::MarkMask;
+pub use mesh::{Mesh, MeshMember, Reflection, RouteReflector};
 pub use node::NodeSettings;
-pub use peer::{AddressFamily, Bfd, DynamicPeer, NextHop, PasswordSource, Peer, PeerSource, Role, SecretKey};
+pub use peer::{
+    AddressFamily, Bfd, DynamicPeer, NextHop, PasswordSource, Peer, PeerAddress, PeerAsn, PeerSource, Role,
+    SecretKey,
+};
 pub use reader::INVALID_ANNOTATION;

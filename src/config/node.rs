@@ -15,7 +15,8 @@ use std::net::Ipv4Addr;
 use ipnet::IpNet;
 use serde::Deserialize;
 
-use super::peer::{self, Peer, PeerSource};
+use super::mesh::{self, ROUTE_REFLECTOR, Reflection, RouteReflector};
+use super::peer::{self, DynamicPeer, Peer, PeerSource, Wrong};
 use super::reader::{self, Reader};
 use super::{Communities, Config, kube_router};
 use crate::cluster::{ACCEPTS_ANNOTATION, Node};
@@ -25,8 +26,10 @@ use crate::yaml;
 /// Settings of this node; what is `None` is left to the config.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct NodeSettings {
-    /// `sheave.io/peers`: besides those of the config, and in place of one with the same address.
+    /// `sheave.io/peers`: besides those of the config, and in place of one with the same address (the same interface, where it has none).
     pub peers: Option<Vec<Peer>>,
+    /// `sheave.io/dynamic-peers`: besides those of the config, and in place of one with the same prefix.
+    pub dynamic_peers: Option<Vec<DynamicPeer>>,
     /// `sheave.io/asn`.
     pub asn: Option<u32>,
     /// `sheave.io/router-id`.
@@ -39,16 +42,19 @@ pub struct NodeSettings {
     pub prepend_asn: Option<u32>,
     /// kube-router's `pod-cidrs`, in place of the Node's own.
     pub pod_cidrs: Option<Vec<IpNet>>,
+    /// `sheave.io/route-reflector`, whatever the config says.
+    pub reflection: Option<Reflection>,
 }
 
 const PEERS: &str = "sheave.io/peers";
+const DYNAMIC_PEERS: &str = "sheave.io/dynamic-peers";
 const PATH_PREPEND: &str = "sheave.io/path-prepend";
-const ROUTE_REFLECTOR: &str = "sheave.io/route-reflector";
 const DRAIN: &str = "sheave.io/drain";
 
 /// Our annotations of a Node.
-const KNOWN: [&str; 8] = [
+const KNOWN: [&str; 9] = [
     PEERS,
+    DYNAMIC_PEERS,
     "sheave.io/asn",
     "sheave.io/router-id",
     "sheave.io/communities",
@@ -66,7 +72,9 @@ impl NodeSettings {
         let last = last.unwrap_or(&empty);
 
         let peers = match reader.text(PEERS) {
-            Some(text) => Some(reader.checked(PEERS, read_list(text, Ok::<Peer, String>, |wrong| wrong))),
+            Some(text) => {
+                Some(reader.checked(PEERS, read_list(text, Ok::<Peer, String>, |wrong| wrong, peer::check)))
+            }
             None => kube_router::peers(&mut reader),
         };
         let peers = match peers {
@@ -80,7 +88,8 @@ impl NodeSettings {
         let kube_router_prepends = reader.text(PATH_PREPEND).is_none();
         let settings = Self {
             peers,
-            asn: reader.either(("sheave.io/asn", reader::asn), (kube_router::ASN, reader::asn), &last.asn),
+            dynamic_peers: reader.read(DYNAMIC_PEERS, dynamic_peers, &last.dynamic_peers),
+            asn: mesh::asn(&mut reader, &last.asn),
             router_id: reader.read("sheave.io/router-id", router_id, &last.router_id),
             communities: reader.either(
                 ("sheave.io/communities", str::parse),
@@ -96,6 +105,7 @@ impl NodeSettings {
                 .then(|| reader.read(kube_router::PREPEND_AS, reader::asn, &last.prepend_asn))
                 .flatten(),
             pod_cidrs: kube_router::pod_cidrs(&mut reader, &last.pod_cidrs),
+            reflection: Reflection::read(&mut reader, &last.reflection),
         };
 
         settings.warn_of_unhonoured(&mut reader);
@@ -107,14 +117,11 @@ impl NodeSettings {
     /// What is right, but not acted on.
     fn warn_of_unhonoured(&self, reader: &mut Reader<'_>) {
         let mut unhonoured = Vec::new();
-        if let Some(Ok(())) = reader.value(ROUTE_REFLECTOR, route_reflector) {
-            unhonoured.push(ROUTE_REFLECTOR.to_owned());
-        }
         if let Some(Ok(true)) = reader.value(DRAIN, reader::boolean) {
             unhonoured.push(DRAIN.to_owned());
         }
         for peer in self.peers.iter().flatten().filter(|peer| peer.bfd.is_some()) {
-            unhonoured.push(format!("bfd of peer {}", peer.address));
+            unhonoured.push(format!("bfd of peer {}", peer.name()));
         }
         for what in unhonoured {
             reader.warn("NotYetHonoured", format!("{what} is not acted on by this version"));
@@ -123,17 +130,26 @@ impl NodeSettings {
 
     /// The file's config as these settings change it. They add, and settle what the file leaves open or says else:
     ///
-    /// - peers are added to the file's; of two with the same address the Node's counts, whole,
+    /// - peers are added to the file's; of two with the same address the Node's counts, whole; so are ranges, by their prefix,
     /// - `asn` and `routerId` are the Node's where it has them,
+    /// - a route reflector, with its cluster, or none, is what the Node says,
     /// - communities are added, and so is the prepending to that of each Service.
     pub fn apply(&self, file: &Config) -> Config {
         let mut config = file.clone();
         let router = &mut config.router;
         router.asn = self.asn.or(router.asn);
         router.router_id = self.router_id.or(router.router_id);
+        router.route_reflector = match self.reflection {
+            Some(Reflection::Server(cluster_id)) => Some(RouteReflector { cluster_id: Some(cluster_id) }),
+            Some(Reflection::Client) => None,
+            None => router.route_reflector,
+        };
         let own = self.peers.as_deref().unwrap_or_default();
-        router.peers.retain(|peer| own.iter().all(|own| own.address != peer.address));
+        router.peers.retain(|peer| own.iter().all(|own| !own.is(peer)));
         router.peers.extend(own.iter().cloned());
+        let own = self.dynamic_peers.as_deref().unwrap_or_default();
+        router.dynamic_peers.retain(|range| own.iter().all(|own| own.prefix != range.prefix));
+        router.dynamic_peers.extend(own.iter().cloned());
         if let Some(communities) = &self.communities {
             config.announce.communities.extend(communities);
         }
@@ -159,17 +175,39 @@ impl NodeSettings {
             );
             warnings.push(warning("NotYetHonoured", message));
         }
+        let peers = config.router.peers.iter().map(|peer| (format!("peer {}", peer.name()), peer.clone()));
+        let ranges = config.router.dynamic_peers.iter();
+        let ranges = ranges.map(|range| (format!("range {}", range.prefix), range.template()));
+        for (name, peer) in peers.chain(ranges).filter(|(_, peer)| peer.route_reflector_client) {
+            let why = match (config.router.route_reflector, own) {
+                (None, _) => {
+                    "this node is no route reflector: give router.routeReflector, or annotate the Node".into()
+                }
+                (Some(_), Some(own)) if peer.asn.number(Some(own)) != Some(own) => {
+                    format!(
+                        "clients of a route reflector are of its own AS, {own}, and it is of {}",
+                        peer.asn
+                    )
+                }
+                _ => continue,
+            };
+            let message = format!("routeReflectorClient of {name}: nothing is passed on, since {why}");
+            warnings.push(warning("RouteReflectorClient", message));
+        }
         for range in &config.router.dynamic_peers {
             if range.template().password_source().is_none() {
                 continue;
             }
             let unsigned = |peer: &&Peer| peer.password_source().is_none() && peer.password.is_none();
-            let within = config.router.peers.iter().filter(|peer| range.prefix.contains(&peer.address));
+            let is_within =
+                |peer: &&Peer| peer.address.ip().is_some_and(|address| range.prefix.contains(&address));
+            let within = config.router.peers.iter().filter(is_within);
             warnings.extend(within.filter(unsigned).map(|peer| {
                 let message = format!(
                     "peer {} has no password and lies in the range {} of router.dynamicPeers, which has one: it cannot connect \
                      to this node, only be connected to; give it a password, or take another range",
-                    peer.address, range.prefix
+                    peer.name(),
+                    range.prefix
                 );
                 warning("PeerWithoutPassword", message)
             }));
@@ -179,7 +217,14 @@ impl NodeSettings {
                 let message = format!(
                     "peer {} is to connect to this node, which listens nowhere: give router.listen.port, or leave \
                      `passive` out",
-                    peer.address
+                    peer.name()
+                );
+                warning("PassivePeer", message)
+            }));
+            warnings.extend(config.router.dynamic_peers.iter().map(|range| {
+                let message = format!(
+                    "peers of {} are to connect to this node, which listens nowhere: give router.listen.port, or remove                      the range",
+                    range.prefix
                 );
                 warning("PassivePeer", message)
             }));
@@ -192,12 +237,18 @@ fn object(node: &str) -> String {
     format!("Node {node}")
 }
 
-/// A YAML list of peers; errors have line and field. `tellable` makes of the parser's words what may be told.
-pub(super) fn read_list<'t, T: Deserialize<'t>>(
+fn dynamic_peers(text: &str) -> Result<Vec<DynamicPeer>, String> {
+    read_list(text, Ok::<DynamicPeer, String>, |wrong| wrong, peer::check_dynamic)
+}
+
+/// A YAML list of peers, or of ranges of them; errors have line and field. `tellable` makes of the parser's words what may be told,
+/// `check` says what is wrong with the list.
+pub(super) fn read_list<'t, W: Deserialize<'t>, T>(
     text: &'t str,
-    peer: fn(T) -> Result<Peer, String>,
+    item: fn(W) -> Result<T, String>,
     tellable: fn(yaml::Error) -> yaml::Error,
-) -> Result<Vec<Peer>, String> {
+    check: fn(&[T]) -> Result<(), Wrong>,
+) -> Result<Vec<T>, String> {
     if text.trim().is_empty() {
         return Ok(Vec::new());
     }
@@ -207,15 +258,15 @@ pub(super) fn read_list<'t, T: Deserialize<'t>>(
         let field = if field.is_empty() { String::new() } else { format!("{field}: ") };
         format!("{line}{field}{message}")
     };
-    let written = yaml::read_annotation(text, PhantomData::<Vec<T>>)
+    let written = yaml::read_annotation(text, PhantomData::<Vec<W>>)
         .map_err(tellable)
         .map_err(|yaml::Error { line, field, message }| place(line, &field, &message))?;
-    let mut peers = Vec::with_capacity(written.len());
+    let mut items = Vec::with_capacity(written.len());
     for (index, written) in written.into_iter().enumerate() {
-        peers.push(peer(written).map_err(|message| place(None, &format!("[{index}]"), &message))?);
+        items.push(item(written).map_err(|message| place(None, &format!("[{index}]"), &message))?);
     }
-    peer::check(&peers).map_err(|(field, message)| place(None, &field, &message))?;
-    Ok(peers)
+    check(&items).map_err(|(field, message)| place(None, &field, &message))?;
+    Ok(items)
 }
 
 fn router_id(text: &str) -> Result<Ipv4Addr, String> {
@@ -223,16 +274,4 @@ fn router_id(text: &str) -> Result<Ipv4Addr, String> {
         .ok()
         .filter(|id: &Ipv4Addr| !id.is_unspecified())
         .ok_or_else(|| format!("`{text}` is not an IPv4 address such as 10.0.0.1"))
-}
-
-/// `client`, or `server` with a cluster id: an IPv4 address, or its number (RFC 4456 section 7).
-fn route_reflector(text: &str) -> Result<(), String> {
-    let id = |id: &str| id.parse::<u32>().is_ok() || id.parse::<Ipv4Addr>().is_ok();
-    match *reader::words(text).collect::<Vec<_>>() {
-        ["client"] => Ok(()),
-        ["server", cluster] if id(cluster) => Ok(()),
-        _ => Err(format!(
-            "`{text}` is neither `client` nor `server` with a cluster id, such as `server 10.0.0.1`"
-        )),
-    }
 }

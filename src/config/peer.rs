@@ -8,25 +8,23 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 use serde::Deserialize;
-use serde::de::{Deserializer, Error as _};
-use sheave_bgp::{ImportPolicy, Password};
+use serde::de::{Deserializer, Error as _, Visitor};
+use sheave_bgp::{ExportPolicy, ImportPolicy, Password};
 
-use super::import;
-
-use super::reader;
+use super::{export, import, reader};
 
 /// One of `router.peers`.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Peer {
-    /// Its address.
-    pub address: IpAddr,
-    /// The interface that it is behind, if its address is link-local.
+    /// Its address, or how it is found.
+    #[serde(default)]
+    pub address: PeerAddress,
+    /// The interface that it is behind, if its address is link-local or not configured.
     #[serde(default)]
     pub interface: Option<String>,
     /// Its autonomous system; the same as ours makes the session internal (iBGP).
-    #[serde(deserialize_with = "asn")]
-    pub asn: u32,
+    pub asn: PeerAsn,
     /// Its TCP port.
     #[serde(default = "bgp_port")]
     pub port: u16,
@@ -81,6 +79,12 @@ pub struct Peer {
     /// Which of the routes it announces are taken over; `None`: none.
     #[serde(default, deserialize_with = "import::policy")]
     pub import: Option<ImportPolicy>,
+    /// Of which of our prefixes it is told, and with what; all of them, as they are, by default.
+    #[serde(default, deserialize_with = "export::policy")]
+    pub export: ExportPolicy,
+    /// Whether it is a client of this node, which is a route reflector (RFC 4456).
+    #[serde(default)]
+    pub route_reflector_client: bool,
     /// Who asks for it.
     #[serde(skip)]
     pub source: PeerSource,
@@ -90,9 +94,9 @@ impl Peer {
     /// A peer with everything at its default.
     pub fn new(address: IpAddr, asn: u32) -> Self {
         Self {
-            address,
+            address: PeerAddress::Ip(address),
             interface: None,
-            asn,
+            asn: PeerAsn::Number(asn),
             port: bgp_port(),
             local_address: None,
             passive: false,
@@ -111,20 +115,50 @@ impl Peer {
             require_role: false,
             families: families(),
             import: None,
+            export: ExportPolicy::default(),
+            route_reflector_client: false,
             source: PeerSource::default(),
         }
     }
 
     /// Whether IPv4 prefixes are to have IPv6 next hops.
     pub fn extends_next_hop(&self) -> bool {
-        self.extended_next_hop.unwrap_or(is_link_local(self.address))
+        // It is between link-local addresses.
+        self.extended_next_hop.unwrap_or(self.interface.is_some())
     }
 
-    /// What to call it: its address, with the interface where that belongs to it.
+    /// The same peer, once it is known where it is.
+    pub fn found_at(&self, address: IpAddr, interface: Option<&str>) -> Self {
+        Self { address: PeerAddress::Ip(address), interface: interface.map(str::to_owned), ..self.clone() }
+    }
+
+    /// Whether `other` is the same peer, as configured.
+    pub fn is(&self, other: &Self) -> bool {
+        self.place() == other.place()
+    }
+
+    /// What tells it from others: one session is to one address.
+    fn place(&self) -> (PeerAddress, Option<&str>) {
+        let interface = self.interface.as_deref().filter(|_| self.address == PeerAddress::Neighbour);
+        (self.address, interface)
+    }
+
+    /// What to call it: its address, with the interface where that belongs to it; the interface alone, where it is found there.
     pub fn name(&self) -> String {
-        match &self.interface {
-            Some(interface) => format!("{}%{interface}", self.address),
-            None => self.address.to_string(),
+        match (self.address, &self.interface) {
+            (PeerAddress::Neighbour, Some(interface)) => interface.clone(),
+            (address, Some(interface)) => format!("{address}%{interface}"),
+            (address, None) => address.to_string(),
+        }
+    }
+
+    /// Whether the session is over IPv4, as far as that is known.
+    fn runs_over_ipv4(&self) -> Option<bool> {
+        match self.address {
+            PeerAddress::Ip(address) => Some(address.is_ipv4()),
+            PeerAddress::Neighbour => Some(false),
+            // The gateway of an IPv4 route may have an IPv6 address.
+            PeerAddress::DefaultGateway(_) => None,
         }
     }
 
@@ -132,6 +166,126 @@ impl Peer {
     pub fn password_source(&self) -> Option<PasswordSource> {
         let file = self.password_file.clone().map(PasswordSource::File);
         file.or_else(|| self.password_secret.clone().map(PasswordSource::Secret))
+    }
+}
+
+/// `address` of a peer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum PeerAddress {
+    /// That one.
+    Ip(IpAddr),
+    /// Of whoever is at the other end of the peer's interface, as its router advertisements tell.
+    #[default]
+    Neighbour,
+    /// Of the router that this node's default route of a family leads to; of several, each is such a peer.
+    DefaultGateway(AddressFamily),
+}
+
+impl PeerAddress {
+    /// The address, where it is configured.
+    pub fn ip(self) -> Option<IpAddr> {
+        match self {
+            Self::Ip(address) => Some(address),
+            Self::Neighbour | Self::DefaultGateway(_) => None,
+        }
+    }
+}
+
+const GATEWAYS: [(&str, AddressFamily); 2] =
+    [("default-gateway-ipv4", AddressFamily::Ipv4), ("default-gateway-ipv6", AddressFamily::Ipv6)];
+
+impl fmt::Display for PeerAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Ip(address) => address.fmt(f),
+            Self::Neighbour => f.write_str("neighbour"),
+            Self::DefaultGateway(AddressFamily::Ipv4) => f.write_str(GATEWAYS[0].0),
+            Self::DefaultGateway(AddressFamily::Ipv6) => f.write_str(GATEWAYS[1].0),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for PeerAddress {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(d)?;
+        if let Some((_, family)) = GATEWAYS.iter().find(|(name, _)| *name == text) {
+            return Ok(Self::DefaultGateway(*family));
+        }
+        let [v4, v6] = GATEWAYS.map(|(name, _)| name);
+        text.parse().map(Self::Ip).map_err(|_| {
+            D::Error::custom(format_args!(
+                "`{text}` is neither an IP address nor {v4} or {v6}; leave it out for a peer that is found on its `interface`"
+            ))
+        })
+    }
+}
+
+/// `asn` of a peer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PeerAsn {
+    /// That one.
+    Number(u32),
+    /// Whichever it says, but not this node's.
+    External,
+    /// This node's.
+    Internal,
+}
+
+impl PeerAsn {
+    /// The number where this node's is `own`; `None`: it is the peer that tells.
+    pub fn number(self, own: Option<u32>) -> Option<u32> {
+        match self {
+            Self::Number(number) => Some(number),
+            Self::External => None,
+            Self::Internal => own,
+        }
+    }
+}
+
+impl fmt::Display for PeerAsn {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Number(number) => number.fmt(f),
+            Self::External => f.write_str("external"),
+            Self::Internal => f.write_str("internal"),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for PeerAsn {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        struct NumberOrWord;
+
+        impl Visitor<'_> for NumberOrWord {
+            type Value = PeerAsn;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an autonomous system number, `external` or `internal`")
+            }
+
+            fn visit_u64<E: serde::de::Error>(self, number: u64) -> Result<PeerAsn, E> {
+                match u32::try_from(number) {
+                    Ok(0) => Err(E::custom("0 is reserved (RFC 7607)")),
+                    Ok(number) => Ok(PeerAsn::Number(number)),
+                    Err(_) => Err(E::custom(format_args!("{number} is more than {}", u32::MAX))),
+                }
+            }
+
+            fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<PeerAsn, E> {
+                match text {
+                    "external" => Ok(PeerAsn::External),
+                    "internal" => Ok(PeerAsn::Internal),
+                    _ => match text.parse() {
+                        Ok(number) => self.visit_u64(number),
+                        Err(_) => Err(E::custom(format_args!(
+                            "`{text}` is neither an autonomous system number nor `external` or `internal`"
+                        ))),
+                    },
+                }
+            }
+        }
+
+        d.deserialize_any(NumberOrWord)
     }
 }
 
@@ -143,6 +297,8 @@ pub enum PeerSource {
     Config,
     /// An annotation of the Node.
     Annotation,
+    /// `router.mesh`: it is another node.
+    Mesh,
 }
 
 /// `passwordSecret` of a peer: a key of a Secret in the agent's own namespace.
@@ -212,6 +368,11 @@ pub struct DynamicPeer {
     require_role: bool,
     #[serde(default = "families")]
     families: Vec<AddressFamily>,
+    /// Of which of our prefixes they are told, and with what.
+    #[serde(default, deserialize_with = "export::policy")]
+    pub export: ExportPolicy,
+    #[serde(default)]
+    route_reflector_client: bool,
 }
 
 impl DynamicPeer {
@@ -231,6 +392,8 @@ impl DynamicPeer {
             role: self.role,
             require_role: self.require_role,
             families: self.families.clone(),
+            export: self.export.clone(),
+            route_reflector_client: self.route_reflector_client,
             ..Peer::new(self.prefix.addr(), self.asn)
         }
     }
@@ -268,7 +431,7 @@ pub enum NextHop {
 }
 
 /// An address family (AFI with SAFI unicast).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum AddressFamily {
     /// IPv4 unicast.
@@ -294,30 +457,46 @@ pub enum Role {
     Peer,
 }
 
-/// What no field can tell alone: the field that is wrong, from the list on, and what is wrong with it.
-pub(super) fn check(peers: &[Peer]) -> Result<(), (String, String)> {
+/// The field that is wrong, from the list on, and what is wrong with it.
+pub(super) type Wrong = (String, String);
+
+/// What no field can tell alone.
+pub(super) fn check(peers: &[Peer]) -> Result<(), Wrong> {
     let mut seen = HashSet::new();
     for (index, peer) in peers.iter().enumerate() {
         let wrong = |field: &str, message: String| Err((format!("[{index}].{field}"), message));
-        if !seen.insert(peer.address) {
-            return wrong("address", format!("{} is listed twice: a peer has one session", peer.address));
+        if !seen.insert(peer.place()) {
+            let field = if peer.address == PeerAddress::Neighbour { "interface" } else { "address" };
+            return wrong(field, format!("{} is listed twice: a peer has one session", peer.name()));
         }
-        if peer.local_address.is_some_and(|local| local.is_ipv4() != peer.address.is_ipv4()) {
+        let of_other_family = |local: IpAddr, ipv4: bool| local.is_ipv4() != ipv4;
+        if peer
+            .local_address
+            .zip(peer.runs_over_ipv4())
+            .is_some_and(|(local, ipv4)| of_other_family(local, ipv4))
+        {
             return wrong("localAddress", "is of another address family than the peer's address".into());
         }
-        match (is_link_local(peer.address), &peer.interface) {
-            (true, None) => {
+        match (peer.address, &peer.interface) {
+            (PeerAddress::Neighbour, None) => {
+                let message = "missing: give the peer's address, or the interface that it is to be found on";
+                return wrong("address", message.into());
+            }
+            (PeerAddress::Ip(address), None) if is_link_local(address) => {
                 let message =
-                    format!("missing: {} is link-local, give the interface that it is behind", peer.address);
+                    format!("missing: {address} is link-local, give the interface that it is behind");
                 return wrong("interface", message);
             }
-            (false, Some(_)) => {
+            (PeerAddress::Ip(address), Some(_)) if !is_link_local(address) => {
                 return wrong(
                     "interface",
-                    "is for a link-local address, such as fe80::1: leave it out".into(),
+                    "is for a link-local address, such as fe80::1, or for none: leave out this or the address".into(),
                 );
             }
-            (true, Some(_)) | (false, None) => {}
+            (PeerAddress::DefaultGateway(_), Some(_)) => {
+                return wrong("interface", "is the default route's: leave it out".into());
+            }
+            (PeerAddress::Neighbour | PeerAddress::Ip(_), _) | (PeerAddress::DefaultGateway(_), None) => {}
         }
         fits(peer).or_else(|(field, message)| wrong(field, message.into()))?;
     }
@@ -329,7 +508,7 @@ fn is_link_local(address: IpAddr) -> bool {
 }
 
 /// The same of ranges.
-pub(super) fn check_dynamic(ranges: &[DynamicPeer]) -> Result<(), (String, String)> {
+pub(super) fn check_dynamic(ranges: &[DynamicPeer]) -> Result<(), Wrong> {
     let mut seen = HashSet::new();
     for (index, range) in ranges.iter().enumerate() {
         let wrong = |field: &str, message: String| Err((format!("[{index}].{field}"), message));
@@ -352,7 +531,7 @@ fn fits(peer: &Peer) -> Result<(), (&'static str, &'static str)> {
     if peer.require_role && peer.role.is_none() {
         return Err(("requireRole", "there is no role that the peer's could fit: give this node's `role`"));
     }
-    if peer.extended_next_hop == Some(true) && peer.address.is_ipv4() {
+    if peer.extended_next_hop == Some(true) && peer.runs_over_ipv4() == Some(true) {
         return Err(("extendedNextHop", "is for sessions over IPv6, which carry IPv4 by it: leave it out"));
     }
     if peer.password_file.is_some() && peer.password_secret.is_some() {
@@ -376,12 +555,12 @@ fn parse_duration<E: serde::de::Error>(text: &str) -> Result<Duration, E> {
         .map_err(|_| E::custom(format_args!("`{text}` is not a duration such as 120s, 300ms or 1h")))
 }
 
-fn hold_time() -> Duration {
+pub(super) fn hold_time() -> Duration {
     Duration::from_secs(90)
 }
 
 /// RFC 4271 section 4.2: 0, or at least 3 seconds; 16 bits.
-fn hold_time_of<'de, D: Deserializer<'de>>(d: D) -> Result<Duration, D::Error> {
+pub(super) fn hold_time_of<'de, D: Deserializer<'de>>(d: D) -> Result<Duration, D::Error> {
     let time = duration(d)?;
     let seconds = time.as_secs();
     if time.subsec_nanos() != 0 || (seconds != 0 && !(3..=65535).contains(&seconds)) {

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::MissedTickBehavior;
 use tracing::warn;
 
 use super::explain::{Explanation, Target};
@@ -21,6 +22,8 @@ use super::metrics::Snapshot;
 const LONGEST_QUESTION: u64 = 1024;
 /// How long a question may take to be asked.
 const ASKING: Duration = Duration::from_secs(1);
+/// How often it is looked whether the socket is still there.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// An agent at one moment. Lists are sorted.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -44,6 +47,8 @@ pub struct Status {
     pub bmp: Vec<BmpStation>,
     /// Routes learnt of peers.
     pub imported: Imported,
+    /// Prefixes that are passed on between internal peers, by a route reflector.
+    pub reflected: usize,
     /// Prefixes that the plan announces.
     pub announcements: Vec<Announcement>,
     /// Virtual servers that the plan has, with what the kernel holds of them.
@@ -98,9 +103,10 @@ pub struct Watch {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Peer {
-    /// Its address; with its interface, where that is link-local.
+    /// Its address; with its interface, where that is link-local; and while it is not known, the interface alone or the default gateway that
+    /// it is to be.
     pub address: String,
-    /// Its ASN.
+    /// Its ASN; 0 where that is the peer's to tell and it has not yet.
     pub asn: u32,
     /// The range of `router.dynamicPeers` that it has connected from.
     pub range: Option<String>,
@@ -160,6 +166,8 @@ pub struct Announcement {
     pub announced: bool,
     /// The aggregate that is announced in its place.
     pub aggregate: Option<String>,
+    /// The peers, and ranges of `router.dynamicPeers`, whose export policies keep it from them.
+    pub withheld_from: Vec<String>,
 }
 
 /// A virtual server.
@@ -211,32 +219,67 @@ pub enum Question {
     Snapshot(oneshot::Sender<Snapshot>),
 }
 
-/// Listens on `path` and passes questions on. A socket left by an agent that was killed is replaced.
+/// Listens on `path` and passes questions on. A socket left by an agent that was killed is replaced, and one that somebody removes is
+/// made again.
 ///
 /// # Errors
 /// When the socket cannot be made.
 pub fn serve(path: &Path, questions: mpsc::Sender<Question>) -> io::Result<()> {
-    if let Some(directory) = path.parent() {
-        std::fs::create_dir_all(directory)?;
-    }
-    match std::fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
-    let listener = UnixListener::bind(path)?;
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
+    let mut listener = listen(path)?;
+    let path = path.to_owned();
     tokio::spawn(async move {
+        let mut looks = tokio::time::interval(LOOK);
+        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut missed = false;
         loop {
-            match listener.accept().await {
-                Ok((stream, _)) => drop(tokio::spawn(answer(stream, questions.clone()))),
-                Err(error) => {
-                    warn!(%error, "status socket");
-                    tokio::time::sleep(Duration::from_secs(1)).await;
-                }
+            tokio::select! {
+                accepted = listener.accept() => match accepted {
+                    Ok((stream, _)) => drop(tokio::spawn(answer(stream, questions.clone()))),
+                    Err(error) => {
+                        warn!(%error, "status socket");
+                        tokio::time::sleep(Duration::from_secs(1)).await;
+                    }
+                },
+                // One that is another's is left alone: an agent that takes this one's place has made it.
+                _ = looks.tick() => if is_gone(&path) {
+                    match listen(&path) {
+                        Ok(made) => {
+                            warn!(path = %path.display(), "status socket: somebody removed it, made again");
+                            listener = made;
+                            missed = false;
+                        }
+                        Err(error) if !missed => {
+                            warn!(path = %path.display(), %error, "status socket: somebody removed it, and it cannot be made again");
+                            missed = true;
+                        }
+                        Err(_) => {}
+                    }
+                },
             }
         }
     });
     Ok(())
+}
+
+/// In one step, whatever is there: at no time is there none, or one that others may open.
+fn listen(path: &Path) -> io::Result<UnixListener> {
+    if let Some(directory) = path.parent() {
+        std::fs::create_dir_all(directory)?;
+    }
+    let mut new = path.as_os_str().to_owned();
+    new.push(".new");
+    match std::fs::remove_file(&new) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let listener = UnixListener::bind(&new)?;
+    std::fs::set_permissions(&new, std::fs::Permissions::from_mode(0o600))?;
+    std::fs::rename(&new, path)?;
+    Ok(listener)
+}
+
+fn is_gone(path: &Path) -> bool {
+    std::fs::symlink_metadata(path).is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
 }
 
 async fn answer(mut stream: UnixStream, questions: mpsc::Sender<Question>) {
@@ -302,4 +345,62 @@ async fn say<T: serde::de::DeserializeOwned>(path: &Path, question: &str) -> io:
         return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the agent is shutting down"));
     }
     serde_json::from_slice(&text).map_err(io::Error::from)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::MetadataExt as _;
+
+    use super::*;
+
+    /// Answers with the target's own words.
+    async fn echo(mut questions: mpsc::Receiver<Question>) {
+        while let Some(question) = questions.recv().await {
+            if let Question::Explain(target, asker) = question {
+                let _ = asker.send(Err(target.to_string()));
+            }
+        }
+    }
+
+    async fn answers(path: &Path) -> bool {
+        let target: Target = "default/web".parse().unwrap();
+        explain(path, &target).await.is_ok_and(|answer| answer == Err("default/web".into()))
+    }
+
+    #[tokio::test]
+    async fn a_socket_that_somebody_removes_is_made_again() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("run/status.sock");
+        let (sender, questions) = mpsc::channel(1);
+        tokio::spawn(echo(questions));
+        // What an agent that was killed left.
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+        serve(&path, sender).unwrap();
+        assert!(answers(&path).await);
+
+        type Remove = fn(&Path) -> io::Result<()>;
+        let removals: [(&str, Remove); 2] = [
+            ("the socket", |path| std::fs::remove_file(path)),
+            ("its directory", |path| std::fs::remove_dir_all(path.parent().unwrap())),
+        ];
+        for (what, remove) in removals {
+            remove(&path).unwrap();
+            assert!(!answers(&path).await, "{what}");
+            let back = tokio::time::timeout(10 * LOOK, async {
+                while !answers(&path).await {
+                    tokio::time::sleep(LOOK / 20).await;
+                }
+            });
+            assert!(back.await.is_ok(), "{what}");
+            assert_eq!(std::fs::metadata(&path).unwrap().mode() & 0o777, 0o600, "{what}");
+        }
+
+        let others = directory.path().join("others");
+        let _other = UnixListener::bind(&others).unwrap();
+        std::fs::rename(&others, &path).unwrap();
+        let inode = std::fs::metadata(&path).unwrap().ino();
+        tokio::time::sleep(LOOK * 5 / 2).await;
+        assert_eq!(std::fs::metadata(&path).unwrap().ino(), inode, "another agent's is left alone");
+    }
 }

@@ -242,6 +242,13 @@ pub enum AnnouncementKind {
     Aggregate,
 }
 
+impl AnnouncementKind {
+    /// What export policies know it by.
+    pub fn number(self) -> u8 {
+        self as u8
+    }
+}
+
 /// A prefix to announce, with its path attributes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Announcement {

@@ -11,7 +11,9 @@ use super::explain::{Explanation, explain};
 use super::model::{Announcement, AnnouncementKind, Delta, NodePlan, NodeState, ServicePlan, Warning};
 use super::service::{NodeContext, service};
 use crate::cluster::{ACCEPTS_ANNOTATION, Accepts, Changes, Event, Index, Node, Problem, ServiceName};
-use crate::config::{Config, INVALID_ANNOTATION, NodePortAddresses, NodeSettings, ServiceSettings};
+use crate::config::{
+    Config, INVALID_ANNOTATION, MeshMember, NodePortAddresses, NodeSettings, ServiceSettings,
+};
 
 /// Reason of the notice that this node is told to announce no Service.
 pub const EXCLUDED_FROM_LOAD_BALANCERS: &str = "ExcludedFromLoadBalancers";
@@ -27,7 +29,11 @@ pub struct Planner {
     /// Of which Node, as it was then: they are read once.
     read_node: Option<Arc<Node>>,
     node_warnings: Vec<Warning>,
-    /// Both together: the config in force.
+    /// Both together.
+    settled: Config,
+    /// What other Nodes say of themselves as members of the mesh, or said before it became wrong.
+    members: HashMap<Arc<str>, MeshMember>,
+    /// With the peers that are other nodes: the config in force.
     config: Config,
     index: Index,
     /// Of Services with annotations: what they say, or said before they became wrong.
@@ -47,6 +53,8 @@ impl Planner {
             plan: NodePlan::new(node.clone()),
             node,
             config: file.clone(),
+            settled: file.clone(),
+            members: HashMap::new(),
             file,
             node_settings: NodeSettings::default(),
             read_node: None,
@@ -63,7 +71,8 @@ impl Planner {
     /// Puts in force what an earlier agent knew of this node's Node, until the source tells of it.
     pub fn recall(&mut self, node: &Node) {
         self.node_settings = NodeSettings::read(node, None).0;
-        self.config = self.node_settings.apply(&self.file);
+        self.settled = self.node_settings.apply(&self.file);
+        self.config = self.settled.clone();
     }
 
     /// This node's own Node object, if all that it says reads.
@@ -261,7 +270,6 @@ impl Planner {
 
     fn plan_node(&mut self) -> Delta {
         let own = self.index.own_node();
-        let mut router = false;
         let read = |node: &Arc<Node>| {
             self.read_node.as_ref().is_some_and(|read| read.annotations == node.annotations)
         };
@@ -269,12 +277,13 @@ impl Planner {
             let (settings, mut warnings) = NodeSettings::read(node, Some(&self.node_settings));
             let config = settings.apply(&self.file);
             warnings.extend(settings.conflicts(&self.node, &config));
-            router = config.router != self.config.router;
-            self.config = config;
+            self.settled = config;
             self.node_settings = settings;
             self.node_warnings = warnings;
             self.read_node = Some(node.clone());
         }
+        let router = self.plan_peers();
+        let own = self.index.own_node();
         let (addresses, pod_cidrs) = match own {
             Some(node) => {
                 let pod_cidrs = self.node_settings.pod_cidrs.as_ref().unwrap_or(&node.pod_cidrs);
@@ -320,6 +329,28 @@ impl Planner {
             announced.map(|prefix| self.announcement(*prefix, AnnouncementKind::PodCIDR)).collect();
         let delta = self.plan.set_node(state, announcements, aggregates);
         Delta { router, ..delta }
+    }
+
+    /// Puts the config in force, with other nodes as peers where there is a mesh; tells whether the speaker's part is another.
+    fn plan_peers(&mut self) -> bool {
+        // Its Node is gone, but this node is not: its sessions stay.
+        let Some(own) = self.index.own_node() else { return false };
+        let mut config = self.settled.clone();
+        if let Some(mesh) = &config.router.mesh {
+            let before = std::mem::take(&mut self.members);
+            let member = |(name, node): (&Arc<str>, &Arc<Node>)| {
+                (name.clone(), MeshMember::read(node, before.get(name)))
+            };
+            self.members = self.index.other_nodes().map(member).collect();
+            let itself = MeshMember::of(&self.node_settings);
+            let others = self.index.other_nodes();
+            let others = others.filter_map(|(name, node)| Some((&**node, *self.members.get(name)?)));
+            let peers = mesh.peers(&config.router, self.file.router.asn, (own, itself), others);
+            config.router.peers.extend(peers);
+        }
+        let router = config.router != self.config.router;
+        self.config = config;
+        router
     }
 
     /// Of a prefix that is no Service's: with the attributes of all that is announced.

@@ -22,32 +22,32 @@ use crate::dataplane::netlink::{
 
 /// Groups of notifications (`RTNLGRP_*`, linux/rtnetlink.h), as bits: links, IPv4 addresses, routes of both families, nexthop
 /// objects.
-const GROUPS: u32 = 1 << 0 | 1 << 4 | 1 << 6 | 1 << 10 | 1 << 31;
-const RTM_NEWLINK: u16 = 16;
-const RTM_DELLINK: u16 = 17;
-const RTM_DELADDR: u16 = 21;
-const RTM_NEWROUTE: u16 = 24;
-const RTM_DELROUTE: u16 = 25;
+pub(super) const GROUPS: u32 = 1 << 0 | 1 << 4 | 1 << 6 | 1 << 10 | 1 << 31;
+pub(super) const RTM_NEWLINK: u16 = 16;
+pub(super) const RTM_DELLINK: u16 = 17;
+pub(super) const RTM_DELADDR: u16 = 21;
+pub(super) const RTM_NEWROUTE: u16 = 24;
+pub(super) const RTM_DELROUTE: u16 = 25;
 const RTM_GETROUTE: u16 = 26;
 const RTM_DELNEXTHOP: u16 = 105;
 /// linux/netlink.h.
 const NLM_F_DUMP_INTR: u16 = 0x10;
 const NLM_F_REPLACE: u16 = 0x100;
-const IFF_UP: u32 = 1;
+pub(super) const IFF_UP: u32 = 1;
 const IFA_ADDRESS: u16 = 1;
 const IFA_LOCAL: u16 = 2;
 
 /// Bytes of notifications that may wait to be read, as far as `net.core.rmem_max` lets them: some hundreds by default. With more the kernel leaves some out, says so, and the tables are listed.
 const RECEIVE_BUFFER: u32 = 1 << 20;
 /// No datagram is longer: a dump's are cut by the kernel, and no route has so many next hops.
-const DATAGRAM: usize = 64 << 10;
+pub(super) const DATAGRAM: usize = 64 << 10;
 /// How many datagrams are read before what they say is told.
 const BATCH: usize = 10_000;
 /// A kernel that does not answer is asked again after.
-const LIMIT: Duration = Duration::from_secs(10);
-const AGAIN: Duration = Duration::from_secs(1);
+pub(super) const LIMIT: Duration = Duration::from_secs(10);
+pub(super) const AGAIN: Duration = Duration::from_secs(1);
 /// A listing is followed by a rest that many times as long.
-const REST: u32 = 9;
+pub(super) const REST: u32 = 9;
 
 /// Tables that are followed; ends with its owner.
 #[derive(Debug)]
@@ -161,43 +161,7 @@ impl Follower {
     }
 
     async fn list(&self, part: Part) -> io::Result<Vec<Route>> {
-        let socket = Socket::open(0)?;
-        let mut sequence = 0;
-        'again: loop {
-            sequence += 1;
-            // The rest of `struct rtmsg`, all zero, and the table: with strict checks the kernel heeds it.
-            let rest = [&[0; 8][..], &attribute(RTA_TABLE, &part.table.to_ne_bytes())].concat();
-            let family = if part.ipv6 { AF_INET6 } else { AF_INET };
-            let request =
-                Request { kind: RTM_GETROUTE, flags: DUMP, header: [family, 0, 0, 0], attributes: &rest };
-            socket.send(&request.encode(sequence))?;
-            let mut routes = Vec::new();
-            let mut interrupted = false;
-            let mut datagram = Vec::with_capacity(DATAGRAM);
-            loop {
-                socket.receive(&mut datagram).await?;
-                let mut rest = &datagram[..];
-                while !rest.is_empty() {
-                    let (message, more) = parse(rest).ok_or_else(cut_short)?;
-                    rest = more;
-                    // The table changed meanwhile: some of it may be missing.
-                    interrupted |= message.flags & NLM_F_DUMP_INTR != 0;
-                    match message.kind {
-                        RTM_NEWROUTE => routes.extend(Route::read(message.body)),
-                        NLMSG_DONE | NLMSG_ERROR => match outcome(message.body) {
-                            Ok(()) if interrupted => continue 'again,
-                            Ok(()) => return Ok(routes),
-                            // There is no table until it has a first route.
-                            Err(error) if Errno::from_io_error(&error) == Some(Errno::NOENT) => {
-                                return Ok(Vec::new());
-                            }
-                            Err(error) => return Err(error),
-                        },
-                        _ => {}
-                    }
-                }
-            }
-        }
+        list_routes(part.table, part.ipv6, Some).await
     }
 
     /// Takes in all notifications that are there.
@@ -243,6 +207,59 @@ impl Follower {
     }
 }
 
+/// What `pick` takes of the routes of a family in a table.
+pub(super) async fn list_routes<T>(
+    table: u32,
+    ipv6: bool,
+    pick: impl Fn(Route) -> Option<T>,
+) -> io::Result<Vec<T>> {
+    // The rest of `struct rtmsg`, all zero, and the table: with strict checks the kernel heeds it.
+    let rest = [&[0; 8][..], &attribute(RTA_TABLE, &table.to_ne_bytes())].concat();
+    let family = if ipv6 { AF_INET6 } else { AF_INET };
+    let request = Request { kind: RTM_GETROUTE, flags: DUMP, header: [family, 0, 0, 0], attributes: &rest };
+    let route = |message: &Message<'_>| {
+        (message.kind == RTM_NEWROUTE).then(|| Route::read(message.body)).flatten().and_then(&pick)
+    };
+    match dump(request, route).await {
+        // There is no table until it has a first route.
+        Err(error) if Errno::from_io_error(&error) == Some(Errno::NOENT) => Ok(Vec::new()),
+        listed => listed,
+    }
+}
+
+/// What `pick` takes of the answers to a dump.
+pub(super) async fn dump<T>(
+    request: Request<'_>,
+    pick: impl Fn(&Message<'_>) -> Option<T>,
+) -> io::Result<Vec<T>> {
+    let socket = Socket::open(0)?;
+    let mut sequence = 0;
+    'again: loop {
+        sequence += 1;
+        socket.send(&request.encode(sequence))?;
+        let mut picked = Vec::new();
+        let mut interrupted = false;
+        let mut datagram = Vec::with_capacity(DATAGRAM);
+        loop {
+            socket.receive(&mut datagram).await?;
+            let mut rest = &datagram[..];
+            while !rest.is_empty() {
+                let (message, more) = parse(rest).ok_or_else(cut_short)?;
+                rest = more;
+                // The table changed meanwhile: some of it may be missing.
+                interrupted |= message.flags & NLM_F_DUMP_INTR != 0;
+                match message.kind {
+                    NLMSG_DONE | NLMSG_ERROR => match outcome(message.body) {
+                        Ok(()) if interrupted => continue 'again,
+                        outcome => return outcome.map(|()| picked),
+                    },
+                    _ => picked.extend(pick(&message)),
+                }
+            }
+        }
+    }
+}
+
 /// What a notification says is gone that routes may have gone with.
 fn gone(message: &Message<'_>) -> Option<Support> {
     let field = |at: usize| message.body.get(at..at + 4).and_then(number);
@@ -262,10 +279,10 @@ fn gone(message: &Message<'_>) -> Option<Support> {
 }
 
 /// A netlink socket whose datagrams are waited for without a thread.
-struct Socket(TokioSocket);
+pub(super) struct Socket(TokioSocket);
 
 impl Socket {
-    fn open(groups: u32) -> io::Result<Self> {
+    pub(super) fn open(groups: u32) -> io::Result<Self> {
         let mut socket = TokioSocket::new(NETLINK_ROUTE)?;
         socket.socket_ref().set_rx_buf_sz(RECEIVE_BUFFER)?;
         socket.socket_ref().set_netlink_get_strict_chk(true)?;
@@ -277,13 +294,13 @@ impl Socket {
         self.0.socket_ref().send_to(bytes, &SocketAddr::new(0, 0), 0).map(drop)
     }
 
-    async fn receive(&self, datagram: &mut Vec<u8>) -> io::Result<()> {
+    pub(super) async fn receive(&self, datagram: &mut Vec<u8>) -> io::Result<()> {
         datagram.clear();
         self.0.recv(datagram).await
     }
 
     /// Whether there was a datagram.
-    fn try_receive(&self, datagram: &mut Vec<u8>) -> io::Result<bool> {
+    pub(super) fn try_receive(&self, datagram: &mut Vec<u8>) -> io::Result<bool> {
         datagram.clear();
         match self.0.socket_ref().recv(datagram, 0) {
             Ok(_) => Ok(true),

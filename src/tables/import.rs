@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 use rtnetlink::Handle;
-use sheave_bgp::LearntChange;
+use sheave_bgp::{LearntChange, NextHop};
 use tracing::{info, warn};
 
 use super::multipath::{self, Key, Ways};
@@ -37,7 +37,7 @@ pub struct ImportTable {
     /// As the kernel holds them, as far as is known.
     held: BTreeMap<Key, Ways>,
     /// Next hops, as learnt.
-    wanted: BTreeMap<IpNet, Arc<[IpAddr]>>,
+    wanted: BTreeMap<IpNet, Arc<[NextHop]>>,
     /// What is not as wanted, and why.
     refused: BTreeMap<IpNet, String>,
     /// The last of them that was tried again; the next ones follow, and after the last the first.
@@ -263,9 +263,9 @@ impl ImportTable {
     /// Puts a route to those next hops that the kernel takes: one that it does not must not cost the others. Those in use stay so
     /// meanwhile. Gives whether there are any.
     async fn put_usable(&mut self, key: Key, ways: &Ways) -> bool {
-        let of = |hops: &BTreeSet<IpAddr>| Ways { hops: hops.iter().copied().collect(), ..ways.clone() };
+        let of = |hops: &BTreeSet<NextHop>| Ways { hops: hops.iter().copied().collect(), ..ways.clone() };
         let in_use = self.held.get(&key).map(|held| Arc::clone(&held.hops)).unwrap_or_default();
-        let mut usable: BTreeSet<IpAddr> =
+        let mut usable: BTreeSet<NextHop> =
             ways.hops.iter().filter(|hop| in_use.contains(hop)).copied().collect();
         if !usable.is_empty() && self.put(key, &of(&usable)).await.is_err() {
             usable.clear();

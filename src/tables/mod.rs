@@ -5,6 +5,7 @@
 //! what is announced ─────────────────────────────────────────────────► [ExportTable] ──► a table that the node's own BIRD or
 //!                                                                                        FRR announces
 //! what peers announce ──import policies, decision──► LearntChange ──► [ImportTable] ──► the main table, or another
+//! links, main table ──notifications, dumps──► [follow_links] ──► Surroundings: which next hops are reached, where peers are
 //! ```
 //!
 //! In: routes that others (Coil, an operator) put into tables of their own are announced as long as they are there. Nothing is
@@ -24,12 +25,14 @@ mod follow;
 mod import;
 mod multipath;
 mod route;
+mod surroundings;
 
 use ipnet::IpNet;
 
 pub use export::ExportTable;
 pub use follow::{Following, follow};
 pub use import::{ImportCounts, ImportTable, remove_imported};
+pub use surroundings::{FollowingLinks, Gateway, Surroundings, follow_links};
 
 /// What became different in the tables that are followed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -13,6 +13,7 @@ use rtnetlink::packet_route::route::{
     RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType, RouteVia,
 };
 use rtnetlink::{Handle, RouteMessageBuilder, RouteNextHopBuilder};
+use sheave_bgp::NextHop;
 
 use crate::dataplane::error::{RouteError, is_absent};
 use crate::dataplane::routing::ip;
@@ -27,7 +28,7 @@ pub const METRIC: u32 = 8192;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Ways {
     /// Next hops, sorted; each gets its share of the flows.
-    pub(super) hops: Arc<[IpAddr]>,
+    pub(super) hops: Arc<[NextHop]>,
     /// Source address of packets that this node itself sends.
     pub(super) source: Option<IpAddr>,
 }
@@ -84,15 +85,19 @@ fn message((table, prefix): Key, ways: Option<&Ways>) -> Result<RouteMessage, Ro
         .priority(METRIC);
     let Some(Ways { hops, source }) = ways else { return Ok(builder.build()) };
     builder = match hops[..] {
-        [hop] => builder.gateway(hop).map_err(|error| invalid(&error))?,
+        [NextHop { address, interface }] => {
+            let builder = builder.gateway(address).map_err(|error| invalid(&error))?;
+            interface.into_iter().fold(builder, RouteMessageBuilder::output_interface)
+        }
         _ => {
-            let next = |hop: &IpAddr| {
+            let next = |hop: &NextHop| {
                 let builder = if prefix.addr().is_ipv4() {
                     RouteNextHopBuilder::new_ipv4()
                 } else {
                     RouteNextHopBuilder::new_ipv6()
                 };
-                builder.via(*hop).map(RouteNextHopBuilder::build)
+                let builder = hop.interface.into_iter().fold(builder, RouteNextHopBuilder::interface);
+                builder.via(hop.address).map(RouteNextHopBuilder::build)
             };
             let hops = hops.iter().map(next).collect::<Result<_, _>>().map_err(|error| invalid(&error))?;
             builder.multipath(hops)
@@ -111,26 +116,39 @@ fn parse(message: &RouteMessage) -> Option<(Key, Ways)> {
         _ => return None,
     };
     let mut table = u32::from(message.header.table);
-    let (mut source, mut hops) = (None, Vec::new());
-    let gateway = |attribute: &RouteAttribute| match attribute {
-        RouteAttribute::Gateway(address) => ip(address),
-        // IPv4 by way of IPv6.
-        RouteAttribute::Via(RouteVia::Inet6(address)) => Some(IpAddr::V6(*address)),
-        _ => None,
-    };
+    let (mut source, mut single, mut device, mut hops) = (None, None, None, Vec::new());
     for attribute in &message.attributes {
         match attribute {
             RouteAttribute::Destination(address) => destination = ip(address)?,
             RouteAttribute::PrefSource(address) => source = ip(address),
             RouteAttribute::Table(id) => table = *id,
-            RouteAttribute::Gateway(_) | RouteAttribute::Via(_) => hops.extend(gateway(attribute)),
+            RouteAttribute::Oif(index) => device = Some(*index),
+            RouteAttribute::Gateway(_) | RouteAttribute::Via(_) => single = gateway(attribute),
             RouteAttribute::MultiPath(ways) => {
-                hops.extend(ways.iter().filter_map(|way| way.attributes.iter().find_map(gateway)));
+                hops.extend(ways.iter().filter_map(|way| {
+                    Some(hop(way.attributes.iter().find_map(gateway)?, Some(way.interface_index)))
+                }));
             }
             _ => {}
         }
     }
+    hops.extend(single.map(|gateway| hop(gateway, device)));
     hops.sort_unstable();
     let prefix = IpNet::new(destination, message.header.destination_prefix_length).ok()?;
     Some(((table, prefix), Ways { hops: hops.into(), source }))
+}
+
+fn gateway(attribute: &RouteAttribute) -> Option<IpAddr> {
+    match attribute {
+        RouteAttribute::Gateway(address) => ip(address),
+        // IPv4 by way of IPv6.
+        RouteAttribute::Via(RouteVia::Inet6(address)) => Some(IpAddr::V6(*address)),
+        _ => None,
+    }
+}
+
+/// As it is learnt: the interface belongs to a link-local address alone.
+fn hop(address: IpAddr, device: Option<u32>) -> NextHop {
+    let link_local = matches!(address, IpAddr::V6(address) if address.is_unicast_link_local());
+    NextHop { address, interface: device.filter(|_| link_local) }
 }

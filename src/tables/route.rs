@@ -38,6 +38,21 @@ pub(super) struct Hop {
     gateway: Vec<u8>,
 }
 
+impl Hop {
+    /// The router that packets are handed to; of an IPv4 route it may have an IPv6 address.
+    pub(super) fn gateway(&self) -> Option<IpAddr> {
+        match &self.gateway[..] {
+            // `struct rtvia`: the family, then the address.
+            [low, high, address @ ..]
+                if u16::from_ne_bytes([*low, *high]) == u16::from(AF_INET6) && address.len() == 16 =>
+            {
+                self::address(address)
+            }
+            plain => address(plain),
+        }
+    }
+}
+
 /// A route of somebody's.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Route {
@@ -87,6 +102,19 @@ impl Route {
         hops.extend(device.map(|device| Hop { device, gateway }));
         let prefix = IpNet::new(destination, length).ok()?.trunc();
         Some(Self { table, prefix, tos, metric, protocol, kind, hops, source, by_object })
+    }
+
+    /// Whether it leads to what is on links.
+    pub(super) fn is_on_link(&self) -> bool {
+        self.kind == RTN_UNICAST
+            && !self.hops.is_empty()
+            && self.hops.iter().all(|hop| hop.gateway.is_empty())
+    }
+
+    /// Its metric, if it is a default route that was not learnt by us.
+    pub(super) fn default_metric(&self) -> Option<u32> {
+        let learnt = self.protocol == multipath::PROTOCOL;
+        (self.kind == RTN_UNICAST && !learnt && self.prefix.prefix_len() == 0).then_some(self.metric)
     }
 
     /// Whether the kernel would take it for the same place in the table: a new one there replaces the old one.
@@ -209,6 +237,18 @@ pub(super) mod tests {
                 let _ = Route::read(&body[..cut]);
             }
         }
+    }
+
+    #[test]
+    fn gateways_of_either_family() {
+        let via = |bytes: &[u8]| Hop { device: 3, gateway: bytes.to_vec() }.gateway();
+        let v6: IpAddr = "fe80::1".parse().unwrap();
+        let IpAddr::V6(octets) = v6 else { unreachable!() };
+        let rtvia = |family: u16| [&family.to_ne_bytes()[..], &octets.octets()].concat();
+        assert_eq!(via(&[10, 0, 0, 1]), Some([10, 0, 0, 1].into()));
+        assert_eq!(via(&octets.octets()), Some(v6));
+        assert_eq!(via(&rtvia(10)), Some(v6));
+        assert_eq!((via(&rtvia(28)), via(&[]), via(&[10, 0])), (None, None, None));
     }
 
     #[test]

@@ -3,9 +3,11 @@
 use std::path::Path;
 use std::time::Duration;
 
-use sheave::config::{Config, ForwardingTo, ImportTo, MarkMask, OnExit, Role, VirtualServerMetrics};
-use sheave::plan::{Forwarding, Scheduler};
-use sheave_bgp::{ImportPolicy, LimitAction, MaxPrefixes, PrefixFilter};
+use sheave::config::{Config, ForwardingTo, ImportTo, MarkMask, OnExit, PeerAsn, Role, VirtualServerMetrics};
+use sheave::plan::{AnnouncementKind, Forwarding, Scheduler};
+use sheave_bgp::{
+    Community, ExportPolicy, ImportPolicy, LargeCommunity, LimitAction, MaxPrefixes, PrefixFilter,
+};
 
 fn parse(text: &str) -> Result<Config, String> {
     Config::parse(Path::new("sheave.yaml"), text).map_err(|error| error.to_string())
@@ -15,9 +17,9 @@ fn parse(text: &str) -> Result<Config, String> {
 const EVERYTHING: &str = "
 router: {asn: 64512, routerId: auto, listen: {port: 179}, gracefulRestart: {restartTime: 120s, longLived: {staleTime: 1h}},
   peers: [{address: 10.0.0.1, asn: 65001, port: 179, localAddress: null, passwordFile: null, multihop: null, ttlSecurity: null, holdTime: 90s,
-           bfd: {transmitInterval: 300ms, receiveInterval: 300ms, detectMultiplier: 3}, nextHop: self, families: [ipv4, ipv6], import: none}],
+           bfd: {transmitInterval: 300ms, receiveInterval: 300ms, detectMultiplier: 3}, nextHop: self, families: [ipv4, ipv6], import: none, export: all}],
   dynamicPeers: [{prefix: 10.0.0.0/24, asn: 65001}], import: {table: 254, onExit: keep},
-  bmp: [{address: 10.0.0.9, port: 11019, statisticsInterval: 60s, queueKiB: 8192}]}
+  bmp: [{address: 10.0.0.9, port: 11019, statisticsInterval: 60s, queueKiB: 8192, tables: [locRib, adjRibOut]}]}
 announce: {clusterIPs: false, externalIPs: true, loadBalancerIPs: true, podCIDRs: false, kernelTables: [], aggregate: [], communities: []}
 services: {forwarding: tunnel, encapsulation: ipip, acceptance: node, serviceCIDRs: [], nodePortAddresses: [primary],
   scheduler: {external: mh, internal: rr}, externalIPs: {allow: []}, markMask: 0x3fff}
@@ -31,7 +33,7 @@ fn every_key_parses() {
     let config = parse(EVERYTHING).unwrap();
     let peer = &config.router.peers[0];
     assert_eq!(config.router.asn, Some(64512));
-    assert_eq!((peer.asn, peer.hold_time), (65001, Duration::from_secs(90)));
+    assert_eq!((peer.asn, peer.hold_time), (PeerAsn::Number(65001), Duration::from_secs(90)));
     let bfd = peer.bfd.unwrap();
     assert_eq!(bfd.transmit_interval, Duration::from_millis(300));
     let warned: Vec<_> = config.warnings().into_iter().map(|warning| warning.message).collect();
@@ -103,10 +105,25 @@ fn a_peer_needs_little() {
         ("address: 'fd00::1', extendedNextHop: true", "fd00::1", true),
         ("address: 'fe80::1', interface: eth0", "fe80::1%eth0", true),
         ("address: 'fe80::1', interface: eth0, extendedNextHop: false", "fe80::1%eth0", false),
+        ("interface: eth0", "eth0", true),
+        ("interface: eth0, extendedNextHop: false", "eth0", false),
+        ("address: default-gateway-ipv4", "default-gateway-ipv4", false),
+        ("address: default-gateway-ipv6", "default-gateway-ipv6", false),
     ] {
         let config = parse(&format!("router: {{asn: 1, peers: [{{asn: 1, {text}}}]}}")).unwrap();
         let peer = &config.router.peers[0];
         assert_eq!((peer.name().as_str(), peer.extends_next_hop()), (name, extended), "{text}");
+    }
+    for (text, asn, number) in [
+        ("65001", PeerAsn::Number(65001), Some(65001)),
+        ("'65001'", PeerAsn::Number(65001), Some(65001)),
+        ("external", PeerAsn::External, None),
+        ("internal", PeerAsn::Internal, Some(1)),
+    ] {
+        let config =
+            parse(&format!("router: {{asn: 1, peers: [{{interface: eth0, asn: {text}}}]}}")).unwrap();
+        let read = config.router.peers[0].asn;
+        assert_eq!((read, read.number(config.router.asn)), (asn, number), "{text}");
     }
     assert!(config.warnings().is_empty());
     assert_eq!(
@@ -220,6 +237,75 @@ fn imports() {
     }
 }
 
+fn export(text: &str) -> Result<ExportPolicy, String> {
+    let peer = format!("router: {{asn: 1, peers: [{{address: 10.0.0.1, asn: 2, export: {text}}}]}}");
+    let range =
+        format!("router: {{asn: 1, dynamicPeers: [{{prefix: 10.0.0.0/24, asn: 2, export: {text}}}]}}");
+    let of_peer = parse(&peer).map(|config| config.router.peers[0].export.clone());
+    // Ranges have the same.
+    let of_range = parse(&range).map(|config| config.router.dynamic_peers[0].template().export);
+    assert_eq!(of_range, of_peer.clone().map_err(|error| error.replace("peers[0]", "dynamicPeers[0]")));
+    of_peer
+}
+
+#[test]
+fn exports() {
+    let all = ExportPolicy::default();
+    let exactly = |prefix: &str| PrefixFilter::exactly(prefix.parse().unwrap());
+    for (text, expected) in [
+        ("all", all.clone()),
+        ("null", all.clone()),
+        ("{}", all.clone()),
+        ("none", ExportPolicy { kinds: Some([].into()), ..all.clone() }),
+        (
+            "{prefixes: [192.0.2.0/24, {prefix: 10.0.0.0/8, le: 32}]}",
+            ExportPolicy {
+                prefixes: Some(vec![
+                    exactly("192.0.2.0/24"),
+                    PrefixFilter { max_length: 32, ..exactly("10.0.0.0/8") },
+                ]),
+                ..all.clone()
+            },
+        ),
+        (
+            "{kinds: [LoadBalancerIP, Aggregate]}",
+            ExportPolicy {
+                kinds: Some(
+                    [AnnouncementKind::LoadBalancerIP.number(), AnnouncementKind::Aggregate.number()].into(),
+                ),
+                ..all.clone()
+            },
+        ),
+        (
+            "{communities: ['64512:1', no-export, '64512:1:2'], localPref: 50, med: 0, asPathPrepend: 2}",
+            ExportPolicy {
+                communities: [Community(64512 << 16 | 1), Community::NO_EXPORT].into(),
+                large_communities: [LargeCommunity { global: 64512, data1: 1, data2: 2 }].into(),
+                local_pref: Some(50),
+                med: Some(0),
+                as_path_prepend: 2,
+                ..all
+            },
+        ),
+    ] {
+        assert_eq!(export(text).as_ref(), Ok(&expected), "{text}");
+    }
+    for (text, field, remedy) in [
+        ("some", "export", "`some` is neither `all` nor `none` nor a map such as {prefixes: [10.0.0.0/8]}"),
+        ("{prefixes: []}", "export.prefixes", "write `export: none`"),
+        ("{kinds: []}", "export.kinds", "write `export: none`"),
+        ("{kinds: [PodCIDRs]}", "export.kinds[0]", "PodCIDR"),
+        ("{prefixes: [10.0.0.0/33]}", "export.prefixes[0]", "is not a CIDR such as"),
+        ("{communities: [a]}", "export.communities", "`a` is not a community"),
+        ("{asPathPrepend: 11}", "export.asPathPrepend", "`11` is not a number of 0 to 10"),
+        ("{metric: 11}", "export.metric", "unknown field `metric`"),
+    ] {
+        let error = export(text).unwrap_err();
+        let place = format!("sheave.yaml:1: router.peers[0].{field}: ");
+        assert!(error.starts_with(&place) && error.contains(remedy), "{text}: {error}");
+    }
+}
+
 #[test]
 fn forwarding_is_for_all_clients_or_for_each_kind() {
     const TUNNEL: Forwarding = Forwarding::Tunnel;
@@ -297,12 +383,45 @@ fn errors_name_file_line_field_and_remedy() {
             "sheave.yaml:1: router.peers[0].delayOpen: an OPEN is delayed by 1s to 240s, or null: not at all",
         ),
         (
+            "router: {asn: 1, peers: [{asn: 2}]}",
+            "sheave.yaml:1: router.peers[0].address: missing: give the peer's address, or the interface that it is to be found on",
+        ),
+        (
+            "router: {asn: 1, peers: [{interface: eth1, asn: 2}, {interface: eth1, asn: 3}]}",
+            "sheave.yaml:1: router.peers[1].interface: eth1 is listed twice: a peer has one session",
+        ),
+        (
+            "router: {asn: 1, peers: [{address: default-gateway-ipv4, interface: eth1, asn: 2}]}",
+            "sheave.yaml:1: router.peers[0].interface: is the default route's: leave it out",
+        ),
+        (
+            "router: {asn: 1, peers: [{address: 10.0.0.1, interface: eth1, asn: 2}]}",
+            "sheave.yaml:1: router.peers[0].interface: is for a link-local address, such as fe80::1, or for none: leave out this or the address",
+        ),
+        (
+            "router: {asn: 1, peers: [{interface: eth1, asn: 2, localAddress: 10.0.0.1}]}",
+            "sheave.yaml:1: router.peers[0].localAddress: is of another address family than the peer's address",
+        ),
+        (
+            "router: {asn: 1, peers: [{address: default-gateway, asn: 2}]}",
+            "sheave.yaml:1: router.peers[0].address: `default-gateway` is neither an IP address nor default-gateway-ipv4 or \
+             default-gateway-ipv6; leave it out for a peer that is found on its `interface`",
+        ),
+        (
+            "router: {asn: 1, peers: [{address: 10.0.0.1, asn: else}]}",
+            "sheave.yaml:1: router.peers[0].asn: `else` is neither an autonomous system number nor `external` or `internal`",
+        ),
+        (
+            "router: {asn: 1, peers: [{address: 10.0.0.1, asn: 0}]}",
+            "sheave.yaml:1: router.peers[0].asn: 0 is reserved (RFC 7607)",
+        ),
+        (
             "router: {asn: 1, peers: [{address: 'fe80::1', asn: 1}]}",
             "sheave.yaml:1: router.peers[0].interface: missing: fe80::1 is link-local, give the interface that it is behind",
         ),
         (
             "router: {asn: 1, peers: [{address: 'fd00::1', asn: 1, interface: eth0}]}",
-            "sheave.yaml:1: router.peers[0].interface: is for a link-local address, such as fe80::1: leave it out",
+            "sheave.yaml:1: router.peers[0].interface: is for a link-local address, such as fe80::1, or for none: leave out this or the address",
         ),
         (
             "router: {asn: 1, peers: [{address: 10.0.0.1, asn: 1, extendedNextHop: true}]}",
@@ -335,6 +454,10 @@ fn errors_name_file_line_field_and_remedy() {
         (
             "router:\n  bmp:\n  - {address: 10.0.0.9, statisticsInterval: 10ms}\n",
             "sheave.yaml:3: router.bmp[0].statisticsInterval: an interval of reports is 0s (never) or at least 1s",
+        ),
+        (
+            "router:\n  bmp:\n  - {address: 10.0.0.9, tables: [locRIB]}\n",
+            "sheave.yaml:3: router.bmp[0].tables[0]: unknown variant `locRIB`, expected one of adjRibIn, adjRibInPostPolicy, locRib, adjRibOut",
         ),
         (
             "router:\n  bmp:\n  - {address: 10.0.0.9, port: 0}\n",

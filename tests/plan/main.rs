@@ -10,6 +10,7 @@ mod explain;
 mod forwarding;
 mod index;
 mod manifests;
+mod mesh;
 mod node;
 mod policies;
 mod printed;

@@ -19,7 +19,7 @@ fn annotated(annotations: &[(&str, &str)]) -> Node {
 fn words(settings: &NodeSettings) -> String {
     let mut words = Vec::new();
     for peer in settings.peers.iter().flatten() {
-        let mut word = format!("peer {} {}", peer.address, peer.asn);
+        let mut word = format!("peer {} {}", peer.name(), peer.asn);
         if peer.port != 179 {
             word += &format!(" port {}", peer.port);
         }
@@ -40,11 +40,15 @@ fn words(settings: &NodeSettings) -> String {
         }
         words.push(word);
     }
+    for range in settings.dynamic_peers.iter().flatten() {
+        words.push(format!("peers of {} {} up to {}", range.prefix, range.asn, range.limit));
+    }
     words.extend(settings.asn.map(|asn| format!("asn {asn}")));
     words.extend(settings.router_id.map(|id| format!("id {id}")));
     if let Some(Communities { standard, large }) = &settings.communities {
         words.push(format!("communities {standard:x?} {large:?}"));
     }
+    words.extend(settings.reflection.map(|reflection| format!("{reflection:?}")));
     words.extend(settings.path_prepend.map(|times| format!("prepend {times}")));
     words.extend(settings.pod_cidrs.as_ref().map(|cidrs| format!("pods {cidrs:?}")));
     words.join(", ")
@@ -70,6 +74,21 @@ fn each_annotation_is_read() {
         (&[("sheave.io/peers", "")], ""),
         (
             &[(
+                "sheave.io/dynamic-peers",
+                "- {prefix: 10.0.0.7/24, asn: 65001}\n- {prefix: fd00::/64, asn: 2, limit: 3}\n",
+            )],
+            "peers of 10.0.0.0/24 65001 up to 100, peers of fd00::/64 2 up to 3",
+        ),
+        (&[("sheave.io/dynamic-peers", "")], ""),
+        (
+            &[(
+                "sheave.io/peers",
+                "[{interface: eth1, asn: external}, {address: default-gateway-ipv6, asn: internal}]",
+            )],
+            "peer eth1 external, peer default-gateway-ipv6 internal",
+        ),
+        (
+            &[(
                 "sheave.io/peers",
                 "\n  - address: 10.0.0.1\n    asn: 1\n  - address: 10.0.0.2\n    asn: 2\n",
             )],
@@ -77,6 +96,11 @@ fn each_annotation_is_read() {
         ),
         (&[("sheave.io/asn", "64512")], "asn 64512"),
         (&[("sheave.io/router-id", "10.9.9.9")], "id 10.9.9.9"),
+        (&[("sheave.io/route-reflector", "client")], "Client"),
+        (&[("sheave.io/route-reflector", "server 10.0.0.1")], "Server(10.0.0.1)"),
+        (&[("kube-router.io/rr.server", "42")], "Server(0.0.0.42)"),
+        (&[("kube-router.io/rr.client", "42")], "Client"),
+        (&[("sheave.io/route-reflector", "client"), ("kube-router.io/rr.server", "42")], "Client"),
         (&[("sheave.io/communities", "1:2, 1:2:3")], "communities {10002} {(1, 2, 3)}"),
         (&[("sheave.io/path-prepend", "3")], "prepend 3"),
         (
@@ -131,6 +155,7 @@ fn each_annotation_is_read() {
 fn a_wrong_value_keeps_the_last_good_one() {
     let good = annotated(&[
         ("sheave.io/peers", "[{address: 10.0.0.254, asn: 65001}]"),
+        ("sheave.io/dynamic-peers", "[{prefix: 10.0.1.0/24, asn: 65001}]"),
         ("sheave.io/asn", "64512"),
         ("sheave.io/router-id", "10.9.9.9"),
         ("sheave.io/communities", "1:2"),
@@ -157,6 +182,26 @@ fn a_wrong_value_keeps_the_last_good_one() {
             "a peer on the same link is 1 hop away",
         ),
         ("sheave.io/peers", "none", "line 1: "),
+        (
+            "sheave.io/dynamic-peers",
+            "- prefix: 10.0.1.0/33\n  asn: 1\n",
+            "line 1: [0].prefix: `10.0.1.0/33` is not a CIDR",
+        ),
+        (
+            "sheave.io/dynamic-peers",
+            "- {prefix: 10.0.1.0/24, asn: 1}\n- {prefix: 10.0.1.7/24, asn: 1}\n",
+            "line 2: [1].prefix: 10.0.1.0/24 is listed twice",
+        ),
+        (
+            "sheave.io/dynamic-peers",
+            "- {prefix: 10.0.1.0/24, asn: 1, limit: 0}",
+            "[0].limit: 0 would let nobody connect",
+        ),
+        (
+            "sheave.io/dynamic-peers",
+            "- {prefix: 10.0.1.0/24, asn: 1, import: none}",
+            "[0].import: unknown field `import`",
+        ),
         ("sheave.io/asn", "0", "`0` is not an autonomous system's number"),
         ("sheave.io/router-id", "fd00::1", "`fd00::1` is not an IPv4 address"),
         ("sheave.io/communities", "1:2:3:4", "`1:2:3:4` is not a community"),
@@ -235,13 +280,6 @@ fn a_wrong_list_of_kube_routers_names_the_list_and_no_password() {
 #[test]
 fn what_is_not_acted_on_is_said() {
     for (key, value, reason, message) in [
-        (
-            "sheave.io/route-reflector",
-            "server 10.0.0.1",
-            "NotYetHonoured",
-            "sheave.io/route-reflector is not",
-        ),
-        ("sheave.io/route-reflector", "client", "NotYetHonoured", "sheave.io/route-reflector is not"),
         ("sheave.io/drain", "true", "NotYetHonoured", "sheave.io/drain is not acted on"),
         (
             "sheave.io/peers",
@@ -255,7 +293,12 @@ fn what_is_not_acted_on_is_said() {
             "NotYetHonoured",
             "bfd of peer 10.0.0.9",
         ),
-        ("kube-router.io/rr.client", "42", "NotYetHonoured", "kube-router.io/rr.client is not acted on"),
+        (
+            "kube-router.io/bgp-local-addresses",
+            "10.0.0.1",
+            "NotYetHonoured",
+            "kube-router.io/bgp-local-addresses is not acted on",
+        ),
         (
             "sheave.io/peer",
             "[]",
@@ -273,11 +316,11 @@ fn what_is_not_acted_on_is_said() {
 proptest! {
     /// Whatever is written: a value is read, or the last one stays and a warning says so.
     #[test]
-    fn any_text_is_read_or_warned_of(key in 0usize..8, text in "[-\\[\\]{}: ,a-z0-9./=\\n]{0,40}") {
+    fn any_text_is_read_or_warned_of(key in 0usize..9, text in "[-\\[\\]{}: ,a-z0-9./=\\n]{0,40}") {
         let key = [
             "sheave.io/peers", "sheave.io/asn", "sheave.io/router-id", "sheave.io/path-prepend",
             "kube-router.io/peers", "kube-router.io/peer.ips", "kube-router.io/pod-cidrs",
-            "kube-router.io/path-prepend.repeat-n",
+            "kube-router.io/path-prepend.repeat-n", "sheave.io/dynamic-peers",
         ][key];
         let (last, _) = NodeSettings::read(&annotated(&[("sheave.io/peers", "[{address: 10.0.0.1, asn: 1}]")]), None);
         let (settings, warnings) = NodeSettings::read(&annotated(&[(key, &text)]), Some(&last));
@@ -360,6 +403,33 @@ fn peers_of_the_node_are_added_and_replace() {
 }
 
 #[test]
+fn ranges_of_the_node_are_added_and_replace() {
+    let file = "router: {asn: 64512, dynamicPeers: [{prefix: 10.0.0.0/24, asn: 65000, limit: 7}, {prefix: 10.0.1.0/24, asn: 65000}]}";
+    let mut planner = Planner::new("node-a", Config::parse("sheave.yaml".as_ref(), file).unwrap());
+    apply(&mut planner, &[]);
+    let ranges = |planner: &Planner| -> Vec<String> {
+        let ranges = planner.config().router.dynamic_peers.iter();
+        ranges.map(|range| format!("{} {} {}", range.prefix, range.asn, range.limit)).collect()
+    };
+    let before = ["10.0.0.0/24 65000 7", "10.0.1.0/24 65000 100"];
+    assert_eq!(ranges(&planner), before);
+
+    let list = "[{prefix: 10.0.0.0/24, asn: 65001}, {prefix: fd00::/64, asn: 65002}]";
+    let delta = apply(&mut planner, &[("sheave.io/dynamic-peers", list)]);
+    assert!(delta.router && !delta.node && delta.services.is_empty());
+    let added = ["10.0.1.0/24 65000 100", "10.0.0.0/24 65001 100", "fd00::/64 65002 100"];
+    assert_eq!(ranges(&planner), added);
+
+    // Wrong: nothing changes, and a warning says so.
+    assert!(apply(&mut planner, &[("sheave.io/dynamic-peers", "[{prefix: x}]")]).is_empty());
+    assert_eq!(ranges(&planner), added);
+    assert!(planner.warnings().iter().any(|warning| warning.reason == "InvalidAnnotation"));
+
+    assert!(apply(&mut planner, &[]).router);
+    assert_eq!(ranges(&planner), before);
+}
+
+#[test]
 fn communities_and_prepending_of_the_node_are_those_of_every_prefix() {
     let mut planner = planner();
     apply(&mut planner, &[]);
@@ -400,7 +470,7 @@ fn what_does_not_fit_the_config_is_said() {
     let [(reason, message)] = &reasons(&planner)[..] else { panic!("{:?}", reasons(&planner)) };
     assert_eq!(*reason, "NoASN");
     assert!(message.contains("sheave.io/asn"), "{message}");
-    assert_eq!(planner.config().router.peers[0].address, ip("10.0.0.254"));
+    assert_eq!(planner.config().router.peers[0].address.ip(), Some(ip("10.0.0.254")));
 
     let deaf = "router: {asn: 64512, listen: {port: 0}}";
     let mut planner = Planner::new("node-a", Config::parse("sheave.yaml".as_ref(), deaf).unwrap());
@@ -408,6 +478,12 @@ fn what_does_not_fit_the_config_is_said() {
     let [(reason, message)] = &reasons(&planner)[..] else { panic!("{:?}", reasons(&planner)) };
     assert_eq!(*reason, "PassivePeer");
     assert!(message.contains("10.0.0.254") && message.contains("router.listen.port"), "{message}");
+
+    let mut planner = Planner::new("node-a", Config::parse("sheave.yaml".as_ref(), deaf).unwrap());
+    apply(&mut planner, &[("sheave.io/dynamic-peers", "[{prefix: 10.0.0.0/24, asn: 65001}]")]);
+    let [(reason, message)] = &reasons(&planner)[..] else { panic!("{:?}", reasons(&planner)) };
+    assert_eq!(*reason, "PassivePeer");
+    assert!(message.contains("10.0.0.0/24") && message.contains("router.listen.port"), "{message}");
 
     let signed = "router: {asn: 64512, dynamicPeers: [{prefix: 10.0.0.0/24, asn: 65001, passwordFile: /a}]}";
     let mut planner = Planner::new("node-a", Config::parse("sheave.yaml".as_ref(), signed).unwrap());

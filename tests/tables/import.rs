@@ -1,11 +1,11 @@
 //! Learnt routes in a real kernel's tables.
 
-use std::net::IpAddr;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 use sheave::tables::{ImportCounts, ImportTable, remove_imported};
-use sheave_bgp::LearntChange;
+use sheave_bgp::{LearntChange, NextHop};
 
 use super::namespace::{address, in_namespace, shell};
 
@@ -20,7 +20,7 @@ fn open(table: u32) -> ImportTable {
 }
 
 fn learnt(prefix: &str, hops: &[&str]) -> LearntChange {
-    let hops: Vec<IpAddr> = hops.iter().map(|hop| address(hop)).collect();
+    let hops: Vec<NextHop> = hops.iter().map(|hop| address(hop).into()).collect();
     (prefix.parse::<IpNet>().unwrap(), (!hops.is_empty()).then(|| hops.into()))
 }
 
@@ -197,6 +197,68 @@ fn routes_of_an_agent_before_are_taken_over() {
     });
 }
 
+/// Link-local next hops have their interface: several of them, of both families of prefixes, and of one interface that comes back with
+/// another number. What is listed is as it was made.
+#[test]
+fn link_local_next_hops() {
+    in_namespace("import-link-local", async |_| {
+        for name in ["eth1", "eth2"] {
+            shell("ip", &format!("link add {name} type dummy"));
+            shell("ip", &format!("link set {name} up"));
+        }
+        let index = |name: &str| -> u32 {
+            let link = shell("ip", &format!("-o link show {name}"));
+            link.split(':').next().unwrap().parse().unwrap()
+        };
+        let hop = |of: &str, name: &str| NextHop { address: address(of), interface: Some(index(name)) };
+        let learnt =
+            |prefix: &str, hops: &[NextHop]| -> LearntChange { (prefix.parse().unwrap(), Some(hops.into())) };
+        let mut import = open(MAIN);
+        for (name, hops) in [
+            ("one", vec![hop("fe80::1", "eth1")]),
+            ("two", vec![hop("fe80::1", "eth1"), hop("fe80::2", "eth2")]),
+            ("the same address twice", vec![hop("fe80::1", "eth1"), hop("fe80::1", "eth2")]),
+            ("the other one", vec![hop("fe80::2", "eth2")]),
+        ] {
+            import.change(vec![learnt(V4, &hops), learnt(V6, &hops)]).await;
+            assert_eq!(import.problem(), None, "{name}");
+            for (prefix, via) in [(V4, "via inet6"), (V6, "via")] {
+                let shown = shown(prefix);
+                for hop in &hops {
+                    let name = if hop.interface == Some(index("eth1")) { "eth1" } else { "eth2" };
+                    assert!(shown.contains(&format!("{via} {} dev {name}", hop.address)), "{name}: {shown}");
+                }
+                assert_eq!(shown.matches(" via ").count(), hops.len(), "{name}: {shown}");
+            }
+            // Looked at again, nothing differs.
+            let mut again = open(MAIN);
+            again.change(vec![learnt(V4, &hops), learnt(V6, &hops)]).await;
+            assert_eq!((again.problem(), again.counts()), (None, counts(2, 0)), "{name}");
+        }
+        let mut monitor =
+            Command::new("ip").args(["monitor", "route"]).stdout(Stdio::piped()).spawn().unwrap();
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        let mut again = open(MAIN);
+        let hops = [hop("fe80::2", "eth2")];
+        again.change(vec![learnt(V4, &hops), learnt(V6, &hops)]).await;
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        monitor.kill().unwrap();
+        let told = std::io::read_to_string(monitor.stdout.take().unwrap()).unwrap();
+        monitor.wait().unwrap();
+        assert_eq!(told, "", "what is there is left alone");
+
+        shell("ip", "link del eth2");
+        shell("ip", "link add eth2 type dummy");
+        shell("ip", "link set eth2 up");
+        let hops = [hop("fe80::2", "eth2")];
+        import.change(vec![learnt(V4, &hops), learnt(V6, &hops)]).await;
+        import.check().await;
+        assert_eq!(import.problem(), None);
+        assert!(shown(V4).contains("via inet6 fe80::2 dev eth2"), "{}", shown(V4));
+        assert!(shown(V6).contains("via fe80::2 dev eth2"), "{}", shown(V6));
+    });
+}
+
 /// IPv4 by way of IPv6 is listed as it was made: nothing is made anew.
 #[test]
 fn ipv4_by_ipv6_next_hops() {
@@ -205,9 +267,8 @@ fn ipv4_by_ipv6_next_hops() {
         for hops in [&["fd00:10::2"][..], &["fd00:10::2", "fd00:10::3"]] {
             import.change(vec![learnt(V4, hops)]).await;
             assert_eq!(import.problem(), None);
-            let mut monitor = std::process::Command::new("ip");
-            let mut monitor =
-                monitor.args(["monitor", "route"]).stdout(std::process::Stdio::piped()).spawn().unwrap();
+            let mut monitor = Command::new("ip");
+            let mut monitor = monitor.args(["monitor", "route"]).stdout(Stdio::piped()).spawn().unwrap();
             tokio::time::sleep(Duration::from_millis(200)).await;
             import.check().await;
             import.settle().await;

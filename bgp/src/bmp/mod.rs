@@ -1,8 +1,8 @@
 //! BMP, version 3: what a monitoring station is told of sessions and routes (RFC 7854; Adj-RIB-Out, RFC 8671; Loc-RIB,
 //! RFC 9069).
 //!
-//! Messages as bytes; who is told what and when is the owner's affair. Adj-RIB-Out is told after policy, as the peer is:
-//! there is no other. A station only listens, so that there is nothing to read.
+//! Messages as bytes; who is told what and when is the owner's affair. Adj-RIB-In is told before and after policy, Adj-RIB-Out after
+//! policy alone, as the peer is. A station only listens, so that there is nothing to read.
 
 mod routes;
 
@@ -56,8 +56,10 @@ pub struct Peer {
 /// What a message is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum View {
-    /// The session with a peer.
+    /// The session with a peer, and what it sends, before policy (Adj-RIB-In).
     Session(Peer),
+    /// What a peer sends, as far as the import policy lets it in.
+    AdjRibInPostPolicy(Peer),
     /// What a peer is sent.
     AdjRibOut(Peer),
     /// The speaker's own table.
@@ -101,6 +103,10 @@ pub enum PeerDown {
 /// A number that is reported from time to time (RFC 7854 §4.8, RFC 8671 §6.2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Statistic {
+    /// Routes in Adj-RIB-In, before policy.
+    AdjRibIn(u64),
+    /// Routes in Adj-RIB-In of one family, before policy.
+    AdjRibInOf(Family, u64),
     /// Routes in Loc-RIB.
     LocRib(u64),
     /// Routes in Loc-RIB of one family.
@@ -145,6 +151,9 @@ impl View {
         };
         let (kind, flags, peer_address, asn, router_id) = match self {
             View::Session(peer) => (GLOBAL_INSTANCE, of_peer(peer), peer.address, peer.asn, peer.router_id),
+            View::AdjRibInPostPolicy(peer) => {
+                (GLOBAL_INSTANCE, of_peer(peer) | POST_POLICY, peer.address, peer.asn, peer.router_id)
+            }
             View::AdjRibOut(peer) => {
                 let flags = of_peer(peer) | ADJ_RIB_OUT | POST_POLICY;
                 (GLOBAL_INSTANCE, flags, peer.address, peer.asn, peer.router_id)
@@ -244,6 +253,8 @@ pub fn statistics(view: View, statistics: &[Statistic], at: Duration, out: &mut 
         out.extend_from_slice(&u32::try_from(statistics.len()).unwrap_or(u32::MAX).to_be_bytes());
         for statistic in statistics {
             let (kind, family, value) = match *statistic {
+                Statistic::AdjRibIn(value) => (7, None, value),
+                Statistic::AdjRibInOf(family, value) => (9, Some(family), value),
                 Statistic::LocRib(value) => (8, None, value),
                 Statistic::LocRibOf(family, value) => (10, Some(family), value),
                 Statistic::AdjRibOut(value) => (15, None, value),

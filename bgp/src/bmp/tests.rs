@@ -200,7 +200,16 @@ fn numbers() {
     let session = View::Session(peer("10.0.0.2", true));
     let loc_rib = View::LocRib { asn: 64512, router_id: [10, 0, 0, 1].into() };
     use StatisticsCounter as Counter;
-    let cases: [(View, &[Statistic], [Counter; 2]); 2] = [
+    let received = [Statistic::AdjRibIn(9), Statistic::AdjRibInOf(Family::Ipv6Unicast, 4)];
+    let cases: [(View, &[Statistic], [Counter; 2]); 3] = [
+        (
+            session,
+            &received,
+            [
+                Counter::NumberOfRoutesInAdjRibIn(GaugeU64::new(9)),
+                Counter::NumberOfRoutesInPerAfiSafiAdjRibIn(AddressType::Ipv6Unicast, GaugeU64::new(4)),
+            ],
+        ),
         (
             session,
             &of_peer,

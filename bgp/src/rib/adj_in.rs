@@ -14,7 +14,8 @@ use crate::Family;
 /// All of one peer.
 #[derive(Debug)]
 pub(super) struct AdjRibIn {
-    pub(super) policy: ImportPolicy,
+    /// `None`: nothing is imported of it; its routes are kept to be reflected.
+    pub(super) policy: Option<ImportPolicy>,
     /// The session that its routes came by.
     pub(super) source: Option<Source>,
     /// That session stands.
@@ -23,6 +24,8 @@ pub(super) struct AdjRibIn {
     pub(super) ipv6: FamilyIn,
     /// What is stale goes then (RFC 4724 §4.2, RFC 7313 §4).
     pub(super) stale_until: Option<Instant>,
+    /// It says when it has told all that it has as the session comes up: End-of-RIB (RFC 4724).
+    pub(super) says_end: bool,
 }
 
 /// One family of a peer.
@@ -49,6 +52,8 @@ pub(super) struct Held {
     /// Of before the peer restarted, or began to tell all again; and not announced since.
     pub(super) stale: bool,
     pub(super) accepted: bool,
+    /// It may be passed on to other peers.
+    pub(super) offered: bool,
 }
 
 /// How close a count of prefixes is to its limit.
@@ -71,7 +76,7 @@ impl Nearness {
 }
 
 impl AdjRibIn {
-    pub(super) fn new(policy: ImportPolicy) -> AdjRibIn {
+    pub(super) fn new(policy: Option<ImportPolicy>) -> AdjRibIn {
         AdjRibIn {
             policy,
             source: None,
@@ -79,7 +84,19 @@ impl AdjRibIn {
             ipv4: FamilyIn::default(),
             ipv6: FamilyIn::default(),
             stale_until: None,
+            says_end: false,
         }
+    }
+
+    /// How much the peer may announce.
+    pub(super) fn limit(&self) -> Option<MaxPrefixes> {
+        self.policy.as_ref()?.max_prefixes
+    }
+
+    /// Whether the peer has told all it has, as far as it is to be waited for (RFC 4724 §4.1).
+    pub(super) fn has_told(&self) -> bool {
+        let told = |family: &FamilyIn| !family.negotiated || family.end_of_rib;
+        self.up && (!self.says_end || told(&self.ipv4) && told(&self.ipv6))
     }
 
     pub(super) fn family(&self, family: Family) -> &FamilyIn {

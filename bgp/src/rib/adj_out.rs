@@ -1,4 +1,4 @@
-//! Adj-RIB-Out: one Established peer's view of our routes (RFC 4271 §3.2, §9.2).
+//! Adj-RIB-Out: one Established peer's view of the Loc-RIB (RFC 4271 §3.2, §9.2).
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
@@ -7,9 +7,12 @@ use std::sync::Arc;
 use ipnet::IpNet;
 
 use super::export::Export;
+use super::loc_rib::LocRib;
+use super::policy::ExportPolicy;
+use super::route::{Known, Route, Routes};
+use crate::Family;
 use crate::wire::RefreshKind;
 use crate::wire::pack::{Announcement, write_end_of_rib, write_route_refresh, write_withdrawal};
-use crate::{Attributes, Family};
 
 /// All families of one peer.
 #[derive(Debug)]
@@ -24,7 +27,7 @@ pub struct FamilyOut {
     family: Family,
     next_hop: Option<IpAddr>,
     /// What the peer holds. `None` where it is to be sent again whatever it was.
-    sent: BTreeMap<IpNet, Option<Arc<Attributes>>>,
+    sent: BTreeMap<IpNet, Option<Arc<Route>>>,
     pending: Pending,
     end_of_rib_sent: bool,
     refresh: Refresh,
@@ -44,15 +47,13 @@ enum Refresh {
 /// Changes the peer has yet to be told: at most one for each prefix.
 #[derive(Debug, Default)]
 struct Pending {
-    changes: HashMap<IpNet, Change>,
-    /// The prefixes of `changes` that are withdrawn.
+    /// Prefixes that are withdrawn.
     withdraw: BTreeSet<IpNet>,
-    /// The prefixes of `changes` that are announced, by what they are announced with.
-    announce: BTreeMap<Arc<Attributes>, BTreeSet<IpNet>>,
+    /// What others are announced with.
+    announced: HashMap<IpNet, Arc<Route>>,
+    /// The prefixes of `announced`, by what they are announced with.
+    announce: BTreeMap<Arc<Route>, BTreeSet<IpNet>>,
 }
-
-/// What is to be told of a prefix.
-type Change = Option<Arc<Attributes>>;
 
 /// What [`Rib::write`](super::Rib::write) did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -65,34 +66,42 @@ pub struct Written {
 }
 
 impl Pending {
+    fn len(&self) -> usize {
+        self.withdraw.len() + self.announced.len()
+    }
+
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
     fn remove(&mut self, prefix: &IpNet) {
-        match self.changes.remove(prefix) {
-            None => {}
-            Some(None) => {
-                self.withdraw.remove(prefix);
-            }
-            Some(Some(attributes)) => {
-                if let Some(group) = self.announce.get_mut(&attributes) {
-                    group.remove(prefix);
-                    if group.is_empty() {
-                        self.announce.remove(&attributes);
-                    }
-                }
+        self.withdraw.remove(prefix);
+        self.unannounce(prefix);
+    }
+
+    fn unannounce(&mut self, prefix: &IpNet) {
+        // Most often there is nothing to look for.
+        if self.announced.is_empty() {
+            return;
+        }
+        let Some(route) = self.announced.remove(prefix) else { return };
+        if let Some(group) = self.announce.get_mut(&route) {
+            group.remove(prefix);
+            if group.is_empty() {
+                self.announce.remove(&route);
             }
         }
     }
 
-    fn insert(&mut self, prefix: IpNet, change: Change) {
+    fn withdraw(&mut self, prefix: IpNet) {
+        self.unannounce(&prefix);
+        self.withdraw.insert(prefix);
+    }
+
+    fn announce(&mut self, prefix: IpNet, route: &Arc<Route>) {
         self.remove(&prefix);
-        match &change {
-            None => {
-                self.withdraw.insert(prefix);
-            }
-            Some(attributes) => {
-                self.announce.entry(Arc::clone(attributes)).or_default().insert(prefix);
-            }
-        }
-        self.changes.insert(prefix, change);
+        self.announce.entry(Arc::clone(route)).or_default().insert(prefix);
+        self.announced.insert(prefix, Arc::clone(route));
     }
 }
 
@@ -113,13 +122,13 @@ impl FamilyOut {
     }
 
     /// What it holds, but for what is about to be sent again.
-    pub fn routes(&self) -> impl Iterator<Item = (IpNet, &Arc<Attributes>)> {
+    pub fn routes(&self) -> impl Iterator<Item = (IpNet, &Arc<Route>)> {
         self.sent.iter().filter_map(|(prefix, sent)| Some((*prefix, sent.as_ref()?)))
     }
 
     /// How many changes it has yet to be told.
     pub fn pending(&self) -> usize {
-        self.pending.changes.len()
+        self.pending.len()
     }
 
     /// Whether the peer knows that it holds everything.
@@ -127,36 +136,34 @@ impl FamilyOut {
         self.end_of_rib_sent
     }
 
-    fn set(&mut self, prefix: IpNet, target: Option<&Arc<Attributes>>) {
-        if self.next_hop.is_none() {
-            return;
-        }
+    fn set(&mut self, prefix: IpNet, target: Option<&Arc<Route>>) {
+        // Ours are not told to where there is no way to us.
+        let target = target.filter(|route| self.next_hop.is_some() || !route.is_own());
         let in_place = match (self.sent.get(&prefix), target) {
             (None, None) => true,
             (Some(Some(sent)), Some(target)) => sent == target,
             _ => false,
         };
-        if in_place {
-            self.pending.remove(&prefix);
-        } else {
-            self.pending.insert(prefix, target.cloned());
+        match target {
+            _ if in_place => self.pending.remove(&prefix),
+            None => self.pending.withdraw(prefix),
+            Some(route) => self.pending.announce(prefix, route),
         }
     }
 
-    fn send_again(&mut self, routes: &BTreeMap<IpNet, Arc<Attributes>>) {
+    /// Has those routes be told that are ours, or all: again, where they have been.
+    fn send_again(&mut self, export: &Export, loc_rib: &LocRib, routes: &mut Routes, ours_alone: bool) {
+        let concerned = |route: &Route| !ours_alone || route.is_own();
         for sent in self.sent.values_mut() {
-            *sent = None;
+            if sent.as_deref().is_some_and(concerned) {
+                *sent = None;
+            }
         }
         let family = self.family;
-        for (prefix, attributes) in routes.iter().filter(|(prefix, _)| Family::of(prefix) == family) {
-            self.set(*prefix, Some(attributes));
-        }
-    }
-
-    fn withdraw_all(&mut self) {
-        self.pending = Pending::default();
-        for prefix in self.sent.keys() {
-            self.pending.insert(*prefix, None);
+        for (prefix, known) in loc_rib.iter().filter(|(prefix, _)| Family::of(prefix) == family) {
+            if concerned(known.route) {
+                self.set(*prefix, export.told(prefix, known, routes).as_ref());
+            }
         }
     }
 
@@ -171,7 +178,6 @@ impl FamilyOut {
             let count = write_withdrawal(self.family, export.context, &mut prefixes, out);
             for _ in 0..count {
                 if let Some(prefix) = self.pending.withdraw.pop_first() {
-                    self.pending.changes.remove(&prefix);
                     self.sent.remove(&prefix);
                 }
             }
@@ -179,59 +185,55 @@ impl FamilyOut {
         }
         while out.len() < limit {
             let Some(group) = self.pending.announce.first_entry() else { break };
-            let attributes = Arc::clone(group.key());
-            let announcement = self.next_hop.and_then(|hop| {
-                let path = export.path_attributes(&attributes);
-                Announcement::of_family(self.family, path, hop, export.link_local, export.context).ok()
-            });
-            match announcement {
-                Some(announcement) => updates += self.write_group(&attributes, &announcement, out, limit),
-                None => self.give_up(&attributes),
+            let route = Arc::clone(group.key());
+            match export.announcement(self.family, self.next_hop, &route) {
+                Some(announcement) => updates += self.write_group(&route, &announcement, out, limit),
+                None => self.give_up(&route),
             }
         }
-        if out.len() < limit && self.pending.changes.is_empty() && self.refresh == Refresh::Begun {
+        if out.len() < limit && self.pending.is_empty() && self.refresh == Refresh::Begun {
             write_route_refresh(RefreshKind::End, self.family, out);
             self.refresh = Refresh::No;
         }
         updates
     }
 
-    /// Writes the prefixes that share `attributes`, up to the limit.
+    /// Writes the prefixes that share `route`, up to the limit.
     fn write_group(
         &mut self,
-        attributes: &Arc<Attributes>,
+        route: &Arc<Route>,
         announcement: &Announcement,
         out: &mut Vec<u8>,
         limit: usize,
     ) -> u64 {
         let mut updates = 0;
-        let Some(mut group) = self.pending.announce.remove(attributes) else { return 0 };
+        let Some(mut group) = self.pending.announce.remove(route) else { return 0 };
         while out.len() < limit && !group.is_empty() {
             let count = announcement.write(&mut group.iter().copied().peekable(), out);
             for _ in 0..count {
                 if let Some(prefix) = group.pop_first() {
-                    self.pending.changes.remove(&prefix);
-                    self.sent.insert(prefix, Some(Arc::clone(attributes)));
+                    self.pending.announced.remove(&prefix);
+                    self.sent.insert(prefix, Some(Arc::clone(route)));
                 }
             }
             updates += 1;
         }
         if !group.is_empty() {
-            self.pending.announce.insert(Arc::clone(attributes), group);
+            self.pending.announce.insert(Arc::clone(route), group);
         }
         updates
     }
 
     /// The attributes leave no room for a prefix: what the peer holds of these is no longer true.
-    fn give_up(&mut self, attributes: &Arc<Attributes>) {
-        let group = self.pending.announce.remove(attributes).unwrap_or_default();
+    fn give_up(&mut self, route: &Arc<Route>) {
+        let group = self.pending.announce.remove(route).unwrap_or_default();
         tracing::error!(
             prefixes = group.len(),
             first = ?group.first(),
             "attributes do not fit into a message, not announced: use fewer communities"
         );
         for prefix in group {
-            self.pending.changes.remove(&prefix);
+            self.pending.announced.remove(&prefix);
             self.set(prefix, None);
         }
     }
@@ -258,19 +260,40 @@ impl AdjRibOut {
         &self.export
     }
 
-    /// Makes `target` what the peer is to hold for `prefix`.
-    pub(super) fn set(&mut self, prefix: IpNet, target: Option<&Arc<Attributes>>) {
+    /// The peer is to hold what it is told of what there is for `prefix`.
+    pub(super) fn set(&mut self, prefix: IpNet, known: Option<Known<'_>>, routes: &mut Routes) {
         let family = Family::of(&prefix);
         if let Some(out) = self.families.iter_mut().find(|out| out.family == family) {
-            out.set(prefix, target);
+            let target = known.and_then(|known| self.export.told(&prefix, known, routes));
+            out.set(prefix, target.as_ref());
         }
     }
 
-    /// Takes other next hops, `routes` being what there is.
+    /// Takes another policy: what differs by it is announced again, or withdrawn where it does not pass any more.
+    pub(super) fn set_policy(&mut self, policy: &ExportPolicy, loc_rib: &LocRib, routes: &mut Routes) {
+        if self.export.policy != *policy {
+            self.export.policy = policy.clone();
+            for (prefix, known) in loc_rib.iter() {
+                self.set(*prefix, Some(known), routes);
+            }
+        }
+    }
+
+    /// Makes the peer a client of this reflector, or not: it is told more then, or less.
+    pub(super) fn set_client(&mut self, client: bool, loc_rib: &LocRib, routes: &mut Routes) {
+        if std::mem::replace(&mut self.export.client, client) != client {
+            for (prefix, known) in loc_rib.iter().filter(|(_, known)| !known.route.is_own()) {
+                self.set(*prefix, Some(known), routes);
+            }
+        }
+    }
+
+    /// Takes other next hops for what is ours.
     pub(super) fn set_next_hops(
         &mut self,
         next_hops: &[(Family, Option<IpAddr>)],
-        routes: &BTreeMap<IpNet, Arc<Attributes>>,
+        loc_rib: &LocRib,
+        routes: &mut Routes,
     ) {
         for out in &mut self.families {
             let Some((_, next_hop)) = next_hops.iter().find(|(family, _)| *family == out.family) else {
@@ -280,25 +303,22 @@ impl AdjRibOut {
                 continue;
             }
             out.next_hop = *next_hop;
-            match next_hop {
-                Some(_) => out.send_again(routes),
-                None => out.withdraw_all(),
-            }
+            out.send_again(&self.export, loc_rib, routes, true);
         }
     }
 
-    /// Sends everything again, `routes` being what there is.
-    pub(super) fn refresh(&mut self, family: Family, routes: &BTreeMap<IpNet, Arc<Attributes>>) {
+    /// Sends everything again.
+    pub(super) fn refresh(&mut self, family: Family, loc_rib: &LocRib, routes: &mut Routes) {
         let Some(out) = self.families.iter_mut().find(|out| out.family == family) else { return };
         // RFC 7313 §4: not before End-of-RIB, until which the peer holds nothing stale that an end could sweep.
         if self.export.enhanced_refresh && out.end_of_rib_sent {
             out.refresh = Refresh::Begins;
         }
-        out.send_again(routes);
+        out.send_again(&self.export, loc_rib, routes, false);
     }
 
     pub(super) fn has_changes(&self) -> bool {
-        self.families.iter().any(|out| !out.pending.changes.is_empty())
+        self.families.iter().any(|out| !out.pending.is_empty())
     }
 
     pub(super) fn has_pending(&self, end_of_rib_held: bool) -> bool {
@@ -313,7 +333,7 @@ impl AdjRibOut {
         let mut written = Written::default();
         for family in &mut self.families {
             written.updates += family.write(&self.export, out, limit);
-            let complete = family.pending.changes.is_empty() && out.len() < limit;
+            let complete = family.pending.is_empty() && out.len() < limit;
             // Also for a family that nothing is announced of: nothing is all there is.
             if complete && !family.end_of_rib_sent && !end_of_rib_held {
                 write_end_of_rib(family.family, out);

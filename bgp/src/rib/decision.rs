@@ -16,15 +16,20 @@ pub(super) struct Candidate<'a> {
 ///
 /// All candidates are looked at together, in the RFC's order of steps: what comes out does not depend on the order in which
 /// they came, as it would if they were compared two by two (RFC 4451 §2.4). Step e, the interior cost, is the same
-/// for all: next hops have to be on a link of this node.
+/// for all: next hops are on a link of this node, or the route is no candidate.
 pub(super) fn select<'a>(mut candidates: Vec<Candidate<'a>>) -> Vec<Candidate<'a>> {
+    if candidates.len() < 2 {
+        return candidates;
+    }
     // Degree of preference (§9.1.1), the highest.
     keep_least(&mut candidates, |candidate| u32::MAX - candidate.path.local_pref());
     keep_least(&mut candidates, |candidate| candidate.path.as_path_length());
     keep_least(&mut candidates, |candidate| candidate.path.origin());
     keep_least_med(&mut candidates);
     keep_least(&mut candidates, |candidate| candidate.source.ibgp);
-    candidates.sort_by_cached_key(name);
+    if let Some((best, _)) = candidates.iter().enumerate().min_by_key(|(_, candidate)| name(candidate)) {
+        candidates.swap(0, best);
+    }
     candidates
 }
 
@@ -36,6 +41,11 @@ fn keep_least<K: Ord>(candidates: &mut Vec<Candidate<'_>>, key: impl Fn(&Candida
 
 /// Step c: metrics of different neighbouring ASes say nothing of each other.
 fn keep_least_med(candidates: &mut Vec<Candidate<'_>>) {
+    let mut metrics = candidates.iter().map(|candidate| candidate.path.med());
+    let first = metrics.next();
+    if metrics.all(|metric| Some(metric) == first) {
+        return;
+    }
     let mut least: HashMap<Option<u32>, u32> = HashMap::new();
     for Candidate { path, .. } in candidates.iter() {
         least.entry(path.neighbour_as()).and_modify(|med| *med = path.med().min(*med)).or_insert(path.med());
@@ -53,6 +63,7 @@ fn name(candidate: &Candidate<'_>) -> (Ipv4Addr, usize, IpAddr) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Community;
     use crate::wire::{AsPath, Origin, PathAttributes, Segment, SegmentKind};
 
     fn path(change: impl FnOnce(&mut PathAttributes)) -> Path {
@@ -62,7 +73,7 @@ mod tests {
             ..PathAttributes::default()
         };
         change(&mut attributes);
-        Path { next_hop: [10, 0, 0, 9].into(), attributes }
+        Path { next_hop: IpAddr::from([10, 0, 0, 9]).into(), attributes }
     }
 
     fn source(number: u8, ibgp: bool) -> Source {
@@ -74,6 +85,8 @@ mod tests {
             role: None,
             local: [10, 0, 0, 1].into(),
             extended_next_hop: false,
+            interface: None,
+            client: false,
         }
     }
 
@@ -94,6 +107,17 @@ mod tests {
                 true,
                 path(|a| a.as_path = None),
                 false,
+                false,
+            ),
+            (
+                "about to be withdrawn",
+                path(|_| {}),
+                false,
+                path(|a| {
+                    a.local_pref = Some(200);
+                    a.communities = vec![Community::GRACEFUL_SHUTDOWN];
+                }),
+                true,
                 false,
             ),
             ("no LOCAL_PREF is 100", path(|_| {}), false, path(|a| a.local_pref = Some(99)), true, false),

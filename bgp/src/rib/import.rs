@@ -66,7 +66,7 @@ impl PrefixFilter {
         PrefixFilter { within: prefix.trunc(), min_length: length, max_length: length }
     }
 
-    fn fits(&self, prefix: &IpNet) -> bool {
+    pub(super) fn fits(&self, prefix: &IpNet) -> bool {
         self.within.contains(prefix) && (self.min_length..=self.max_length).contains(&prefix.prefix_len())
     }
 }

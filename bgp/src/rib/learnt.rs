@@ -4,15 +4,16 @@
 //!   UPDATE ──► Adj-RIB-In of the peer ──import policy──► candidates of the prefix ──decision──► Loc-RIB
 //!              (if it has a policy)      loops, own nets                                           │ next hops changed
 //!   session lost, Established, End-of-RIB, time ──► stale, or gone                                 ▼
-//!                                                                                         taken by the owner
+//!              (all internal peers, on a reflector) ──► offered ──decision──► Reflections  taken by the owner
+//!   links come and go ──► candidates or not (RFC 4271 §9.1.2.1)
 //! ```
 //!
-//! A change costs what its prefixes cost: each of them is looked up once for each peer. Routes that share attributes share
-//! memory. The peer's graceful restart is helped (RFC 4724 §4.2): its routes stay in use, marked stale, until it has told
-//! them again or its time is over.
+//! A change costs what its prefixes cost: each of them is looked up once for each peer that announces it. Routes that share
+//! attributes share memory. The peer's graceful restart is helped (RFC 4724 §4.2): its routes stay in use, marked stale,
+//! until it has told them again or its time is over.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -21,16 +22,26 @@ use ipnet::IpNet;
 use super::adj_in::{AdjRibIn, Held, Nearness, supernets, within};
 use super::decision::{Candidate, select};
 use super::import::{ImportPolicy, LimitAction, MaxPrefixes, is_routable};
+use super::next_hop::{Links, NextHop, is_link_local};
 use super::path::{Identity, Path, Source};
 use crate::session::{Negotiated, PeerGracefulRestart};
 use crate::wire::{MpReach, Nlri, PathAttributes, Update};
-use crate::{Families, Family};
+use crate::{Community, Families, Family};
 
+mod monitoring;
+mod reflection;
 #[cfg(test)]
 mod tests;
 
+pub use monitoring::{Changes, Received};
+use reflection::Reflecting;
+pub use reflection::Reflections;
+
 /// How long a peer that is back may take to tell its routes, at most (RFC 4724 §4.2 asks for a bound).
 const STALE_LIMIT: Duration = Duration::from_secs(300);
+/// All peers lie between these.
+const FIRST_PEER: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
+const LAST_PEER: IpAddr = IpAddr::V6(Ipv6Addr::from_bits(u128::MAX));
 
 /// Routes of peers.
 #[derive(Debug)]
@@ -38,17 +49,26 @@ pub struct Learnt {
     own: Identity,
     /// Nets that no route may be to, around or within, unless the peer's policy names its prefix.
     reserved: BTreeSet<IpNet>,
+    /// By which next hops can be reached; `None`: not known, and any will do.
+    links: Option<Links>,
     peers: BTreeMap<IpAddr, AdjRibIn>,
+    /// Each prefix with each peer that announces it, accepted or not.
+    holders: BTreeSet<(IpNet, IpAddr)>,
     /// Every path in use, once.
     paths: HashSet<Arc<Path>>,
     /// The Loc-RIB: next hops by prefix, sorted.
-    routes: BTreeMap<IpNet, Arc<[IpAddr]>>,
+    routes: BTreeMap<IpNet, Arc<[NextHop]>>,
     /// Prefixes whose next hops changed since they were taken.
     changed: BTreeSet<IpNet>,
+    /// Those that were decided on last: prefixes that come together mostly have the same, and share their memory.
+    latest: Arc<[NextHop]>,
+    /// What became different, while somebody monitors it.
+    noted: Option<Changes>,
+    reflecting: Reflecting,
 }
 
 /// What is used for a prefix from now on: next hops of equal worth, or none.
-pub type LearntChange = (IpNet, Option<Arc<[IpAddr]>>);
+pub type LearntChange = (IpNet, Option<Arc<[NextHop]>>);
 
 /// What a peer announces of a family.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -78,10 +98,15 @@ impl Learnt {
         Learnt {
             own,
             reserved: BTreeSet::new(),
+            links: None,
             peers: BTreeMap::new(),
+            holders: BTreeSet::new(),
             paths: HashSet::new(),
             routes: BTreeMap::new(),
             changed: BTreeSet::new(),
+            latest: Arc::default(),
+            noted: None,
+            reflecting: Reflecting::default(),
         }
     }
 
@@ -113,7 +138,7 @@ impl Learnt {
 
     /// Whether every peer with a policy has told all it has, as far as it says so.
     pub fn is_complete(&self) -> bool {
-        self.peers.values().all(|peer| {
+        self.peers.values().filter(|peer| peer.policy.is_some()).all(|peer| {
             let told = |family| {
                 let family = peer.family(family);
                 !family.negotiated || family.end_of_rib
@@ -154,22 +179,47 @@ impl Learnt {
         touched.into_iter().for_each(|(peer, prefix)| self.judge(peer, prefix));
     }
 
-    /// Peers with a policy.
+    /// Sets by which links next hops can be reached: a route whose next hop cannot (RFC 4271 §9.1.2.1) is not used, and gives
+    /// way to a worse one whose next hop can. What a change costs is what it concerns, and a look at each path.
+    pub fn set_links(&mut self, links: Links) {
+        let before = self.links.replace(links);
+        let Some(now) = &self.links else { return };
+        let concerned: HashSet<&NextHop> = self
+            .paths
+            .iter()
+            .map(|path| &path.next_hop)
+            .filter(|hop| before.as_ref().is_none_or(|before| before.reach(hop)) != now.reach(hop))
+            .collect();
+        if concerned.is_empty() {
+            return;
+        }
+        let by_them = |known: &AdjRibIn| -> Vec<IpNet> {
+            let routes = known.ipv4.routes.iter().chain(&known.ipv6.routes);
+            let routes = routes.filter(|(_, held)| held.accepted && concerned.contains(&held.path.next_hop));
+            routes.map(|(prefix, _)| *prefix).collect()
+        };
+        let prefixes: BTreeSet<IpNet> = self.peers.values().flat_map(by_them).collect();
+        prefixes.into_iter().for_each(|prefix| self.decide(prefix));
+    }
+
+    /// Peers of which something is kept: those with a policy, and those that are reflected.
     pub fn peers(&self) -> impl Iterator<Item = IpAddr> {
         self.peers.keys().copied()
     }
 
     /// How much a peer may announce.
     pub fn limit(&self, peer: IpAddr) -> Option<MaxPrefixes> {
-        self.peers.get(&peer)?.policy.max_prefixes
+        self.peers.get(&peer)?.limit()
     }
 
     /// Sets what is taken of peers: of those without a policy nothing is, and nothing is kept.
     pub fn set_policies(&mut self, policies: &BTreeMap<IpAddr, ImportPolicy>) {
-        let gone: Vec<IpAddr> = self.peers().filter(|peer| !policies.contains_key(peer)).collect();
+        let with_policy = self.peers.iter().filter(|(_, known)| known.policy.is_some());
+        let gone: Vec<IpAddr> =
+            with_policy.map(|(peer, _)| *peer).filter(|peer| !policies.contains_key(peer)).collect();
         gone.into_iter().for_each(|peer| self.set_policy(peer, None));
         for (peer, policy) in policies {
-            if self.peers.get(peer).is_none_or(|known| known.policy != *policy) {
+            if self.peers.get(peer).is_none_or(|known| known.policy.as_ref() != Some(policy)) {
                 self.set_policy(*peer, Some(policy.clone()));
             }
         }
@@ -177,25 +227,37 @@ impl Learnt {
 
     /// What is kept already is judged again.
     fn set_policy(&mut self, peer: IpAddr, policy: Option<ImportPolicy>) {
-        let Some(policy) = policy else {
-            self.flush(peer, Family::ALL, false);
-            self.peers.remove(&peer);
-            return;
-        };
         let Some(known) = self.peers.get_mut(&peer) else {
             self.peers.insert(peer, AdjRibIn::new(policy));
             return;
         };
         known.policy = policy;
-        for prefix in known.prefixes() {
-            self.judge(peer, prefix);
+        if known.policy.is_none() && !known.source.as_ref().is_some_and(|source| self.reflecting.of(source)) {
+            return self.drop_peer(peer);
         }
+        self.judge_all(peer);
+    }
+
+    /// All that is kept of a peer is judged again.
+    fn judge_all(&mut self, peer: IpAddr) {
+        let prefixes = self.peers.get(&peer).map(AdjRibIn::prefixes).unwrap_or_default();
+        prefixes.into_iter().for_each(|prefix| self.judge(peer, prefix));
+    }
+
+    /// Nothing of a peer is kept any more.
+    fn drop_peer(&mut self, peer: IpAddr) {
+        self.flush(peer, Family::ALL, false);
+        self.peers.remove(&peer);
     }
 
     /// A session is Established.
     pub fn peer_up(&mut self, source: Source, negotiated: &Negotiated, now: Instant) {
         let peer = source.peer;
+        if self.reflecting.of(&source) {
+            self.peers.entry(peer).or_insert_with(|| AdjRibIn::new(None));
+        }
         let Some(known) = self.peers.get_mut(&peer) else { return };
+        known.says_end = negotiated.graceful_restart.as_ref().is_some_and(|graceful| !graceful.restarting);
         let other = known.source.replace(source).is_some_and(|before| before != source);
         known.up = true;
         for family in Family::ALL {
@@ -211,16 +273,20 @@ impl Learnt {
         self.flush(peer, Family::ALL.into_iter().filter(|&family| !kept.contains(family)), true);
         let Some(known) = self.peers.get_mut(&peer) else { return };
         known.stale_until = known.has_stale().then(|| now + STALE_LIMIT);
+        if let Some(noted) = &mut self.noted {
+            // What is still held belongs to this session now.
+            let held = known.prefixes();
+            noted.received.extend(held.iter().map(|prefix| (peer, *prefix)));
+            noted.accepted.extend(held.iter().map(|prefix| (peer, *prefix)));
+        }
         if other {
-            for prefix in known.prefixes() {
-                self.judge(peer, prefix);
-            }
+            self.judge_all(peer);
         }
     }
 
-    /// Whether a peer has a policy, and its session is not known here: it was Established before there was one.
-    pub fn awaits_session(&self, peer: IpAddr) -> bool {
-        self.peers.get(&peer).is_some_and(|known| !known.up)
+    /// Whether something of an Established peer is to be kept, and its session is not known here: it was there before.
+    pub fn awaits_session(&self, peer: IpAddr, ibgp: bool) -> bool {
+        self.peers.get(&peer).map_or(ibgp && self.reflecting.is_on(), |known| !known.up)
     }
 
     /// The session is over. `graceful`: what the peer offered, where it may be restarting and this side helps: its routes stay.
@@ -237,6 +303,20 @@ impl Learnt {
             known.family_mut(family).mark_stale();
         }
         known.stale_until = known.has_stale().then(|| now + time);
+        if known.policy.is_none() && known.stale_until.is_none() {
+            self.peers.remove(&peer);
+        }
+    }
+
+    /// Nobody will tell of the peer any more, nor of the time: what it left goes now.
+    pub fn peer_gone(&mut self, peer: IpAddr) {
+        self.flush(peer, Family::ALL, false);
+        if let Some(known) = self.peers.get_mut(&peer) {
+            known.stale_until = None;
+            if known.policy.is_none() {
+                self.peers.remove(&peer);
+            }
+        }
     }
 
     /// When [`Learnt::expire`] is due for a peer.
@@ -249,8 +329,10 @@ impl Learnt {
         if self.deadline(peer).is_some_and(|until| until <= now) {
             tracing::warn!(%peer, "stale routes dropped: the peer has not told them again in time");
             self.flush(peer, Family::ALL, true);
-            if let Some(known) = self.peers.get_mut(&peer) {
-                known.stale_until = None;
+            let Some(known) = self.peers.get_mut(&peer) else { return };
+            known.stale_until = None;
+            if !known.up && known.policy.is_none() {
+                self.peers.remove(&peer);
             }
         }
     }
@@ -284,6 +366,9 @@ impl Learnt {
         self.flush(peer, [family], true);
         let Some(known) = self.peers.get_mut(&peer) else { return };
         known.family_mut(family).end_of_rib = true;
+        if let Some(noted) = &mut self.noted {
+            noted.told_all.insert((peer, family));
+        }
         if !known.has_stale() {
             known.stale_until = None;
         }
@@ -295,6 +380,7 @@ impl Learnt {
     /// The session is to end.
     pub fn receive(&mut self, peer: IpAddr, update: &Update) -> Result<(), LimitExceeded> {
         let Some(known) = self.peers.get(&peer).filter(|known| known.up) else { return Ok(()) };
+        let interface = known.source.and_then(|source| source.interface);
         if let Some(family) = update.end_of_rib() {
             // What is told again meanwhile ends with its own mark.
             if !known.family(family).refreshing {
@@ -303,9 +389,14 @@ impl Learnt {
             return Ok(());
         }
         for Nlri { prefix, .. } in update.unreachable() {
-            self.remove(peer, &prefix.trunc());
+            let prefix = prefix.trunc();
+            self.remove(peer, &prefix);
+            if let Some(noted) = &mut self.noted {
+                // Also of what is not held: it may have been told of when nothing was.
+                noted.received.insert((peer, prefix));
+            }
         }
-        for (path, prefixes) in announced(update) {
+        for (path, prefixes) in announced(update, interface) {
             let path = self.intern(path);
             let mut prefixes = prefixes.iter();
             let taken = prefixes.try_for_each(|prefix| self.insert(peer, prefix.trunc(), &path));
@@ -318,14 +409,14 @@ impl Learnt {
     fn insert(&mut self, peer: IpAddr, prefix: IpNet, path: &Arc<Path>) -> Result<(), LimitExceeded> {
         let Some(known) = self.peers.get_mut(&peer) else { return Ok(()) };
         let family = Family::of(&prefix);
-        let limit = known.policy.max_prefixes;
+        let limit = known.limit();
         let state = known.family_mut(family);
         if !state.negotiated {
             // RFC 4760 §6: it means nothing on this session.
             return Ok(());
         }
-        let before = state.routes.get(&prefix).map(|held| (held.accepted, held.stale));
-        let (accepted, again) = before.unwrap_or_default();
+        let before = state.routes.get(&prefix).map(|held| (held.accepted, held.stale, held.offered));
+        let (accepted, again, offered) = before.unwrap_or_default();
         // What is left of an earlier session is not what the peer announces.
         if let Some(limit) = limit.filter(|_| before.is_none() || again) {
             let count = state.told() + 1;
@@ -345,9 +436,14 @@ impl Learnt {
             }
         }
         state.stale -= usize::from(again);
-        let held = Held { path: Arc::clone(path), stale: false, accepted };
+        let held = Held { path: Arc::clone(path), stale: false, accepted, offered };
         if let Some(before) = state.routes.insert(prefix, held) {
             self.forget(&before.path);
+        } else {
+            self.holders.insert((prefix, peer));
+        }
+        if let Some(noted) = &mut self.noted {
+            noted.received.insert((peer, prefix));
         }
         self.judge(peer, prefix);
         Ok(())
@@ -355,7 +451,7 @@ impl Learnt {
 
     fn remove(&mut self, peer: IpAddr, prefix: &IpNet) {
         let Some(known) = self.peers.get_mut(&peer) else { return };
-        let limit = known.policy.max_prefixes;
+        let limit = known.limit();
         let state = known.family_mut(Family::of(prefix));
         let Some(gone) = state.routes.remove(prefix) else { return };
         state.accepted -= usize::from(gone.accepted);
@@ -364,7 +460,17 @@ impl Learnt {
         if limit.is_some_and(|limit| state.told() < limit.warn_at / 2) {
             state.nearness = Nearness::Far;
         }
+        self.holders.remove(&(*prefix, peer));
         self.forget(&gone.path);
+        if let Some(noted) = &mut self.noted {
+            noted.received.insert((peer, *prefix));
+            if gone.accepted {
+                noted.accepted.insert((peer, *prefix));
+            }
+        }
+        if gone.offered {
+            self.reflecting.set(*prefix, peer, false);
+        }
         if gone.accepted {
             self.decide(*prefix);
         }
@@ -384,21 +490,36 @@ impl Learnt {
     fn judge(&mut self, peer: IpAddr, prefix: IpNet) {
         let Some(known) = self.peers.get(&peer) else { return };
         let (Some(held), Some(source)) = (known.get(&prefix), &known.source) else { return };
-        let accepted = known.policy.takes(&prefix)
-            && !held.path.loops(self.own)
+        let valid = !held.path.loops(self.own)
             && held.path.leads_elsewhere(source)
             && held.path.fits(&prefix, source)
-            && !held.path.leaks(source)
-            && (known.policy.names(&prefix) || is_routable(&prefix) && !self.is_reserved(&prefix));
+            && !held.path.leaks(source);
+        let accepted = valid
+            && known.policy.as_ref().is_some_and(|policy| {
+                policy.takes(&prefix)
+                    && (policy.names(&prefix) || is_routable(&prefix) && !self.is_reserved(&prefix))
+            });
+        let offered = valid
+            && self.reflecting.of(source)
+            && is_routable(&prefix)
+            // It says nothing on other links.
+            && !is_link_local(held.path.next_hop.address)
+            && !held.path.attributes.communities.contains(&Community::NO_ADVERTISE);
         let Some(known) = self.peers.get_mut(&peer) else { return };
         let state = known.family_mut(Family::of(&prefix));
         let Some(held) = state.routes.get_mut(&prefix) else { return };
+        if std::mem::replace(&mut held.offered, offered) || offered {
+            self.reflecting.set(prefix, peer, offered);
+        }
         let before = std::mem::replace(&mut held.accepted, accepted);
         match (before, accepted) {
             (false, false) => return,
             (false, true) => state.accepted += 1,
             (true, false) => state.accepted -= 1,
             (true, true) => {}
+        }
+        if let Some(noted) = &mut self.noted {
+            noted.accepted.insert((peer, prefix));
         }
         self.decide(prefix);
     }
@@ -408,24 +529,38 @@ impl Learnt {
             || self.reserved.range(within(prefix)).next().is_some()
     }
 
+    /// Routes to a prefix that import policies let in, by next hops that can be reached.
+    fn usable_of(&self, prefix: IpNet) -> impl Iterator<Item = (&Arc<Path>, &Source)> {
+        let reached = |hop| self.links.as_ref().is_none_or(|links| links.reach(hop));
+        let holders = self.holders.range((prefix, FIRST_PEER)..=(prefix, LAST_PEER));
+        holders.filter_map(move |(_, peer)| {
+            let peer = self.peers.get(peer)?;
+            let held = peer.get(&prefix).filter(|held| held.accepted && reached(&held.path.next_hop))?;
+            Some((&held.path, peer.source.as_ref()?))
+        })
+    }
+
     /// Runs the decision process for a prefix.
     fn decide(&mut self, prefix: IpNet) {
-        let candidates = self.peers.values().filter_map(|peer| {
-            let held = peer.get(&prefix).filter(|held| held.accepted)?;
-            Some(Candidate { path: &held.path, source: peer.source.as_ref()? })
-        });
+        if let Some(noted) = &mut self.noted {
+            noted.decided.insert(prefix);
+        }
+        let candidates = self.usable_of(prefix).map(|(path, source)| Candidate { path, source });
         let used = select(candidates.collect());
-        let next_hops: BTreeSet<IpAddr> = used.iter().map(|candidate| candidate.path.next_hop).collect();
+        let mut next_hops: Vec<NextHop> = used.iter().map(|candidate| candidate.path.next_hop).collect();
+        next_hops.sort_unstable();
+        next_hops.dedup();
         let before = self.routes.get(&prefix);
-        if before.is_some_and(|before| before.iter().eq(&next_hops))
-            || before.is_none() && next_hops.is_empty()
-        {
+        if before.map_or(&[][..], |before| before) == next_hops {
             return;
         }
         if next_hops.is_empty() {
             self.routes.remove(&prefix);
         } else {
-            self.routes.insert(prefix, next_hops.into_iter().collect());
+            if *self.latest != *next_hops {
+                self.latest = next_hops.into();
+            }
+            self.routes.insert(prefix, Arc::clone(&self.latest));
         }
         self.changed.insert(prefix);
     }
@@ -454,13 +589,14 @@ fn kept_by_restart(offered: Option<&PeerGracefulRestart>, back: bool) -> Familie
     families.filter(|(_, forwarding)| *forwarding || !back).map(|(family, _)| *family).collect()
 }
 
-/// What an UPDATE announces, by path.
-fn announced(update: &Update) -> Vec<(Path, Vec<IpNet>)> {
+/// What an UPDATE announces, by path. On a session between link-local addresses those of the interface's link are preferred
+/// (RFC 2545 §3): the link need not have others.
+fn announced(update: &Update, interface: Option<u32>) -> Vec<(Path, Vec<IpNet>)> {
     if update.reachable().next().is_none() {
         return Vec::new();
     }
-    let path = |next_hop: IpAddr| Path {
-        next_hop,
+    let path = |address: IpAddr| Path {
+        next_hop: NextHop { address, interface: interface.filter(|_| is_link_local(address)) },
         attributes: PathAttributes { next_hop: None, ..update.attributes.clone() },
     };
     fn nets<P: Copy + Into<IpNet>>(nlri: &[Nlri<P>]) -> Vec<IpNet> {
@@ -470,7 +606,10 @@ fn announced(update: &Update) -> Vec<(Path, Vec<IpNet>)> {
     let own = own.map(|next_hop| (path(next_hop.into()), nets(&update.nlri)));
     let multiprotocol = update.mp_reach.as_ref().map(|reach| match reach {
         MpReach::Ipv4 { next_hop, prefixes } => (path(*next_hop), nets(prefixes)),
-        MpReach::Ipv6 { next_hop, prefixes, .. } => (path((*next_hop).into()), nets(prefixes)),
+        MpReach::Ipv6 { next_hop, link_local, prefixes } => {
+            let preferred = link_local.filter(|_| interface.is_some()).unwrap_or(*next_hop);
+            (path(preferred.into()), nets(prefixes))
+        }
     });
     own.into_iter().chain(multiprotocol).collect()
 }

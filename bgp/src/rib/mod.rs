@@ -1,8 +1,8 @@
 //! Routes: what is to be announced, what each peer has been told, and what it has yet to be told.
 //!
 //! ```text
-//!   RouteChanges ──► Loc-RIB: prefix → attributes
-//!                       │ per Established peer, what differs from what it was sent
+//!   RouteChanges, Reflections ──► Loc-RIB: prefix → route
+//!                       │ per Established peer, by its export policy: what differs from what it was sent
 //!                       ▼
 //!                    Adj-RIB-Out: sent, and pending grouped by attributes ──► UPDATEs, as full as they get
 //! ```
@@ -10,8 +10,9 @@
 //! A pending change is an entry for its prefix, not a message: a peer that reads slowly costs no more than one entry
 //! for each prefix, and is told the latest state only. A change that is undone before it was sent is not sent.
 //!
-//! What peers announce goes the other way and never meets it: [`Learnt`] keeps what a peer's import policy asks for, and
-//! decides which of it is used. Nothing of it is passed on to other peers.
+//! What peers announce goes the other way: [`Learnt`] keeps what a peer's import policy asks for, and decides which of it
+//! is used. A route reflector keeps what internal peers announce besides, policy or not, and passes the best of it on to
+//! others of them (RFC 4456); they meet in the Loc-RIB. Between ASes nothing is passed on, in neither direction.
 
 mod adj_in;
 mod adj_out;
@@ -19,12 +20,18 @@ mod decision;
 mod export;
 mod import;
 mod learnt;
+mod loc_rib;
+mod next_hop;
 mod path;
+mod policy;
+mod route;
 
+#[cfg(test)]
+mod reflection_tests;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -35,8 +42,13 @@ use adj_out::AdjRibOut;
 pub use adj_out::{FamilyOut, Written};
 pub use export::Export;
 pub use import::{ImportPolicy, LimitAction, MaxPrefixes, PrefixFilter, is_routable};
-pub use learnt::{FamilyCounts, Learnt, LearntChange, LimitExceeded};
-pub use path::{Identity, Source};
+pub use learnt::{Changes, FamilyCounts, Learnt, LearntChange, LimitExceeded, Received, Reflections};
+use loc_rib::LocRib;
+pub use next_hop::{Links, NextHop};
+pub use path::{Identity, Path, Source};
+pub use policy::ExportPolicy;
+use route::Routes;
+pub use route::{Reflected, Route};
 
 /// A change to what is announced. A prefix in both lists ends up withdrawn.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -50,40 +62,62 @@ pub struct RouteChanges {
 /// The Loc-RIB, and an Adj-RIB-Out for each Established peer.
 #[derive(Debug, Default)]
 pub struct Rib {
-    routes: BTreeMap<IpNet, Arc<Attributes>>,
-    /// Every attribute set in use, once.
-    attributes: HashSet<Arc<Attributes>>,
+    loc_rib: LocRib,
+    routes: Routes,
     peers: BTreeMap<IpAddr, AdjRibOut>,
-    /// After a restart: not all routes are in yet.
-    end_of_rib_held: bool,
+    /// After a restart: not all routes of our own are in yet.
+    own_awaited: bool,
+    /// After a restart: peers have yet to tell what is passed on.
+    peers_awaited: bool,
     /// Counts calls to [`Rib::apply`].
     sequence: u64,
 }
 
 impl Rib {
-    /// An empty one. `restarting` holds End-of-RIB back until [`Rib::initial_routes_complete`] (RFC 4724 §4.1).
+    /// An empty one. `restarting` holds End-of-RIB back until [`Rib::initial_routes_complete`] and
+    /// [`Rib::peers_have_told`] (RFC 4724 §4.1).
     pub fn new(restarting: bool) -> Rib {
-        Rib { end_of_rib_held: restarting, ..Rib::default() }
+        Rib { own_awaited: restarting, peers_awaited: restarting, ..Rib::default() }
     }
 
     /// How many routes are to be announced.
     pub fn len(&self) -> usize {
-        self.routes.len()
+        self.loc_rib.len()
     }
 
     /// Whether nothing is to be announced.
     pub fn is_empty(&self) -> bool {
-        self.routes.is_empty()
+        self.len() == 0
+    }
+
+    /// How many of them are passed on from peer to peer.
+    pub fn reflected(&self) -> usize {
+        self.loc_rib.reflected()
     }
 
     /// What is to be announced.
-    pub fn routes(&self) -> impl Iterator<Item = (IpNet, &Arc<Attributes>)> {
-        self.routes.iter().map(|(prefix, attributes)| (*prefix, attributes))
+    pub fn routes(&self) -> impl Iterator<Item = (IpNet, &Arc<Route>)> {
+        self.loc_rib.iter().map(|(prefix, known)| (*prefix, known.route))
+    }
+
+    /// What is to be announced of a prefix.
+    pub fn route(&self, prefix: &IpNet) -> Option<&Arc<Route>> {
+        self.loc_rib.get(prefix).map(|known| known.route)
+    }
+
+    /// Whether there is a route of our own to a prefix.
+    pub fn has_own(&self, prefix: &IpNet) -> bool {
+        self.loc_rib.has_own(prefix)
     }
 
     /// Whether all routes of an earlier life are in.
     pub fn is_complete(&self) -> bool {
-        !self.end_of_rib_held
+        !(self.own_awaited || self.peers_awaited)
+    }
+
+    /// Whether nothing but what peers tell is awaited.
+    pub fn awaits_peers_alone(&self) -> bool {
+        self.peers_awaited && !self.own_awaited
     }
 
     /// The number of the latest change, for [`Written::drained`].
@@ -91,50 +125,64 @@ impl Rib {
         self.sequence
     }
 
-    /// Changes what is announced.
+    /// Changes what is announced of our own.
     pub fn apply(&mut self, changes: RouteChanges) {
         self.sequence += 1;
-        for (prefix, attributes) in changes.announce {
+        for (prefix, mut attributes) in changes.announce {
             let prefix = prefix.trunc();
-            let attributes = self.intern(attributes);
-            for peer in self.peers.values_mut() {
-                peer.set(prefix, Some(&attributes));
+            let kind = std::mem::take(&mut attributes.kind);
+            let route = self.routes.intern(Route::Own(attributes));
+            if self.loc_rib.set_own(prefix, Some((kind, route))) {
+                self.offer(prefix);
             }
-            self.routes.insert(prefix, attributes);
         }
         for prefix in changes.withdraw {
             let prefix = prefix.trunc();
-            if self.routes.remove(&prefix).is_some() {
-                for peer in self.peers.values_mut() {
-                    peer.set(prefix, None);
-                }
+            if self.loc_rib.set_own(prefix, None) {
+                self.offer(prefix);
             }
         }
-        // Sets that only this table still holds; looked for when they may be the greater part.
-        if self.attributes.len() > 2 * self.routes.len() + 16 {
-            self.attributes.retain(|set| Arc::strong_count(set) > 1);
+        self.routes.sweep();
+    }
+
+    /// Changes what is passed on; the prefixes of which something else is announced now.
+    pub fn reflect(&mut self, changes: Reflections) -> Vec<IpNet> {
+        let mut changed = Vec::new();
+        for (route, prefixes) in changes.announce {
+            let route = self.routes.intern(Route::Reflected(route));
+            let set = |prefix: &IpNet| self.loc_rib.set_reflected(*prefix, Some(&route));
+            changed.extend(prefixes.into_iter().filter(set));
+        }
+        let unset = |prefix: &IpNet| self.loc_rib.set_reflected(*prefix, None);
+        changed.extend(changes.withdraw.into_iter().filter(unset));
+        changed.iter().for_each(|prefix| self.offer(*prefix));
+        self.routes.sweep();
+        changed
+    }
+
+    /// Has every peer be told what there is now.
+    fn offer(&mut self, prefix: IpNet) {
+        let known = self.loc_rib.get(&prefix);
+        for peer in self.peers.values_mut() {
+            peer.set(prefix, known, &mut self.routes);
         }
     }
 
-    fn intern(&mut self, attributes: Attributes) -> Arc<Attributes> {
-        if let Some(known) = self.attributes.get(&attributes) {
-            return Arc::clone(known);
-        }
-        let new = Arc::new(attributes);
-        self.attributes.insert(Arc::clone(&new));
-        new
-    }
-
-    /// All routes of the earlier life are in again: End-of-RIB may be sent.
+    /// All routes of the earlier life that are our own are in again.
     pub fn initial_routes_complete(&mut self) {
-        self.end_of_rib_held = false;
+        self.own_awaited = false;
+    }
+
+    /// All that is passed on is in again, or is waited for no longer.
+    pub fn peers_have_told(&mut self) {
+        self.peers_awaited = false;
     }
 
     /// A session is Established: everything is to be sent, then End-of-RIB.
     pub fn peer_up(&mut self, peer: IpAddr, export: Export) {
         let mut out = AdjRibOut::new(export);
-        for (prefix, attributes) in &self.routes {
-            out.set(*prefix, Some(attributes));
+        for (prefix, known) in self.loc_rib.iter() {
+            out.set(*prefix, Some(known), &mut self.routes);
         }
         self.peers.insert(peer, out);
     }
@@ -147,27 +195,49 @@ impl Rib {
     /// The peer wants to be sent all of a family again (RFC 2918).
     pub fn refresh(&mut self, peer: IpAddr, family: Family) {
         if let Some(out) = self.peers.get_mut(&peer) {
-            out.refresh(family, &self.routes);
+            out.refresh(family, &self.loc_rib, &mut self.routes);
         }
     }
 
-    /// Changes what an Established peer is told to send to; all of a family whose next hop is another is announced again,
-    /// and nothing withdrawn unless there is none any more.
+    /// Changes what an Established peer is told to send to; what is ours of a family whose next hop is another is announced
+    /// again, and nothing withdrawn unless there is none any more.
     pub fn set_next_hops(&mut self, peer: IpAddr, next_hops: &[(Family, Option<IpAddr>)]) {
         if let Some(out) = self.peers.get_mut(&peer) {
-            out.set_next_hops(next_hops, &self.routes);
+            out.set_next_hops(next_hops, &self.loc_rib, &mut self.routes);
         }
+    }
+
+    /// Makes an Established peer a client of this reflector, or not.
+    pub fn set_client(&mut self, peer: IpAddr, client: bool) {
+        if let Some(out) = self.peers.get_mut(&peer) {
+            out.set_client(client, &self.loc_rib, &mut self.routes);
+        }
+    }
+
+    /// Changes of which routes an Established peer is told, and with what: attributes that change are announced again, and what does
+    /// not pass any more is withdrawn.
+    pub fn set_policy(&mut self, peer: IpAddr, policy: &ExportPolicy) {
+        if let Some(out) = self.peers.get_mut(&peer) {
+            out.set_policy(policy, &self.loc_rib, &mut self.routes);
+            self.routes.sweep();
+        }
+    }
+
+    /// How many changes a peer has yet to be told.
+    pub fn changes(&self, peer: IpAddr) -> usize {
+        self.families(peer).iter().map(FamilyOut::pending).sum()
     }
 
     /// Whether [`Rib::write`] would write something to this peer.
     pub fn has_pending(&self, peer: IpAddr) -> bool {
-        self.peers.get(&peer).is_some_and(|out| out.has_pending(self.end_of_rib_held))
+        self.peers.get(&peer).is_some_and(|out| out.has_pending(!self.is_complete()))
     }
 
     /// Appends UPDATEs for this peer to `out`, until nothing is pending or `out` has reached `limit` bytes.
     pub fn write(&mut self, peer: IpAddr, out: &mut Vec<u8>, limit: usize) -> Written {
+        let end_of_rib_held = !self.is_complete();
         let Some(adj_out) = self.peers.get_mut(&peer) else { return Written::default() };
-        let mut written = adj_out.write(out, limit, self.end_of_rib_held);
+        let mut written = adj_out.write(out, limit, end_of_rib_held);
         written.drained = (!adj_out.has_changes()).then_some(self.sequence);
         written
     }

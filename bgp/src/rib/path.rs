@@ -4,6 +4,8 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use ipnet::IpNet;
 
+use super::next_hop::NextHop;
+use crate::Community;
 use crate::wire::{AsPath, Origin, PathAttributes, Role, SegmentKind};
 
 /// LOCAL_PREF of a route that has none: from another AS, or from a peer that leaves it out.
@@ -11,10 +13,11 @@ const DEFAULT_LOCAL_PREF: u32 = 100;
 
 /// Attributes and next hop that routes of a peer share.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(super) struct Path {
-    pub(super) next_hop: IpAddr,
+pub struct Path {
+    /// NEXT_HOP.
+    pub next_hop: NextHop,
     /// But for NEXT_HOP.
-    pub(super) attributes: PathAttributes,
+    pub attributes: PathAttributes,
 }
 
 /// This speaker, to itself.
@@ -22,8 +25,10 @@ pub(super) struct Path {
 pub struct Identity {
     /// Its ASN.
     pub asn: u32,
-    /// Its BGP Identifier, and its CLUSTER_ID too.
+    /// Its BGP Identifier.
     pub router_id: Ipv4Addr,
+    /// Its CLUSTER_ID: the BGP Identifier, unless it is told another as a route reflector.
+    pub cluster_id: Ipv4Addr,
 }
 
 /// The session that a route came by.
@@ -43,6 +48,10 @@ pub struct Source {
     pub local: IpAddr,
     /// IPv4 prefixes may have IPv6 next hops (RFC 8950).
     pub extended_next_hop: bool,
+    /// The number of the interface that the session goes through, where it is between link-local addresses.
+    pub interface: Option<u32>,
+    /// The peer is a client, if this speaker is a route reflector (RFC 4456).
+    pub client: bool,
 }
 
 impl Path {
@@ -51,17 +60,20 @@ impl Path {
         let segments = self.attributes.as_path.iter().flat_map(|path| &path.segments);
         segments.flat_map(|segment| &segment.asns).any(|asn| *asn == own.asn)
             || self.attributes.originator_id == Some(own.router_id)
-            || self.attributes.cluster_list.contains(&own.router_id)
+            || self.attributes.cluster_list.contains(&own.cluster_id)
     }
 
     /// Whether a packet could be sent to the next hop, as far as the address tells (RFC 4271 §5.1.3, §6.3).
     pub(super) fn leads_elsewhere(&self, source: &Source) -> bool {
-        let unusable = match self.next_hop {
+        let hop = self.next_hop.address;
+        let unusable = match hop {
             IpAddr::V4(hop) => hop.is_broadcast() || hop.octets()[0] == 0,
-            // Usable on one link only, and which one is not in the message.
-            IpAddr::V6(hop) => hop.is_unicast_link_local() || hop.to_ipv4_mapped().is_some(),
+            // Usable on one link only, and which one is not in the message: it is that of the session, if any.
+            IpAddr::V6(hop) => {
+                hop.is_unicast_link_local() && self.next_hop.interface.is_none()
+                    || hop.to_ipv4_mapped().is_some()
+            }
         };
-        let hop = self.next_hop;
         !unusable && !hop.is_unspecified() && !hop.is_loopback() && !hop.is_multicast() && hop != source.local
     }
 
@@ -77,10 +89,14 @@ impl Path {
 
     /// Whether the session lets the prefix have a next hop of that family.
     pub(super) fn fits(&self, prefix: &IpNet, source: &Source) -> bool {
-        source.extended_next_hop || self.next_hop.is_ipv4() == matches!(prefix, IpNet::V4(_))
+        source.extended_next_hop || self.next_hop.address.is_ipv4() == matches!(prefix, IpNet::V4(_))
     }
 
+    /// What is about to be withdrawn comes last (RFC 8326 §4.2).
     pub(super) fn local_pref(&self) -> u32 {
+        if self.attributes.communities.contains(&Community::GRACEFUL_SHUTDOWN) {
+            return 0;
+        }
         self.attributes.local_pref.unwrap_or(DEFAULT_LOCAL_PREF)
     }
 

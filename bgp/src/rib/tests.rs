@@ -7,7 +7,7 @@ use ipnet::IpNet;
 use proptest::collection::vec;
 use proptest::prelude::{Strategy, any, prop_oneof, proptest};
 
-use super::{Export, Rib, RouteChanges, Written};
+use super::{Export, ExportPolicy, PrefixFilter, Rib, RouteChanges, Written};
 use crate::wire::{AsPath, Context, Message, Origin, PathAttributes, Role, Update, frame};
 use crate::{Attributes, Community, Families, Family};
 
@@ -21,7 +21,19 @@ fn export(context: Context) -> Export {
         (Family::Ipv4Unicast, Some("10.0.0.1".parse().unwrap())),
         (Family::Ipv6Unicast, Some("fd00::1".parse().unwrap())),
     ];
-    Export { asn: 64512, context, enhanced_refresh: false, next_hops, role: None, link_local: None }
+    Export {
+        asn: 64512,
+        context,
+        enhanced_refresh: false,
+        next_hops,
+        role: None,
+        link_local: None,
+        policy: ExportPolicy::default(),
+        peer: PEER,
+        router_id: [10, 9, 9, 2].into(),
+        client: false,
+        extended_next_hop: false,
+    }
 }
 
 fn med(med: u32) -> Attributes {
@@ -109,6 +121,7 @@ fn end_of_rib_waits_after_a_restart_and_routes_do_not() {
     rib.apply(announce(&[A], &med(1)));
     assert_eq!(sent(&mut rib), ["+192.0.2.1/32 1"]);
     rib.initial_routes_complete();
+    rib.peers_have_told();
     assert!(rib.has_pending(PEER));
     assert_eq!(sent(&mut rib), ["end ipv4-unicast", "end ipv6-unicast"]);
 }
@@ -228,7 +241,10 @@ fn attributes_by_kind_of_session() {
     let plain = Attributes::default();
     let full = Attributes { local_pref: Some(7), med: Some(8), as_path_prepend: 2, ..Attributes::default() };
     let old = Context::default();
+    let leaving = Attributes { communities: [Community::GRACEFUL_SHUTDOWN].into(), ..full.clone() };
     let cases = [
+        ("eBGP, about to go", EBGP, &leaving, vec![64512; 3], None),
+        ("iBGP, about to go", IBGP, &leaving, vec![], Some(0)),
         ("eBGP", EBGP, &plain, vec![64512], None),
         ("eBGP, full", EBGP, &full, vec![64512; 3], None),
         ("eBGP, 2-octet", old, &plain, vec![64512], None),
@@ -245,6 +261,7 @@ fn attributes_by_kind_of_session() {
             next_hop: Some([10, 0, 0, 1].into()),
             med: route.med,
             local_pref,
+            communities: route.communities.to_vec(),
             ..PathAttributes::default()
         };
         assert_eq!(sent_in(&mut rib, context)[0].attributes, expected, "{name}");
@@ -280,6 +297,7 @@ fn a_peer_is_told_where_a_refresh_begins_and_ends() {
     };
     assert_eq!(refreshed(&mut rib, usize::MAX >> 1), ["2 prefixes"]);
     rib.initial_routes_complete();
+    rib.peers_have_told();
     assert_eq!(sent(&mut rib), ["end ipv4-unicast", "end ipv6-unicast"]);
     for limit in [1, usize::MAX >> 1] {
         assert_eq!(refreshed(&mut rib, limit), ["1 1", "2 prefixes", "1 2"], "{limit}");
@@ -291,6 +309,70 @@ fn a_peer_is_told_where_a_refresh_begins_and_ends() {
     rib.peer_up(PEER, export(EBGP));
     sent(&mut rib);
     assert_eq!(refreshed(&mut rib, 1), [""; 0], "a peer that does not want to know");
+}
+
+/// A policy that changes, to a peer that holds A, B and C with 1, A of kind 1 and the others of kind 0: what is announced with
+/// something else is told again, never withdrawn, and nothing is told that stays as it is.
+#[test]
+fn policies_change() {
+    let only = |prefixes: &[&str]| ExportPolicy {
+        prefixes: Some(prefixes.iter().map(|p| PrefixFilter::exactly(p.parse().unwrap())).collect()),
+        ..ExportPolicy::default()
+    };
+    let with_med = |med| ExportPolicy { med: Some(med), ..ExportPolicy::default() };
+    let of_kind = |kind| ExportPolicy { kinds: Some([kind].into()), ..ExportPolicy::default() };
+    let all = ExportPolicy::default();
+    let cases: Vec<(&str, Vec<ExportPolicy>, Vec<&str>)> = vec![
+        ("the same", vec![all.clone()], vec![]),
+        ("one that changes nothing", vec![with_med(1)], vec![]),
+        ("another MED", vec![with_med(2)], vec!["+192.0.2.1/32 2", "+192.0.2.2/32 2", "+2001:db8::1/128 2"]),
+        ("some prefixes", vec![only(&[A, C])], vec!["-192.0.2.2/32"]),
+        ("one kind", vec![of_kind(1)], vec!["-192.0.2.2/32", "-2001:db8::1/128"]),
+        ("and back before it was told", vec![of_kind(1), all], vec![]),
+        (
+            "fewer, with another MED",
+            vec![ExportPolicy { med: Some(3), ..only(&[B]) }],
+            vec!["-192.0.2.1/32", "+192.0.2.2/32 3", "-2001:db8::1/128"],
+        ),
+    ];
+    for (name, policies, expected) in cases {
+        let mut changes = announce(&[B, C], &med(1));
+        changes.announce.push((A.parse().unwrap(), Attributes { kind: 1, ..med(1) }));
+        let mut rib = rib_with(changes);
+        policies.iter().for_each(|policy| rib.set_policy(PEER, policy));
+        assert_eq!(sent(&mut rib), expected, "{name}");
+        // What comes from then on is told by the last one.
+        let Some(last) = policies.last() else { continue };
+        rib.apply(announce(&["198.51.100.0/24"], &med(9)));
+        let told = last.med.unwrap_or(9);
+        let passes = last.passes(&"198.51.100.0/24".parse().unwrap(), 0);
+        let expected = passes.then(|| format!("+198.51.100.0/24 {told}"));
+        assert_eq!(sent(&mut rib), expected.into_iter().collect::<Vec<_>>(), "{name}");
+        // What is told again, too.
+        rib.refresh(PEER, Family::Ipv4Unicast);
+        let again = sent(&mut rib);
+        let v4 = [(A, 1), (B, 0), ("198.51.100.0/24", 0)];
+        let passing = v4.iter().filter(|(prefix, kind)| last.passes(&prefix.parse().unwrap(), *kind));
+        assert_eq!(again.len(), passing.count(), "{name}: {again:?}");
+    }
+}
+
+/// Routes that a policy gives the same attributes share messages, whatever they came with.
+#[test]
+fn what_a_policy_makes_equal_is_packed_together() {
+    let mut rib = Rib::new(false);
+    let policy = ExportPolicy { med: Some(7), ..ExportPolicy::default() };
+    rib.peer_up(PEER, Export { policy, ..export(EBGP) });
+    sent(&mut rib);
+    for n in 0..2400u32 {
+        let prefix = IpNet::from(IpAddr::from(std::net::Ipv4Addr::from(0x0a00_0000 + n)));
+        let attributes = Attributes { kind: (n % 5) as u8, ..med(n % 100) };
+        rib.apply(RouteChanges { announce: vec![(prefix, attributes)], withdraw: Vec::new() });
+    }
+    let updates = sent_in(&mut rib, EBGP);
+    let counts: Vec<usize> = updates.iter().map(|update| update.nlri.len()).collect();
+    assert_eq!(counts, [809, 809, 782]);
+    assert!(updates.iter().all(|update| update.attributes.med == Some(7)));
 }
 
 /// As few messages as 4096 bytes each allow, for each attribute set.

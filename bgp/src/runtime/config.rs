@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::md5::Password;
 use crate::Families;
+use crate::rib::ExportPolicy;
 use crate::session::{Backoff, RoleOffer};
 use crate::wire::ShutdownMessage;
 
@@ -74,8 +75,15 @@ pub struct PeerConfig {
     /// What this speaker is to the peer (RFC 9234), an eBGP one: it is told, and a peer that takes itself for something else gets no
     /// session; and routes are marked ONLY_TO_CUSTOMER where the role says so.
     pub role: Option<RoleOffer>,
+    /// Of which routes the peer is told, and what is changed of these.
+    pub export: ExportPolicy,
     /// Sign every segment (TCP MD5, RFC 2385), and drop those of the peer that are not signed with it.
     pub password: Option<Password>,
+    /// The peer may be of any AS but the speaker's own, whichever it says; `asn` is 0 then, which is nobody's.
+    pub any_external_asn: bool,
+    /// The peer, an iBGP one, is a client of this route reflector (RFC 4456), if it is one:
+    /// [`Speaker::set_reflector`](super::Speaker::set_reflector).
+    pub client: bool,
 }
 
 impl PeerConfig {
@@ -99,7 +107,10 @@ impl PeerConfig {
             next_hop_v4: None,
             next_hop_v6: None,
             role: None,
+            export: ExportPolicy::default(),
             password: None,
+            any_external_asn: false,
+            client: false,
         }
     }
 }
@@ -116,6 +127,8 @@ impl PeerConfig {
             connect_retry: other.connect_retry,
             next_hop_v4: other.next_hop_v4,
             next_hop_v6: other.next_hop_v6,
+            export: other.export.clone(),
+            client: other.client,
             ..self.clone()
         };
         live == *other

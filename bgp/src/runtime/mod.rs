@@ -4,6 +4,7 @@
 //!   Speaker ── set_peers, set_dynamic_peers ──► Peers ◄── connections ── listener (one for each address)
 //!                                                 └──► PeerTask (one for each peer)
 //!           ── update ─────► Rib ── changed ──► every PeerTask
+//!           ── set_reflector ──► Learnt ──► Rib (what is passed on)
 //!           ◄─ flushed ──── progress ─────────── every PeerTask
 //!           ── set_bmp_stations ──► Stations ◄── Monitor ── what all of these do
 //! ```
@@ -20,6 +21,7 @@ mod md5;
 mod option;
 mod peer;
 mod peers;
+mod routers;
 mod shared;
 mod socket;
 mod status;
@@ -27,19 +29,21 @@ mod status;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use ipnet::IpNet;
 use tokio::net::TcpListener;
 use tokio::runtime::Handle;
 use tokio::task::JoinSet;
 
 pub use bfd::{Bfd, BfdPeer, BfdSession, BfdStatus};
-pub use bmp::{BmpCounters, BmpStation, BmpStationStatus};
+pub use bmp::{BmpCounters, BmpStation, BmpStationStatus, BmpTables};
 pub use config::{GracefulRestart, PeerConfig, Shutdown, SpeakerConfig, StartError};
 pub use dynamic::{DynamicPeers, DynamicPeersStatus};
 pub use learning::LearntStatus;
 pub use md5::{Password, PasswordLength};
+pub use routers::{LinkStatus, RouterDiscovery};
 pub use status::{Counters, FamilyStatus, LastError, PeerStatus, SessionStatus, SpeakerStatus};
 
-use crate::rib::RouteChanges;
+use crate::rib::{Learnt, RouteChanges};
 use crate::session::Farewell;
 use crate::wire::{Cease, Notification};
 use bmp::Stations;
@@ -79,13 +83,17 @@ impl Speaker {
         for socket in sockets {
             accepting.spawn(accept(socket, Arc::clone(&peers)));
         }
+        if let Some(graceful) = shared.config.graceful_restart.filter(|_| shared.config.restarting) {
+            accepting.spawn(stop_waiting(graceful.restart_time, Arc::clone(&shared)));
+        }
         Ok(Speaker { shared, peers, stations: Mutex::default(), runtime, accepting })
     }
 
     /// Makes `peers` the peers: adds, removes (CEASE/peer de-configured) and changes. Of two with one address the last counts.
     ///
-    /// Sessions go on through changes of port, of who connects, retries, delays, send hold time, and next hops, with which
-    /// everything is announced again; a new hold time is that of the next session. Any other change ends the peer's session
+    /// Sessions go on through changes of port, of who connects, retries, delays, send hold time, of who is a client, of the export
+    /// policy, by which what differs is announced again or withdrawn, and of next hops, with which everything of ours is announced
+    /// again; a new hold time is that of the next session. Any other change ends the peer's session
     /// (CEASE/other configuration change), and another begins.
     pub fn set_peers(&self, peers: Vec<PeerConfig>) {
         lock(&self.peers).set(peers);
@@ -111,10 +119,13 @@ impl Speaker {
     /// Changes what is announced. Returns at once; changes reach each peer in this order, though only the last
     /// one to a prefix need be seen.
     pub fn update(&self, changes: RouteChanges) {
+        let announced = changes.announce.iter().map(|(prefix, _)| prefix);
+        let touched: Vec<IpNet> = announced.chain(&changes.withdraw).map(IpNet::trunc).collect();
+        let learnt = self.shared.learnt();
         let mut rib = self.shared.rib();
-        self.shared.monitor.loc_rib_changes(&changes);
         rib.apply(changes);
-        drop(rib);
+        self.shared.monitor.loc_rib_changed(&rib, &learnt, touched.iter());
+        drop((rib, learnt));
         self.shared.changed.send_replace(());
     }
 
@@ -135,12 +146,7 @@ impl Speaker {
 
     /// After a restart: all routes are in, peers may drop what they kept of the earlier life.
     pub fn initial_routes_complete(&self) {
-        let mut rib = self.shared.rib();
-        if !rib.is_complete() {
-            rib.initial_routes_complete();
-            self.shared.monitor.loc_rib_complete();
-        }
-        drop(rib);
+        self.shared.learn(|_| self.shared.rib().initial_routes_complete());
         self.shared.changed.send_replace(());
     }
 
@@ -168,6 +174,13 @@ impl Speaker {
             let _ = task.await;
         }
     }
+}
+
+/// Ends the wait for what peers tell after a restart: they do not keep longer what they were told before it
+/// (Selection_Deferral_Timer, RFC 4724 §4.1).
+async fn stop_waiting(after: Duration, shared: Arc<Shared>) {
+    tokio::time::sleep(after).await;
+    shared.learn(Learnt::stop_waiting);
 }
 
 /// Hands each connection to the peer that it comes from.

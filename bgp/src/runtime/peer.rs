@@ -39,8 +39,12 @@ use crate::wire::{Context, RefreshKind, Update};
 
 /// How long changes are gathered before they are sent, so that those that come together share messages.
 const COALESCE: Duration = Duration::from_millis(10);
+/// As many fill messages by themselves, and are not waited with.
+const PLENTY: usize = 2_000;
 /// Unwritten output beyond which no more UPDATEs are made.
 const OUTPUT_LIMIT: usize = 64 * 1024;
+/// How much is read at once.
+const INPUT_LIMIT: usize = 64 * 1024;
 
 /// What the task of a peer is driven by.
 pub(super) struct Inputs {
@@ -70,11 +74,12 @@ pub(super) struct PeerTask {
     sending: Sending,
     /// For monitoring stations.
     opens: Opens,
-    input: Box<[u8]>,
     /// The limit that the peer exceeded, until there is a session again: another limit gives it one at once.
     torn_down: Option<MaxPrefixes>,
     /// When stale routes of the peer may have to go: looked at then, as they may be gone already.
     stale_until: Option<Instant>,
+    /// How often the peer would have been asked for all it announces, for monitoring stations.
+    asks: u64,
 }
 
 /// The end of a task whose peer stays away.
@@ -202,9 +207,9 @@ impl PeerTask {
             closing: JoinSet::new(),
             sending: Sending::Done,
             opens: Opens::default(),
-            input: vec![0; OUTPUT_LIMIT].into_boxed_slice(),
             torn_down: None,
             stale_until: None,
+            asks: 0,
         }
     }
 
@@ -215,7 +220,13 @@ impl PeerTask {
             let input = self.next_input().await;
             while self.closing.try_join_next().is_some() {}
             match input {
-                Input::Stop(farewell) => break self.event(Event::ManualStop(farewell)),
+                Input::Stop(farewell) => {
+                    if farewell == Farewell::Silent {
+                        // The whole speaker goes: no peer is to hear of it by way of another.
+                        self.shared.learnt().freeze();
+                    }
+                    break self.event(Event::ManualStop(farewell));
+                }
                 Input::Reconfigured => self.reconfigured(),
                 Input::Gone => break self.event(Event::ManualStop(Farewell::Silent)),
                 Input::Accepted(stream) => self.accepted(stream),
@@ -229,13 +240,18 @@ impl PeerTask {
                 }
                 Input::StaleTimer => self.expire_learnt(),
                 Input::RoutesChanged => {
-                    self.sending = Sending::Gathering { until: Instant::now() + COALESCE }
+                    let plenty = self.shared.rib().changes(self.config.address) >= PLENTY;
+                    self.sending = match plenty {
+                        true => Sending::Writing,
+                        false => Sending::Gathering { until: Instant::now() + COALESCE },
+                    };
                 }
                 Input::Gathered => self.sending = Sending::Writing,
             }
             self.send_routes();
             Direction::ALL.into_iter().for_each(|direction| self.watch_output(direction));
         }
+        self.forget_learnt();
         self.shared.progress.send_replace(());
         while self.closing.join_next().await.is_some() {}
     }
@@ -305,7 +321,11 @@ impl PeerTask {
             return;
         };
         let next_hops = self.next_hops(local.ip(), &negotiated);
-        self.shared.rib().set_next_hops(self.config.address, &next_hops);
+        let mut rib = self.shared.rib();
+        rib.set_policy(self.config.address, &self.config.export);
+        rib.set_next_hops(self.config.address, &next_hops);
+        drop(rib);
+        self.set_client();
         self.sending = Sending::Writing;
     }
 
@@ -321,21 +341,18 @@ impl PeerTask {
     }
 
     fn read(&mut self, direction: Direction) {
-        // Out of `self`, so that the session can be told of what is in it.
-        let mut input = std::mem::take(&mut self.input);
-        let outcome =
-            self.connection(direction).as_ref().map(|connection| connection.stream.try_read(&mut input));
-        match outcome {
-            None => {}
-            Some(Ok(count)) if count > 0 => {
+        // Not kept: of many peers few have something to say.
+        let mut input = [0; INPUT_LIMIT];
+        let Some(connection) = self.connection(direction) else { return };
+        match connection.stream.try_read(&mut input) {
+            Ok(count) if count > 0 => {
                 self.observed().counters.bytes_received += count as u64;
                 self.opens.received(direction, &input[..count]);
                 self.event(Event::Received(direction, &input[..count]));
             }
-            Some(Err(error)) if error.kind() == io::ErrorKind::WouldBlock => {}
-            Some(_) => self.lost(direction),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            _ => self.lost(direction),
         }
-        self.input = input;
     }
 
     fn lost(&mut self, direction: Direction) {
@@ -471,8 +488,16 @@ impl PeerTask {
             next_hops: self.next_hops(local.ip(), &negotiated),
             role: self.config.role.map(|offer| offer.role),
             link_local: link_local(local.ip()),
+            policy: self.config.export.clone(),
+            peer: self.config.address,
+            router_id: negotiated.router_id,
+            client: self.config.client,
+            extended_next_hop: negotiated.extended_next_hop,
         };
         let peer = self.config.address;
+        // Whoever is there by now hears what comes by itself.
+        self.asks = self.shared.monitor.asks();
+        let received = export.context;
         tracing::info!(%peer, asn = negotiated.asn, %local, "session established");
         let (sent_open, received_open) = self.opens.established(direction);
         let remote_port = remote.map_or(self.config.port, |remote| remote.port());
@@ -480,12 +505,13 @@ impl PeerTask {
         {
             let mut rib = self.shared.rib();
             rib.peer_up(peer, export);
-            self.shared.monitor.peer_up(peer, &negotiated, up);
+            self.shared.monitor.peer_up(peer, &negotiated, up, received);
         }
-        self.learn_from(local.ip(), &negotiated);
+        self.learn_from(local, &negotiated);
         self.sending = Sending::Writing;
         let mut observed = self.observed();
         observed.counters.established += 1;
+        observed.asn = Some(negotiated.asn);
         observed.session = Some(ObservedSession { since: Instant::now(), local, negotiated, flushed: None });
     }
 
@@ -559,7 +585,7 @@ fn session_config(speaker: &SpeakerConfig, peer: &PeerConfig) -> SessionConfig {
     SessionConfig {
         asn: speaker.asn,
         router_id: speaker.router_id,
-        peer_asn: peer.asn,
+        peer_asn: (!peer.any_external_asn).then_some(peer.asn),
         passive: peer.passive,
         hold_time: match seconds(peer.hold_time) {
             0 if peer.hold_time.is_zero() => 0,

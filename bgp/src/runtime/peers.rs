@@ -59,6 +59,7 @@ impl Peers {
         let ranges = self.ranges.values().map(Range::expected);
         let expected: Vec<_> = ranges.chain(wanted.iter().map(|(a, peer)| ((*a).into(), peer))).collect();
         self.listeners.expect(&expected);
+        self.await_peers(wanted.values());
 
         self.forget_gone();
         self.dismiss(Cease::PeerDeconfigured, |address, peer| {
@@ -83,10 +84,12 @@ impl Peers {
             .into_iter()
             .map(|config| (config.prefix, Range { refused: refused(&config.prefix), config }));
         self.ranges = ranges.collect();
-        let configured = self.current.iter().filter(|(_, peer)| peer.range.is_none());
-        let configured = configured.map(|(address, peer)| ((*address).into(), &peer.config));
-        let expected: Vec<_> = self.ranges.values().map(Range::expected).chain(configured).collect();
+        let configured =
+            || self.current.values().filter(|peer| peer.range.is_none()).map(|peer| &peer.config);
+        let listed = configured().map(|config| (config.address.into(), config));
+        let expected: Vec<_> = self.ranges.values().map(Range::expected).chain(listed).collect();
         self.listeners.expect(&expected);
+        self.await_peers(configured());
 
         self.forget_gone();
         let ranges = std::mem::take(&mut self.ranges);
@@ -103,6 +106,14 @@ impl Peers {
             }
         }
         self.ranges = ranges;
+    }
+
+    /// Has a reflector that has restarted wait for what these tell, and those of ranges (RFC 4724 §4.1).
+    fn await_peers<'a>(&self, configured: impl Iterator<Item = &'a PeerConfig>) {
+        let asn = self.shared.config.asn;
+        let internal = configured.filter(|peer| peer.asn == asn).map(|peer| peer.address);
+        let ranges = self.ranges.values().any(|range| range.config.template.asn == asn);
+        self.shared.learn(|learnt| learnt.await_peers(internal, ranges));
     }
 
     /// Ends the sessions of those that `goes` says.
@@ -208,6 +219,7 @@ impl Peers {
             asn: self.shared.config.asn,
             router_id: self.shared.config.router_id,
             routes: rib.len(),
+            reflected: rib.reflected(),
             peers: peers
                 .map(|peer| PeerStatus::new(&peer.config, peer.range, &lock(&peer.observed), &rib))
                 .collect(),

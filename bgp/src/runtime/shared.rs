@@ -31,7 +31,8 @@ impl Shared {
     pub(super) fn new(config: SpeakerConfig) -> Shared {
         let rib = Mutex::new(Rib::new(config.restarting));
         let monitor = Monitor::new(config.asn, config.router_id);
-        let learnt = Mutex::new(Learnt::new(Identity { asn: config.asn, router_id: config.router_id }));
+        let SpeakerConfig { asn, router_id, .. } = config;
+        let learnt = Mutex::new(Learnt::new(Identity { asn, router_id, cluster_id: router_id }));
         let [news, changed, progress] = [(), (), ()].map(watch::Sender::new);
         Shared { config, rib, monitor, learnt, news, changed, progress }
     }
@@ -40,9 +41,37 @@ impl Shared {
         lock(&self.rib)
     }
 
-    /// Never locked together with the RIB.
+    /// Locked before the RIB where both are.
     pub(super) fn learnt(&self) -> MutexGuard<'_, Learnt> {
         lock(&self.learnt)
+    }
+
+    /// Changes what is learnt; has the RIB follow what is passed on of it, and tells whoever is to know of either.
+    pub(super) fn learn<T>(&self, change: impl FnOnce(&mut Learnt) -> T) -> T {
+        let mut learnt = self.learnt();
+        let result = change(&mut learnt);
+        let reflections = learnt.take_reflections();
+        let mut rib = self.rib();
+        let changed = rib.reflect(reflections);
+        self.monitor.loc_rib_changed(&rib, &learnt, changed.iter());
+        if learnt.has_noted() {
+            self.monitor.learnt_changes(&rib, &mut learnt);
+        }
+        let complete = rib.awaits_peers_alone() && learnt.has_heard_all();
+        if complete {
+            rib.peers_have_told();
+            self.monitor.loc_rib_complete();
+        }
+        drop(rib);
+        let news = learnt.pending() > 0;
+        drop(learnt);
+        if complete || !changed.is_empty() {
+            self.changed.send_replace(());
+        }
+        if news {
+            self.news.send_replace(());
+        }
+        result
     }
 }
 
@@ -59,6 +88,8 @@ pub(super) struct Observed {
     pub(super) last_error: Option<LastError>,
     pub(super) session: Option<ObservedSession>,
     pub(super) counters: Counters,
+    /// As told by the peer last.
+    pub(super) asn: Option<u32>,
 }
 
 /// What there is to see of an Established session.
@@ -79,6 +110,7 @@ impl Observed {
             last_error: None,
             session: None,
             counters: Counters::default(),
+            asn: None,
         }
     }
 

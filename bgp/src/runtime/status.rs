@@ -21,6 +21,8 @@ pub struct SpeakerStatus {
     pub router_id: Ipv4Addr,
     /// How many routes are to be announced (Loc-RIB).
     pub routes: usize,
+    /// How many of them are passed on from peer to peer.
+    pub reflected: usize,
     /// Its peers by address.
     pub peers: Vec<PeerStatus>,
     /// The ranges that more may connect from.
@@ -34,7 +36,7 @@ pub struct PeerStatus {
     pub address: IpAddr,
     /// The interface that it is behind, if its address is link-local.
     pub interface: Option<String>,
-    /// The peer's ASN as configured.
+    /// The peer's ASN as configured; where it may be any other than the speaker's, what it said last, and 0 before.
     pub asn: u32,
     /// The range that it has connected from, where it is not configured by its address.
     pub range: Option<IpNet>,
@@ -123,7 +125,7 @@ impl PeerStatus {
         PeerStatus {
             address: config.address,
             interface: config.interface.clone(),
-            asn: config.asn,
+            asn: observed.asn.filter(|_| config.any_external_asn).unwrap_or(config.asn),
             range,
             state: observed.state,
             since: observed.since,

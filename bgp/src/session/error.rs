@@ -63,6 +63,11 @@ pub enum PeerIncompatible {
         /// As in the OPEN.
         actual: u32,
     },
+    /// One of another AS was to be there.
+    #[error(
+        "peer is in this router's own AS {0}, and was to be in another: set its `asn` to {0}, or correct the peer"
+    )]
+    OwnAsn(u32),
     /// Zero, or this speaker's own within the same AS (RFC 6286).
     #[error("peer's router id {0} is zero or this router's own: give each router its own router id")]
     RouterId(Ipv4Addr),
@@ -138,7 +143,7 @@ impl PeerMisbehaved {
 impl PeerIncompatible {
     fn notification(&self) -> Notification {
         let (subcode, data) = match self {
-            PeerIncompatible::Asn { .. } => (2, Vec::new()),
+            PeerIncompatible::Asn { .. } | PeerIncompatible::OwnAsn(_) => (2, Vec::new()),
             PeerIncompatible::RouterId(_) => (3, Vec::new()),
             PeerIncompatible::HoldTime(_) => (6, Vec::new()),
             PeerIncompatible::Role { .. } => (11, Vec::new()),

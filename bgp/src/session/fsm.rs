@@ -191,7 +191,7 @@ impl Session {
     }
 
     fn ibgp(&self) -> bool {
-        self.config.asn == self.config.peer_asn
+        self.config.is_ibgp()
     }
 
     /// Leaves Idle, or the wait in Active.

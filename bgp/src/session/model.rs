@@ -15,8 +15,8 @@ pub struct SessionConfig {
     pub asn: u32,
     /// This speaker's BGP Identifier.
     pub router_id: Ipv4Addr,
-    /// The peer's ASN; equal to this speaker's makes the session iBGP.
-    pub peer_asn: u32,
+    /// The peer's ASN; equal to this speaker's makes the session iBGP. `None` is any other than this speaker's.
+    pub peer_asn: Option<u32>,
     /// Wait for the peer to connect.
     pub passive: bool,
     /// Hold time to propose, in seconds: zero, or at least 3.
@@ -36,6 +36,13 @@ pub struct SessionConfig {
     pub role: Option<RoleOffer>,
     /// Graceful restart to offer, as restarting speaker.
     pub graceful_restart: Option<RestartOffer>,
+}
+
+impl SessionConfig {
+    /// Whether both are in one AS.
+    pub(super) fn is_ibgp(&self) -> bool {
+        self.peer_asn == Some(self.asn)
+    }
 }
 
 /// What the peer is told of the relation between both ASes (RFC 9234 §4).

@@ -42,11 +42,15 @@ pub(super) fn offer(config: &SessionConfig, again: bool) -> Open {
 
 /// What this side's offer and the peer's come to (RFC 4271 §6.2, RFC 5492 §3).
 pub(super) fn negotiate(config: &SessionConfig, open: &Open) -> Result<Negotiated, PeerIncompatible> {
-    if open.asn() != config.peer_asn {
-        return Err(PeerIncompatible::Asn { expected: config.peer_asn, actual: open.asn() });
+    match config.peer_asn {
+        Some(expected) if open.asn() != expected => {
+            return Err(PeerIncompatible::Asn { expected, actual: open.asn() });
+        }
+        None if open.asn() == config.asn => return Err(PeerIncompatible::OwnAsn(config.asn)),
+        Some(_) | None => {}
     }
     // RFC 6286: unique within an AS, not beyond.
-    let ibgp = config.asn == config.peer_asn;
+    let ibgp = config.is_ibgp();
     if open.router_id.is_unspecified() || ibgp && open.router_id == config.router_id {
         return Err(PeerIncompatible::RouterId(open.router_id));
     }
@@ -77,7 +81,7 @@ pub(super) fn negotiate(config: &SessionConfig, open: &Open) -> Result<Negotiate
 
 /// RFC 9234 §4: roles are for eBGP.
 fn role(config: &SessionConfig) -> Option<RoleOffer> {
-    config.role.filter(|_| config.asn != config.peer_asn)
+    config.role.filter(|_| !config.is_ibgp())
 }
 
 /// RFC 9234 §4.2.

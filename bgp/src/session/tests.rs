@@ -21,7 +21,7 @@ fn config() -> SessionConfig {
     SessionConfig {
         asn: US,
         router_id: [10, 0, 0, 1].into(),
-        peer_asn: PEER,
+        peer_asn: Some(PEER),
         passive: false,
         hold_time: 90,
         send_hold_time: None,
@@ -590,7 +590,7 @@ fn hanging_connection_loses() {
 
 #[test]
 fn opens_that_do_not_fit() {
-    let ibgp = SessionConfig { peer_asn: US, ..config() };
+    let ibgp = SessionConfig { peer_asn: Some(US), ..config() };
     let ibgp_open = |router_id: [u8; 4]| Open {
         my_as: 64512,
         capabilities: Vec::new(),
@@ -605,6 +605,18 @@ fn opens_that_do_not_fit() {
             "other ASN",
             config(),
             Open { capabilities: vec![Capability::FourOctetAsn(1)], ..peer_open() },
+            "send 2/2",
+        ),
+        (
+            "any other ASN",
+            SessionConfig { peer_asn: None, ..config() },
+            Open { capabilities: vec![Capability::FourOctetAsn(1)], ..peer_open() },
+            "send KEEPALIVE",
+        ),
+        (
+            "our own, where any other would do",
+            SessionConfig { peer_asn: None, ..config() },
+            ibgp_open([10, 0, 0, 2]),
             "send 2/2",
         ),
         ("id zero", config(), Open { router_id: [0; 4].into(), ..peer_open() }, "send 2/3"),
@@ -661,7 +673,7 @@ fn roles() {
     }
     // Within an AS there are none.
     let role = Some(RoleOffer { role: Peer, required: true });
-    let mut bench = Bench::connected(SessionConfig { role, peer_asn: US, ..config() });
+    let mut bench = Bench::connected(SessionConfig { role, peer_asn: Some(US), ..config() });
     let open = Open { my_as: 64512, capabilities: vec![Capability::Role(0)], ..peer_open() };
     assert_eq!(words(&bench.told(Outgoing, &Message::Open(open)))[0], fine);
 }

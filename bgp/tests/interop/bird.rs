@@ -139,6 +139,12 @@ impl Lab {
         self.run_bird(&config, &[]);
     }
 
+    /// Starts BIRD with that configuration.
+    pub(crate) fn start_bird_with(&mut self, config: &str) {
+        let config = self.write("bird.conf", &format!("log stderr all;\nrouter id 10.0.0.2;\n{config}"));
+        self.run_bird(&config, &[]);
+    }
+
     fn run_bird(&mut self, config: &str, options: &[&str]) {
         let control = self.path("bird.ctl");
         self.start(&[&["bird", "-f", "-c", config, "-s", &control], options].concat());

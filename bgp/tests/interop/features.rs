@@ -20,6 +20,7 @@ pub(crate) async fn routes(mut cell: Cell) {
         local_pref: Some(150),
         med: Some(7),
         as_path_prepend: 2,
+        ..Attributes::default()
     };
     speaker.update(announce(&PREFIXES, &attributes));
     let ebgp = !cell.setup.is_ibgp();

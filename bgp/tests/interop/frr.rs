@@ -130,7 +130,7 @@ impl Daemon for Frr {
     }
 }
 
-fn vtysh(lab: &Lab, commands: &[&str]) -> String {
+pub(crate) fn vtysh(lab: &Lab, commands: &[&str]) -> String {
     let directory = lab.path("");
     let mut program = vec!["vtysh", "--vty_socket", &directory, "-d", "bgpd"];
     program.extend(commands.iter().flat_map(|command| ["-c", command]));

@@ -1,5 +1,6 @@
 //! Two network namespaces with a link between them: a daemon in one, this test's thread in the other.
 
+use std::ffi::OsStr;
 use std::fs::File;
 use std::net::IpAddr;
 use std::os::fd::AsFd;
@@ -35,6 +36,8 @@ pub(crate) struct Lab {
     directory: PathBuf,
     program: Vec<String>,
     daemon: Option<Child>,
+    /// What runs beside it.
+    others: Vec<Child>,
 }
 
 fn run(arguments: &str) {
@@ -57,7 +60,7 @@ impl Lab {
         let name = format!("sheave-bgp-{}-{}", process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
         let directory = env::temp_dir().join(&name);
         fs::create_dir(&directory).unwrap();
-        let lab = Lab { name, directory, program: Vec::new(), daemon: None };
+        let lab = Lab { name, directory, program: Vec::new(), daemon: None, others: Vec::new() };
         let (us, peer) = (lab.namespace("us"), lab.namespace("peer"));
         run(&format!("netns add {us}"));
         run(&format!("netns add {peer}"));
@@ -78,9 +81,32 @@ impl Lab {
         format!("{}-{side}", self.name)
     }
 
+    /// Takes the configured addresses from both ends of the link: what is left are the link-local ones of the kernel's.
+    pub(crate) fn unnumber(&self) {
+        for (side, namespace) in ["us", "peer"].map(|side| self.namespace(side)).iter().enumerate() {
+            run(&format!("-n {namespace} addr flush dev link0 scope global"));
+            run(&format!("-n {namespace} addr del {}/64 dev link0", Lab::LINK_LOCAL[side]));
+        }
+    }
+
+    /// Puts one link-local address of the peer's in place of another.
+    pub(crate) fn move_peer(&self, from: IpAddr, to: IpAddr) {
+        let peer = self.namespace("peer");
+        run(&format!("-n {peer} addr del {from}/64 dev link0"));
+        run(&format!("-n {peer} addr add {to}/64 dev link0 nodad"));
+    }
+
     /// Gives our side of the link another IPv4 address.
     pub(crate) fn add_address(&self, address: IpAddr) {
         run(&format!("-n {} addr add {address}/24 dev link0", self.namespace("us")));
+    }
+
+    /// Gives the daemon's side other addresses.
+    pub(crate) fn add_addresses_at_peer(&self, addresses: [IpAddr; 2]) {
+        for address in addresses {
+            let (length, option) = if address.is_ipv4() { (24, "") } else { (64, " nodad") };
+            run(&format!("-n {} addr replace {address}/{length} dev link0{option}", self.namespace("peer")));
+        }
     }
 
     /// Runs `test` on a thread of its own within the speaker's namespace. The thread ends with it, so that no
@@ -136,22 +162,31 @@ impl Lab {
     /// Kills the daemon if it runs, without a word to its peer, and starts it again.
     pub(crate) fn restart(&mut self) {
         self.kill();
+        self.daemon = Some(self.spawn(&self.program));
+    }
+
+    /// Starts a program that the daemon needs, which must stay in the foreground too.
+    pub(crate) fn start_beside(&mut self, program: &[&str]) {
+        let child = self.spawn(program);
+        self.others.push(child);
+    }
+
+    fn spawn(&self, program: &[impl AsRef<OsStr>]) -> Child {
         let log = File::options().create(true).append(true).open(self.path("log")).unwrap();
         let child = Command::new("ip")
             .args(["netns", "exec", &self.namespace("peer")])
-            .args(&self.program)
+            .args(program)
             .stdin(Stdio::null())
             .stdout(log.try_clone().unwrap())
             .stderr(log)
             .spawn();
-        self.daemon = Some(child.unwrap());
+        child.unwrap()
     }
 
     fn kill(&mut self) {
         // `ip netns exec` becomes the daemon, so this is its process.
-        if let Some(mut child) = self.daemon.take() {
-            let _ = child.kill();
-            let _ = child.wait();
+        if let Some(child) = self.daemon.take() {
+            end(child);
         }
     }
 
@@ -226,6 +261,7 @@ impl Lab {
 impl Drop for Lab {
     fn drop(&mut self) {
         self.kill();
+        self.others.drain(..).for_each(end);
         for side in ["us", "peer"] {
             let _ = Command::new("ip")
                 .args(["netns", "del", &self.namespace(side)])
@@ -234,6 +270,11 @@ impl Drop for Lab {
         }
         let _ = fs::remove_dir_all(&self.directory);
     }
+}
+
+fn end(mut child: Child) {
+    let _ = child.kill();
+    let _ = child.wait();
 }
 
 const fn ip4(host: u8) -> IpAddr {

@@ -28,7 +28,7 @@ fn imports(birds: IpAddr, policy: ImportPolicy) -> BTreeMap<IpAddr, ImportPolicy
 }
 
 fn change(prefix: &str, next_hop: Option<IpAddr>) -> LearntChange {
-    (prefix.parse::<IpNet>().unwrap(), next_hop.map(|hop| [hop].into()))
+    (prefix.parse::<IpNet>().unwrap(), next_hop.map(|hop| [hop.into()].into()))
 }
 
 async fn start_both(lab: &mut Lab, [ours, birds]: [IpAddr; 2]) -> Speaker {

@@ -55,7 +55,9 @@ mod hostile;
 mod lab;
 mod learning;
 mod next_hop;
+mod reflection;
 mod sessions;
+mod unnumbered;
 
 /// Runs `test` in a lab, or says why it cannot.
 fn in_lab<F: Future<Output = ()>>(programs: &[&str], test: impl FnOnce(Lab) -> F + Send + 'static) {

@@ -1,6 +1,7 @@
-//! Memory of another process, as the kernel counts it.
+//! Memory and CPU time of another process, as the kernel counts them.
 
 use std::fs;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 
@@ -37,4 +38,19 @@ impl Memory {
 pub fn reset_peak(pid: u32) -> Result<()> {
     let path = format!("/proc/{pid}/clear_refs");
     fs::write(&path, "5").with_context(|| path)
+}
+
+/// CPU time of another process: of all its threads (schedstat, to the nanosecond), as long as none of them ends.
+///
+/// # Errors
+/// When it is not there.
+pub fn cpu_time(pid: u32) -> Result<Duration> {
+    let path = format!("/proc/{pid}/task");
+    let mut sum = 0;
+    for thread in fs::read_dir(&path).with_context(|| path.clone())? {
+        // One that has ended meanwhile had little to do.
+        let Ok(text) = fs::read_to_string(thread?.path().join("schedstat")) else { continue };
+        sum += text.split_whitespace().next().context("schedstat")?.parse::<u64>()?;
+    }
+    Ok(Duration::from_nanos(sum))
 }

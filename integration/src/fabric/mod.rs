@@ -203,6 +203,27 @@ impl Fabric {
         self.leaves.iter().try_for_each(|leaf| leaf.ns.ip(&leaf_to_node(leaf.number, node.number)))
     }
 
+    /// Takes the addresses from the links of a node, and all routes by them: what is left are link-local addresses.
+    pub fn unnumber(&self, node: &Node) -> Result<()> {
+        node.ns.ip("route del default\nroute del ::/0\n")?;
+        for leaf in &self.leaves {
+            let mut lines = String::new();
+            for family in Family::BOTH {
+                let _ = writeln!(lines, "route del {}/{}", node.address(family), family.bits());
+                let _ = writeln!(lines, "route del {}", addresses::pod_cidr(family, node.number));
+            }
+            leaf.ns.ip(&format!("{lines}addr flush dev {} scope global\n", node.name))?;
+            node.ns.ip(&format!("addr flush dev {} scope global\n", leaf.name()))?;
+        }
+        Ok(())
+    }
+
+    /// Undoes [`unnumber`](Self::unnumber).
+    pub fn number(&self, node: &Node) -> Result<()> {
+        node.ns.ip(&node_uplinks(node.number))?;
+        self.mend(node)
+    }
+
     /// Has every router drop, or pass again, ICMP errors about packets that are too big.
     pub fn filter_icmp(&self, on: bool) -> Result<()> {
         let rules = if on {
@@ -470,14 +491,6 @@ fn node_config(node: u8) -> String {
     for family in Family::BOTH {
         let own = addresses::node(family, node);
         let _ = writeln!(lines, "addr add {own}/{} {}", family.bits(), on("lo", family));
-        let mut hops = String::new();
-        for leaf in 1..=LEAVES {
-            let link = addresses::node_link(family, leaf, node);
-            let device = on(&format!("leaf{leaf}"), family);
-            let _ = writeln!(lines, "addr add {link}/{} {device}", family.bits() - 2);
-            let _ = write!(hops, " nexthop via {} dev leaf{leaf}", addresses::leaf_link(family, leaf, node));
-        }
-        let _ = writeln!(lines, "route add default src {own}{hops}");
         for pod in 1..=PODS {
             let address = addresses::pod(family, node, pod);
             let _ = writeln!(
@@ -487,6 +500,23 @@ fn node_config(node: u8) -> String {
                 pod_name(node, pod)
             );
         }
+    }
+    lines + &node_uplinks(node)
+}
+
+/// A node's part of its links to the leaves, and its routes by them.
+fn node_uplinks(node: u8) -> String {
+    let mut lines = String::new();
+    for family in Family::BOTH {
+        let own = addresses::node(family, node);
+        let mut hops = String::new();
+        for leaf in 1..=LEAVES {
+            let link = addresses::node_link(family, leaf, node);
+            let device = on(&format!("leaf{leaf}"), family);
+            let _ = writeln!(lines, "addr add {link}/{} {device}", family.bits() - 2);
+            let _ = write!(hops, " nexthop via {} dev leaf{leaf}", addresses::leaf_link(family, leaf, node));
+        }
+        let _ = writeln!(lines, "route add default src {own}{hops}");
     }
     lines
 }

@@ -6,6 +6,7 @@ use anyhow::{Context, Result, ensure};
 use sheave::cluster::Protocol::Tcp;
 
 use super::Scenario;
+use super::loads::BothLoads;
 use crate::cluster::Service;
 use crate::fabric::addresses::Family;
 use crate::kernel;
@@ -74,23 +75,11 @@ fn agent_restarts(lab: &mut Lab) -> Result<()> {
     let pods = [lab.fabric.pod("a1")?, lab.fabric.pod("b1")?, lab.fabric.pod("c1")?];
     let service = Service::new("restarts", 51).port(Tcp, 80, POD_PORT).endpoints(pods);
     lab.apply(&service)?;
-    let loads = Family::BOTH.map(|family| Load::start(&lab.fabric.client, Tcp, service.vip(family), 80, 2));
-    let [v4, v6] = loads;
-    let (v4, v6) = (v4?, v6?);
+    let loads = BothLoads::start(lab, &service)?;
     for node in lab.node_names() {
-        for kill in [false, true] {
-            let ended = if kill { lab.kill_agent(&node) } else { lab.stop_agent(&node) };
-            ended?;
-            v4.await_answers(30)?;
-            v6.await_answers(30)?;
-            lab.start_agent(&node)?;
-            lab.await_applied(&service)?;
-            v4.await_answers(30)?;
-            v6.await_answers(30)?;
-        }
+        loads.outlast_restarts(lab, &node, |lab| lab.await_applied(&service))?;
     }
-    v4.stop()?.ensure_none_failed().context("IPv4")?;
-    v6.stop()?.ensure_none_failed().context("IPv6")?;
+    loads.none_failed()?;
     lab.remove(&service)
 }
 

@@ -11,13 +11,14 @@ use sheave::cluster::Protocol::{Sctp, Tcp, Udp};
 use sheave_apiserver::{Reach, Resource};
 
 use super::Scenario;
+use super::loads::BothLoads;
 use crate::cluster::Service;
 use crate::fabric::addresses::{self, Family};
 use crate::kernel;
 use crate::lab::{Lab, POD_PORT};
 use crate::process;
 use crate::source::{PEERS, peers};
-use crate::traffic::{Load, Request, get};
+use crate::traffic::{Request, get};
 use crate::wait::{await_some, await_until};
 
 /// How long an agent may take to follow, or to write.
@@ -66,28 +67,6 @@ pub(super) const SCENARIOS: &[Scenario] = &[
 fn everywhere(lab: &Lab, name: &str, number: u8) -> Result<Service> {
     let pods = [lab.fabric.pod("a1")?, lab.fabric.pod("b1")?, lab.fabric.pod("c1")?];
     Ok(Service::new(name, number).all_protocols(80, POD_PORT).endpoints(pods))
-}
-
-/// Requests of the client without a pause, of both families.
-struct BothLoads([Load; 2]);
-
-impl BothLoads {
-    fn start(lab: &Lab, service: &Service) -> Result<Self> {
-        let [v4, v6] =
-            Family::BOTH.map(|family| Load::start(&lab.fabric.client, Tcp, service.vip(family), 80, 2));
-        Ok(Self([v4?, v6?]))
-    }
-
-    fn await_answers(&self, count: u64) -> Result<()> {
-        self.0.iter().try_for_each(|load| load.await_answers(count))
-    }
-
-    fn none_failed(self) -> Result<()> {
-        for (load, family) in self.0.into_iter().zip(Family::BOTH) {
-            load.stop()?.ensure_none_failed().with_context(|| family.to_string())?;
-        }
-        Ok(())
-    }
 }
 
 fn api_cluster(lab: &mut Lab) -> Result<()> {

@@ -19,6 +19,7 @@ use sheave::cluster::Protocol::Tcp;
 use socket2::{Domain, Socket, Type};
 
 use super::Scenario;
+use super::import::announce;
 use crate::cluster::Service;
 use crate::fabric::addresses::{self, Family};
 use crate::lab::{Lab, POD_PORT};
@@ -35,10 +36,12 @@ const PORT: u16 = 11019;
 const TABLE: u32 = 119;
 const ROUTES: u32 = 1000;
 const ROUNDS: u32 = 20;
+/// What the leaf announces, and nobody imports.
+const HEARD: [&str; 2] = ["198.51.100.0/24", "2001:db8:1::/64"];
 
 pub(super) const SCENARIOS: &[Scenario] = &[Scenario {
     name: "bmp",
-    proves: "a station on a leaf is told by BMP of every session, of what each peer is sent and of all that is announced; while it reads nothing, \
+    proves: "a station on a leaf is told by BMP of every session, of what each peer sends and is sent and of all that is announced; while it reads nothing, \
              thousands of routes reach both leaves as ever and no session ends; it is cut off, and when it reads again it is told how things \
              are by then",
     run: bmp,
@@ -52,7 +55,8 @@ fn bmp(lab: &mut Lab) -> Result<()> {
     let peers = lab.fabric.leaves.len() * Family::BOTH.len();
 
     let before = std::fs::read_to_string(lab.config(NODE))?;
-    let bmp = format!("router:\n  bmp: [{{address: {address}, queueKiB: 64}}]\n");
+    let tables = "tables: [adjRibIn, locRib, adjRibOut]";
+    let bmp = format!("router:\n  bmp: [{{address: {address}, queueKiB: 64, {tables}}}]\n");
     let config = before.replacen("router:\n", &bmp, 1) + &format!("announce: {{kernelTables: [{TABLE}]}}\n");
     ensure!(config.contains(&bmp), "the config has no router to add a station to: {before}");
     // One that has only just been started does not know of SIGTERM yet.
@@ -64,10 +68,14 @@ fn bmp(lab: &mut Lab) -> Result<()> {
     let service = Service::new("monitored", 61).port(Tcp, 80, POD_PORT).endpoints([lab.fabric.pod("a1")?]);
     lab.apply(&service)?;
     let vips = Family::BOTH.map(|family| IpNet::from(service.vip(family)));
+    let [v4, v6] = HEARD.map(|prefix| [prefix.to_owned()]);
+    leaf_announces(lab, &v4, &v6)?;
+    let heard: Vec<IpNet> = HEARD.iter().map(|prefix| prefix.parse()).collect::<Result<_, _>>()?;
     let mut told = station.accept()?;
     told.until("sessions and the Service's VIPs", |told| {
         told.adj_ribs_out().count() == peers
             && vips.iter().all(|vip| told.loc_rib().contains(vip) && told.is_sent(vip))
+            && heard.iter().all(|prefix| told.is_heard(prefix))
     })?;
 
     // From here on it reads nothing.
@@ -97,7 +105,11 @@ fn bmp(lab: &mut Lab) -> Result<()> {
             && vips.iter().all(|vip| told.loc_rib().contains(vip) && told.is_sent(vip))
             && (0..count).all(|number| told.loc_rib().contains(&host(number)))
             && told.is_sent(&last)
+            // Nothing of it was kept: the leaf has been asked again.
+            && heard.iter().all(|prefix| told.is_heard(prefix))
     })?;
+    leaf_announces(lab, &[], &[])?;
+    told.until("the leaf's withdrawals", |told| heard.iter().all(|prefix| !told.is_heard(prefix)))?;
     let connected = station_status(lab)?;
     ensure!(connected["connectedSeconds"].is_u64(), "{connected}");
 
@@ -117,6 +129,11 @@ fn bmp(lab: &mut Lab) -> Result<()> {
 /// 10.251.0.0/32 and on.
 fn host(number: u32) -> IpNet {
     IpAddr::from((0x0afb_0000 + number).to_be_bytes()).into()
+}
+
+/// The leaf that the station is on announces these.
+fn leaf_announces(lab: &Lab, v4: &[String], v6: &[String]) -> Result<()> {
+    announce(lab, lab.fabric.leaves.first().context("a leaf")?, v4, v6)
 }
 
 /// Waits until both leaves know that many of the routes.
@@ -170,7 +187,13 @@ impl Station {
             await_some(LIMIT, "the agent to connect", || self.0.accept().map_err(|error| error.to_string()))?;
         stream.set_nonblocking(false)?;
         stream.set_read_timeout(Some(LIMIT))?;
-        Ok(Told { stream, context: BmpParsingContext::default(), tables: BTreeMap::new(), terminated: false })
+        Ok(Told {
+            stream,
+            context: BmpParsingContext::default(),
+            tables: BTreeMap::new(),
+            received: BTreeMap::new(),
+            terminated: false,
+        })
     }
 }
 
@@ -180,6 +203,8 @@ struct Told {
     context: BmpParsingContext,
     /// Loc-RIB by no address, Adj-RIB-Out by the peer's. There from the session's beginning to its end.
     tables: BTreeMap<Option<IpAddr>, BTreeSet<IpNet>>,
+    /// Adj-RIB-In by the peer's address.
+    received: BTreeMap<IpAddr, BTreeSet<IpNet>>,
     terminated: bool,
 }
 
@@ -196,6 +221,11 @@ impl Told {
     /// Some peer at least is sent it: each leaf has a session for each family.
     fn is_sent(&self, prefix: &IpNet) -> bool {
         self.adj_ribs_out().any(|table| table.contains(prefix))
+    }
+
+    /// Some peer at least sends it.
+    fn is_heard(&self, prefix: &IpNet) -> bool {
+        self.received.values().any(|table| table.contains(prefix))
     }
 
     fn until(&mut self, what: &str, condition: impl Fn(&Self) -> bool) -> Result<()> {
@@ -223,19 +253,27 @@ impl Told {
                 self.tables.insert(up.peer_header().address(), BTreeSet::new());
             }
             BmpMessageValue::PeerDownNotification(down) => {
-                self.tables.remove(&down.peer_header().address());
+                let peer = down.peer_header().address();
+                self.tables.remove(&peer);
+                peer.map(|peer| self.received.remove(&peer));
             }
             BmpMessageValue::RouteMonitoring(told) => {
                 let header = told.peer_header();
-                let ours = matches!(
-                    header.peer_type(),
-                    BmpPeerType::LocRibInstancePeer { .. }
-                        | BmpPeerType::GlobalInstancePeer { adj_rib_out: true, post_policy: true, .. }
-                );
-                ensure!(ours, "{header:?}");
-                let table = self.tables.get_mut(&header.address());
-                let table =
-                    table.with_context(|| format!("a route of a session that is not up: {header:?}"))?;
+                let peer = header.address();
+                let out = self.tables.get_mut(&peer);
+                let out = out.with_context(|| format!("a route of a session that is not up: {header:?}"))?;
+                let table = match (header.peer_type(), peer) {
+                    (BmpPeerType::LocRibInstancePeer { .. }, None) => out,
+                    (
+                        BmpPeerType::GlobalInstancePeer { adj_rib_out: true, post_policy: true, .. },
+                        Some(_),
+                    ) => out,
+                    (
+                        BmpPeerType::GlobalInstancePeer { adj_rib_out: false, post_policy: false, .. },
+                        Some(peer),
+                    ) => self.received.entry(peer).or_default(),
+                    _ => bail!("not asked for: {header:?}"),
+                };
                 let BgpMessage::Update(update) = told.update_message() else { bail!("no UPDATE") };
                 learn(table, update);
             }

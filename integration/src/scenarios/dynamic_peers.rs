@@ -7,10 +7,11 @@ use serde_json::Value;
 use sheave::cluster::Protocol::Tcp;
 
 use super::Scenario;
+use super::loads::BothLoads;
 use crate::cluster::Service;
 use crate::fabric::addresses::Family;
 use crate::lab::{Lab, POD_PORT};
-use crate::traffic::{Load, Request};
+use crate::traffic::Request;
 use crate::wait::await_some;
 
 /// How long sessions may take to come up.
@@ -67,23 +68,9 @@ fn dynamic_peers(lab: &mut Lab) -> Result<()> {
                 .map_err(|error| format!("{error:#}"))
         })?;
     }
-    let loads = Family::BOTH.map(|family| Load::start(&lab.fabric.client, Tcp, service.vip(family), 80, 2));
-    let [v4, v6] = loads;
-    let (v4, v6) = (v4?, v6?);
-    for kill in [false, true] {
-        if kill {
-            lab.kill_agent(NODE)?;
-        } else {
-            lab.stop_agent(NODE)?;
-        }
-        v4.await_answers(30)?;
-        v6.await_answers(30)?;
-        lab.start_agent(NODE)?;
-        await_sessions(lab, 4)?;
-        v4.await_answers(60)?;
-        v6.await_answers(60)?;
-    }
-
+    let loads = BothLoads::start(lab, &service)?;
+    loads.outlast_restarts(lab, NODE, |lab| await_sessions(lab, 4))?;
+    let BothLoads([v4, v6]) = loads;
     v4.stop()?.ensure_none_failed().context("IPv4")?;
 
     // One session goes and comes back; those of the other family do not notice.

@@ -1,19 +1,20 @@
 //! Routes of the leaves in the kernel of a node, by its import policies.
 
 use std::collections::BTreeSet;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use sheave::cluster::Protocol::Tcp;
 
 use super::Scenario;
+use super::loads::BothLoads;
 use super::tables::{Watch, await_directors, is_ready};
 use crate::cluster::Service;
 use crate::fabric::Leaf;
 use crate::fabric::addresses::{self, Family};
 use crate::lab::{Lab, POD_PORT};
 use crate::process;
-use crate::traffic::{Load, Request};
+use crate::traffic::Request;
 use crate::wait::await_some;
 
 /// How long agents and sessions may take to come up.
@@ -24,7 +25,7 @@ pub(super) const SCENARIOS: &[Scenario] = &[Scenario {
     name: "import",
     proves: "clients that a node has no other way to are answered by routes learnt of both leaves: under load no request fails when one leaf stops \
              announcing, nor over restarts of the agent by SIGTERM and SIGKILL; what the policy leaves out and what covers the node's own VIPs is not \
-             taken, a leaf that announces too much is sent away and comes back, and the routes go with `onExit: remove` and with cleanup",
+             taken, a leaf that announces too much is sent away and comes back, one that is out of reach is not used, and the routes go with `onExit: remove` and with cleanup",
     run: import,
 }];
 
@@ -58,7 +59,7 @@ fn config(more: &str) -> String {
 }
 
 /// A leaf announces static routes of its BIRD to the nodes, and these.
-fn announce(lab: &Lab, leaf: &Leaf, v4: &[String], v6: &[String]) -> Result<()> {
+pub(super) fn announce(lab: &Lab, leaf: &Leaf, v4: &[String], v6: &[String]) -> Result<()> {
     let path = lab.config(NODE).with_file_name(format!("{}.conf", leaf.name()));
     let text = std::fs::read_to_string(&path)?;
     let first = text.split("# for import\n").next().unwrap_or_default();
@@ -159,6 +160,7 @@ fn import(lab: &mut Lab) -> Result<()> {
 
     under_load(lab, &service)?;
     too_much(lab)?;
+    out_of_reach(lab)?;
     farewell(lab)?;
 
     lab.source.remove(&service)?;
@@ -184,46 +186,31 @@ fn under_load(lab: &mut Lab, service: &Service) -> Result<()> {
         lab.fabric.spine.ip(&lines)
     };
     by_second(lab, false)?;
-    let loads = Family::BOTH.map(|family| Load::start(&lab.fabric.client, Tcp, service.vip(family), 80, 2));
-    let [v4, v6] = loads;
-    let (v4, v6) = (v4?, v6?);
-    v4.await_answers(30)?;
-    v6.await_answers(30)?;
+    let loads = BothLoads::start(lab, service)?;
+    loads.await_answers(30)?;
     let sessions = ["node_a_ipv4", "node_a_ipv6"];
     for (order, hops) in [("disable", 1), ("enable", 2)] {
         for session in sessions {
             lab.fabric.leaves[0].birdc(&format!("{order} {session}"))?;
         }
         await_learnt(lab, hops)?;
-        v4.await_answers(30)?;
-        v6.await_answers(30)?;
+        loads.await_answers(30)?;
     }
     let mut watch = Watch::start(lab, &node)?;
-    for kill in [false, true] {
-        if kill {
-            lab.kill_agent(NODE)?;
-        } else {
-            lab.stop_agent(NODE)?;
-        }
-        v4.await_answers(30)?;
-        v6.await_answers(30)?;
-        lab.start_agent(NODE)?;
+    loads.outlast_restarts(lab, NODE, |lab| {
         await_some(LIMIT, "all told again", || {
             is_ready(lab)?;
             let status = lab.status(NODE).map_err(|error| format!("{error:#}"))?;
             let imported = &status["imported"];
             if imported["inKernel"] == 2 && imported["kept"] == 0 { Ok(()) } else { Err(status.to_string()) }
         })?;
-        await_learnt(lab, 2)?;
-        v4.await_answers(30)?;
-        v6.await_answers(30)?;
-    }
+        await_learnt(lab, 2)
+    })?;
     for prefix in CLIENTS {
         let removals = watch.removals(prefix)?;
         ensure!(removals.is_empty(), "removed over restarts of the agent: {removals:?}");
     }
-    v4.stop()?.ensure_none_failed().context("IPv4")?;
-    v6.stop()?.ensure_none_failed().context("IPv6")?;
+    loads.none_failed()?;
     by_second(lab, true)
 }
 
@@ -251,6 +238,21 @@ fn too_much(lab: &Lab) -> Result<()> {
     let status = lab.status(NODE)?.to_string();
     ensure!(status.contains("more than 10 prefixes of ipv4-unicast: raise its limit"), "{status}");
     announce(lab, leaf, &announced(0), &announced(1))?;
+    await_learnt(lab, 2)
+}
+
+/// The link to a leaf goes: its routes are not used, though its sessions stand until the hold time tells.
+fn out_of_reach(lab: &Lab) -> Result<()> {
+    let node = lab.fabric.node(NODE)?;
+    let leaf = &lab.fabric.leaves[1];
+    let cut = Instant::now();
+    leaf.ns.ip(&format!("link set {NODE} down\n"))?;
+    await_learnt(lab, 1)?;
+    ensure!(cut.elapsed() < Duration::from_secs(20), "not before {:?}", cut.elapsed());
+    let status = lab.status(NODE)?;
+    let peers = status["peers"].as_array().context("peers")?;
+    ensure!(peers.iter().all(|peer| peer["state"] == "Established"), "{}", status["peers"]);
+    lab.fabric.mend(node)?;
     await_learnt(lab, 2)
 }
 

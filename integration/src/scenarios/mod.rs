@@ -15,6 +15,9 @@ mod guard;
 mod import;
 mod invalid;
 mod kept_ports;
+mod leaf_spine;
+mod loads;
+mod mesh;
 mod nat;
 mod node_ports;
 mod observe;
@@ -70,6 +73,8 @@ pub fn all() -> Vec<(SourceKind, Scenario)> {
         bmp::SCENARIOS,
         import::SCENARIOS,
         dynamic_peers::SCENARIOS,
+        leaf_spine::SCENARIOS,
+        mesh::SCENARIOS,
         agent::SCENARIOS,
     ]
     .concat();

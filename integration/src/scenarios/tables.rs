@@ -9,13 +9,14 @@ use anyhow::{Context, Result, ensure};
 use sheave::cluster::Protocol::Tcp;
 
 use super::Scenario;
+use super::loads::BothLoads;
 use crate::cluster::Service;
 use crate::fabric::Direction;
 use crate::fabric::addresses::Family;
 use crate::lab::{Lab, POD_PORT};
 use crate::netns::NetNs;
 use crate::process::{self, Daemon};
-use crate::traffic::{Load, Request};
+use crate::traffic::Request;
 use crate::wait::{await_some, await_until};
 
 /// How soon a change in a kernel table must be in the routers' tables.
@@ -197,24 +198,9 @@ fn host_bird(lab: &mut Lab) -> Result<()> {
     let told = announcements.iter().any(|one| one["prefix"] == vip.as_str() && one["announced"] == true);
     ensure!(told, "{vip} is not told to be announced: {announcements:?}");
 
-    let loads = Family::BOTH.map(|family| Load::start(&lab.fabric.client, Tcp, service.vip(family), 80, 2));
-    let [v4, v6] = loads;
-    let (v4, v6) = (v4?, v6?);
-    for kill in [false, true] {
-        if kill {
-            lab.kill_agent(NODE)?;
-        } else {
-            lab.stop_agent(NODE)?;
-        }
-        v4.await_answers(30)?;
-        v6.await_answers(30)?;
-        lab.start_agent(NODE)?;
-        await_some(LIMIT, "the agent to be ready", || is_ready(lab))?;
-        v4.await_answers(60)?;
-        v6.await_answers(60)?;
-    }
-    v4.stop()?.ensure_none_failed().context("IPv4")?;
-    v6.stop()?.ensure_none_failed().context("IPv6")?;
+    let loads = BothLoads::start(lab, &service)?;
+    loads.outlast_restarts(lab, NODE, |lab| await_some(LIMIT, "the agent to be ready", || is_ready(lab)))?;
+    loads.none_failed()?;
 
     // Elsewhere, and back.
     let elsewhere = service.clone().endpoints([lab.fabric.pod("b1")?]);
@@ -350,9 +336,7 @@ fn aggregates(lab: &mut Lab) -> Result<()> {
         ensure!((1..=3).contains(&packets), "{packets} packets to {unused}: they went round, or nowhere");
     }
 
-    let loads = Family::BOTH.map(|family| Load::start(&lab.fabric.client, Tcp, first.vip(family), 80, 2));
-    let [v4, v6] = loads;
-    let (v4, v6) = (v4?, v6?);
+    let loads = BothLoads::start(lab, &first)?;
     // One that only its endpoint's node can serve has a route of its own beside the aggregate.
     let local = Service::new("local", 59)
         .port(Tcp, 80, POD_PORT)
@@ -376,27 +360,14 @@ fn aggregates(lab: &mut Lab) -> Result<()> {
             let request = Request::new(Tcp, hidden.vip(family), 80).within(Duration::from_secs(2));
             ensure!(request.send(&lab.fabric.client).is_err(), "{family}: what is not announced is reached");
         }
-        v4.await_answers(20)?;
+        loads.await_answers(20)?;
         lab.source.remove(&hidden)?;
         await_learnt(lab, &learnt(&[(&first, &[]), (&second, &[])], everywhere))?;
-        v4.await_answers(20)?;
-        v6.await_answers(20)?;
+        loads.await_answers(20)?;
     }
-    for kill in [false, true] {
-        if kill {
-            lab.kill_agent(NODE)?;
-        } else {
-            lab.stop_agent(NODE)?;
-        }
-        v4.await_answers(20)?;
-        lab.start_agent(NODE)?;
-        await_announced(lab, &first, true)?;
-        v4.await_answers(20)?;
-        v6.await_answers(20)?;
-    }
+    loads.outlast_restarts(lab, NODE, |lab| await_announced(lab, &first, true))?;
     await_learnt(lab, &learnt(&[(&first, &[]), (&second, &[])], everywhere))?;
-    v4.stop()?.ensure_none_failed().context("IPv4")?;
-    v6.stop()?.ensure_none_failed().context("IPv6")?;
+    loads.none_failed()?;
     for service in [&first, &second, &local] {
         lab.source.remove(service)?;
     }

@@ -215,10 +215,12 @@ pub struct Announcement {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Peer {
-    /// Its address.
-    pub address: IpAddr,
-    /// Its ASN.
-    pub asn: u32,
+    /// Its address; or where it is to be found, its interface or a default gateway.
+    pub address: String,
+    /// Its ASN; `None`: whichever it says.
+    pub asn: Option<u32>,
+    /// What its export policy adds, or says in place of what the route has.
+    pub with: Vec<String>,
     /// Why it has not been told, if it has not; from manifests: why it would not be.
     pub why_not: Option<String>,
 }

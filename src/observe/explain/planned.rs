@@ -4,9 +4,10 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use sheave_bgp::{Community, LargeCommunity};
+use sheave_bgp::{Community, ExportPolicy, LargeCommunity};
 
 use super::near::{self, NotFound};
+use super::text::attributes;
 use super::{
     Announcement, Endpoint, Explanation, Forwarding, HealthCheck, LeftOut, Peer, Service, Target, Use,
     VirtualServer,
@@ -14,7 +15,8 @@ use super::{
 use crate::cluster::{self, Encapsulation, ServiceName, Skipped, TrafficDistribution, TrafficPolicy};
 use crate::config::AddressFamily;
 use crate::plan::{
-    self, AcceptedIn, ExplainedEndpoint, ExplainedServer, Planner, ServicePlan, Topology, VipKind, VipPort,
+    self, AcceptedIn, AnnouncementKind, ExplainedEndpoint, ExplainedServer, Planner, ServicePlan, Topology,
+    VipKind, VipPort,
 };
 
 impl Explanation {
@@ -298,6 +300,10 @@ impl View<'_> {
         let peers = &self.planner.config().router.peers;
         let table = self.planner.config().announce.export_table;
         let aggregate = self.planner.plan().aggregate_of(&prefix).filter(|_| own.is_some());
+        let told = match aggregate {
+            Some(aggregate) => Some((aggregate, AnnouncementKind::Aggregate)),
+            None => own.map(|own| (own.prefix, own.kind)),
+        };
         let why_not = match (own, planned) {
             (Some(_), _) if !self.planner.config().router.has_peers() && table.is_none() => {
                 Some("there are no peers".into())
@@ -309,9 +315,14 @@ impl View<'_> {
             families.contains(if vip.address.is_ipv4() { &AddressFamily::Ipv4 } else { &AddressFamily::Ipv6 })
         };
         let peer = |peer: &crate::config::Peer| Peer {
-            address: peer.address,
-            asn: peer.asn,
-            why_not: (!carries(&peer.families)).then(|| other_family(vip.address)),
+            address: peer.address.ip().map_or_else(|| peer.name(), |address| address.to_string()),
+            asn: peer.asn.number(self.planner.config().router.asn),
+            with: changes(&peer.export),
+            why_not: match told {
+                _ if !carries(&peer.families) => Some(other_family(vip.address)),
+                Some((prefix, kind)) if !peer.export.passes(&prefix, kind.number()) => Some(WITHHELD.into()),
+                _ => None,
+            },
         };
         let large = |&(global, data1, data2): &(u32, u32, u32)| LargeCommunity { global, data1, data2 };
         Announcement {
@@ -379,6 +390,21 @@ impl View<'_> {
         }
         "older Services have the ports at this address".into()
     }
+}
+
+/// Why a peer is not told of what others are.
+pub(super) const WITHHELD: &str = "its export policy";
+
+/// What an export policy adds to routes, or says in place of what they have.
+pub(super) fn changes(policy: &ExportPolicy) -> Vec<String> {
+    let ExportPolicy { communities, large_communities, local_pref, med, as_path_prepend, .. } = policy;
+    let communities = communities.iter().map(ToString::to_string);
+    attributes(
+        communities.chain(large_communities.iter().map(ToString::to_string)),
+        *local_pref,
+        *med,
+        *as_path_prepend,
+    )
 }
 
 /// Why a session cannot tell of an address.

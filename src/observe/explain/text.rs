@@ -98,6 +98,21 @@ fn write_server(f: &mut fmt::Formatter<'_>, server: &VirtualServer) -> fmt::Resu
     field(f, "otherwise", [otherwise])
 }
 
+/// Attributes in words.
+pub(super) fn attributes(
+    communities: impl Iterator<Item = String>,
+    local_pref: Option<u32>,
+    med: Option<u32>,
+    as_path_prepend: u8,
+) -> Vec<String> {
+    communities
+        .map(|community| format!("community {community}"))
+        .chain(local_pref.map(|value| format!("LOCAL_PREF {value} (iBGP)")))
+        .chain(med.map(|value| format!("MED {value}")))
+        .chain((as_path_prepend > 0).then(|| format!("own AS {as_path_prepend} more times")))
+        .collect()
+}
+
 fn write_announcement(f: &mut fmt::Formatter<'_>, announcement: &Announcement) -> fmt::Result {
     let Announcement {
         prefix,
@@ -111,13 +126,8 @@ fn write_announcement(f: &mut fmt::Formatter<'_>, announcement: &Announcement) -
         why_not,
         peers,
     } = announcement;
-    let attributes = [communities, large_communities]
-        .into_iter()
-        .flatten()
-        .map(|community| format!("community {community}"))
-        .chain(local_pref.map(|value| format!("LOCAL_PREF {value} (iBGP)")))
-        .chain(med.map(|value| format!("MED {value}")))
-        .chain((*as_path_prepend > 0).then(|| format!("own AS {as_path_prepend} more times")));
+    let communities = [communities, large_communities].into_iter().flatten().cloned();
+    let attributes = attributes(communities, *local_pref, *med, *as_path_prepend);
     let mut lines = Vec::new();
     if let Some(why) = why_not {
         lines.push(format!("no: {why}"));
@@ -132,13 +142,17 @@ fn write_announcement(f: &mut fmt::Formatter<'_>, announcement: &Announcement) -
             lines.push(all.join(", "));
             lines.extend(table.map(|table| format!("  to kernel table {table}")));
         }
-        let mut by_reason = BTreeMap::<Option<&str>, Vec<String>>::new();
+        let mut alike = BTreeMap::<(Option<&str>, &[String]), Vec<String>>::new();
         for peer in peers {
-            let name = format!("{} (AS {})", peer.address, peer.asn);
-            by_reason.entry(peer.why_not.as_deref()).or_default().push(name);
+            let asn = peer.asn.map_or_else(|| "external".to_owned(), |asn| asn.to_string());
+            let name = format!("{} (AS {asn})", peer.address);
+            // What it would be told with is of no interest then.
+            let with = if peer.why_not.is_none() { &peer.with[..] } else { &[] };
+            alike.entry((peer.why_not.as_deref(), with)).or_default().push(name);
         }
-        lines.extend(by_reason.into_iter().map(|(why_not, peers)| match why_not {
-            None => format!("  to {}", peers.join(", ")),
+        lines.extend(alike.into_iter().map(|((why_not, with), peers)| match why_not {
+            None if with.is_empty() => format!("  to {}", peers.join(", ")),
+            None => format!("  to {}: with {}", peers.join(", "), with.join(", ")),
             Some(why) => format!("  not to {}: {why}", peers.join(", ")),
         }));
     }

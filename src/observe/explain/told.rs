@@ -1,9 +1,12 @@
 //! What the announcer and its sessions make of a planned announcement.
 
+use std::collections::BTreeMap;
+
 use sheave_bgp::{Family, PeerStatus, SpeakerStatus};
 
-use super::planned::other_family;
+use super::planned::{WITHHELD, changes, other_family};
 use super::{Announcement, Explanation, Peer, VirtualServer};
+use crate::config::Router;
 
 /// What an agent knows of announcements.
 pub struct Told<'a> {
@@ -15,8 +18,14 @@ pub struct Told<'a> {
     pub announces: &'a dyn Fn(&ipnet::IpNet) -> bool,
     /// The aggregate that is announced in place of a prefix.
     pub aggregate_of: &'a dyn Fn(&ipnet::IpNet) -> Option<ipnet::IpNet>,
+    /// What is configured of peers.
+    pub router: &'a Router,
+    /// The peers, and ranges of them, whose export policies keep a prefix from them.
+    pub withheld_from: &'a dyn Fn(&ipnet::IpNet) -> Vec<String>,
     /// Why the dataplane does not forward for a VIP.
     pub obstacles: &'a dyn Fn(std::net::IpAddr) -> Vec<String>,
+    /// Where peers are, by their names in the config.
+    pub found: &'a BTreeMap<String, Vec<std::net::IpAddr>>,
 }
 
 impl Explanation {
@@ -46,10 +55,26 @@ impl VirtualServer {
             *why_not =
                 Some(if why.is_empty() { "the kernel does not hold it yet".into() } else { why.join("; ") });
         }
+        // The policies decide of the aggregate where that is announced, which was not known before.
+        let withheld = (told.withheld_from)(&address.into());
+        for peer in peers.iter_mut().filter(|peer| peer.why_not.as_deref() == Some(WITHHELD)) {
+            peer.why_not = None;
+        }
         let family = if address.is_ipv4() { Family::Ipv4Unicast } else { Family::Ipv6Unicast };
+        let found = |peer: Peer| -> Vec<Peer> {
+            match told.found.get(&peer.address) {
+                Some(at) => {
+                    at.iter().map(|address| Peer { address: address.to_string(), ..peer.clone() }).collect()
+                }
+                None => vec![peer],
+            }
+        };
+        *peers = std::mem::take(peers).into_iter().flat_map(found).collect();
         for peer in peers.iter_mut().filter(|peer| peer.why_not.is_none()) {
             let status = told.speaker.iter().flat_map(|speaker| &speaker.peers);
-            peer.why_not = match status.into_iter().find(|status| status.address == peer.address) {
+            peer.why_not = match status.into_iter().find(|status| status.address.to_string() == peer.address)
+            {
+                Some(status) if withheld.contains(&status.name()) => Some(WITHHELD.into()),
                 Some(status) if announced || status.session.is_none() => not_told(status, family, address),
                 Some(_) => Some("it is not announced now".into()),
                 None => Some("there is no session with it, see `sheave status`".into()),
@@ -58,14 +83,24 @@ impl VirtualServer {
         let of_ranges =
             told.speaker.iter().flat_map(|speaker| &speaker.peers).filter(|peer| peer.range.is_some());
         peers.extend(of_ranges.map(|status| Peer {
-            address: status.address,
-            asn: status.asn,
+            address: status.address.to_string(),
+            asn: Some(status.asn),
+            with: of_range(told.router, status),
             why_not: match (announced, &status.session) {
+                _ if status.range.is_some_and(|range| withheld.contains(&range.to_string())) => {
+                    Some(WITHHELD.into())
+                }
                 (false, Some(_)) => Some("it is not announced now".into()),
                 _ => not_told(status, family, address),
             },
         }));
     }
+}
+
+/// What the export policy changes that the peers of its range have.
+fn of_range(router: &Router, status: &PeerStatus) -> Vec<String> {
+    let range = router.dynamic_peers.iter().find(|range| Some(range.prefix) == status.range);
+    range.map(|range| changes(&range.export)).unwrap_or_default()
 }
 
 /// Why a session has not told of an announced prefix.

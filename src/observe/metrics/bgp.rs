@@ -108,6 +108,11 @@ pub fn add_to(speaker: &SpeakerStatus, families: &mut Families) {
             per_family.iter().map(|(labels, status)| (&labels[..], number(count(status)))),
         );
     }
+    families.gauge(
+        "sheave_bgp_reflected_prefixes",
+        "Prefixes that are passed on between internal peers, as route reflector",
+        [(&[][..], number(speaker.reflected))],
+    );
     add_ranges(&speaker.dynamic, families);
 }
 
@@ -153,10 +158,14 @@ pub fn add_learnt(learnt: &LearntStatus, speaker: &SpeakerStatus, families: &mut
         })
         .collect();
     let gauges: [Count<FamilyCounts, usize>; 2] = [
-        ("sheave_bgp_prefixes_held", "Prefixes that a peer with an import policy announces", |counts| {
-            counts.received
+        (
+            "sheave_bgp_prefixes_held",
+            "Prefixes that a peer announces of which something is imported or passed on",
+            |counts| counts.received,
+        ),
+        ("sheave_bgp_prefixes_accepted", "Those of them that its import policy lets in", |counts| {
+            counts.accepted
         }),
-        ("sheave_bgp_prefixes_accepted", "Those of them that the policy lets in", |counts| counts.accepted),
     ];
     for (name, help, count) in gauges {
         families.gauge(

@@ -210,6 +210,7 @@ fn everything() -> String {
             asn: 64512,
             router_id: std::net::Ipv4Addr::LOCALHOST,
             routes: 3,
+            reflected: 1,
             peers: vec![peer()],
             dynamic: vec![sheave_bgp::DynamicPeersStatus {
                 prefix: "10.0.0.0/24".parse().unwrap(),

@@ -1,5 +1,7 @@
 //! What is used of what peers announce.
 
+mod monitoring;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
@@ -9,12 +11,17 @@ use proptest::collection::vec;
 use proptest::prelude::{Just, Strategy, any, prop_oneof, proptest};
 
 use super::Learnt;
-use crate::rib::{FamilyCounts, Identity, ImportPolicy, LimitAction, MaxPrefixes, PrefixFilter, Source};
+use crate::rib::{
+    FamilyCounts, Identity, ImportPolicy, LimitAction, Links, MaxPrefixes, NextHop, PrefixFilter, Source,
+};
 use crate::session::{Negotiated, PeerGracefulRestart};
 use crate::wire::{AsPath, MpReach, MpUnreach, Origin, PathAttributes, Role, Update};
 use crate::{Families, Family};
 
-const OWN: Identity = Identity { asn: 64512, router_id: std::net::Ipv4Addr::new(10, 0, 0, 1) };
+const OWN: Identity = {
+    let router_id = std::net::Ipv4Addr::new(10, 0, 0, 1);
+    Identity { asn: 64512, router_id, cluster_id: router_id }
+};
 const A: &str = "198.51.100.0/24";
 const B: &str = "203.0.113.0/24";
 const V6: &str = "2001:db8:1::/48";
@@ -45,6 +52,8 @@ fn source(number: u8) -> Source {
         role: None,
         local: address(1),
         extended_next_hop: false,
+        interface: None,
+        client: false,
     }
 }
 
@@ -124,11 +133,11 @@ fn learnt(policy: &ImportPolicy, peers: &[u8]) -> Learnt {
 
 /// What is used, in words: `prefix via last part of each next hop`.
 fn used(learnt: &Learnt) -> Vec<String> {
-    let last = |hop: &IpAddr| match hop {
+    let last = |hop: &NextHop| match hop.address {
         IpAddr::V4(hop) => u16::from(hop.octets()[3]),
         IpAddr::V6(hop) => hop.segments()[7],
     };
-    let words = |(prefix, hops): (&IpNet, &std::sync::Arc<[IpAddr]>)| {
+    let words = |(prefix, hops): (&IpNet, &std::sync::Arc<[NextHop]>)| {
         let hops: Vec<String> = hops.iter().map(|hop| last(hop).to_string()).collect();
         format!("{prefix} via {}", hops.join(" "))
     };
@@ -167,7 +176,7 @@ fn equal_routes_are_used_together() {
 fn changes_are_told_once_and_only_where_next_hops_change() {
     let mut learnt = learnt(&everything(), &[2, 3]);
     learnt.receive(address(2), &announce(2, attributes(&[65001]), &[A, B])).unwrap();
-    let hops = |numbers: &[u8]| Some(numbers.iter().map(|&number| address(number)).collect());
+    let hops = |numbers: &[u8]| Some(numbers.iter().map(|&number| address(number).into()).collect());
     assert_eq!(learnt.take_changes(1), [(net(A), hops(&[2]))]);
     assert_eq!(learnt.take_changes(9), [(net(B), hops(&[2]))]);
     // Another community, and a worse route: nothing becomes different.
@@ -211,6 +220,94 @@ fn what_is_not_accepted() {
         }
         learnt.receive(address(2), &update).unwrap();
         assert!(learnt.is_empty(), "next hop {hop}");
+    }
+}
+
+/// RFC 4271 §9.1.2.1: a better route by a next hop that cannot be reached gives way to a worse one, and comes back with its link.
+#[test]
+fn next_hops_that_cannot_be_reached_are_not_used() {
+    let mut learnt = learnt(&everything(), &[2, 3]);
+    learnt.receive(address(2), &announce(2, attributes(&[65001]), &[A, V6])).unwrap();
+    learnt.receive(address(3), &announce(3, attributes(&[65002, 65009]), &[A, V6])).unwrap();
+    let better = [format!("{A} via 2"), format!("{V6} via 2")];
+    assert_eq!(used(&learnt), better, "any link will do, as long as they are not known");
+    for (name, prefixes, expected) in [
+        ("all", &["10.0.0.0/24", "fd00::/64"][..], &better[..]),
+        (
+            "the better is away",
+            &["10.0.0.3/32", "fd00::3/128"],
+            &[format!("{A} via 3"), format!("{V6} via 3")],
+        ),
+        ("of IPv4 only", &["10.0.0.0/8", "fd00::3/128"], &[format!("{A} via 2"), format!("{V6} via 3")]),
+        ("none", &[], &[]),
+        ("all again", &["10.0.0.2/31", "fd00::2/127"], &better),
+    ] {
+        learnt.set_links(Links {
+            prefixes: prefixes.iter().map(|prefix| net(prefix)).collect(),
+            ..Links::default()
+        });
+        assert_eq!(used(&learnt), expected, "{name}");
+        assert_eq!(counts(&learnt, 2), [(1, 1); 2], "{name}: accepted all the same");
+    }
+}
+
+/// Between link-local addresses the interface belongs to the next hop, of IPv4 prefixes too (RFC 8950), and its link has to work; a
+/// global next hop that is told beside it is not needed (RFC 2545 §3).
+#[test]
+fn link_local_next_hops() {
+    let hop = |address: &str| NextHop { address: address.parse().unwrap(), interface: Some(7) };
+    let mut learnt = Learnt::new(OWN);
+    let peer: IpAddr = "fe80::2".parse().unwrap();
+    learnt.set_policy(peer, Some(everything()));
+    let local = "fe80::1".parse().unwrap();
+    let source = Source { peer, local, interface: Some(7), extended_next_hop: true, ..source(2) };
+    learnt.peer_up(source, &negotiated(None), Instant::now());
+    let v6 = vec!["2001:db8:1::/48".parse::<ipnet::Ipv6Net>().unwrap().into()];
+    let v4 = vec!["198.51.100.0/24".parse::<Ipv4Net>().unwrap().into()];
+    for (name, reach, expected) in [
+        ("IPv4", MpReach::Ipv4 { next_hop: peer, prefixes: v4.clone() }, Some("fe80::2")),
+        (
+            "link-local alone",
+            MpReach::Ipv6 { next_hop: "fe80::2".parse().unwrap(), link_local: None, prefixes: v6.clone() },
+            Some("fe80::2"),
+        ),
+        (
+            "beside none",
+            MpReach::Ipv6 {
+                next_hop: "::".parse().unwrap(),
+                link_local: Some("fe80::2".parse().unwrap()),
+                prefixes: v6.clone(),
+            },
+            Some("fe80::2"),
+        ),
+        (
+            "beside a global one",
+            MpReach::Ipv6 {
+                next_hop: hop6(9),
+                link_local: Some("fe80::3".parse().unwrap()),
+                prefixes: v6.clone(),
+            },
+            Some("fe80::3"),
+        ),
+        ("this side's own", MpReach::Ipv4 { next_hop: local, prefixes: v4 }, None),
+    ] {
+        let update = Update { attributes: attributes(&[65001]), mp_reach: Some(reach), ..Update::default() };
+        learnt.receive(peer, &update).unwrap();
+        let changes = learnt.take_changes(9);
+        let hops: Vec<NextHop> =
+            changes.into_iter().flat_map(|(_, hops)| hops.unwrap_or_default().to_vec()).collect();
+        assert_eq!(hops, expected.map(hop).into_iter().collect::<Vec<_>>(), "{name}");
+        learnt.peer_down(peer, None, Instant::now());
+        learnt.take_changes(9);
+        learnt.peer_up(source, &negotiated(None), Instant::now());
+    }
+    let update =
+        MpReach::Ipv6 { next_hop: hop6(9), link_local: Some("fe80::3".parse().unwrap()), prefixes: v6 };
+    let update = Update { attributes: attributes(&[65001]), mp_reach: Some(update), ..Update::default() };
+    learnt.receive(peer, &update).unwrap();
+    for (up, routes) in [(7, 1), (8, 0), (7, 1)] {
+        learnt.set_links(Links { interfaces: [up].into(), ..Links::default() });
+        assert_eq!(learnt.len(), routes);
     }
 }
 
@@ -310,11 +407,11 @@ fn a_policy_decides_and_may_change() {
     learnt.receive(address(2), &announce(2, attributes(&[65001]), &[A])).unwrap();
     assert_empty(&learnt);
     // A policy that comes while the session stands waits for it.
-    assert!(!learnt.awaits_session(address(2)));
+    assert!(!learnt.awaits_session(address(2), false));
     learnt.set_policy(address(2), Some(only(A)));
-    assert!(learnt.awaits_session(address(2)));
+    assert!(learnt.awaits_session(address(2), false));
     learnt.peer_up(source(2), &negotiated(None), Instant::now());
-    assert!(!learnt.awaits_session(address(2)));
+    assert!(!learnt.awaits_session(address(2), false));
 }
 
 #[test]
@@ -547,6 +644,7 @@ enum Step {
     Withdraw { peer: u8, prefix: u8 },
     Down { peer: u8 },
     Reserve { prefix: u8, here: bool },
+    Links { up: u8 },
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -573,7 +671,15 @@ fn step() -> impl Strategy<Value = Step> {
         3 => (peer(), 0..4u8).prop_map(|(peer, prefix)| Step::Withdraw { peer, prefix }),
         1 => peer().prop_map(|peer| Step::Down { peer }),
         1 => (0..4u8, any::<bool>()).prop_map(|(prefix, here)| Step::Reserve { prefix, here }),
+        2 => (0..16u8).prop_map(|up| Step::Links { up }),
     ]
+}
+
+/// Links to the peers whose bits are set.
+fn links(up: u8) -> Links {
+    let up = PEERS.iter().enumerate().filter(|(index, _)| up & 1 << index != 0);
+    let prefixes = up.flat_map(|(_, &peer)| [address(peer).into(), IpAddr::from(hop6(peer)).into()]);
+    Links { prefixes: prefixes.collect(), ..Links::default() }
 }
 
 const PREFIXES: [&str; 4] = [A, B, V6, "198.51.100.128/25"];
@@ -600,7 +706,8 @@ proptest! {
         let mut history = learnt(&everything(), &PEERS);
         let mut there: BTreeMap<(u8, u8), Route> = BTreeMap::new();
         let mut reserved = BTreeSet::new();
-        let mut told: BTreeMap<IpNet, Vec<IpAddr>> = BTreeMap::new();
+        let mut up = None;
+        let mut told: BTreeMap<IpNet, Vec<NextHop>> = BTreeMap::new();
         for (number, step) in steps.into_iter().enumerate() {
             match step {
                 Step::Announce { peer, prefix, route } => {
@@ -626,6 +733,10 @@ proptest! {
                         reserved.remove(&net[0]);
                     }
                 }
+                Step::Links { up: now } => {
+                    history.set_links(links(now));
+                    up = Some(now);
+                }
             }
             // Whoever takes the changes, now and then, has what is used.
             for (prefix, hops) in history.take_changes(number % 3) {
@@ -636,6 +747,9 @@ proptest! {
             }
         }
         let mut fresh = learnt(&everything(), &PEERS);
+        if let Some(up) = up {
+            fresh.set_links(links(up));
+        }
         let all: Vec<_> = there.iter().collect();
         for index in order {
             if let Some(((peer, prefix), route)) = all.get(index) {
@@ -652,7 +766,7 @@ proptest! {
                 None => told.remove(&prefix),
             };
         }
-        let used: BTreeMap<IpNet, Vec<IpAddr>> =
+        let used: BTreeMap<IpNet, Vec<NextHop>> =
             history.routes.iter().map(|(prefix, hops)| (*prefix, hops.to_vec())).collect();
         assert_eq!(told, used);
 

@@ -3,21 +3,23 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use ipnet::IpNet;
 use tokio::sync::{mpsc, oneshot};
 
-use super::{Monitor, Subscriber, Subscription, Up, loc_rib_routes, lock, now};
+use super::{BmpTables, LOC_RIB, Monitor, Subscriber, Subscription, Up, learnt, loc_rib_routes, lock, now};
+use crate::Family;
 use crate::bmp::{self, Statistic, View};
-use crate::rib::{Export, Rib};
-use crate::wire::pack::Announcement;
-use crate::{Attributes, Family};
+use crate::rib::{Export, FamilyOut, Learnt, Path, Received, Rib, Route};
 
 /// Sessions and tables at one moment: copied under the RIB's lock, made into messages without it.
 pub(super) struct Snapshot {
-    loc_rib: Vec<(IpNet, Arc<Attributes>)>,
+    tables: BmpTables,
+    loc_rib: Vec<(IpNet, Arc<Route>)>,
+    /// Routes of peers that import policies let in, where there are none of our own.
+    best: Vec<(IpNet, Arc<Path>)>,
     loc_rib_complete: bool,
     peers: Vec<PeerSnapshot>,
 }
@@ -26,65 +28,117 @@ struct PeerSnapshot {
     up: Up,
     export: Export,
     families: Vec<FamilySnapshot>,
+    received: Vec<ReceivedSnapshot>,
+}
+
+struct ReceivedSnapshot {
+    family: Family,
+    routes: Vec<Received>,
+    complete: bool,
 }
 
 struct FamilySnapshot {
     family: Family,
     next_hop: Option<IpAddr>,
-    routes: Vec<(IpNet, Arc<Attributes>)>,
+    routes: Vec<(IpNet, Arc<Route>)>,
     complete: bool,
 }
 
 /// Routes that share attributes, together.
-fn groups(routes: &[(IpNet, Arc<Attributes>)]) -> BTreeMap<(&Attributes, Family), Vec<IpNet>> {
+fn groups(routes: &[(IpNet, Arc<Route>)]) -> BTreeMap<(&Route, Family), Vec<IpNet>> {
     let mut groups: BTreeMap<_, Vec<IpNet>> = BTreeMap::new();
-    for (prefix, attributes) in routes {
-        groups.entry((&**attributes, Family::of(prefix))).or_default().push(*prefix);
+    for (prefix, route) in routes {
+        groups.entry((&**route, Family::of(prefix))).or_default().push(*prefix);
     }
     groups
 }
 
 impl Monitor {
-    /// What there is now, and a queue of up to `limit` bytes for what happens from now on. `rib` is locked.
-    pub(super) fn subscribe(&self, rib: &Rib, limit: usize) -> (Snapshot, Subscription) {
+    /// What there is now in `tables`, and a queue of up to `limit` bytes for what happens from now on. Both are locked.
+    pub(super) fn subscribe(
+        &self,
+        rib: &Rib,
+        learnt: &mut Learnt,
+        tables: BmpTables,
+        limit: usize,
+    ) -> (Snapshot, Subscription) {
+        if tables.any_learnt() {
+            learnt.monitor(true);
+        }
+        let learnt = &*learnt;
         let mut state = lock(&self.state);
         let peers = state.up.values().filter_map(|up| {
-            let families = rib.families(up.peer.address).iter().map(|out| FamilySnapshot {
+            let peer = up.peer.address;
+            let outs = rib.families(peer).iter().filter(|_| tables.adj_rib_out);
+            let families = outs.map(|out| FamilySnapshot {
                 family: out.family(),
                 next_hop: out.next_hop(),
                 routes: out.routes().map(|(prefix, set)| (prefix, Arc::clone(set))).collect(),
                 complete: out.end_of_rib_sent(),
             });
-            let export = rib.export(up.peer.address)?.clone();
-            Some(PeerSnapshot { up: up.clone(), export, families: families.collect() })
+            let ins = tables.adj_rib_in || tables.adj_rib_in_post_policy;
+            let received = Family::ALL.into_iter().filter_map(|family| {
+                let counts = learnt.counts(peer, family).filter(|_| ins)?;
+                let routes = learnt.all_received(peer, family);
+                Some(ReceivedSnapshot { family, routes, complete: counts.end_of_rib })
+            });
+            let export = rib.export(peer)?.clone();
+            let (families, received) = (families.collect(), received.collect());
+            Some(PeerSnapshot { up: up.clone(), export, families, received })
         });
+        let comes_first = |(prefix, route): &(IpNet, &Arc<Route>)| {
+            tables.loc_rib && (route.is_own() || learnt.best(*prefix).is_none())
+        };
+        let own = rib.routes().filter(comes_first);
+        let best = tables.loc_rib.then(|| learnt.all_best()).into_iter().flatten();
+        let best = best.filter(|(prefix, _)| !rib.has_own(prefix));
         let snapshot = Snapshot {
-            loc_rib: rib.routes().map(|(prefix, set)| (prefix, Arc::clone(set))).collect(),
+            tables,
+            loc_rib: own.map(|(prefix, set)| (prefix, Arc::clone(set))).collect(),
+            best: best.collect(),
             loc_rib_complete: rib.is_complete(),
             peers: peers.collect(),
         };
         let (queue, receiver) = mpsc::unbounded_channel();
         let (cut, is_cut) = oneshot::channel();
         let queued = Arc::new(AtomicUsize::new(0));
-        state.subscribers.push(Subscriber { queue, queued: Arc::clone(&queued), limit, _cut: cut });
+        state.subscribers.push(Subscriber { tables, queue, queued: Arc::clone(&queued), limit, _cut: cut });
+        if tables.adj_rib_in {
+            self.asks.fetch_add(1, Ordering::Relaxed);
+        }
         (snapshot, Subscription { queue: receiver, queued, cut: is_cut })
     }
 
-    /// Appends a report of how many routes there are.
-    pub(super) fn statistics(&self, rib: &Rib, out: &mut Vec<u8>) {
+    /// Appends a report of how many routes there are in `tables`.
+    pub(super) fn statistics(&self, rib: &Rib, learnt: &Learnt, tables: BmpTables, out: &mut Vec<u8>) {
         let state = lock(&self.state);
         let at = now();
-        let in_family = |family| rib.routes().filter(|(prefix, _)| Family::of(prefix) == family).count();
-        let mut loc_rib = vec![Statistic::LocRib(rib.len() as u64)];
-        loc_rib.extend(Family::ALL.map(|family| Statistic::LocRibOf(family, in_family(family) as u64)));
-        bmp::statistics(self.loc_rib(), &loc_rib, at, out);
+        if tables.loc_rib {
+            let own = rib.routes().map(|(prefix, _)| prefix);
+            let all = own.chain(learnt.prefixes().filter(|prefix| rib.route(prefix).is_none()));
+            let mut counts = BTreeMap::from(Family::ALL.map(|family| (family, 0)));
+            all.for_each(|prefix| *counts.entry(Family::of(&prefix)).or_default() += 1);
+            let mut loc_rib = vec![Statistic::LocRib(counts.values().sum())];
+            loc_rib.extend(counts.into_iter().map(|(family, count)| Statistic::LocRibOf(family, count)));
+            bmp::statistics(self.loc_rib(), &loc_rib, at, out);
+        }
         for up in state.up.values() {
-            let families = rib.families(up.peer.address);
-            let all = families.iter().map(|out| out.sent() as u64).sum();
-            let mut statistics = vec![Statistic::AdjRibOut(all)];
-            statistics
-                .extend(families.iter().map(|out| Statistic::AdjRibOutOf(out.family(), out.sent() as u64)));
-            bmp::statistics(View::Session(up.peer), &statistics, at, out);
+            let peer = up.peer.address;
+            let mut statistics = Vec::new();
+            if tables.adj_rib_out {
+                let families = rib.families(peer);
+                statistics.push(Statistic::AdjRibOut(families.iter().map(|out| out.sent() as u64).sum()));
+                let of = |out: &FamilyOut| Statistic::AdjRibOutOf(out.family(), out.sent() as u64);
+                statistics.extend(families.iter().map(of));
+            }
+            if (tables.adj_rib_in || tables.adj_rib_in_post_policy) && learnt.keeps(peer) {
+                let count = |family| learnt.counts(peer, family).map_or(0, |counts| counts.received as u64);
+                statistics.push(Statistic::AdjRibIn(Family::ALL.into_iter().map(count).sum()));
+                statistics.extend(Family::ALL.map(|family| Statistic::AdjRibInOf(family, count(family))));
+            }
+            if !statistics.is_empty() {
+                bmp::statistics(View::Session(up.peer), &statistics, at, out);
+            }
         }
     }
 
@@ -93,10 +147,15 @@ impl Monitor {
         let at = now();
         let loc_rib = move || {
             let mut out = Vec::new();
-            bmp::loc_rib_up(self.asn, self.router_id, &self.loc_rib_open(), at, &mut out);
-            for ((attributes, family), prefixes) in groups(&snapshot.loc_rib) {
-                loc_rib_routes(self.loc_rib(), attributes, family, prefixes, at, &mut out);
+            if !snapshot.tables.loc_rib {
+                return out;
             }
+            bmp::loc_rib_up(self.asn, self.router_id, &self.loc_rib_open(), at, &mut out);
+            for ((route, family), prefixes) in groups(&snapshot.loc_rib) {
+                loc_rib_routes(self.loc_rib(), route, family, prefixes, at, &mut out);
+            }
+            let best = snapshot.best.iter().map(|(prefix, path)| (*prefix, Some(Arc::clone(path))));
+            learnt::routes(self.loc_rib(), LOC_RIB, best, at, &mut out);
             for family in Family::ALL.into_iter().filter(|_| snapshot.loc_rib_complete) {
                 bmp::end_of_rib(self.loc_rib(), family, at, &mut out);
             }
@@ -104,7 +163,7 @@ impl Monitor {
         };
         let peers = snapshot.peers.iter().map(move |peer| {
             let mut out = Vec::new();
-            peer.messages(at, &mut out);
+            peer.messages(snapshot.tables, at, &mut out);
             out
         });
         std::iter::once_with(loc_rib).chain(peers)
@@ -112,18 +171,27 @@ impl Monitor {
 }
 
 impl PeerSnapshot {
-    fn messages(&self, at: Duration, out: &mut Vec<u8>) {
-        let Up { peer, up, since } = &self.up;
+    fn messages(&self, tables: BmpTables, at: Duration, out: &mut Vec<u8>) {
+        let Up { peer, up, since, received } = &self.up;
         bmp::peer_up(*peer, up, *since, out);
+        let ins = [
+            (tables.adj_rib_in, View::Session(*peer), false),
+            (tables.adj_rib_in_post_policy, View::AdjRibInPostPolicy(*peer), true),
+        ];
+        for (_, view, post_policy) in ins.into_iter().filter(|(wanted, ..)| *wanted) {
+            for ReceivedSnapshot { family, routes, complete } in &self.received {
+                learnt::routes(view, *received, learnt::in_table(routes, post_policy), at, out);
+                if *complete {
+                    bmp::end_of_rib(view, *family, at, out);
+                }
+            }
+        }
         let view = View::AdjRibOut(*peer);
         for of_family in &self.families {
-            for ((attributes, _), prefixes) in groups(&of_family.routes) {
-                let Some(next_hop) = of_family.next_hop else { continue };
-                let attributes = self.export.path_attributes(attributes);
-                let (hop, context) = (self.export.link_local, self.export.context);
+            for ((route, _), prefixes) in groups(&of_family.routes) {
                 // They were sent with these: there is room.
-                if let Ok(announcement) =
-                    Announcement::of_family(of_family.family, attributes, next_hop, hop, context)
+                if let Some(announcement) =
+                    self.export.announcement(of_family.family, of_family.next_hop, route)
                 {
                     bmp::announcements(view, &announcement, prefixes, at, out);
                 }

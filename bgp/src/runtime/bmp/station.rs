@@ -18,7 +18,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{MissedTickBehavior, sleep, timeout};
 
 use super::super::shared::{Shared, lock};
-use super::Subscription;
+use super::{BmpTables, Subscription};
 use crate::bmp;
 use crate::session::{Backoff, Jitter};
 
@@ -48,6 +48,8 @@ pub struct BmpStation {
     pub queue: usize,
     /// How often numbers are reported; zero is never.
     pub statistics: Duration,
+    /// What it is told of.
+    pub tables: BmpTables,
 }
 
 /// A station at one moment.
@@ -239,9 +241,13 @@ impl StationTask {
     async fn tell(&mut self, stream: TcpStream) -> End {
         let (mut input, mut output) = stream.into_split();
         let (snapshot, Subscription { mut queue, queued, mut cut }) = {
+            let mut learnt = self.shared.learnt();
             let rib = self.shared.rib();
-            self.shared.monitor.subscribe(&rib, self.config.queue)
+            let StationTask { config: BmpStation { tables, queue, .. }, shared, .. } = &*self;
+            shared.monitor.subscribe(&rib, &mut learnt, *tables, *queue)
         };
+        // Peers may have to be asked for what they announce.
+        self.shared.changed.send_replace(());
         lock(&self.seen).queued = Arc::clone(&queued);
         let mut stopped = self.stopped.clone();
         let telling = async {
@@ -283,7 +289,10 @@ impl StationTask {
                 }
                 _ = reports_due.tick(), if reports => {
                     let mut messages = Vec::new();
-                    self.shared.monitor.statistics(&self.shared.rib(), &mut messages);
+                    {
+                        let (learnt, rib) = (self.shared.learnt(), self.shared.rib());
+                        self.shared.monitor.statistics(&rib, &learnt, self.config.tables, &mut messages);
+                    }
                     self.write(output, &messages).await?;
                 }
             }

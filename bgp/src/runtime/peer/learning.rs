@@ -1,19 +1,18 @@
 //! What a peer's task does with what the peer announces.
 
-use std::net::IpAddr;
-use std::sync::MutexGuard;
+use std::net::SocketAddr;
 use std::time::Instant;
 
 use super::PeerTask;
 use crate::Family;
-use crate::rib::{Learnt, LimitExceeded, Source};
+use crate::rib::{LimitExceeded, Source};
 use crate::session::{Down, Event, Negotiated};
 use crate::wire::Update;
 use crate::wire::{RefreshKind, pack::write_route_refresh};
 
 impl PeerTask {
     /// The session is Established.
-    pub(super) fn learn_from(&mut self, local: IpAddr, negotiated: &Negotiated) {
+    pub(super) fn learn_from(&mut self, local: SocketAddr, negotiated: &Negotiated) {
         let ibgp = negotiated.asn == self.shared.config.asn;
         let source = Source {
             peer: self.config.address,
@@ -21,13 +20,19 @@ impl PeerTask {
             asn: negotiated.asn,
             ibgp,
             role: self.config.role.filter(|_| !ibgp).map(|offer| offer.role),
-            local,
+            local: local.ip(),
             extended_next_hop: negotiated.extended_next_hop,
+            client: self.config.client,
+            // The kernel gives link-local addresses alone a scope.
+            interface: match local {
+                SocketAddr::V6(local) => Some(local.scope_id()).filter(|scope| *scope != 0),
+                SocketAddr::V4(_) => None,
+            },
         };
-        let mut learnt = self.shared.learnt();
-        learnt.peer_up(source, negotiated, Instant::now());
-        self.stale_until = learnt.deadline(source.peer);
-        self.tell(learnt);
+        self.stale_until = self.shared.learn(|learnt| {
+            learnt.peer_up(source, negotiated, Instant::now());
+            learnt.deadline(source.peer)
+        });
     }
 
     /// The session, or an attempt at one, is over. One that was merely lost may be of a peer that restarts (RFC 4724 §4.2); a
@@ -36,42 +41,56 @@ impl PeerTask {
         let helps = self.shared.config.graceful_restart.is_some() && *reason == Down::ConnectionClosed;
         let observed = self.observed();
         let negotiated = observed.session.as_ref().filter(|_| helps).map(|session| &session.negotiated);
-        let graceful = negotiated.and_then(|negotiated| negotiated.graceful_restart.as_ref());
-        let mut learnt = self.shared.learnt();
-        learnt.peer_down(self.config.address, graceful, Instant::now());
+        let graceful = negotiated.and_then(|negotiated| negotiated.graceful_restart.clone());
         drop(observed);
-        self.stale_until = learnt.deadline(self.config.address);
-        self.tell(learnt);
+        let peer = self.config.address;
+        self.stale_until = self.shared.learn(|learnt| {
+            learnt.peer_down(peer, graceful.as_ref(), Instant::now());
+            learnt.deadline(peer)
+        });
     }
 
     /// Takes in what an UPDATE says; tells if that is too much.
     pub(super) fn learn(&self, update: &Update) -> Option<LimitExceeded> {
-        let mut learnt = self.shared.learnt();
-        let received = learnt.receive(self.config.address, update);
-        self.tell(learnt);
-        received.err()
+        let peer = self.config.address;
+        let received = self.shared.learn(|learnt| learnt.keeps(peer).then(|| learnt.receive(peer, update)));
+        if received.is_none() {
+            self.shared.monitor.passed(peer, update);
+        }
+        received.and_then(Result::err)
     }
 
     /// All of a family comes again from here on (BoRR).
     pub(super) fn hear_again(&mut self, family: Family) {
-        let mut learnt = self.shared.learnt();
-        learnt.refresh_begins(self.config.address, family, Instant::now());
-        self.stale_until = learnt.deadline(self.config.address);
+        let peer = self.config.address;
+        self.stale_until = self.shared.learn(|learnt| {
+            learnt.refresh_begins(peer, family, Instant::now());
+            learnt.deadline(peer)
+        });
     }
 
     /// All of it has come (EoRR).
     pub(super) fn heard_again(&mut self, family: Family) {
-        let mut learnt = self.shared.learnt();
-        learnt.refresh_ends(self.config.address, family);
-        self.tell(learnt);
+        let peer = self.config.address;
+        let kept = self.shared.learn(|learnt| {
+            learnt.refresh_ends(peer, family);
+            learnt.keeps(peer)
+        });
+        if !kept {
+            self.shared.monitor.passed_all(peer, family);
+        }
     }
 
-    /// Wakes whoever takes what is learnt, if there is something.
-    fn tell(&self, learnt: MutexGuard<'_, Learnt>) {
-        if learnt.pending() > 0 {
-            drop(learnt);
-            self.shared.news.send_replace(());
-        }
+    /// The task ends: nobody will hear of the peer.
+    pub(super) fn forget_learnt(&self) {
+        self.shared.learn(|learnt| learnt.peer_gone(self.config.address));
+    }
+
+    /// The peer is a client, or is none any more.
+    pub(super) fn set_client(&self) {
+        let (peer, client) = (self.config.address, self.config.client);
+        self.shared.rib().set_client(peer, client);
+        self.shared.learn(|learnt| learnt.set_client(peer, client));
     }
 
     /// Ends the session of a peer that announces too much.
@@ -82,7 +101,8 @@ impl PeerTask {
     }
 
     /// The import policy may have changed: a session that was without one hears everything again, and one that is
-    /// down for a limit begins anew under another.
+    /// down for a limit begins anew under another. Or there is a monitoring station that is to be told what the peer announces, and
+    /// nothing of it is kept.
     pub(super) fn policy_changed(&mut self) {
         let peer = self.config.address;
         if self.torn_down.is_some() && self.torn_down != self.shared.learnt().limit(peer) {
@@ -90,7 +110,13 @@ impl PeerTask {
             self.event(Event::ManualStart);
         }
         let Some((direction, negotiated)) = self.session.established() else { return };
-        if !self.shared.learnt().awaits_session(peer) {
+        let ibgp = negotiated.asn == self.shared.config.asn;
+        let asks = self.shared.monitor.asks();
+        let asks_for_station = std::mem::replace(&mut self.asks, asks) != asks;
+        let learnt = self.shared.learnt();
+        let (learns, keeps) = (learnt.awaits_session(peer, ibgp), learnt.keeps(peer));
+        drop(learnt);
+        if !learns && (keeps || !asks_for_station) {
             return;
         }
         let negotiated = negotiated.clone();
@@ -102,16 +128,19 @@ impl PeerTask {
         } else {
             tracing::warn!(%peer, "it does not take ROUTE-REFRESH: its routes are known from its next session on");
         }
-        let local = connection.local.ip();
-        self.learn_from(local, &negotiated);
+        let local = connection.local;
+        if learns {
+            self.learn_from(local, &negotiated);
+        }
         self.write(direction);
     }
 
     /// Drops stale routes whose time is over.
     pub(super) fn expire_learnt(&mut self) {
-        let mut learnt = self.shared.learnt();
-        learnt.expire(self.config.address, Instant::now());
-        self.stale_until = learnt.deadline(self.config.address);
-        self.tell(learnt);
+        let peer = self.config.address;
+        self.stale_until = self.shared.learn(|learnt| {
+            learnt.expire(peer, Instant::now());
+            learnt.deadline(peer)
+        });
     }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use sheave::cluster::Protocol::Tcp;
 
-use super::{Scenario, complains, content, load, nodes_reach, outside_reaches, pods_reach, with_rules};
+use super::{Scenario, all_reach, complains, content, load, with_rules};
 use crate::cluster::Service;
 use crate::fabric::addresses::{self, Family};
 use crate::lab::{HOST_PORT, Lab, POD_PORT};
@@ -75,9 +75,7 @@ fn host_firewall(lab: &mut Lab) -> Result<()> {
             );
             lab.fabric.nodes.iter().try_for_each(|node| load(&node.ns, &open))?;
             content(lab, "node-a")?;
-            outside_reaches(&lab.fabric, &service, "b1")?;
-            pods_reach(&lab.fabric, &service, "b1")?;
-            nodes_reach(&lab.fabric, &service, "b1")
+            all_reach(&lab.fabric, &service, "b1")
         },
     )?;
     lab.remove(&service)

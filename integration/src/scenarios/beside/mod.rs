@@ -108,6 +108,13 @@ fn outside_reaches(fabric: &Fabric, service: &Service, endpoint: &str) -> Result
     Ok(())
 }
 
+/// From everywhere: the client, pods, nodes.
+fn all_reach(fabric: &Fabric, service: &Service, endpoint: &str) -> Result<()> {
+    outside_reaches(fabric, service, endpoint)?;
+    pods_reach(fabric, service, endpoint)?;
+    nodes_reach(fabric, service, endpoint)
+}
+
 /// A pod of every node does so by cluster IP and by load-balancer IP.
 fn pods_reach(fabric: &Fabric, service: &Service, endpoint: &str) -> Result<()> {
     for family in Family::BOTH {

@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result};
 
-use super::{Scenario, complains, content, load, nodes_reach, outside_reaches, pods_reach, with_rules};
+use super::{Scenario, all_reach, complains, content, load, with_rules};
 use crate::cluster::Service;
 use crate::fabric::addresses::{self, Family};
 use crate::lab::{HOST_PORT, Lab, POD_PORT};
@@ -49,9 +49,7 @@ fn rp_filter(lab: &mut Lab) -> Result<()> {
     lab.await_applied(&pod)?;
     lab.apply(&host)?;
     for (service, endpoint) in [(&pod, "b1"), (&host, "node-b")] {
-        outside_reaches(&lab.fabric, service, endpoint)?;
-        pods_reach(&lab.fabric, service, endpoint)?;
-        nodes_reach(&lab.fabric, service, endpoint)?;
+        all_reach(&lab.fabric, service, endpoint)?;
     }
     // As the fabric had them; what the agents set on the uplinks is the same.
     for node in &lab.fabric.nodes {
@@ -98,9 +96,7 @@ fn fib_filter(lab: &mut Lab) -> Result<()> {
                 load(&node.ns, &source_check(&exceptions))?;
             }
             content(lab, "node-a")?;
-            outside_reaches(&lab.fabric, &service, "b1")?;
-            pods_reach(&lab.fabric, &service, "b1")?;
-            nodes_reach(&lab.fabric, &service, "b1")
+            all_reach(&lab.fabric, &service, "b1")
         },
     )?;
     lab.remove(&service)

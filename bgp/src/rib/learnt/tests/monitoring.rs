@@ -1,0 +1,121 @@
+//! What is noted for monitoring, followed by somebody who knows nothing else.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Instant;
+
+use ipnet::IpNet;
+use proptest::collection::vec;
+use proptest::prelude::{any, proptest};
+
+use super::{
+    PEERS, PREFIXES, Step, address, everything, learnt, links, negotiated, net, restart, source, step,
+    withdraw,
+};
+use crate::Family;
+use crate::rib::learnt::{Changes, Learnt};
+use crate::rib::path::Path;
+
+/// What a monitoring station knows.
+#[derive(Debug, Default, PartialEq)]
+struct Known {
+    received: BTreeMap<(IpAddr, IpNet), Arc<Path>>,
+    accepted: BTreeMap<(IpAddr, IpNet), Arc<Path>>,
+    best: BTreeMap<IpNet, Arc<Path>>,
+}
+
+fn put<K: Ord>(table: &mut BTreeMap<K, Arc<Path>>, key: K, path: Option<Arc<Path>>) {
+    match path {
+        Some(path) => table.insert(key, path),
+        None => table.remove(&key),
+    };
+}
+
+impl Known {
+    fn follow(&mut self, learnt: &mut Learnt) {
+        let Changes { received, accepted, decided, told_all: _ } = learnt.take_noted();
+        for (peer, prefix) in received {
+            put(&mut self.received, (peer, prefix), learnt.received(peer, prefix).map(|route| route.path));
+        }
+        for (peer, prefix) in accepted {
+            let route = learnt.received(peer, prefix).filter(|route| route.accepted);
+            put(&mut self.accepted, (peer, prefix), route.map(|route| route.path));
+        }
+        for prefix in decided {
+            put(&mut self.best, prefix, learnt.best(prefix));
+        }
+        assert!(!learnt.has_noted());
+    }
+
+    /// A session is over, and with it what was told of it.
+    fn forget(&mut self, peer: IpAddr) {
+        self.received.retain(|(of, _), _| *of != peer);
+        self.accepted.retain(|(of, _), _| *of != peer);
+    }
+
+    /// All there is.
+    fn of(learnt: &Learnt) -> Known {
+        let all = || {
+            let peers = PEERS.into_iter().map(address);
+            peers.flat_map(|peer| {
+                let families = Family::ALL.into_iter();
+                families
+                    .flat_map(move |family| learnt.all_received(peer, family))
+                    .map(move |route| (peer, route))
+            })
+        };
+        Known {
+            received: all().map(|(peer, route)| ((peer, route.prefix), route.path)).collect(),
+            accepted: all()
+                .filter(|(_, route)| route.accepted)
+                .map(|(peer, route)| ((peer, route.prefix), route.path))
+                .collect(),
+            best: learnt.all_best().collect(),
+        }
+    }
+}
+
+proptest! {
+    #[test]
+    fn what_is_noted_is_all_that_changes(
+        steps in vec(step(), 0..60),
+        graceful in any::<bool>(),
+        every in 1..4usize,
+    ) {
+        let mut learnt = learnt(&everything(), &PEERS);
+        learnt.monitor(true);
+        let mut known = Known::default();
+        let offered = graceful.then(|| restart(true));
+        for (number, step) in steps.into_iter().enumerate() {
+            match step {
+                Step::Announce { peer, prefix, route } => {
+                    learnt.receive(address(peer), &route.update(peer, prefix)).unwrap();
+                }
+                Step::Withdraw { peer, prefix } => {
+                    learnt.receive(address(peer), &withdraw(&[PREFIXES[usize::from(prefix)]])).unwrap();
+                }
+                Step::Down { peer } => {
+                    known.forget(address(peer));
+                    learnt.peer_down(address(peer), offered.as_ref(), Instant::now());
+                    learnt.peer_up(source(peer), &negotiated(offered.clone()), Instant::now());
+                }
+                Step::Reserve { prefix, here } => {
+                    let net = [net(PREFIXES[usize::from(prefix)])];
+                    let (add, remove): (&[IpNet], &[IpNet]) = if here { (&net, &[]) } else { (&[], &net) };
+                    learnt.reserve(add, remove);
+                }
+                Step::Links { up } => learnt.set_links(links(up)),
+            }
+            if number % every == 0 {
+                known.follow(&mut learnt);
+            }
+        }
+        known.follow(&mut learnt);
+        assert_eq!(known, Known::of(&learnt));
+        // Nobody monitors it any more.
+        learnt.monitor(false);
+        learnt.peer_down(address(PEERS[0]), None, Instant::now());
+        assert!(!learnt.has_noted());
+    }
+}

@@ -1,0 +1,54 @@
+//! Requests of both families without a pause, while something is done to the cluster or to an agent.
+
+use anyhow::{Context, Result};
+use sheave::cluster::Protocol::Tcp;
+
+use crate::cluster::Service;
+use crate::fabric::addresses::Family;
+use crate::lab::Lab;
+use crate::traffic::Load;
+
+/// Those of the client to a Service, IPv4 first.
+pub(super) struct BothLoads(pub(super) [Load; 2]);
+
+impl BothLoads {
+    pub(super) fn start(lab: &Lab, service: &Service) -> Result<Self> {
+        let [v4, v6] =
+            Family::BOTH.map(|family| Load::start(&lab.fabric.client, Tcp, service.vip(family), 80, 2));
+        Ok(Self([v4?, v6?]))
+    }
+
+    /// Waits until `count` more of each have been answered.
+    pub(super) fn await_answers(&self, count: u64) -> Result<()> {
+        self.0.iter().try_for_each(|load| load.await_answers(count))
+    }
+
+    /// Stops the agent of a node, then kills it: there are answers while it is away, and after it `is_back`.
+    pub(super) fn outlast_restarts(
+        &self,
+        lab: &mut Lab,
+        node: &str,
+        mut is_back: impl FnMut(&mut Lab) -> Result<()>,
+    ) -> Result<()> {
+        for kill in [false, true] {
+            if kill {
+                lab.kill_agent(node)?;
+            } else {
+                lab.stop_agent(node)?;
+            }
+            self.await_answers(30)?;
+            lab.start_agent(node)?;
+            is_back(lab)?;
+            self.await_answers(60)?;
+        }
+        Ok(())
+    }
+
+    /// Ends them; an error if one ever failed.
+    pub(super) fn none_failed(self) -> Result<()> {
+        for (load, family) in self.0.into_iter().zip(Family::BOTH) {
+            load.stop()?.ensure_none_failed().with_context(|| family.to_string())?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,170 @@
+//! What the dataplane says of itself: what it forwards, and what is not as planned.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::time::Duration;
+
+use ipnet::IpNet;
+use sheave_ipvs::{ServiceEntry, ServiceKey, Stats};
+
+use super::{Dataplane, DataplaneError, Part, Uplink, virtual_servers};
+use crate::cluster::{Accepts, Encapsulation, Protocol};
+use crate::observe::metrics::{ConntrackPass, Passes};
+use crate::plan::{NodePlan, VipPort};
+
+impl Dataplane {
+    /// Whether this node forwards what comes for a VIP: everything it takes is in the kernel.
+    pub fn holds(&self, plan: &NodePlan, vip: IpAddr) -> bool {
+        let first = VipPort { address: vip, port: 0, protocol: Protocol::Tcp };
+        self.broken.is_empty()
+            && !self.pending.contains(&vip)
+            && !self.local.contains(&vip)
+            && self.routes.holds(plan, vip)
+            && self.servers.failed.range(first..).next().is_none_or(|(failed, _)| failed.address != vip)
+    }
+
+    /// Whether what comes for an aggregate ends on this node, VIPs or not.
+    pub fn ends(&self, plan: &NodePlan, aggregate: IpNet) -> bool {
+        self.broken.is_empty() && self.routes.ends(plan, aggregate)
+    }
+
+    /// What this node takes in of what directors tunnel to its endpoints: nothing unless devices and rules are there. What
+    /// the kernel refuses of one endpoint does not count.
+    pub fn accepts(&self) -> Option<Accepts> {
+        let stands = [Part::Devices, Part::Netfilter].iter().all(|part| !self.broken.contains_key(part));
+        stands.then_some(Accepts { gue: self.no_gue.is_none() })
+    }
+
+    /// Why GUE is not taken in, where directors send it.
+    fn missing_gue(&self) -> Option<String> {
+        let why = self.no_gue.as_ref().filter(|_| self.encapsulation == Encapsulation::Gue)?;
+        Some(format!("GUE is not taken in, other nodes go on sending IP in IP here: {why}"))
+    }
+
+    /// Everything that is not as planned, in words: what, and why.
+    pub fn problems(&self) -> Vec<String> {
+        let broken = self.broken.iter().chain(&self.unseen);
+        let broken = broken.map(|(part, why)| format!("{}: {why}", part.name()));
+        let routes = self.routes.failed.values().cloned();
+        let servers = self.servers.failed.iter().map(|(vip, why)| format!("virtual server {vip}: {why}"));
+        // Where numbers are used up, there may be thousands.
+        let mut refused = BTreeMap::new();
+        for (key, why) in self.netfilter.refused() {
+            refused.entry(why).or_insert((key, 0)).1 += 1;
+        }
+        let rewrites = refused.into_iter().map(|(why, (key, count))| {
+            let others = if count == 1 { String::new() } else { format!(" and {} more", count - 1) };
+            format!("endpoint {} of {}{others}: {why}", key.endpoint, key.vip)
+        });
+        let unmarked = self.netfilter.unmarked.iter();
+        let unmarked =
+            unmarked.map(|(vip, why)| format!("virtual server {vip}: clients in the cluster: {why}"));
+        broken
+            .chain(routes)
+            .chain(servers)
+            .chain(rewrites)
+            .chain(unmarked)
+            .chain(self.pods.problems())
+            .chain(self.missing_gue())
+            .chain(self.conntrack.problems())
+            .collect()
+    }
+
+    /// The interfaces towards other nodes, as last seen.
+    pub fn uplinks(&self) -> &[Uplink] {
+        &self.uplinks
+    }
+
+    /// Whether the first sync found what an agent before had left: this node forwarded all along.
+    pub fn adopted(&self) -> bool {
+        self.netfilter.adopted
+    }
+
+    /// How many virtual servers have destinations that drain.
+    pub fn draining(&self) -> usize {
+        self.servers.draining()
+    }
+
+    /// Whether all parts are as planned, though single objects may be refused.
+    pub fn is_whole(&self) -> bool {
+        !self.needs_sync()
+    }
+
+    /// How much is not as planned, by kind.
+    pub fn problem_counts(&self) -> BTreeMap<&'static str, usize> {
+        [
+            ("kernel", self.broken.len() + self.unseen.len() + usize::from(self.missing_gue().is_some())),
+            ("route", self.routes.failed.len()),
+            ("virtual_server", self.servers.failed.len() + self.netfilter.unmarked.len()),
+            ("rewrite", self.netfilter.refused().len()),
+            ("pod", self.pods.failed()),
+            ("conntrack", self.conntrack.problems().count()),
+        ]
+        .into()
+    }
+
+    /// How often each part was looked at or changed.
+    pub fn passes(&self) -> Vec<(&'static str, Passes)> {
+        let parts = self.passes.iter().map(|(part, passes)| (part.name(), *passes));
+        parts.chain([("conntrack", self.conntrack.passes())]).collect()
+    }
+
+    /// What conntrack has forgotten since the last call.
+    pub fn forgotten(&self) -> Vec<ConntrackPass> {
+        self.conntrack.news()
+    }
+
+    /// Netlink messages sent to IPVS since the start.
+    pub fn ipvs_messages(&self) -> u64 {
+        self.servers.messages
+    }
+
+    /// Time IPVS took for them.
+    pub fn ipvs_time(&self) -> Duration {
+        self.servers.time
+    }
+
+    /// How often nftables was listed since the start.
+    pub fn listings(&self) -> u64 {
+        self.netfilter.listings
+    }
+
+    /// Our virtual servers as the kernel lists them.
+    ///
+    /// # Errors
+    /// [`DataplaneError`] when IPVS does not answer.
+    pub fn list_virtual_servers(&mut self) -> Result<Vec<ServiceEntry>, DataplaneError> {
+        Ok(self.servers.list()?)
+    }
+
+    /// The virtual server that a service of the kernel's belongs to, and whether it is that of clients within the cluster.
+    pub fn vip_of(&self, key: &ServiceKey) -> Option<(VipPort, bool)> {
+        let vip = virtual_servers::vip_of(self.netfilter.numbers(), key)?;
+        Some((vip, matches!(key, ServiceKey::Fwmark { .. })))
+    }
+
+    /// The counters of our virtual servers: one listing, without destinations.
+    ///
+    /// # Errors
+    /// [`DataplaneError`] when IPVS does not answer.
+    pub fn traffic(&mut self) -> Result<Vec<(VipPort, Stats)>, DataplaneError> {
+        Ok(self.servers.traffic(self.netfilter.numbers())?)
+    }
+
+    /// Addresses of our virtual servers that take new connections, whoever made them.
+    ///
+    /// # Errors
+    /// [`DataplaneError`] when IPVS does not answer.
+    pub fn forwarded(&mut self) -> Result<BTreeSet<IpAddr>, DataplaneError> {
+        let entries = self.list_virtual_servers()?.into_iter();
+        let takes =
+            entries.filter(|entry| entry.destinations.iter().any(|entry| entry.destination.weight > 0));
+        Ok(takes
+            .filter_map(|entry| match entry.service.key {
+                ServiceKey::Address { address, .. } => Some(address),
+                // For clients within the cluster, to whom nothing is announced.
+                ServiceKey::Fwmark { .. } => None,
+            })
+            .collect())
+    }
+}
