@@ -9,12 +9,14 @@
 //!
 //! Sans-IO as all of this crate but [`runtime`](crate::runtime): the time comes in as an argument.
 
+mod auth;
 mod packet;
 mod session;
 
 #[cfg(test)]
 mod tests;
 
+pub use auth::{Algorithm, Key, KeyLength, Signer};
 pub use packet::{Diagnostic, Packet, PacketError, State};
 pub use session::{Action, Session, SessionConfig};
 

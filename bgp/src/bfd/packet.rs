@@ -4,7 +4,7 @@ use std::fmt;
 use std::time::Duration;
 
 /// Length of a packet without authentication.
-const LENGTH: u8 = 24;
+pub(super) const LENGTH: u8 = 24;
 const VERSION: u8 = 1;
 
 /// The state of a session (RFC 5880 §4.1, §6.2).
@@ -106,7 +106,7 @@ pub enum PacketError {
         /// What came.
         bytes: usize,
     },
-    /// It is signed, which no session here expects.
+    /// It is not signed as the session's are.
     #[error("authentication")]
     Authentication,
     /// A detection multiplier of 0.
@@ -124,7 +124,7 @@ pub enum PacketError {
 }
 
 impl Packet {
-    /// Reads a datagram.
+    /// Reads a datagram. Whether it is signed as it has to be is another question.
     ///
     /// # Errors
     /// For each reason to discard it that needs no session to be known (RFC 5880 §6.8.6).
@@ -157,9 +157,6 @@ impl Packet {
         if told < LENGTH || usize::from(told) > bytes.len() {
             return Err(PacketError::Length { told, bytes: bytes.len() });
         }
-        if flag(2) {
-            return Err(PacketError::Authentication);
-        }
         if packet.multiplier == 0 {
             return Err(PacketError::Multiplier);
         }
@@ -173,6 +170,11 @@ impl Packet {
             return Err(PacketError::Receiver(packet.state));
         }
         Ok(packet)
+    }
+
+    /// Whether a datagram says that it is signed (A bit).
+    pub fn is_signed(bytes: &[u8]) -> bool {
+        bytes.get(1).is_some_and(|flags| flags & 1 << 2 != 0)
     }
 
     /// The datagram.

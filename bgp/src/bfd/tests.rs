@@ -243,7 +243,6 @@ fn packets_that_are_not_taken() {
     assert_eq!(with(&|b| b.clear()), PacketError::Length { told: 0, bytes: 0 });
     assert_eq!(with(&|b| b[3] = 25), PacketError::Length { told: 25, bytes: 24 });
     assert_eq!(with(&|b| b[3] = 23), PacketError::Length { told: 23, bytes: 24 });
-    assert_eq!(with(&|b| b[1] |= 1 << 2), PacketError::Authentication);
     assert_eq!(with(&|b| b[1] |= 1), PacketError::Multipoint);
     assert_eq!(with(&|b| b[2] = 0), PacketError::Multiplier);
     assert_eq!(with(&|b| b[4..8].fill(0)), PacketError::Sender);

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-use sheave_bgp::bfd::{SessionConfig, State};
+use sheave_bgp::bfd::{Algorithm, Key, SessionConfig, State};
 use sheave_bgp::{Bfd, BfdPeer, BfdStatus};
 use tokio::sync::watch;
 
@@ -38,7 +38,7 @@ async fn until(
     lab.until(what, || wanted(&status.borrow()), state).await;
 }
 
-fn start_bird(lab: &mut Lab) {
+fn start_bird(lab: &mut Lab, authentication: &str) {
     let neighbors: String = kinds()
         .iter()
         .map(|peer| match (peer.address, peer.multihop) {
@@ -50,7 +50,9 @@ fn start_bird(lab: &mut Lab) {
             (IpAddr::V6(_), false) => format!("neighbor {} dev \"link0\";", Lab::V6[0]),
         })
         .collect();
-    let timers = "min rx interval 50 ms; min tx interval 60 ms; idle tx interval 1 s; multiplier 4;";
+    let timers = "min rx interval 50 ms; min tx interval 60 ms; idle tx interval 1 s; multiplier 4;"
+        .to_owned()
+        + authentication;
     let text = format!(
         "log stderr all; router id 10.0.0.2; protocol device {{ }}
          protocol bfd {{ interface \"link0\" {{ {timers} }}; multihop {{ {timers} }}; {neighbors} }}"
@@ -64,9 +66,9 @@ fn start_bird(lab: &mut Lab) {
 #[test]
 fn bird_sessions() {
     in_lab(PROGRAMS, |mut lab| async move {
-        start_bird(&mut lab);
+        start_bird(&mut lab, "");
         let bfd = Bfd::start().unwrap();
-        let mut sessions = kinds().map(|peer| bfd.open(peer, config()));
+        let mut sessions = kinds().map(|peer| bfd.open(peer, config(), None));
         for session in &sessions {
             let status = session.status();
             until(&lab, "a session", &status, |status| {
@@ -83,11 +85,11 @@ fn bird_sessions() {
         lab.until("BIRD's sessions", || up(&bird(), "0.060", "0.150"), bird).await;
 
         for session in &mut sessions {
-            session.reconfigure(SessionConfig { transmit: 100 * MS, receive: 200 * MS, ..config() });
+            session.reconfigure(SessionConfig { transmit: 100 * MS, receive: 200 * MS, ..config() }, None);
         }
         lab.until("other intervals", || up(&bird(), "0.200", "0.300"), bird).await;
         for session in &mut sessions {
-            session.reconfigure(config());
+            session.reconfigure(config(), None);
         }
         lab.until("intervals as before", || up(&bird(), "0.060", "0.150"), bird).await;
 
@@ -115,6 +117,38 @@ fn bird_sessions() {
         lab.until("the end of all", || down(4)(&bird()), bird).await;
         assert!(last.status().borrow().state == State::AdminDown);
     });
+}
+
+/// Signed as BIRD signs, with the right key and a wrong one; and with none where it wants one.
+#[test]
+fn bird_signs() {
+    for (algorithm, name) in [
+        (Algorithm::Simple, "simple"),
+        (Algorithm::Md5, "keyed md5"),
+        (Algorithm::MeticulousMd5, "meticulous keyed md5"),
+        (Algorithm::Sha1, "keyed sha1"),
+        (Algorithm::MeticulousSha1, "meticulous keyed sha1"),
+    ] {
+        in_lab(PROGRAMS, move |mut lab| async move {
+            start_bird(&mut lab, &format!("authentication {name}; password \"secret\" {{ id 7; }};"));
+            let bfd = Bfd::start().unwrap();
+            let key = |number, secret: &[u8]| Some(Key::new(algorithm, number, secret).unwrap());
+            let [right, wrong, other, none] = kinds();
+            let up = bfd.open(right, config(), key(7, b"secret"));
+            let down = [
+                bfd.open(wrong, config(), key(7, b"Secret")),
+                bfd.open(other, config(), key(8, b"secret")),
+                bfd.open(none, config(), None),
+            ];
+            until(&lab, name, &up.status(), |status| status.state == State::Up).await;
+            // Longer than any of the others takes to come up.
+            tokio::time::sleep(2500 * MS).await;
+            assert_eq!(up.status().borrow().ups, 1, "{name}: {:?}", up.status().borrow());
+            for session in &down {
+                assert_eq!(session.status().borrow().ups, 0, "{name}: {:?}", session.status().borrow());
+            }
+        });
+    }
 }
 
 /// FRR's `bfdd` learns of interfaces from zebra: both in a process namespace of their own, that ends with them.
@@ -164,7 +198,7 @@ fn frr_sessions() {
     in_lab(&["../lib/frr/bfdd", "../lib/frr/zebra", "vtysh"], |mut lab| async move {
         start_frr(&mut lab);
         let bfd = Bfd::start().unwrap();
-        let mut sessions = kinds().map(|peer| bfd.open(peer, config()));
+        let mut sessions = kinds().map(|peer| bfd.open(peer, config(), None));
         let are = |count: usize, wanted: &dyn Fn(&serde_json::Value) -> bool| {
             frr(&lab).iter().filter(|peer| wanted(peer)).count() == count
         };
@@ -189,7 +223,7 @@ fn frr_sessions() {
             assert_eq!((status.borrow().state, status.borrow().ups), (State::Up, 1));
         }
         for session in &mut sessions {
-            session.reconfigure(SessionConfig { transmit: 100 * MS, receive: 200 * MS, ..config() });
+            session.reconfigure(SessionConfig { transmit: 100 * MS, receive: 200 * MS, ..config() }, None);
         }
         lab.until("other intervals", || are(4, &up(100, 200)), || format!("{:#?}", frr(&lab))).await;
         bfd.leave().await;

@@ -11,7 +11,7 @@ use tokio::sync::{mpsc, watch};
 
 use super::socket::Kind;
 use super::{BfdPeer, BfdStatus, Command, socket};
-use crate::bfd::{Action, Packet, Session, SessionConfig, State};
+use crate::bfd::{Action, Key, Packet, PacketError, Session, SessionConfig, Signer, State};
 use crate::runtime::socket::is_behind;
 use crate::session::Jitter;
 
@@ -32,6 +32,9 @@ struct Entry {
     failed: Option<(String, Instant)>,
     status: watch::Sender<BfdStatus>,
     deadline: Option<Instant>,
+    signer: Option<Signer>,
+    /// When the last packet came that was signed as it has to be.
+    signed: Option<Instant>,
 }
 
 /// The sessions of this system.
@@ -80,10 +83,12 @@ impl Engine {
     fn command(&mut self, command: Command) {
         let now = Instant::now();
         match command {
-            Command::Set(peer, config, status) => {
+            Command::Set(peer, config, key, status) => {
                 let number = self.number_of(&peer).unwrap_or_else(|| self.add(peer, config, now));
+                let sequence = u32::try_from(self.hash.hash_one((now, "sequence")) >> 32).unwrap_or(0);
                 let Some(entry) = self.entries.get_mut(&number) else { return };
                 entry.status = status;
+                entry.sign_with(key, sequence);
                 let actions = entry.session.reconfigure(config, now);
                 self.act(number, &actions, now);
             }
@@ -126,6 +131,8 @@ impl Engine {
             failed: None,
             status: watch::channel(BfdStatus::default()).0,
             deadline: None,
+            signer: None,
+            signed: None,
         };
         self.entries.insert(number, entry);
         self.addresses.entry(peer.address).or_default().push(number);
@@ -161,7 +168,8 @@ impl Engine {
             let Some(listener) = self.listeners.get(&kind) else { return };
             // An error of a socket that only receives is about one packet, if not that there is none.
             let Ok((length, from)) = listener.try_recv_from(buffer) else { return };
-            let packet = match Packet::decode(&buffer[..length]) {
+            let bytes = &buffer[..length];
+            let packet = match Packet::decode(bytes) {
                 Ok(packet) => packet,
                 Err(error) => {
                     tracing::debug!(%from, "BFD packet not taken: {error}");
@@ -173,10 +181,13 @@ impl Engine {
                 continue;
             };
             let now = Instant::now();
-            if let Some(entry) = self.entries.get_mut(&number) {
-                let actions = entry.session.received(&packet, now);
-                self.act(number, &actions, now);
+            let Some(entry) = self.entries.get_mut(&number) else { continue };
+            if let Err(error) = entry.verify(bytes, packet.multiplier, now) {
+                tracing::debug!(%from, "BFD packet not taken: {error}");
+                continue;
             }
+            let actions = entry.session.received(&packet, now);
+            self.act(number, &actions, now);
         }
     }
 
@@ -246,6 +257,26 @@ impl Engine {
 }
 
 impl Entry {
+    fn sign_with(&mut self, key: Option<Key>, sequence: u32) {
+        if self.signer.as_ref().map(Signer::key) != key.as_ref() {
+            self.signer = key.map(|key| Signer::new(key, sequence));
+            self.signed = None;
+        }
+    }
+
+    /// Whether a packet is signed as it has to be, or has to be not.
+    fn verify(&mut self, bytes: &[u8], multiplier: u8, now: Instant) -> Result<(), PacketError> {
+        let Some(signer) = &mut self.signer else {
+            return if Packet::is_signed(bytes) { Err(PacketError::Authentication) } else { Ok(()) };
+        };
+        if self.signed.is_some_and(|signed| now > signed + 2 * self.session.detection_time()) {
+            signer.forget();
+        }
+        signer.verify(bytes, multiplier)?;
+        self.signed = Some(now);
+        Ok(())
+    }
+
     fn send(&mut self, number: u32, packet: &Packet, now: Instant) {
         if self.socket.is_none() && self.failed.as_ref().is_none_or(|(_, again)| *again <= now) {
             match socket::connect(&self.peer, number) {
@@ -254,7 +285,11 @@ impl Entry {
             }
         }
         let Some(socket) = &self.socket else { return };
-        match socket.send(&packet.encode()) {
+        let bytes = match &mut self.signer {
+            Some(signer) => signer.sign(packet.encode()),
+            None => packet.encode().to_vec(),
+        };
+        match socket.send(&bytes) {
             Ok(_) => {}
             // Nobody listens there yet: an ICMP error to a packet before this one.
             Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {}

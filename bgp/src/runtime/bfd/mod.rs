@@ -14,7 +14,7 @@ use std::{io, thread};
 
 use tokio::sync::{mpsc, oneshot, watch};
 
-use crate::bfd::{Diagnostic, SessionConfig, State};
+use crate::bfd::{Diagnostic, Key, SessionConfig, State};
 use engine::Engine;
 
 /// How long leaving may take.
@@ -66,7 +66,7 @@ impl BfdStatus {
 #[derive(Debug)]
 enum Command {
     /// Begin a session, or change it.
-    Set(BfdPeer, SessionConfig, watch::Sender<BfdStatus>),
+    Set(BfdPeer, SessionConfig, Option<Key>, watch::Sender<BfdStatus>),
     /// End it without a word.
     Remove(BfdPeer),
     /// Tell all peers that this is no failure, and end.
@@ -101,11 +101,11 @@ impl Bfd {
         Ok(Bfd { commands })
     }
 
-    /// Begins a session with `peer`. There is one with each at a time.
-    pub fn open(&self, peer: BfdPeer, config: SessionConfig) -> BfdSession {
+    /// Begins a session with `peer`, whose packets are signed with `key` if there is one. There is one with each at a time.
+    pub fn open(&self, peer: BfdPeer, config: SessionConfig, key: Option<Key>) -> BfdSession {
         let (sender, status) = watch::channel(BfdStatus::default());
         // An engine that is gone leaves every session down.
-        let _ = self.commands.send(Command::Set(peer.clone(), config, sender));
+        let _ = self.commands.send(Command::Set(peer.clone(), config, key, sender));
         BfdSession { peer, bfd: self.clone(), status }
     }
 
@@ -124,10 +124,10 @@ impl BfdSession {
         self.status.clone()
     }
 
-    /// Changes intervals and the like; the session goes on.
-    pub fn reconfigure(&mut self, config: SessionConfig) {
+    /// Changes intervals and the like; the session goes on, if the other side knows the key.
+    pub fn reconfigure(&mut self, config: SessionConfig, key: Option<Key>) {
         let (sender, status) = watch::channel(self.status.borrow().clone());
-        if self.bfd.commands.send(Command::Set(self.peer.clone(), config, sender)).is_ok() {
+        if self.bfd.commands.send(Command::Set(self.peer.clone(), config, key, sender)).is_ok() {
             self.status = status;
         }
     }
