@@ -15,11 +15,17 @@ impl Community {
     pub const NO_ADVERTISE: Community = Community(0xffff_ff02);
     /// About to be withdrawn: prefer anything else (RFC 8326).
     pub const GRACEFUL_SHUTDOWN: Community = Community(0xffff_0000);
+    /// Kept for want of a better one, long after its session ended (RFC 9494).
+    pub const LLGR_STALE: Community = Community(0xffff_0006);
+    /// Not to be kept so long (RFC 9494).
+    pub const NO_LLGR: Community = Community(0xffff_0007);
 
-    const NAMES: [(&'static str, Community); 3] = [
+    const NAMES: [(&'static str, Community); 5] = [
         ("no-export", Community::NO_EXPORT),
         ("no-advertise", Community::NO_ADVERTISE),
         ("graceful-shutdown", Community::GRACEFUL_SHUTDOWN),
+        ("llgr-stale", Community::LLGR_STALE),
+        ("no-llgr", Community::NO_LLGR),
     ];
 }
 

@@ -12,11 +12,11 @@ use netgauze_bgp_pkt::path_attribute::{MpReach, MpUnreach, PathAttributeValue};
 use netgauze_bgp_pkt::update::BgpUpdateMessage;
 use netgauze_bmp_pkt::v3::{BmpMessageValue, PeerDownNotificationReason, StatisticsCounter};
 use netgauze_bmp_pkt::wire::deserializer::BmpParsingContext;
-use netgauze_bmp_pkt::{BmpMessage, BmpPeerType, GaugeU64, PeerHeader};
+use netgauze_bmp_pkt::{BmpMessage, BmpPeerType, GaugeU64, PeerHeader, PeerKey};
 use netgauze_iana::address_family::AddressType;
 use netgauze_parse_utils::reader::SliceReader;
 use netgauze_parse_utils::traits::ParseFromWithOneInput;
-use sheave_bgp::session::State;
+use sheave_bgp::session::{AddPaths, State};
 use sheave_bgp::{
     Attributes, BmpStation, BmpTables, GracefulRestart, ImportPolicy, PeerConfig, PrefixFilter, RouteChanges,
     Shutdown, Speaker, SpeakerConfig,
@@ -35,7 +35,7 @@ async fn speaker(asn: u32, id: u8, listen: Option<u16>) -> Speaker {
         asn,
         router_id: [10, 0, 0, id].into(),
         listen: listen.map(|port| vec![([127, 0, 0, 1], port).into()]),
-        graceful_restart: Some(GracefulRestart { restart_time: Duration::from_secs(1) }),
+        graceful_restart: Some(GracefulRestart { restart_time: Duration::from_secs(1), stale_time: None }),
         restarting: false,
     })
     .await
@@ -49,6 +49,10 @@ async fn free_port() -> u16 {
 
 /// Two speakers with a session: the monitored one, which connects, and its peer.
 async fn pair() -> (Speaker, Speaker) {
+    pair_with(AddPaths::default(), AddPaths::default()).await
+}
+
+async fn pair_with(our_paths: AddPaths, peers_paths: AddPaths) -> (Speaker, Speaker) {
     let port = free_port().await;
     let (ours, peer) = (speaker(ASN, 1, None).await, speaker(PEER_ASN, 2, Some(port)).await);
     peer.set_peers(vec![PeerConfig {
@@ -56,12 +60,14 @@ async fn pair() -> (Speaker, Speaker) {
         port: 1,
         // One that packets could be sent to.
         next_hop_v4: Some([10, 9, 9, 9].into()),
+        add_paths: peers_paths,
         ..PeerConfig::new([127, 0, 0, 1].into(), ASN)
     }]);
     let next_hop_v6 = Some("fd00::1".parse().unwrap());
     ours.set_peers(vec![PeerConfig {
         port,
         next_hop_v6,
+        add_paths: our_paths,
         ..PeerConfig::new(PEER.parse().unwrap(), PEER_ASN)
     }]);
     until("the session", || ours.status().peers[0].state == State::Established).await;
@@ -553,6 +559,51 @@ async fn what_is_imported_is_told() {
     assert_eq!(ours.status().peers[0].counters.established, 1);
     ours.shutdown(Shutdown::Cease).await;
     peer.shutdown(Shutdown::Cease).await;
+}
+
+/// Path identifiers are told where the peer sends them (RFC 7911), though it is sent none; Loc-RIB has none.
+#[tokio::test]
+async fn path_identifiers_are_told() {
+    let (before, after) = (Table::AdjRibIn(peer_address()), Table::AdjRibInPostPolicy(peer_address()));
+    let both = AddPaths { receive: true, send: true };
+    for (imported, expected) in [
+        (true, BTreeSet::from([(before, Some(1)), (after, Some(1)), (Table::LocRib, None)])),
+        (false, BTreeSet::from([(before, Some(1))])),
+    ] {
+        let (ours, peer) = pair_with(AddPaths { send: false, ..both }, both).await;
+        if imported {
+            import(&ours, &["192.0.2.0/24"]);
+        }
+        announce(&peer, &[("192.0.2.1/32", 1)]);
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let tables = BmpTables { adj_rib_out: false, ..ALL_TABLES };
+        let port = listener.local_addr().unwrap().port();
+        ours.set_bmp_stations(vec![BmpStation { tables, ..station(port) }]);
+        let mut told = Station::accept(&listener).await;
+        let mut names = BTreeSet::new();
+        while names.len() < expected.len() {
+            match told.next().await {
+                // As both OPENs say of what the peer sends.
+                BmpMessageValue::PeerUpNotification(up) if up.peer_header().address().is_some() => {
+                    let context =
+                        told.context.entry(PeerKey::from_peer_header(up.peer_header())).or_default();
+                    context.add_path_mut().insert(AddressType::Ipv4Unicast, true);
+                }
+                BmpMessageValue::RouteMonitoring(route) => {
+                    let BgpMessage::Update(update) = route.update_message() else { panic!("{route:?}") };
+                    let table = table(route.peer_header());
+                    names.extend(update.nlri().iter().map(|nlri| (table, nlri.path_id())));
+                }
+                _ => {}
+            }
+        }
+        assert_eq!(names, expected, "{imported}");
+        withdraw(&peer, "192.0.2.1/32");
+        let gone = |told: &Station| expected.iter().all(|(table, _)| told.holds(*table, &[]));
+        told.until("it is withdrawn", gone).await;
+        ours.shutdown(Shutdown::Cease).await;
+        peer.shutdown(Shutdown::Cease).await;
+    }
 }
 
 /// Of a peer without an import policy nothing is kept: it is asked when a station comes, and what it sends is passed on.

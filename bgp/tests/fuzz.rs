@@ -253,6 +253,7 @@ fn held(message: &Message) -> usize {
                 Capability::Unknown { value, .. } => list(value),
                 Capability::GracefulRestart(restart) => list(&restart.families),
                 Capability::AddPath(families) => list(families),
+                Capability::LongLivedGracefulRestart(families) => list(families),
                 _ => 0,
             });
             list(&open.capabilities) + values.sum::<usize>()

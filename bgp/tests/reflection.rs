@@ -26,7 +26,7 @@ fn config(number: u8) -> SpeakerConfig {
         asn: ASN,
         router_id: [10, 0, 0, number].into(),
         listen: None,
-        graceful_restart: Some(GracefulRestart { restart_time: Duration::from_secs(60) }),
+        graceful_restart: Some(GracefulRestart { restart_time: Duration::from_secs(60), stale_time: None }),
         restarting: false,
     }
 }

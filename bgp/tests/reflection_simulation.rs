@@ -66,6 +66,30 @@ impl Random {
     }
 }
 
+/// What a session with that node agrees on.
+fn negotiated(peer: usize, restarting: bool, forwarding: bool) -> Negotiated {
+    Negotiated {
+        asn: ASN,
+        router_id: router_id(peer),
+        hold_time: Duration::from_secs(9),
+        families: Families::ALL,
+        extended_next_hop: false,
+        four_octet_asn: true,
+        route_refresh: true,
+        enhanced_refresh: false,
+        extended_messages: false,
+        graceful_restart: Some(PeerGracefulRestart {
+            restarting,
+            restart_time: RESTART_TIME,
+            families: Family::ALL.map(|family| (family, forwarding)).into(),
+        }),
+        graceful_notification: false,
+        long_lived: Vec::new(),
+        paths_received: Families::NONE,
+        paths_sent: Families::NONE,
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Role {
     Reflector(Ipv4Addr),
@@ -395,22 +419,7 @@ impl Network {
         let other = &self.nodes[peer];
         // One that has not restarted has kept forwarding all along.
         let forwarding = other.life == 0 || other.kept;
-        let negotiated = Negotiated {
-            asn: ASN,
-            router_id: router_id(peer),
-            hold_time: Duration::from_secs(9),
-            families: Families::ALL,
-            extended_next_hop: false,
-            four_octet_asn: true,
-            route_refresh: true,
-            enhanced_refresh: false,
-            extended_messages: false,
-            graceful_restart: Some(PeerGracefulRestart {
-                restarting: other.kept && !other.rib.is_complete(),
-                restart_time: RESTART_TIME,
-                families: Family::ALL.map(|family| (family, forwarding)).into(),
-            }),
-        };
+        let agreed = negotiated(peer, other.kept && !other.rib.is_complete(), forwarding);
         let export = Export {
             policy: ExportPolicy::default(),
             asn: ASN,
@@ -423,6 +432,7 @@ impl Network {
             router_id: router_id(peer),
             client,
             extended_next_hop: false,
+            long_lived: Families::NONE,
         };
         let source = Source {
             interface: None,
@@ -437,7 +447,7 @@ impl Network {
         };
         let this = &mut self.nodes[node];
         this.rib.peer_up(address(peer), export);
-        this.learnt.peer_up(source, &negotiated, self.now);
+        this.learnt.peer_up(source, &agreed, self.now);
         self.follow(node);
     }
 
@@ -447,15 +457,11 @@ impl Network {
         if session.take().is_none() {
             return;
         }
-        let offered = PeerGracefulRestart {
-            restarting: false,
-            restart_time: RESTART_TIME,
-            families: Family::ALL.map(|family| (family, true)).into(),
-        };
         for (node, peer) in [(one, other), (other, one)] {
             let this = &mut self.nodes[node];
             this.rib.peer_down(address(peer));
-            this.learnt.peer_down(address(peer), graceful.then_some(&offered), self.now);
+            let agreed = negotiated(peer, false, true);
+            this.learnt.peer_down(address(peer), graceful.then_some(&agreed), self.now);
             self.follow(node);
         }
         let lives = [self.nodes[one].life, self.nodes[other].life];

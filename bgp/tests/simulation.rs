@@ -3,10 +3,11 @@
 //!
 //! Routes and attributes change, connections are cut or hang, segments are late, processes are suspended (which is what a
 //! clock that jumps looks like), die and start anew, cold or with their routes kept, and ask for all routes again. Each side
-//! keeps the other's routes over a restart as RFC 4724 §4.2 says. What must hold:
+//! keeps the other's routes over a restart as RFC 4724 §4.2 and RFC 8538 §4 say. What must hold:
 //! - only what was announced in this session is withdrawn;
 //! - a restart with forwarding kept, and a mere loss of the connection, cost no route that is still wanted;
 //! - all that there is comes in answer to ROUTE-REFRESH;
+//! - paths have names in the families and directions that both sides agreed on, and there alone;
 //! - in the end one session stands, with the other's routes and no stale one.
 //!
 //! Everything follows from the seed. A failure names it; `SEED=n cargo test -p sheave-bgp --test simulation` runs it
@@ -22,9 +23,10 @@ use std::time::{Duration, Instant};
 use ipnet::IpNet;
 use sheave_bgp::rib::{Export, ExportPolicy, Rib};
 use sheave_bgp::session::{
-    Action, Backoff, Direction, Down, Event, Jitter, Negotiated, RestartOffer, Session, SessionConfig, State,
+    Action, AddPaths, Backoff, Direction, Down, Event, Farewell, Jitter, Negotiated, RestartOffer, Session,
+    SessionConfig, State,
 };
-use sheave_bgp::wire::{Context, Message, RefreshKind, RouteRefresh};
+use sheave_bgp::wire::{Cease, Context, Message, Notification, RefreshKind, RouteRefresh};
 use sheave_bgp::{Attributes, Families, Family, RouteChanges};
 
 const SEEDS: u64 = 10_000;
@@ -101,6 +103,10 @@ enum Happening {
     },
     /// The peer has not come back in time.
     StaleExpire,
+    /// The node ends its session, and begins another: for good, as far as the peer is told, or to begin anew.
+    Stop {
+        lasting: bool,
+    },
     /// The process stands still, and time does not.
     Suspend,
     /// The node asks for all routes again.
@@ -243,9 +249,12 @@ impl Simulation {
                 families: Families::ALL,
                 extended_next_hop: false,
                 role: None,
-                graceful_restart: random
-                    .chance(50)
-                    .then_some(RestartOffer { restart_time: RESTART_TIME, restarting: false }),
+                graceful_restart: random.chance(50).then_some(RestartOffer {
+                    restart_time: RESTART_TIME,
+                    restarting: false,
+                    stale_time: None,
+                }),
+                add_paths: AddPaths { receive: random.chance(50), send: random.chance(50) },
             };
             Node::new(config, random.next(), now)
         });
@@ -263,11 +272,13 @@ impl Simulation {
                 let at = simulation.random.millis(TROUBLE.as_secs() * 1000);
                 simulation.plan(at, node, Happening::RoutesChange);
             }
-            let faults: [fn() -> Happening; 6] = [
+            let faults: [fn() -> Happening; 8] = [
                 || Happening::Cut,
                 || Happening::Hang,
                 || Happening::Restart { kept: false },
                 || Happening::Restart { kept: true },
+                || Happening::Stop { lasting: false },
+                || Happening::Stop { lasting: true },
                 || Happening::Suspend,
                 || Happening::Refresh,
             ];
@@ -346,7 +357,7 @@ impl Simulation {
                         four_octet_asn: true,
                         ibgp,
                         extended_messages: negotiated.extended_messages,
-                        ..Context::default()
+                        add_path: negotiated.paths_sent,
                     };
                     let export = Export {
                         asn: self.nodes[node].config.asn,
@@ -360,6 +371,7 @@ impl Simulation {
                         router_id: negotiated.router_id,
                         client: false,
                         extended_next_hop: negotiated.extended_next_hop,
+                        long_lived: Families::NONE,
                     };
                     self.nodes[node].rib.peer_up(peer, export);
                     self.up(node, direction, negotiated);
@@ -375,6 +387,12 @@ impl Simulation {
                         self.end_of_rib(node, family);
                     }
                     let node = &mut self.nodes[node];
+                    let named =
+                        node.negotiated.as_ref().map_or(Families::NONE, |agreed| agreed.paths_received);
+                    for nlri in update.reachable().chain(update.unreachable()) {
+                        let expected = u32::from(named.contains(family(nlri.prefix)));
+                        assert_eq!(nlri.path_id, expected, "{nlri}, as both sides agreed on {named:?}");
+                    }
                     for prefix in update.unreachable().map(|nlri| nlri.prefix) {
                         let announced =
                             node.learnt.remove(&prefix).is_some() && !node.stale.contains(&prefix);
@@ -412,19 +430,22 @@ impl Simulation {
         self.nodes[node].negotiated = Some(negotiated);
     }
 
-    /// A session, or an attempt at one, is over. Routes stay if the peer has asked for that and no NOTIFICATION was sent;
-    /// those that were stale already do not.
+    /// A session, or an attempt at one, is over. Routes stay if the peer has asked for that, and both sides for it where there
+    /// was a NOTIFICATION; those that were stale already then do too.
     fn down(&mut self, node: usize, reason: &Down) {
         let now = self.now;
         let this = &mut self.nodes[node];
         let Some(negotiated) = this.negotiated.take() else { return };
         this.awaited.clear();
         this.complete = Families::NONE;
-        this.sweep(|_| true);
+        if !negotiated.graceful_notification {
+            this.sweep(|_| true);
+        }
         this.stale = this.learnt.keys().copied().collect();
         this.stale_since = now;
+        let helps = this.config.graceful_restart.is_some();
         match negotiated.graceful_restart {
-            Some(restart) if *reason == Down::ConnectionClosed => {
+            Some(restart) if helps && reason.may_be_restart(negotiated.graceful_notification) => {
                 let families: Vec<Family> = restart.families.iter().map(|(family, _)| *family).collect();
                 this.sweep(|prefix| !families.contains(&family(prefix)));
                 self.plan(restart.restart_time, node, Happening::StaleExpire);
@@ -545,6 +566,14 @@ impl Simulation {
                 let waited = this.negotiated.is_none()
                     && self.now >= this.stale_since + Duration::from_secs(RESTART_TIME.into());
                 this.sweep(|_| waited);
+            }
+            Happening::Stop { lasting } => {
+                let why = if lasting { Cease::PeerDeconfigured } else { Cease::OtherConfigurationChange };
+                let stood = self.nodes[node].negotiated.is_some();
+                self.session(node, Event::ManualStop(Farewell::Cease(Notification::cease(why))));
+                let nothing_left = self.nodes[node].learnt.is_empty();
+                assert!(!(lasting && stood) || nothing_left, "the session is over for good");
+                self.session(node, Event::ManualStart);
             }
             Happening::Suspend => {
                 let pause = self.random.millis(40_000);

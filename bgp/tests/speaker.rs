@@ -34,7 +34,7 @@ fn speaker_config() -> SpeakerConfig {
         asn: ASN,
         router_id: [10, 0, 0, 1].into(),
         listen: None,
-        graceful_restart: Some(GracefulRestart { restart_time: Duration::from_secs(60) }),
+        graceful_restart: Some(GracefulRestart { restart_time: Duration::from_secs(60), stale_time: None }),
         restarting: false,
     }
 }
@@ -43,6 +43,8 @@ fn speaker_config() -> SpeakerConfig {
 struct FakePeer {
     stream: TcpStream,
     input: Vec<u8>,
+    /// The speaker's.
+    open: Option<Open>,
 }
 
 /// A speaker, and the peer it has an Established session with.
@@ -68,8 +70,9 @@ impl FakePeer {
     /// Takes the speaker's connection as far as Established.
     async fn accept(listener: &TcpListener) -> FakePeer {
         let (stream, _) = timeout(LIMIT, listener.accept()).await.unwrap().unwrap();
-        let mut peer = FakePeer { stream, input: Vec::new() };
-        assert!(matches!(peer.next().await, Some(Message::Open(_))));
+        let mut peer = FakePeer { stream, input: Vec::new(), open: None };
+        let Some(Message::Open(open)) = peer.next().await else { panic!("no OPEN") };
+        peer.open = Some(open);
         let mut capabilities: Vec<Capability> =
             Family::ALL.into_iter().map(Capability::multiprotocol).collect();
         capabilities.extend([
@@ -314,6 +317,35 @@ async fn ways_to_leave() {
     assert_eq!(peer.next().await, cease(Cease::PeerDeconfigured), "removed");
 }
 
+/// The OPEN of a session that follows another says that forwarding went on (RFC 8538 §4), the first one does not: not even where
+/// the peer is configured anew.
+#[tokio::test]
+async fn forwarding_goes_on_between_sessions() {
+    let forwards = |peer: &FakePeer| {
+        let capabilities = &peer.open.as_ref().unwrap().capabilities;
+        let restart = capabilities.iter().find_map(|capability| match capability {
+            Capability::GracefulRestart(restart) => Some(restart),
+            _ => None,
+        });
+        let restart = restart.unwrap();
+        assert!(restart.notification && !restart.restarting);
+        restart.families.iter().all(|family| family.forwarding)
+    };
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    let speaker = Speaker::start(speaker_config()).await.unwrap();
+    let config = peer_config(listener.local_addr().unwrap());
+    for (hops, expected) in [(1, false), (2, true), (3, true)] {
+        speaker.set_peers(vec![PeerConfig { multihop: Some(hops), ..config.clone() }]);
+        let peer = FakePeer::accept(&listener).await;
+        until("a session", || speaker.status().peers[0].session.is_some()).await;
+        assert_eq!(forwards(&peer), expected, "{hops}");
+    }
+    // One that was removed had its routes withdrawn.
+    speaker.set_peers(Vec::new());
+    speaker.set_peers(vec![config]);
+    assert!(!forwards(&FakePeer::accept(&listener).await));
+}
+
 /// The reason is told in the status, the session comes back, and the counters tell both.
 #[tokio::test]
 async fn status_tells_what_happened() {
@@ -454,7 +486,7 @@ async fn what_a_peer_tells_again_is_complete() {
         peer.send(&Message::RouteRefresh(RouteRefresh::new(RefreshKind::End, family))).await;
     }
     until("all of it", || speaker.learnt().complete).await;
-    let counts = FamilyCounts { received: 2, accepted: 1, end_of_rib: true };
+    let counts = FamilyCounts { received: 2, accepted: 1, end_of_rib: true, long_lived: 0 };
     assert_eq!(speaker.learnt().peers[&address.ip()][0], (Family::Ipv4Unicast, counts));
     speaker.shutdown(Shutdown::Cease).await;
 }
@@ -469,7 +501,10 @@ async fn configurations_that_cannot_start() {
         (
             "graceful_restart.restart_time",
             SpeakerConfig {
-                graceful_restart: Some(GracefulRestart { restart_time: Duration::from_secs(4096) }),
+                graceful_restart: Some(GracefulRestart {
+                    restart_time: Duration::from_secs(4096),
+                    stale_time: None,
+                }),
                 ..speaker_config()
             },
         ),

@@ -16,6 +16,11 @@ const BATCH: usize = 1000;
 /// How long routes of sessions before are kept until peers have told all, where no restart time says it.
 const PATIENCE: Duration = Duration::from_secs(120);
 
+/// How long they are.
+fn patience(restart_time: Option<Duration>) -> Duration {
+    restart_time.filter(|time| !time.is_zero()).unwrap_or(PATIENCE)
+}
+
 impl Announcer {
     /// Has the kernel follow what became different, or the first part of it.
     pub(super) async fn take_learnt(&mut self) {
@@ -58,7 +63,7 @@ impl Announcer {
 
     /// Sessions end, and others may begin: what they brought is kept until those have told all.
     pub(super) fn keep_imported(&mut self, config: &SpeakerConfig) {
-        let patience = config.graceful_restart.map_or(PATIENCE, |graceful| graceful.restart_time);
+        let patience = patience(config.graceful_restart.map(|graceful| graceful.restart_time));
         if let Some(import) = &mut self.import {
             import.adopt(Instant::now() + patience);
         }
@@ -71,9 +76,8 @@ impl Announcer {
             return;
         };
         import.source_from(addresses);
-        import.bound(
-            Instant::now() + router.graceful_restart.map_or(PATIENCE, |graceful| graceful.restart_time),
-        );
+        import
+            .bound(Instant::now() + patience(router.graceful_restart.map(|graceful| graceful.restart_time)));
     }
 
     /// The agent ends: routes stay or go, as configured.
@@ -104,6 +108,13 @@ impl Announcer {
             let at = self.found.get(&peer.name()).into_iter().flatten();
             let counts = at.filter_map(|address| learnt.peers.get(address)).flatten();
             for (family, counts) in counts {
+                if counts.long_lived > 0 {
+                    let (kept, name) = (counts.long_lived, peer.name());
+                    problems.push(format!(
+                        "peer {name} is away for longer than its restart time: {kept} of its routes of {family} are kept as a last \
+                         resort (long-lived graceful restart)"
+                    ));
+                }
                 if let Some(limit) = limit.filter(|limit| counts.received > limit.limit) {
                     let (received, limit, name) = (counts.received, limit.limit, peer.name());
                     problems.push(format!(

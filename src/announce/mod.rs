@@ -234,7 +234,7 @@ impl Announcer {
     }
 
     /// The kernel has forwarded for this node all along, so that peers keep their routes: they are told of a restart by the
-    /// first speaker that starts, if it does within the restart time.
+    /// first speaker that starts, if it does while they may still have them.
     pub fn restarting(&mut self) {
         self.restarting = Restarting::Since(Instant::now());
     }
@@ -396,7 +396,7 @@ impl Announcer {
             self.stop_speaker(how).await;
         }
         let restarting = match (self.restarting, config.graceful_restart) {
-            (Restarting::Since(since), Some(graceful)) => since.elapsed() < graceful.restart_time,
+            (Restarting::Since(since), Some(graceful)) => since.elapsed() < graceful.kept_for(),
             _ => false,
         };
         let started = Speaker::start(SpeakerConfig { restarting, ..config.clone() });

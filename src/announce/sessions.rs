@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
-use sheave_bgp::session::RoleOffer;
+use sheave_bgp::session::{AddPaths, RoleOffer};
 use sheave_bgp::wire;
 use sheave_bgp::{
     BmpStation, BmpTables, DynamicPeers, Families, GracefulRestart, Password, PeerConfig, SpeakerConfig,
@@ -42,8 +42,10 @@ pub(super) fn speaker_config(
                 .map(|address| SocketAddr::new(address, listen.port))
                 .into()
         }),
-        graceful_restart: graceful_restart
-            .map(|graceful| GracefulRestart { restart_time: graceful.restart_time }),
+        graceful_restart: graceful_restart.map(|graceful| GracefulRestart {
+            restart_time: graceful.restart_time,
+            stale_time: graceful.long_lived.map(|long_lived| long_lived.stale_time),
+        }),
         restarting: false,
     })
 }
@@ -144,6 +146,7 @@ pub(super) fn peer_config(
             ipv6_unicast: families.contains(&AddressFamily::Ipv6),
         },
         extended_next_hop: peer.extends_next_hop(),
+        add_paths: AddPaths { receive: peer.add_paths.receive, send: peer.add_paths.send },
         role: peer.role.map(|role| RoleOffer { role: wire_role(role), required: peer.require_role }),
         next_hop_v4: match next_hop(true) {
             Some(IpAddr::V4(address)) => Some(address),

@@ -25,12 +25,13 @@ impl Communities {
         let wrong = || {
             format!(
                 "`{text}` is not a community: expected 65000:100, a large one such as 65000:1:2, or one of \
-                 no-export, no-advertise, no-export-subconfed, no-peer, graceful-shutdown, blackhole"
+                 no-export, no-advertise, no-export-subconfed, no-peer, graceful-shutdown, no-llgr, blackhole"
             )
         };
         // The IANA registry "BGP Well-known Communities".
         let well_known = match text {
             "graceful-shutdown" => Some(0xffff_0000),
+            "no-llgr" => Some(0xffff_0007),
             "blackhole" => Some(0xffff_029a),
             "no-export" => Some(0xffff_ff01),
             "no-advertise" => Some(0xffff_ff02),

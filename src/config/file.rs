@@ -142,11 +142,17 @@ impl Default for Listen {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", default, deny_unknown_fields)]
 pub struct GracefulRestart {
-    /// How long peers keep the routes of a speaker that is gone; whole seconds, at most 4095.
+    /// How long peers keep the routes of a speaker that is gone; whole seconds, at most 4095; 0 with `long_lived` alone.
     #[serde(deserialize_with = "restart_time")]
     pub restart_time: Duration,
     /// Long-lived graceful restart (RFC 9494).
     pub long_lived: Option<LongLived>,
+}
+
+impl GracefulRestart {
+    fn keeps_nothing(&self) -> bool {
+        self.restart_time.is_zero() && self.long_lived.is_none()
+    }
 }
 
 impl Default for GracefulRestart {
@@ -160,7 +166,7 @@ impl Default for GracefulRestart {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct LongLived {
     /// How long they keep them after that, as a last resort.
-    #[serde(deserialize_with = "duration")]
+    #[serde(deserialize_with = "stale_time")]
     pub stale_time: Duration,
 }
 
@@ -402,6 +408,11 @@ impl Config {
         if *asn == Some(0) {
             return Err(wrong("router.asn".into(), "0 is reserved (RFC 7607)".into()));
         }
+        if self.router.graceful_restart.is_some_and(|graceful| graceful.keeps_nothing()) {
+            let message = "0s lets peers drop the routes at once: give 1s to 4095s, or longLived beside it; \
+                           gracefulRestart: null turns it off";
+            return Err(wrong("router.gracefulRestart.restartTime".into(), message.into()));
+        }
         peer::check(peers).map_err(|(field, message)| wrong(format!("router.peers{field}"), message))?;
         bmp::check(bmp).map_err(|(field, message)| wrong(format!("router.bmp{field}"), message))?;
         peer::check_dynamic(dynamic_peers)
@@ -458,22 +469,15 @@ impl Config {
         let Self { router, announce: _, services: _, observe: _, drain } = self;
         let default = Self::default();
         let peer = |set: fn(&Peer) -> bool| router.peers.iter().any(set);
-        [
-            (
-                "router.gracefulRestart.longLived",
-                router.graceful_restart.is_some_and(|graceful| graceful.long_lived.is_some()),
-            ),
-            ("router.peers[].bfd", peer(|peer| peer.bfd.is_some())),
-            ("drain", *drain != default.drain),
-        ]
-        .into_iter()
-        .filter(|(_, set)| *set)
-        .map(|(field, _)| Warning {
-            object: "Config".into(),
-            reason: "NotYetHonoured",
-            message: format!("{field} is not acted on by this version: remove it, or do not rely on it"),
-        })
-        .collect()
+        [("router.peers[].bfd", peer(|peer| peer.bfd.is_some())), ("drain", *drain != default.drain)]
+            .into_iter()
+            .filter(|(_, set)| *set)
+            .map(|(field, _)| Warning {
+                object: "Config".into(),
+                reason: "NotYetHonoured",
+                message: format!("{field} is not acted on by this version: remove it, or do not rely on it"),
+            })
+            .collect()
     }
 }
 
@@ -492,8 +496,17 @@ fn listener<'de, D: Deserializer<'de>>(d: D) -> Result<Option<SocketAddr>, D::Er
 /// RFC 4724 section 3: 12 bits.
 fn restart_time<'de, D: Deserializer<'de>>(d: D) -> Result<Duration, D::Error> {
     let time = duration(d)?;
-    if time.subsec_nanos() != 0 || !(1..=4095).contains(&time.as_secs()) {
-        return Err(D::Error::custom("a restart time is whole seconds of 1s to 4095s"));
+    if time.subsec_nanos() != 0 || time.as_secs() > 4095 {
+        return Err(D::Error::custom("a restart time is whole seconds of 1s to 4095s; 0s beside longLived"));
+    }
+    Ok(time)
+}
+
+/// RFC 9494 section 3.1: 24 bits.
+fn stale_time<'de, D: Deserializer<'de>>(d: D) -> Result<Duration, D::Error> {
+    let time = duration(d)?;
+    if time.subsec_nanos() != 0 || !(1..=16_777_215).contains(&time.as_secs()) {
+        return Err(D::Error::custom("a stale time is whole seconds of 1s to 16777215s (194 days)"));
     }
     Ok(time)
 }

@@ -73,6 +73,9 @@ pub struct Peer {
     /// Whether a peer that does not tell its own role gets no session.
     #[serde(default)]
     pub require_role: bool,
+    /// Several paths to a prefix (RFC 7911); none by default.
+    #[serde(default)]
+    pub add_paths: AddPaths,
     /// Address families to exchange, both by default.
     #[serde(default = "families")]
     pub families: Vec<AddressFamily>,
@@ -113,6 +116,7 @@ impl Peer {
             extended_next_hop: None,
             role: None,
             require_role: false,
+            add_paths: AddPaths::default(),
             families: families(),
             import: None,
             export: ExportPolicy::default(),
@@ -366,6 +370,8 @@ pub struct DynamicPeer {
     role: Option<Role>,
     #[serde(default)]
     require_role: bool,
+    #[serde(default)]
+    add_paths: AddPaths,
     #[serde(default = "families")]
     families: Vec<AddressFamily>,
     /// Of which of our prefixes they are told, and with what.
@@ -391,6 +397,7 @@ impl DynamicPeer {
             extended_next_hop: self.extended_next_hop,
             role: self.role,
             require_role: self.require_role,
+            add_paths: self.add_paths,
             families: self.families.clone(),
             export: self.export.clone(),
             route_reflector_client: self.route_reflector_client,
@@ -418,6 +425,16 @@ impl Default for Bfd {
         let interval = Duration::from_millis(300);
         Self { transmit_interval: interval, receive_interval: interval, detect_multiplier: 3 }
     }
+}
+
+/// `addPaths` of a peer: in which directions several paths to a prefix may be told.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+pub struct AddPaths {
+    /// The peer's are taken.
+    pub receive: bool,
+    /// The peer is sent them.
+    pub send: bool,
 }
 
 /// `nextHop` of a peer.

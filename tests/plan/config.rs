@@ -37,7 +37,9 @@ fn every_key_parses() {
     let bfd = peer.bfd.unwrap();
     assert_eq!(bfd.transmit_interval, Duration::from_millis(300));
     let warned: Vec<_> = config.warnings().into_iter().map(|warning| warning.message).collect();
-    assert_eq!(warned.len(), 2, "{warned:?}");
+    assert_eq!(warned.len(), 1, "{warned:?}");
+    let long_lived = config.router.graceful_restart.and_then(|graceful| graceful.long_lived);
+    assert_eq!(long_lived.map(|long_lived| long_lived.stale_time), Some(Duration::from_secs(3600)));
 }
 
 #[test]
@@ -437,7 +439,20 @@ fn errors_name_file_line_field_and_remedy() {
         ),
         (
             "router:\n  gracefulRestart: {restartTime: 2h}\n",
-            "sheave.yaml:2: router.gracefulRestart.restartTime: a restart time is whole seconds of 1s to 4095s",
+            "sheave.yaml:2: router.gracefulRestart.restartTime: a restart time is whole seconds of 1s to 4095s; 0s beside longLived",
+        ),
+        (
+            "router: {asn: 1, peers: [{address: 10.0.0.1, asn: 2, addPaths: {all: true}}]}",
+            "sheave.yaml:1: router.peers[0].addPaths.all: unknown field `all`, expected one of receive, send",
+        ),
+        (
+            "router:\n  gracefulRestart: {restartTime: 0s}\n",
+            "sheave.yaml:2: router.gracefulRestart.restartTime: 0s lets peers drop the routes at once: give 1s to 4095s, or \
+             longLived beside it; gracefulRestart: null turns it off",
+        ),
+        (
+            "router:\n  gracefulRestart: {longLived: {staleTime: 200d}}\n",
+            "sheave.yaml:2: router.gracefulRestart.longLived.staleTime: a stale time is whole seconds of 1s to 16777215s (194 days)",
         ),
         (
             "router:\n  asn: 1\n  peers:\n  - {address: 10.0.0.1, asn: 1, holdTime: 90}\n",

@@ -2,18 +2,16 @@
 
 use std::time::Duration;
 
-use ipnet::IpNet;
-
 use super::{View, route_monitoring};
 use crate::Family;
-use crate::wire::Context;
 use crate::wire::pack::{Announcement, write_end_of_rib, write_withdrawal};
+use crate::wire::{Context, Nlri};
 
 /// Appends that `prefixes` are announced so, in the words of the session that the table belongs to.
-pub fn announcements(
+pub fn announcements<P: Into<Nlri> + Copy>(
     view: View,
     announcement: &Announcement,
-    prefixes: impl IntoIterator<Item = IpNet>,
+    prefixes: impl IntoIterator<Item = P>,
     at: Duration,
     out: &mut Vec<u8>,
 ) {
@@ -26,10 +24,10 @@ pub fn announcements(
 }
 
 /// Appends that `prefixes` of `family` are in the table no more.
-pub fn withdrawals(
+pub fn withdrawals<P: Into<Nlri> + Copy>(
     view: View,
     family: Family,
-    prefixes: impl IntoIterator<Item = IpNet>,
+    prefixes: impl IntoIterator<Item = P>,
     context: Context,
     at: Duration,
     out: &mut Vec<u8>,

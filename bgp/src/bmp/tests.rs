@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
+use ipnet::IpNet;
 use netgauze_bgp_pkt::BgpMessage;
 use netgauze_bmp_pkt::v3::{
     BmpMessageValue, InitiationInformation, PeerDownNotificationReason, StatisticsCounter,
@@ -168,7 +169,8 @@ fn tables() {
             as_path: Some(crate::wire::AsPath::sequence(vec![64512])),
             ..PathAttributes::default()
         };
-        let hosts = |count: u32| (0..count).map(|n| IpAddr::from((0x0a00_0000 + n).to_be_bytes()).into());
+        let hosts =
+            |count: u32| (0..count).map(|n| IpNet::from(IpAddr::from((0x0a00_0000 + n).to_be_bytes())));
         let next_hop = "10.0.0.1".parse().unwrap();
         let mut bytes = Vec::new();
         let announcement =
@@ -249,7 +251,7 @@ fn ipv4_by_ipv6_next_hops() {
         ..PathAttributes::default()
     };
     let view = View::AdjRibOut(peer("fd00::2", true));
-    let prefix: ipnet::IpNet = "192.0.2.80/32".parse().unwrap();
+    let prefix: IpNet = "192.0.2.80/32".parse().unwrap();
     let (hop, link_local) = ("fd00::1".parse().unwrap(), "fe80::1".parse().ok());
     let context = Context { four_octet_asn: true, ..Context::default() };
     let mut bytes = Vec::new();

@@ -174,7 +174,7 @@ impl FamilyOut {
             self.refresh = Refresh::Begun;
         }
         while out.len() < limit && !self.pending.withdraw.is_empty() {
-            let mut prefixes = self.pending.withdraw.iter().copied().peekable();
+            let mut prefixes = self.pending.withdraw.iter().map(|prefix| export.nlri(*prefix)).peekable();
             let count = write_withdrawal(self.family, export.context, &mut prefixes, out);
             for _ in 0..count {
                 if let Some(prefix) = self.pending.withdraw.pop_first() {
@@ -187,7 +187,7 @@ impl FamilyOut {
             let Some(group) = self.pending.announce.first_entry() else { break };
             let route = Arc::clone(group.key());
             match export.announcement(self.family, self.next_hop, &route) {
-                Some(announcement) => updates += self.write_group(&route, &announcement, out, limit),
+                Some(announcement) => updates += self.write_group(export, &route, &announcement, out, limit),
                 None => self.give_up(&route),
             }
         }
@@ -201,6 +201,7 @@ impl FamilyOut {
     /// Writes the prefixes that share `route`, up to the limit.
     fn write_group(
         &mut self,
+        export: &Export,
         route: &Arc<Route>,
         announcement: &Announcement,
         out: &mut Vec<u8>,
@@ -209,7 +210,8 @@ impl FamilyOut {
         let mut updates = 0;
         let Some(mut group) = self.pending.announce.remove(route) else { return 0 };
         while out.len() < limit && !group.is_empty() {
-            let count = announcement.write(&mut group.iter().copied().peekable(), out);
+            let mut prefixes = group.iter().map(|prefix| export.nlri(*prefix)).peekable();
+            let count = announcement.write(&mut prefixes, out);
             for _ in 0..count {
                 if let Some(prefix) = group.pop_first() {
                     self.pending.announced.remove(&prefix);

@@ -1,4 +1,4 @@
-//! The decision process: which of several routes to a prefix are used (RFC 4271 §9.1.2.2, RFC 4456 §9).
+//! The decision process: which of several routes to a prefix are used (RFC 4271 §9.1.2.2, RFC 4456 §9, RFC 9494 §4.3).
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr};
@@ -21,6 +21,8 @@ pub(super) fn select<'a>(mut candidates: Vec<Candidate<'a>>) -> Vec<Candidate<'a
     if candidates.len() < 2 {
         return candidates;
     }
+    // What is kept for want of anything else (RFC 9494 §4.3).
+    keep_least(&mut candidates, |candidate| candidate.path.is_long_lived_stale());
     // Degree of preference (§9.1.1), the highest.
     keep_least(&mut candidates, |candidate| u32::MAX - candidate.path.local_pref());
     keep_least(&mut candidates, |candidate| candidate.path.as_path_length());
@@ -101,6 +103,14 @@ mod tests {
         };
         // The better one has the higher name; `multipath` says whether both are used.
         let cases: Vec<(&str, Path, bool, Path, bool, bool)> = vec![
+            (
+                "a last resort",
+                path(|a| a.local_pref = Some(1)),
+                true,
+                path(|a| a.communities = vec![Community::LLGR_STALE]),
+                false,
+                false,
+            ),
             (
                 "LOCAL_PREF",
                 path(|a| a.local_pref = Some(101)),

@@ -8,8 +8,8 @@ use ipnet::IpNet;
 use super::policy::ExportPolicy;
 use super::route::{Known, Reflected, Route, Routes};
 use crate::wire::pack::Announcement;
-use crate::wire::{AsPath, Context, Origin, PathAttributes, Role};
-use crate::{Attributes, Community, Family};
+use crate::wire::{AsPath, Context, Nlri, Origin, PathAttributes, Role};
+use crate::{Attributes, Community, Families, Family};
 
 /// LOCAL_PREF where a route sets none.
 const DEFAULT_LOCAL_PREF: u32 = 100;
@@ -40,11 +40,14 @@ pub struct Export {
     pub extended_next_hop: bool,
     /// Of which routes it is told, and what is changed of these.
     pub policy: ExportPolicy,
+    /// Families of which it takes long-lived stale routes (RFC 9494).
+    pub long_lived: Families,
 }
 
 impl Export {
     /// What the peer is told of a route, if anything: of ours what its policy makes of it; one that is passed on as it is, by RFC 4456
-    /// §6, if the policy lets its prefix pass and the session can carry its next hop.
+    /// §6, if the policy lets its prefix pass and the session can carry its next hop; and by RFC 9494 §4.3, if it is a last resort, to
+    /// those that know what that is.
     pub(super) fn told(&self, prefix: &IpNet, known: Known<'_>, routes: &mut Routes) -> Option<Arc<Route>> {
         let Known { kind, route } = known;
         match &**route {
@@ -61,6 +64,8 @@ impl Export {
                     && *from != self.peer
                     && attributes.originator_id != Some(self.router_id)
                     && fits
+                    && (!attributes.communities.contains(&Community::LLGR_STALE)
+                        || self.long_lived.contains(Family::of(prefix)))
                     && self.policy.passes_on(prefix);
                 told.then(|| Arc::clone(route))
             }
@@ -82,6 +87,13 @@ impl Export {
     fn only_to_customer(&self) -> Option<u32> {
         let marks = !self.context.ibgp && self.role.is_some_and(Role::marks_routes);
         marks.then_some(self.asn)
+    }
+
+    /// A prefix as the peer is told of it. There is one path to each; where paths have names (RFC 7911 §3) it keeps its own, whatever
+    /// becomes of it. That is not 0, which speakers print as none.
+    pub fn nlri(&self, prefix: IpNet) -> Nlri {
+        let named = self.context.add_path.contains(Family::of(&prefix));
+        Nlri { prefix, path_id: u32::from(named) }
     }
 
     /// The attributes to send of a route of ours, but for the next hop.

@@ -10,7 +10,7 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 pub struct ImportPolicy {
     /// Routes to these are taken; one that fits is enough.
     pub prefixes: Vec<PrefixFilter>,
-    /// How many prefixes of each family the peer may announce, whether they are taken or not.
+    /// How many prefixes of each family the peer may announce, whether they are taken or not. Each path to one counts (RFC 7911).
     pub max_prefixes: Option<MaxPrefixes>,
 }
 

@@ -9,8 +9,7 @@
 //! ```
 //!
 //! A change costs what its prefixes cost: each of them is looked up once for each peer that announces it. Routes that share
-//! attributes share memory. The peer's graceful restart is helped (RFC 4724 §4.2): its routes stay in use, marked stale,
-//! until it has told them again or its time is over.
+//! attributes share memory. The peer's graceful restart is helped ([`stale`]).
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -24,14 +23,15 @@ use super::decision::{Candidate, select};
 use super::import::{ImportPolicy, LimitAction, MaxPrefixes, is_routable};
 use super::next_hop::{Links, NextHop, is_link_local};
 use super::path::{Identity, Path, Source};
-use crate::session::{Negotiated, PeerGracefulRestart};
+use crate::session::Negotiated;
 use crate::wire::{MpReach, Nlri, PathAttributes, Update};
-use crate::{Community, Families, Family};
+use crate::{Community, Family};
 
 mod monitoring;
 mod reflection;
+mod stale;
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
 
 pub use monitoring::{Changes, Received};
 use reflection::Reflecting;
@@ -73,12 +73,14 @@ pub type LearntChange = (IpNet, Option<Arc<[NextHop]>>);
 /// What a peer announces of a family.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct FamilyCounts {
-    /// Prefixes it announces.
+    /// Prefixes it announces; where it names several paths to one (RFC 7911), each of them.
     pub received: usize,
     /// Those of them that the import policy accepts.
     pub accepted: usize,
     /// It has told all that it had when the session came up, or was asked.
     pub end_of_rib: bool,
+    /// Those that are kept as a last resort, as it has been away for long (RFC 9494).
+    pub long_lived: usize,
 }
 
 /// A peer announces more than it may, and the session is to end.
@@ -154,6 +156,10 @@ impl Learnt {
             received: family.routes.len(),
             accepted: family.accepted,
             end_of_rib: family.end_of_rib,
+            long_lived: match family.long_lived_until {
+                Some(_) => family.routes.values().filter(|held| held.long_lived).count(),
+                None => 0,
+            },
         })
     }
 
@@ -167,16 +173,13 @@ impl Learnt {
                 if changes {
                     let of_peer = |(peer, held): (&IpAddr, &AdjRibIn)| {
                         let peer = *peer;
-                        held.overlapping(&net)
-                            .into_iter()
-                            .map(move |prefix| (peer, prefix))
-                            .collect::<Vec<_>>()
+                        held.overlapping(&net).into_iter().map(move |nlri| (peer, nlri)).collect::<Vec<_>>()
                     };
                     touched.extend(self.peers.iter().flat_map(of_peer));
                 }
             }
         }
-        touched.into_iter().for_each(|(peer, prefix)| self.judge(peer, prefix));
+        touched.into_iter().for_each(|(peer, nlri)| self.judge(peer, nlri));
     }
 
     /// Sets by which links next hops can be reached: a route whose next hop cannot (RFC 4271 §9.1.2.1) is not used, and gives
@@ -196,7 +199,7 @@ impl Learnt {
         let by_them = |known: &AdjRibIn| -> Vec<IpNet> {
             let routes = known.ipv4.routes.iter().chain(&known.ipv6.routes);
             let routes = routes.filter(|(_, held)| held.accepted && concerned.contains(&held.path.next_hop));
-            routes.map(|(prefix, _)| *prefix).collect()
+            routes.map(|(nlri, _)| nlri.prefix).collect()
         };
         let prefixes: BTreeSet<IpNet> = self.peers.values().flat_map(by_them).collect();
         prefixes.into_iter().for_each(|prefix| self.decide(prefix));
@@ -240,13 +243,13 @@ impl Learnt {
 
     /// All that is kept of a peer is judged again.
     fn judge_all(&mut self, peer: IpAddr) {
-        let prefixes = self.peers.get(&peer).map(AdjRibIn::prefixes).unwrap_or_default();
-        prefixes.into_iter().for_each(|prefix| self.judge(peer, prefix));
+        let announced = self.peers.get(&peer).map(AdjRibIn::announced).unwrap_or_default();
+        announced.into_iter().for_each(|nlri| self.judge(peer, nlri));
     }
 
     /// Nothing of a peer is kept any more.
     fn drop_peer(&mut self, peer: IpAddr) {
-        self.flush(peer, Family::ALL, false);
+        self.flush_all(peer);
         self.peers.remove(&peer);
     }
 
@@ -267,17 +270,22 @@ impl Learnt {
             state.refreshing = false;
             state.nearness = Nearness::Far;
         }
-        // RFC 4724 §4.2: what was not kept by the peer is gone, and so is what it will not tell again.
-        let kept = kept_by_restart(negotiated.graceful_restart.as_ref(), true);
-        let kept = kept.intersection(negotiated.families);
-        self.flush(peer, Family::ALL.into_iter().filter(|&family| !kept.contains(family)), true);
-        let Some(known) = self.peers.get_mut(&peer) else { return };
-        known.stale_until = known.has_stale().then(|| now + STALE_LIMIT);
+        // What was not kept by the peer is gone (RFC 4724 §4.2, RFC 9494 §4.2), and so is what it will not tell again.
+        for family in Family::ALL {
+            let again = negotiated.families.contains(family);
+            let short = again && negotiated.keeps(family).is_some_and(|forwarding| forwarding);
+            let long = again && negotiated.long_lived(family).is_some_and(|offer| offer.forwarding);
+            self.flush(peer, family, |held| held.stale && !if held.long_lived { long } else { short });
+            let Some(known) = self.peers.get_mut(&peer) else { return };
+            let state = known.family_mut(family);
+            state.stale_until = (state.stale > 0).then(|| now + STALE_LIMIT);
+        }
+        let Some(known) = self.peers.get(&peer) else { return };
         if let Some(noted) = &mut self.noted {
             // What is still held belongs to this session now.
-            let held = known.prefixes();
-            noted.received.extend(held.iter().map(|prefix| (peer, *prefix)));
-            noted.accepted.extend(held.iter().map(|prefix| (peer, *prefix)));
+            let held = known.announced();
+            noted.received.extend(held.iter().map(|nlri| (peer, *nlri)));
+            noted.accepted.extend(held.iter().map(|nlri| (peer, *nlri)));
         }
         if other {
             self.judge_all(peer);
@@ -289,52 +297,45 @@ impl Learnt {
         self.peers.get(&peer).map_or(ibgp && self.reflecting.is_on(), |known| !known.up)
     }
 
-    /// The session is over. `graceful`: what the peer offered, where it may be restarting and this side helps: its routes stay.
-    pub fn peer_down(&mut self, peer: IpAddr, graceful: Option<&PeerGracefulRestart>, now: Instant) {
+    /// The session is over. `restarting`: what was agreed on, where the peer may be restarting and this side helps: its routes
+    /// stay.
+    pub fn peer_down(&mut self, peer: IpAddr, restarting: Option<&Negotiated>, now: Instant) {
         let Some(known) = self.peers.get_mut(&peer).filter(|known| known.up) else { return };
         known.up = false;
-        let time = graceful.map_or(Duration::ZERO, |graceful| graceful.restart_time);
-        let kept = if time.is_zero() { Families::NONE } else { kept_by_restart(graceful, false) };
-        self.flush(peer, Family::ALL.into_iter().filter(|&family| !kept.contains(family)), false);
-        // RFC 4724 §4.2: what was stale already goes with a second restart.
-        self.flush(peer, kept.iter(), true);
-        let Some(known) = self.peers.get_mut(&peer) else { return };
-        for family in kept.iter() {
-            known.family_mut(family).mark_stale();
+        for family in Family::ALL {
+            self.lose(peer, family, restarting, now);
         }
-        known.stale_until = known.has_stale().then(|| now + time);
-        if known.policy.is_none() && known.stale_until.is_none() {
-            self.peers.remove(&peer);
-        }
+        self.drop_unneeded(peer);
     }
 
     /// Nobody will tell of the peer any more, nor of the time: what it left goes now.
     pub fn peer_gone(&mut self, peer: IpAddr) {
-        self.flush(peer, Family::ALL, false);
+        self.flush_all(peer);
         if let Some(known) = self.peers.get_mut(&peer) {
-            known.stale_until = None;
-            if known.policy.is_none() {
-                self.peers.remove(&peer);
-            }
+            known.up = false;
+        }
+        self.drop_unneeded(peer);
+    }
+
+    /// A peer without a policy is kept for what it announces, or has left for a while.
+    fn drop_unneeded(&mut self, peer: IpAddr) {
+        let needed = |known: &AdjRibIn| known.up || known.policy.is_some() || known.deadline().is_some();
+        if !self.peers.get(&peer).is_some_and(needed) {
+            self.peers.remove(&peer);
         }
     }
 
     /// When [`Learnt::expire`] is due for a peer.
     pub fn deadline(&self, peer: IpAddr) -> Option<Instant> {
-        self.peers.get(&peer)?.stale_until
+        self.peers.get(&peer)?.deadline()
     }
 
-    /// Drops what has been stale for too long.
+    /// Drops what has been stale for too long, or keeps it as a last resort.
     pub fn expire(&mut self, peer: IpAddr, now: Instant) {
-        if self.deadline(peer).is_some_and(|until| until <= now) {
-            tracing::warn!(%peer, "stale routes dropped: the peer has not told them again in time");
-            self.flush(peer, Family::ALL, true);
-            let Some(known) = self.peers.get_mut(&peer) else { return };
-            known.stale_until = None;
-            if !known.up && known.policy.is_none() {
-                self.peers.remove(&peer);
-            }
+        for family in Family::ALL {
+            self.age(peer, family, now);
         }
+        self.drop_unneeded(peer);
     }
 
     /// A peer tells all of a family again, from here on (BoRR).
@@ -347,10 +348,8 @@ impl Learnt {
             return;
         }
         state.refreshing = true;
-        state.mark_stale();
-        if known.has_stale() {
-            known.stale_until.get_or_insert(now + STALE_LIMIT);
-        }
+        state.mark_stale(now);
+        state.stale_until = (state.stale > 0).then(|| now + STALE_LIMIT);
     }
 
     /// It has told all of it (EoRR).
@@ -363,14 +362,11 @@ impl Learnt {
 
     /// What is stale still is no more.
     fn told_all(&mut self, peer: IpAddr, family: Family) {
-        self.flush(peer, [family], true);
+        self.flush(peer, family, |held| held.stale);
         let Some(known) = self.peers.get_mut(&peer) else { return };
         known.family_mut(family).end_of_rib = true;
         if let Some(noted) = &mut self.noted {
             noted.told_all.insert((peer, family));
-        }
-        if !known.has_stale() {
-            known.stale_until = None;
         }
     }
 
@@ -388,34 +384,32 @@ impl Learnt {
             }
             return Ok(());
         }
-        for Nlri { prefix, .. } in update.unreachable() {
-            let prefix = prefix.trunc();
-            self.remove(peer, &prefix);
+        for nlri in update.unreachable() {
+            self.remove(peer, &nlri);
             if let Some(noted) = &mut self.noted {
                 // Also of what is not held: it may have been told of when nothing was.
-                noted.received.insert((peer, prefix));
+                noted.received.insert((peer, nlri));
             }
         }
-        for (path, prefixes) in announced(update, interface) {
+        for (path, all) in announced(update, interface) {
             let path = self.intern(path);
-            let mut prefixes = prefixes.iter();
-            let taken = prefixes.try_for_each(|prefix| self.insert(peer, prefix.trunc(), &path));
+            let taken = all.into_iter().try_for_each(|nlri| self.insert(peer, nlri, &path));
             self.forget(&path);
             taken?;
         }
         Ok(())
     }
 
-    fn insert(&mut self, peer: IpAddr, prefix: IpNet, path: &Arc<Path>) -> Result<(), LimitExceeded> {
+    fn insert(&mut self, peer: IpAddr, nlri: Nlri, path: &Arc<Path>) -> Result<(), LimitExceeded> {
         let Some(known) = self.peers.get_mut(&peer) else { return Ok(()) };
-        let family = Family::of(&prefix);
+        let family = Family::of(&nlri.prefix);
         let limit = known.limit();
         let state = known.family_mut(family);
         if !state.negotiated {
             // RFC 4760 §6: it means nothing on this session.
             return Ok(());
         }
-        let before = state.routes.get(&prefix).map(|held| (held.accepted, held.stale, held.offered));
+        let before = state.routes.get(&nlri).map(|held| (held.accepted, held.stale, held.offered));
         let (accepted, again, offered) = before.unwrap_or_default();
         // What is left of an earlier session is not what the peer announces.
         if let Some(limit) = limit.filter(|_| before.is_none() || again) {
@@ -435,61 +429,67 @@ impl Learnt {
                 tracing::warn!(%peer, %family, prefixes = count, limit = limit.limit, "{over} its limit of prefixes");
             }
         }
-        state.stale -= usize::from(again);
-        let held = Held { path: Arc::clone(path), stale: false, accepted, offered };
-        if let Some(before) = state.routes.insert(prefix, held) {
+        state.less_stale(usize::from(again));
+        let held = Held { path: Arc::clone(path), stale: false, long_lived: false, accepted, offered };
+        if let Some(before) = state.routes.insert(nlri, held) {
             self.forget(&before.path);
         } else {
-            self.holders.insert((prefix, peer));
+            self.holders.insert((nlri.prefix, peer));
         }
         if let Some(noted) = &mut self.noted {
-            noted.received.insert((peer, prefix));
+            noted.received.insert((peer, nlri));
         }
-        self.judge(peer, prefix);
+        self.judge(peer, nlri);
         Ok(())
     }
 
-    fn remove(&mut self, peer: IpAddr, prefix: &IpNet) {
+    fn remove(&mut self, peer: IpAddr, nlri: &Nlri) {
+        let prefix = nlri.prefix;
         let Some(known) = self.peers.get_mut(&peer) else { return };
         let limit = known.limit();
-        let state = known.family_mut(Family::of(prefix));
-        let Some(gone) = state.routes.remove(prefix) else { return };
+        let state = known.family_mut(Family::of(&prefix));
+        let Some(gone) = state.routes.remove(nlri) else { return };
         state.accepted -= usize::from(gone.accepted);
-        state.stale -= usize::from(gone.stale);
+        state.less_stale(usize::from(gone.stale));
         // Half of where it is told, so that a count that sways is not told again and again.
         if limit.is_some_and(|limit| state.told() < limit.warn_at / 2) {
             state.nearness = Nearness::Far;
         }
-        self.holders.remove(&(*prefix, peer));
+        if known.paths(prefix).next().is_none() {
+            self.holders.remove(&(prefix, peer));
+        }
         self.forget(&gone.path);
         if let Some(noted) = &mut self.noted {
-            noted.received.insert((peer, *prefix));
+            noted.received.insert((peer, *nlri));
             if gone.accepted {
-                noted.accepted.insert((peer, *prefix));
+                noted.accepted.insert((peer, *nlri));
             }
         }
         if gone.offered {
-            self.reflecting.set(*prefix, peer, false);
+            self.reflecting.set(nlri, peer, false);
         }
         if gone.accepted {
-            self.decide(*prefix);
+            self.decide(prefix);
         }
     }
 
-    /// Drops routes of a peer: of these families, all or those that are stale.
-    fn flush(&mut self, peer: IpAddr, families: impl IntoIterator<Item = Family>, stale_alone: bool) {
-        for family in families {
-            let Some(known) = self.peers.get(&peer) else { return };
-            for prefix in known.family(family).prefixes(stale_alone) {
-                self.remove(peer, &prefix);
-            }
+    /// Drops those routes of a peer that `goes` says.
+    fn flush(&mut self, peer: IpAddr, family: Family, goes: impl Fn(&Held) -> bool) {
+        let Some(known) = self.peers.get(&peer) else { return };
+        for nlri in known.family(family).select(goes) {
+            self.remove(peer, &nlri);
         }
+    }
+
+    fn flush_all(&mut self, peer: IpAddr) {
+        Family::ALL.into_iter().for_each(|family| self.flush(peer, family, |_| true));
     }
 
     /// Whether a peer's route is accepted is found out (again), and what follows from it.
-    fn judge(&mut self, peer: IpAddr, prefix: IpNet) {
+    fn judge(&mut self, peer: IpAddr, nlri: Nlri) {
+        let prefix = nlri.prefix;
         let Some(known) = self.peers.get(&peer) else { return };
-        let (Some(held), Some(source)) = (known.get(&prefix), &known.source) else { return };
+        let (Some(held), Some(source)) = (known.get(&nlri), &known.source) else { return };
         let valid = !held.path.loops(self.own)
             && held.path.leads_elsewhere(source)
             && held.path.fits(&prefix, source)
@@ -507,9 +507,9 @@ impl Learnt {
             && !held.path.attributes.communities.contains(&Community::NO_ADVERTISE);
         let Some(known) = self.peers.get_mut(&peer) else { return };
         let state = known.family_mut(Family::of(&prefix));
-        let Some(held) = state.routes.get_mut(&prefix) else { return };
+        let Some(held) = state.routes.get_mut(&nlri) else { return };
         if std::mem::replace(&mut held.offered, offered) || offered {
-            self.reflecting.set(prefix, peer, offered);
+            self.reflecting.set(&nlri, peer, offered);
         }
         let before = std::mem::replace(&mut held.accepted, accepted);
         match (before, accepted) {
@@ -519,7 +519,7 @@ impl Learnt {
             (true, true) => {}
         }
         if let Some(noted) = &mut self.noted {
-            noted.accepted.insert((peer, prefix));
+            noted.accepted.insert((peer, nlri));
         }
         self.decide(prefix);
     }
@@ -533,10 +533,11 @@ impl Learnt {
     fn usable_of(&self, prefix: IpNet) -> impl Iterator<Item = (&Arc<Path>, &Source)> {
         let reached = |hop| self.links.as_ref().is_none_or(|links| links.reach(hop));
         let holders = self.holders.range((prefix, FIRST_PEER)..=(prefix, LAST_PEER));
-        holders.filter_map(move |(_, peer)| {
-            let peer = self.peers.get(peer)?;
-            let held = peer.get(&prefix).filter(|held| held.accepted && reached(&held.path.next_hop))?;
-            Some((&held.path, peer.source.as_ref()?))
+        let peers = holders.filter_map(|(_, peer)| self.peers.get(peer));
+        peers.flat_map(move |peer| {
+            let paths = peer.paths(prefix).map(|(_, held)| held);
+            let usable = paths.filter(move |held| held.accepted && reached(&held.path.next_hop));
+            usable.filter_map(move |held| Some((&held.path, peer.source.as_ref()?)))
         })
     }
 
@@ -583,15 +584,9 @@ impl Learnt {
     }
 }
 
-/// Families that a restart of the peer leaves in place; `back`: in its forwarding too (F bit).
-fn kept_by_restart(offered: Option<&PeerGracefulRestart>, back: bool) -> Families {
-    let families = offered.into_iter().flat_map(|offered| &offered.families);
-    families.filter(|(_, forwarding)| *forwarding || !back).map(|(family, _)| *family).collect()
-}
-
 /// What an UPDATE announces, by path. On a session between link-local addresses those of the interface's link are preferred
 /// (RFC 2545 §3): the link need not have others.
-fn announced(update: &Update, interface: Option<u32>) -> Vec<(Path, Vec<IpNet>)> {
+fn announced(update: &Update, interface: Option<u32>) -> Vec<(Path, Vec<Nlri>)> {
     if update.reachable().next().is_none() {
         return Vec::new();
     }
@@ -599,16 +594,19 @@ fn announced(update: &Update, interface: Option<u32>) -> Vec<(Path, Vec<IpNet>)>
         next_hop: NextHop { address, interface: interface.filter(|_| is_link_local(address)) },
         attributes: PathAttributes { next_hop: None, ..update.attributes.clone() },
     };
-    fn nets<P: Copy + Into<IpNet>>(nlri: &[Nlri<P>]) -> Vec<IpNet> {
-        nlri.iter().map(|nlri| nlri.prefix.into()).collect()
+    fn all<P: Copy>(nlri: &[Nlri<P>]) -> Vec<Nlri>
+    where
+        IpNet: From<P>,
+    {
+        nlri.iter().copied().map(Nlri::any).collect()
     }
     let own = update.attributes.next_hop.filter(|_| !update.nlri.is_empty());
-    let own = own.map(|next_hop| (path(next_hop.into()), nets(&update.nlri)));
+    let own = own.map(|next_hop| (path(next_hop.into()), all(&update.nlri)));
     let multiprotocol = update.mp_reach.as_ref().map(|reach| match reach {
-        MpReach::Ipv4 { next_hop, prefixes } => (path(*next_hop), nets(prefixes)),
+        MpReach::Ipv4 { next_hop, prefixes } => (path(*next_hop), all(prefixes)),
         MpReach::Ipv6 { next_hop, link_local, prefixes } => {
             let preferred = link_local.filter(|_| interface.is_some()).unwrap_or(*next_hop);
-            (path(preferred.into()), nets(prefixes))
+            (path(preferred.into()), all(prefixes))
         }
     });
     own.into_iter().chain(multiprotocol).collect()

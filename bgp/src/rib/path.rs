@@ -87,6 +87,25 @@ impl Path {
         })
     }
 
+    /// Whether it is a last resort, whoever has found that (RFC 9494 §4.3).
+    pub(super) fn is_long_lived_stale(&self) -> bool {
+        self.attributes.communities.contains(&Community::LLGR_STALE)
+    }
+
+    /// Whether it must not become one (RFC 9494 §4.2).
+    pub(super) fn refuses_long_life(&self) -> bool {
+        self.attributes.communities.contains(&Community::NO_LLGR)
+    }
+
+    /// The same as a last resort.
+    pub(super) fn long_lived_stale(&self) -> Path {
+        let mut path = self.clone();
+        if !path.is_long_lived_stale() {
+            path.attributes.communities.push(Community::LLGR_STALE);
+        }
+        path
+    }
+
     /// Whether the session lets the prefix have a next hop of that family.
     pub(super) fn fits(&self, prefix: &IpNet, source: &Source) -> bool {
         source.extended_next_hop || self.next_hop.address.is_ipv4() == matches!(prefix, IpNet::V4(_))

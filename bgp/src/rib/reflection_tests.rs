@@ -8,12 +8,15 @@ use ipnet::IpNet;
 use proptest::collection::vec;
 use proptest::prelude::{Strategy, any, prop_oneof, proptest};
 
+use super::learnt::tests::of_path;
 use super::{Export, ExportPolicy, Identity, Learnt, Rib, RouteChanges, Source};
 use crate::session::{Negotiated, PeerGracefulRestart};
 use crate::wire::{
     AsPath, Context, Message, MpReach, MpUnreach, Origin, PathAttributes, RawAttribute, Update, frame,
 };
 use crate::{Attributes, Community, Families, Family};
+
+mod paths;
 
 const ASN: u32 = 64512;
 const CLUSTER: Ipv4Addr = Ipv4Addr::new(9, 9, 9, 9);
@@ -56,6 +59,10 @@ fn negotiated(number: u8, graceful_restart: Option<PeerGracefulRestart>) -> Nego
         extended_messages: false,
         extended_next_hop: false,
         graceful_restart,
+        graceful_notification: false,
+        long_lived: Vec::new(),
+        paths_received: Families::NONE,
+        paths_sent: Families::NONE,
     }
 }
 
@@ -128,6 +135,10 @@ impl Reflector {
     }
 
     fn up(&mut self, number: u8, graceful_restart: Option<PeerGracefulRestart>) {
+        self.up_with(number, &negotiated(number, graceful_restart));
+    }
+
+    fn up_with(&mut self, number: u8, negotiated: &Negotiated) {
         let (peer, ibgp, client) = (address(number), number < 200, number < 100);
         let next_hops = vec![
             (Family::Ipv4Unicast, Some(address(1))),
@@ -145,9 +156,9 @@ impl Reflector {
             router_id: router_id(number),
             client,
             extended_next_hop: false,
+            long_lived: negotiated.long_lived.iter().map(|offer| offer.family).collect(),
         };
         self.rib.peer_up(peer, export);
-        let negotiated = negotiated(number, graceful_restart);
         let source = Source {
             interface: None,
             peer,
@@ -159,13 +170,18 @@ impl Reflector {
             extended_next_hop: true,
             client,
         };
-        self.learnt.peer_up(source, &negotiated, self.now);
+        self.learnt.peer_up(source, negotiated, self.now);
         self.follow();
     }
 
     fn down(&mut self, number: u8, graceful_restart: Option<&PeerGracefulRestart>) {
+        let agreed = graceful_restart.map(|restart| negotiated(number, Some(restart.clone())));
+        self.down_with(number, agreed.as_ref());
+    }
+
+    fn down_with(&mut self, number: u8, restarting: Option<&Negotiated>) {
         self.rib.peer_down(address(number));
-        self.learnt.peer_down(address(number), graceful_restart, self.now);
+        self.learnt.peer_down(address(number), restarting, self.now);
         self.follow();
     }
 
@@ -563,8 +579,8 @@ fn frozen() {
 /// One step of a random history.
 #[derive(Clone, Debug)]
 enum Step {
-    Announce { peer: u8, prefix: u8, local_pref: u32 },
-    Withdraw { peer: u8, prefix: u8 },
+    Announce { peer: u8, prefix: u8, path: u32, local_pref: u32 },
+    Withdraw { peer: u8, prefix: u8, path: u32 },
     Own { prefix: u8, here: bool },
     Down { peer: u8, graceful: bool },
     Up { peer: u8 },
@@ -576,8 +592,9 @@ enum Step {
 fn step() -> impl Strategy<Value = Step> {
     let peer = || (0..7usize).prop_map(|n| CLIENTS.into_iter().chain(OTHERS).chain(EXTERNAL).nth(n).unwrap());
     prop_oneof![
-        8 => (peer(), 0..6u8, 0..3u32).prop_map(|(peer, prefix, local_pref)| Step::Announce { peer, prefix, local_pref }),
-        4 => (peer(), 0..6u8).prop_map(|(peer, prefix)| Step::Withdraw { peer, prefix }),
+        8 => (peer(), 0..6u8, 0..2u32, 0..3u32)
+            .prop_map(|(peer, prefix, path, local_pref)| Step::Announce { peer, prefix, path, local_pref }),
+        4 => (peer(), 0..6u8, 0..2u32).prop_map(|(peer, prefix, path)| Step::Withdraw { peer, prefix, path }),
         1 => (0..6u8, any::<bool>()).prop_map(|(prefix, here)| Step::Own { prefix, here }),
         2 => (peer(), any::<bool>()).prop_map(|(peer, graceful)| Step::Down { peer, graceful }),
         3 => peer().prop_map(|peer| Step::Up { peer }),
@@ -586,6 +603,9 @@ fn step() -> impl Strategy<Value = Step> {
         3 => peer().prop_map(|peer| Step::Write { peer }),
     ]
 }
+
+/// What a peer has announced: LOCAL_PREF and whether it is stale, by prefix and path.
+type Announced = BTreeMap<(u8, u32), (u32, bool)>;
 
 /// What every peer holds, by what it was told.
 type Tables = BTreeMap<u8, BTreeMap<IpNet, u16>>;
@@ -607,20 +627,21 @@ proptest! {
         let all: Vec<u8> = CLIENTS.into_iter().chain(OTHERS).chain(EXTERNAL).collect();
         let prefixes = [A, B, V6, "fd00:244:2::/64", "10.244.3.0/24", "0.0.0.0/0"];
         let mut reflector = Reflector::new(false);
-        // Who is a client; what each has announced and is not gone, by (prefix, LOCAL_PREF, stale); what is ours.
+        // Who is a client; what each has announced and is not gone; what is ours.
         let mut clients: BTreeMap<u8, bool> = all.iter().map(|&peer| (peer, peer < 100)).collect();
-        let mut announced: BTreeMap<u8, BTreeMap<u8, (u32, bool)>> = BTreeMap::new();
+        let mut announced: BTreeMap<u8, Announced> = BTreeMap::new();
         let (mut own, mut tables) = (BTreeMap::new(), Tables::new());
         for step in steps {
             match step {
-                Step::Announce { peer, prefix, local_pref } if tables.contains_key(&peer) => {
+                Step::Announce { peer, prefix, path, local_pref } if tables.contains_key(&peer) => {
                     let attributes = PathAttributes { local_pref: Some(local_pref), ..attributes() };
-                    reflector.receive(peer, &announce(peer, attributes, &[prefixes[usize::from(prefix)]]));
-                    announced.entry(peer).or_default().insert(prefix, (local_pref, false));
+                    let route = announce(peer, attributes, &[prefixes[usize::from(prefix)]]);
+                    reflector.receive(peer, &of_path(path, route));
+                    announced.entry(peer).or_default().insert((prefix, path), (local_pref, false));
                 }
-                Step::Withdraw { peer, prefix } if tables.contains_key(&peer) => {
-                    reflector.receive(peer, &withdraw(&[prefixes[usize::from(prefix)]]));
-                    announced.entry(peer).or_default().remove(&prefix);
+                Step::Withdraw { peer, prefix, path } if tables.contains_key(&peer) => {
+                    reflector.receive(peer, &of_path(path, withdraw(&[prefixes[usize::from(prefix)]])));
+                    announced.entry(peer).or_default().remove(&(prefix, path));
                 }
                 Step::Own { prefix, here } => {
                     let net = prefixes[usize::from(prefix)].parse().unwrap();
@@ -666,7 +687,10 @@ proptest! {
                 if own.get(&prefix).is_some_and(|here| *here) {
                     return Some((net, 1));
                 }
-                let of = |from: u8| Some((announced.get(&from)?.get(&prefix)?.0, from));
+                let of = |from: u8| {
+                    let paths = announced.get(&from)?.range((prefix, 0)..=(prefix, u32::MAX));
+                    Some((paths.map(|(_, (local_pref, _))| *local_pref).max()?, from))
+                };
                 // The highest LOCAL_PREF, of these the lowest router id.
                 let (_, from) = all.iter().filter(|from| **from < 200).filter_map(|from| of(*from))
                     .max_by_key(|&(local_pref, from)| (local_pref, std::cmp::Reverse(from)))?;

@@ -33,6 +33,7 @@ fn export(context: Context) -> Export {
         router_id: [10, 9, 9, 2].into(),
         client: false,
         extended_next_hop: false,
+        long_lived: Families::NONE,
     }
 }
 
@@ -486,5 +487,34 @@ proptest! {
         }
         assert_eq!(table, routes);
         assert_eq!(rib.families(PEER).iter().map(|f| f.sent()).sum::<usize>(), routes.len());
+    }
+}
+
+/// To a peer that takes several paths each prefix has the same name at any time; messages are as full as they get with it.
+#[test]
+fn paths_have_names() {
+    const COUNT: u32 = 5000;
+    let hosts = || (0..COUNT).map(|n| IpAddr::from(std::net::Ipv4Addr::from(0x0a00_0000 + n)).into());
+    for (add_path, path_id, in_one) in [(Families::ALL, 1, 451), (Families::NONE, 0, 812)] {
+        let context = Context { add_path, ..EBGP };
+        let mut rib = Rib::new(false);
+        rib.peer_up(PEER, export(context));
+        rib.apply(RouteChanges { announce: hosts().map(|host| (host, med(1))).collect(), withdraw: vec![] });
+        rib.apply(announce(&["2001:db8::1/128"], &med(1)));
+        let named = |update: &Update| {
+            update.reachable().chain(update.unreachable()).all(|nlri| nlri.path_id == path_id)
+        };
+        let updates = sent_in(&mut rib, context);
+        assert!(updates.iter().all(named));
+        let messages = updates.iter().filter(|update| !update.nlri.is_empty()).count();
+        assert_eq!(messages, usize::try_from(COUNT).unwrap().div_ceil(in_one), "{add_path:?}");
+        // Changed and withdrawn by the same name.
+        rib.apply(announce(&["10.0.0.1/32", "2001:db8::1/128"], &med(2)));
+        rib.apply(withdraw(&["10.0.0.2/32"]));
+        let updates = sent_in(&mut rib, context);
+        assert!(updates.len() == 3 && updates.iter().all(named), "{updates:?}");
+        rib.apply(withdraw(&["2001:db8::1/128"]));
+        let updates = sent_in(&mut rib, context);
+        assert!(updates.len() == 1 && updates.iter().all(named), "{updates:?}");
     }
 }

@@ -6,8 +6,8 @@ use std::time::Duration;
 use super::md5::Password;
 use crate::Families;
 use crate::rib::ExportPolicy;
-use crate::session::{Backoff, RoleOffer};
-use crate::wire::ShutdownMessage;
+use crate::session::{AddPaths, Backoff, RoleOffer};
+use crate::wire::{LongLivedFamily, ShutdownMessage};
 
 /// What all sessions of a speaker share.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,6 +31,16 @@ pub struct SpeakerConfig {
 pub struct GracefulRestart {
     /// How long peers are asked to keep routes without a session; whole seconds up to 4095.
     pub restart_time: Duration,
+    /// How long after that they are asked to keep them as a last resort (long-lived graceful restart, RFC 9494), and how long at
+    /// most routes of peers are kept likewise; whole seconds up to 2²⁴ - 1. `None` does neither.
+    pub stale_time: Option<Duration>,
+}
+
+impl GracefulRestart {
+    /// How long peers may keep routes, in all.
+    pub fn kept_for(&self) -> Duration {
+        self.restart_time + self.stale_time.unwrap_or_default()
+    }
 }
 
 /// One peer. What of a change takes a new session is told by [`Speaker::set_peers`](super::Speaker::set_peers).
@@ -77,6 +87,9 @@ pub struct PeerConfig {
     pub role: Option<RoleOffer>,
     /// Of which routes the peer is told, and what is changed of these.
     pub export: ExportPolicy,
+    /// Take, or send, several paths to a prefix where the peer does the other (RFC 7911). What is sent is one path to each so far, named
+    /// as one of several.
+    pub add_paths: AddPaths,
     /// Sign every segment (TCP MD5, RFC 2385), and drop those of the peer that are not signed with it.
     pub password: Option<Password>,
     /// The peer may be of any AS but the speaker's own, whichever it says; `asn` is 0 then, which is nobody's.
@@ -108,6 +121,7 @@ impl PeerConfig {
             next_hop_v6: None,
             role: None,
             export: ExportPolicy::default(),
+            add_paths: AddPaths::default(),
             password: None,
             any_external_asn: false,
             client: false,
@@ -180,8 +194,13 @@ impl SpeakerConfig {
             return problem("router_id", "must not be 0.0.0.0: use an IPv4 address of this node");
         }
         match self.graceful_restart {
-            Some(GracefulRestart { restart_time }) if restart_time.as_secs() > 4095 => {
+            Some(GracefulRestart { restart_time, .. }) if restart_time.as_secs() > 4095 => {
                 problem("graceful_restart.restart_time", "must be at most 4095 s")
+            }
+            Some(GracefulRestart { stale_time: Some(time), .. })
+                if time.as_secs() > LongLivedFamily::MAX_STALE_TIME.into() =>
+            {
+                problem("graceful_restart.stale_time", "must be at most 16777215 s")
             }
             _ => Ok(()),
         }

@@ -185,16 +185,19 @@ async fn writable(connection: Option<&Connection>) {
 }
 
 impl PeerTask {
+    /// `linger`: how long a peer that stays away is waited for, if not for ever; `again`: an earlier task had a session with it.
     pub(super) fn new(
         shared: Arc<Shared>,
         config: PeerConfig,
         linger: Option<Duration>,
+        again: bool,
         inputs: Inputs,
         observed: Arc<Mutex<Observed>>,
     ) -> PeerTask {
         let seed = RandomState::new().build_hasher().finish();
+        let session = Session::new(session_config(&shared.config, &config), Jitter::seeded(seed));
         PeerTask {
-            session: Session::new(session_config(&shared.config, &config), Jitter::seeded(seed)),
+            session: if again { session.continued() } else { session },
             changed: shared.changed.subscribe(),
             shared,
             config,
@@ -215,6 +218,8 @@ impl PeerTask {
 
     /// Runs until told to stop, or the peer has stayed away for longer than it is waited for.
     pub(super) async fn run(mut self) {
+        // What an earlier task for the peer left.
+        self.stale_until = self.shared.learnt().deadline(self.config.address);
         self.event(Event::ManualStart);
         loop {
             let input = self.next_input().await;
@@ -482,7 +487,7 @@ impl PeerTask {
                 four_octet_asn: negotiated.four_octet_asn,
                 ibgp: negotiated.asn == self.shared.config.asn,
                 extended_messages: negotiated.extended_messages,
-                ..Context::default()
+                add_path: negotiated.paths_sent,
             },
             enhanced_refresh: negotiated.enhanced_refresh,
             next_hops: self.next_hops(local.ip(), &negotiated),
@@ -493,11 +498,12 @@ impl PeerTask {
             router_id: negotiated.router_id,
             client: self.config.client,
             extended_next_hop: negotiated.extended_next_hop,
+            long_lived: negotiated.long_lived.iter().map(|offer| offer.family).collect(),
         };
         let peer = self.config.address;
         // Whoever is there by now hears what comes by itself.
         self.asks = self.shared.monitor.asks();
-        let received = export.context;
+        let received = Context { add_path: negotiated.paths_received, ..export.context };
         tracing::info!(%peer, asn = negotiated.asn, %local, "session established");
         let (sent_open, received_open) = self.opens.established(direction);
         let remote_port = remote.map_or(self.config.port, |remote| remote.port());
@@ -553,13 +559,13 @@ impl PeerTask {
         let repeated = observed.last_error.as_ref().is_some_and(|last| last.reason == reason);
         match &reason {
             Down::ConnectFailed(_) if repeated => tracing::debug!(%peer, "{reason}"),
-            Down::Stopped => tracing::info!(%peer, "session stopped"),
+            Down::Stopped | Down::Reset => tracing::info!(%peer, "session {reason}"),
             _ => tracing::warn!(%peer, "session down: {reason}"),
         }
         match reason {
             Down::NotificationReceived(_) => observed.counters.notifications_received += 1,
             Down::Error(_) => observed.counters.notifications_sent += 1,
-            Down::ConnectionClosed | Down::ConnectFailed(_) | Down::Stopped => {}
+            Down::ConnectionClosed | Down::ConnectFailed(_) | Down::Stopped | Down::Reset => {}
         }
         observed.set_down(reason);
         drop(observed);
@@ -597,10 +603,12 @@ fn session_config(speaker: &SpeakerConfig, peer: &PeerConfig) -> SessionConfig {
         connect_retry: peer.connect_retry,
         families: peer.families,
         role: peer.role,
+        add_paths: peer.add_paths,
         extended_next_hop: peer.extended_next_hop && peer.address.is_ipv6(),
         graceful_restart: speaker.graceful_restart.map(|restart| RestartOffer {
             restart_time: seconds(restart.restart_time),
             restarting: speaker.restarting,
+            stale_time: restart.stale_time.map(|time| u32::try_from(time.as_secs()).unwrap_or(u32::MAX)),
         }),
     }
 }

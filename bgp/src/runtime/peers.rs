@@ -1,6 +1,6 @@
 //! Which peers there are: those that are configured, and those that have connected from a range.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex};
 
@@ -30,6 +30,8 @@ pub(super) struct Peers {
     /// Removed ones that are not done: the next task for the address waits for them, since they share what the RIB
     /// knows of it.
     leaving: BTreeMap<IpAddr, JoinHandle<()>>,
+    /// Those that begin anew after a session: it goes on, to them, but for the connection.
+    met: BTreeSet<IpAddr>,
     ranges: BTreeMap<IpNet, Range>,
 }
 
@@ -48,8 +50,8 @@ struct Peer {
 
 impl Peers {
     pub(super) fn new(shared: Arc<Shared>, listeners: Listeners, runtime: Handle) -> Peers {
-        let (current, leaving, ranges) = Default::default();
-        Peers { shared, listeners, runtime, current, leaving, ranges }
+        let (current, leaving, met, ranges) = Default::default();
+        Peers { shared, listeners, runtime, current, leaving, met, ranges }
     }
 
     /// Makes these the configured peers.
@@ -121,6 +123,12 @@ impl Peers {
         let (gone, staying): (BTreeMap<_, _>, BTreeMap<_, _>) =
             std::mem::take(&mut self.current).into_iter().partition(|(address, peer)| goes(address, peer));
         self.current = staying;
+        for (address, peer) in &gone {
+            let met = self.met.remove(address) || lock(&peer.observed).counters.established > 0;
+            if met && why == Cease::OtherConfigurationChange {
+                self.met.insert(*address);
+            }
+        }
         self.leaving.extend(
             gone.into_iter()
                 .map(|(address, peer)| (address, peer.stop(Farewell::Cease(Notification::cease(why))))),
@@ -142,9 +150,10 @@ impl Peers {
         let (change, changes) = watch::channel(config.clone());
         let inputs = Inputs { stop: stopped, changes, accepted: connections };
         let linger = range.map(|range| range.linger);
-        let task =
-            PeerTask::new(Arc::clone(&self.shared), config.clone(), linger, inputs, Arc::clone(&observed));
         let address = config.address;
+        let again = self.met.contains(&address);
+        let (shared, observer) = (Arc::clone(&self.shared), Arc::clone(&observed));
+        let task = PeerTask::new(shared, config.clone(), linger, again, inputs, observer);
         let before = self.leaving.remove(&address);
         let task = self.runtime.spawn(async move {
             if let Some(before) = before {

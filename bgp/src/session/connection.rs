@@ -136,10 +136,13 @@ impl Connection {
     pub(super) fn next_message(&mut self, ibgp: bool) -> Result<Option<Message>, WireError> {
         let unread = &self.input[self.read..];
         let Some(length) = frame(unread)? else { return Ok(None) };
-        let four_octet_asn = self.open().is_some_and(|open| open.negotiated.four_octet_asn);
         // What may be sent plays no part in reading.
-        let message =
-            Message::decode(&unread[..length], Context { four_octet_asn, ibgp, ..Context::default() });
+        let context = self.open().map_or(Context::default(), |open| Context {
+            four_octet_asn: open.negotiated.four_octet_asn,
+            add_path: open.negotiated.paths_received,
+            ..Context::default()
+        });
+        let message = Message::decode(&unread[..length], Context { ibgp, ..context });
         self.read += length;
         message.map(Some)
     }

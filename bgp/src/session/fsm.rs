@@ -67,6 +67,12 @@ impl Session {
         Session { config, jitter, dial, outgoing: None, incoming: None, pause, damped, again: false }
     }
 
+    /// This one after another with the peer in the same life of the speaker, whose forwarding has thus gone on.
+    #[must_use]
+    pub fn continued(self) -> Session {
+        Session { again: true, ..self }
+    }
+
     /// The state of the connection furthest along, or of the dialling.
     pub fn state(&self) -> State {
         let connections = self.outgoing.iter().chain(&self.incoming).map(Connection::state);
@@ -208,16 +214,17 @@ impl Session {
         let running = self.dial != Dial::Stopped;
         self.abort_connect(actions);
         for direction in Direction::ALL {
-            if self.connection_mut(direction).take().is_some() {
+            if let Some(connection) = self.connection_mut(direction).take() {
                 if let Farewell::Cease(notification) = farewell {
-                    actions.push(send(direction, &Message::Notification(notification.clone())));
+                    actions.push(send(direction, &last_word(&connection, notification.clone())));
                 }
                 actions.push(Action::Close(direction));
             }
         }
         self.dial = Dial::Stopped;
         if running {
-            actions.push(Action::Down(Down::Stopped));
+            let again = matches!(farewell, Farewell::Cease(notification) if !notification.is_lasting());
+            actions.push(Action::Down(if again { Down::Reset } else { Down::Stopped }));
         }
     }
 
@@ -415,7 +422,9 @@ impl Session {
 
     /// Ends a connection with a NOTIFICATION.
     fn fail(&mut self, direction: Direction, error: SessionError, now: Instant, actions: &mut Vec<Action>) {
-        actions.push(send(direction, &Message::Notification(error.notification())));
+        if let Some(connection) = self.connection(direction) {
+            actions.push(send(direction, &last_word(connection, error.notification())));
+        }
         self.lose(direction, Down::Error(error), Next::HoldDown, now, actions);
     }
 
@@ -506,6 +515,14 @@ impl Session {
 /// A third of the hold time (RFC 4271 §4.4); none with a hold time of zero.
 fn keepalive_interval(negotiated: &Negotiated) -> Option<Duration> {
     (!negotiated.hold_time.is_zero()).then_some(negotiated.hold_time / 3)
+}
+
+/// The NOTIFICATION that a connection ends with. Where both sides keep routes over one, that which means their end says so
+/// (RFC 8538 §3).
+fn last_word(connection: &Connection, notification: Notification) -> Message {
+    let graceful = connection.open().is_some_and(|open| open.negotiated.graceful_notification);
+    let hard = graceful && notification.is_lasting();
+    Message::Notification(if hard { notification.hard_reset() } else { notification })
 }
 
 fn send(direction: Direction, message: &Message) -> Action {

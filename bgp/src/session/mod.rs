@@ -41,6 +41,6 @@ pub use error::{PeerIncompatible, PeerMisbehaved, SessionError};
 pub use fsm::Session;
 pub use jitter::Jitter;
 pub use model::{
-    Action, Backoff, Direction, Down, Event, Farewell, Negotiated, PeerGracefulRestart, RestartOffer,
-    RoleOffer, SessionConfig, State,
+    Action, AddPaths, Backoff, Direction, Down, Event, Farewell, LongLived, Negotiated, PeerGracefulRestart,
+    RestartOffer, RoleOffer, SessionConfig, State,
 };

@@ -36,6 +36,17 @@ pub struct SessionConfig {
     pub role: Option<RoleOffer>,
     /// Graceful restart to offer, as restarting speaker.
     pub graceful_restart: Option<RestartOffer>,
+    /// Several paths to a prefix (RFC 7911), in each direction that is to be offered.
+    pub add_paths: AddPaths,
+}
+
+/// In which directions UPDATEs may name several paths to a prefix (RFC 7911), as one side would have it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct AddPaths {
+    /// What the peer sends.
+    pub receive: bool,
+    /// What it is sent.
+    pub send: bool,
 }
 
 impl SessionConfig {
@@ -61,6 +72,9 @@ pub struct RestartOffer {
     pub restart_time: u16,
     /// This speaker has restarted, and its forwarding went on meanwhile.
     pub restarting: bool,
+    /// Seconds that the peer is asked to keep routes after that, as a last resort (RFC 9494), up to 2²⁴ - 1; and that its own are
+    /// kept so at most.
+    pub stale_time: Option<u32>,
 }
 
 /// Who made a connection.
@@ -215,6 +229,40 @@ pub struct Negotiated {
     pub extended_messages: bool,
     /// What the peer advertised about graceful restart, if it did.
     pub graceful_restart: Option<PeerGracefulRestart>,
+    /// Both sides keep routes over a NOTIFICATION as over the loss of a connection, unless it is a hard reset (RFC 8538).
+    pub graceful_notification: bool,
+    /// Families of long-lived graceful restart (RFC 9494) that both sides offer. A route that carries LLGR_STALE is for these peers
+    /// alone (§4.3).
+    pub long_lived: Vec<LongLived>,
+    /// Families whose prefixes have path identifiers in what the peer sends (RFC 7911).
+    pub paths_received: Families,
+    /// Families whose prefixes have them in what it is sent.
+    pub paths_sent: Families,
+}
+
+impl Negotiated {
+    /// Whether the peer's routes of a family outlive the loss of a connection (RFC 4724), and then whether it has kept its forwarding
+    /// over the last one (F bit).
+    pub fn keeps(&self, family: Family) -> Option<bool> {
+        let offered = self.graceful_restart.iter().flat_map(|restart| &restart.families);
+        offered.filter(|(of, _)| *of == family).map(|(_, forwarding)| *forwarding).next()
+    }
+
+    /// What both sides say of a family's long-lived graceful restart.
+    pub fn long_lived(&self, family: Family) -> Option<&LongLived> {
+        self.long_lived.iter().find(|offer| offer.family == family)
+    }
+}
+
+/// One family of long-lived graceful restart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LongLived {
+    /// Which.
+    pub family: Family,
+    /// The peer kept its forwarding state (F bit).
+    pub forwarding: bool,
+    /// How long the peer's routes may be kept beyond its restart time: as long as it asks for, and as this side does.
+    pub stale_time: Duration,
 }
 
 /// The peer's side of graceful restart (RFC 4724 §3).
@@ -246,4 +294,23 @@ pub enum Down {
     /// Stopped by whoever owns this side.
     #[error("stopped")]
     Stopped,
+    /// The same, to begin anew with another configuration.
+    #[error("begins anew")]
+    Reset,
+}
+
+impl Down {
+    /// Whether the peer may be back with the same routes (RFC 4724 §4.2), if it offered graceful restart. Beyond the loss of a
+    /// connection that takes an agreement (RFC 8538 §4): `Negotiated::graceful_notification`.
+    pub fn may_be_restart(&self, graceful_notification: bool) -> bool {
+        match self {
+            Down::ConnectionClosed => true,
+            Down::NotificationReceived(notification) => {
+                graceful_notification && !notification.is_hard_reset()
+            }
+            Down::Error(error) => graceful_notification && !error.notification().is_lasting(),
+            Down::Reset => graceful_notification,
+            Down::ConnectFailed(_) | Down::Stopped => false,
+        }
+    }
 }

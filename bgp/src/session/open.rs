@@ -3,8 +3,11 @@
 use std::time::Duration;
 
 use super::error::PeerIncompatible;
-use super::model::{Negotiated, PeerGracefulRestart, RoleOffer, SessionConfig};
-use crate::wire::{Capability, ExtendedNextHop, GracefulRestartCapability, GracefulRestartFamily, Open};
+use super::model::{AddPaths, LongLived, Negotiated, PeerGracefulRestart, RoleOffer, SessionConfig};
+use crate::wire::{
+    AddPathFamily, Capability, ExtendedNextHop, GracefulRestartCapability, GracefulRestartFamily,
+    LongLivedFamily, Open,
+};
 use crate::{Families, Family};
 
 /// This side's OPEN. `again` says that there has been a session before, in this life of the speaker.
@@ -20,6 +23,11 @@ pub(super) fn offer(config: &SessionConfig, again: bool) -> Open {
         capabilities.push(Capability::Role(role as u8));
     }
     capabilities.push(Capability::FourOctetAsn(config.asn));
+    let AddPaths { receive, send } = config.add_paths;
+    if receive || send {
+        let family = |f: Family| AddPathFamily { afi: f.afi(), safi: f.safi(), receive, send };
+        capabilities.push(Capability::AddPath(config.families.iter().map(family).collect()));
+    }
     if let Some(restart) = config.graceful_restart {
         // Forwarding went on if the speaker never stopped, or says so; after a cold start the peer must not keep
         // what it learnt in an earlier life.
@@ -27,10 +35,15 @@ pub(super) fn offer(config: &SessionConfig, again: bool) -> Open {
         let family = |f: Family| GracefulRestartFamily { afi: f.afi(), safi: f.safi(), forwarding };
         capabilities.push(Capability::GracefulRestart(GracefulRestartCapability {
             restarting: restart.restarting && !again,
-            notification: false,
+            notification: true,
             restart_time: restart.restart_time,
             families: config.families.iter().map(family).collect(),
         }));
+        if let Some(stale_time) = restart.stale_time {
+            let family = |f: Family| LongLivedFamily { afi: f.afi(), safi: f.safi(), forwarding, stale_time };
+            let families = config.families.iter().map(family).collect();
+            capabilities.push(Capability::LongLivedGracefulRestart(families));
+        }
     }
     Open {
         my_as: Open::my_as(config.asn),
@@ -62,6 +75,10 @@ pub(super) fn negotiate(config: &SessionConfig, open: &Open) -> Result<Negotiate
     if families.is_empty() {
         return Err(PeerIncompatible::Families { offered: config.families });
     }
+    let restart = open.capabilities.iter().find_map(|capability| match capability {
+        Capability::GracefulRestart(capability) => Some(capability),
+        _ => None,
+    });
     Ok(Negotiated {
         asn: open.asn(),
         router_id: open.router_id,
@@ -72,10 +89,14 @@ pub(super) fn negotiate(config: &SessionConfig, open: &Open) -> Result<Negotiate
         route_refresh: open.capabilities.contains(&Capability::RouteRefresh),
         enhanced_refresh: open.capabilities.contains(&Capability::EnhancedRouteRefresh),
         extended_messages: open.capabilities.contains(&Capability::ExtendedMessage),
-        graceful_restart: open.capabilities.iter().find_map(|c| match c {
-            Capability::GracefulRestart(capability) => Some(graceful_restart(capability)),
-            _ => None,
-        }),
+        graceful_restart: restart.map(graceful_restart),
+        graceful_notification: config.graceful_restart.is_some()
+            && restart.is_some_and(|capability| capability.notification),
+        // RFC 9494 §4.1: without the other capability it means nothing.
+        long_lived: restart.map(|_| long_lived(config, open)).unwrap_or_default(),
+        paths_received: add_paths(open, |theirs| config.add_paths.receive && theirs.send)
+            .intersection(families),
+        paths_sent: add_paths(open, |theirs| config.add_paths.send && theirs.receive).intersection(families),
     })
 }
 
@@ -118,6 +139,36 @@ fn offered_families(open: &Open) -> Families {
         None => Families { ipv4_unicast: true, ..Families::NONE },
         Some(first) => first.into_iter().chain(multiprotocol.flatten()).collect(),
     }
+}
+
+/// Families of which the peer's ADD-PATH capability says what is `wanted`. Of a family that it lists twice, the first counts.
+fn add_paths(open: &Open, wanted: impl Fn(&AddPathFamily) -> bool) -> Families {
+    let offered = open.capabilities.iter().filter_map(|capability| match capability {
+        Capability::AddPath(families) => Some(families),
+        _ => None,
+    });
+    let offered: Vec<&AddPathFamily> = offered.flatten().collect();
+    let first = |family: &Family| {
+        let of = (family.afi(), family.safi());
+        offered.iter().find(|theirs| (theirs.afi, theirs.safi) == of).is_some_and(|theirs| wanted(theirs))
+    };
+    Family::ALL.into_iter().filter(first).collect()
+}
+
+fn long_lived(config: &SessionConfig, open: &Open) -> Vec<LongLived> {
+    let Some(ours) = config.graceful_restart.and_then(|restart| restart.stale_time) else {
+        return Vec::new();
+    };
+    let offered = open.capabilities.iter().find_map(|capability| match capability {
+        Capability::LongLivedGracefulRestart(families) => Some(families),
+        _ => None,
+    });
+    let family = |theirs: &LongLivedFamily| {
+        let family = Family::from_afi_safi(theirs.afi, theirs.safi)?;
+        let stale_time = Duration::from_secs(theirs.stale_time.min(ours).into());
+        Some(LongLived { family, forwarding: theirs.forwarding, stale_time })
+    };
+    offered.into_iter().flatten().filter_map(family).collect()
 }
 
 fn graceful_restart(capability: &GracefulRestartCapability) -> PeerGracefulRestart {

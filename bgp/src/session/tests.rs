@@ -3,7 +3,8 @@
 use std::time::{Duration, Instant};
 
 use super::model::{
-    Action, Backoff, Direction, Down, Event, Farewell, RestartOffer, RoleOffer, SessionConfig, State,
+    Action, AddPaths, Backoff, Direction, Down, Event, Farewell, RestartOffer, RoleOffer, SessionConfig,
+    State,
 };
 use super::{Jitter, Session};
 use crate::wire::{
@@ -11,6 +12,9 @@ use crate::wire::{
     RouteRefresh, Update, frame,
 };
 use crate::{Families, Family};
+
+mod add_paths;
+mod restart;
 
 use Direction::{Incoming, Outgoing};
 
@@ -31,6 +35,7 @@ fn config() -> SessionConfig {
         extended_next_hop: false,
         role: None,
         graceful_restart: None,
+        add_paths: AddPaths::default(),
     }
 }
 
@@ -484,7 +489,7 @@ fn collisions() {
 /// likewise.
 #[test]
 fn no_session_begins_beside_a_connection_that_is_not_settled() {
-    let restart = RestartOffer { restart_time: 120, restarting: true };
+    let restart = RestartOffer { restart_time: 120, restarting: true, stale_time: None };
     let peers = |router_id: [u8; 4]| Message::Open(Open { router_id: router_id.into(), ..peer_open() });
     let (below, above) = ([10, 0, 0, 0], [10, 0, 0, 2]);
     let later: [(&str, [u8; 4], Trigger, &[&str]); 5] = [
@@ -697,7 +702,7 @@ fn restart_flags() {
     for (restarting, first, later) in
         [(false, (false, false), (false, true)), (true, (true, true), (false, true))]
     {
-        let graceful_restart = Some(RestartOffer { restart_time: 120, restarting });
+        let graceful_restart = Some(RestartOffer { restart_time: 120, restarting, stale_time: None });
         let mut bench = Bench::started(SessionConfig { graceful_restart, ..config() });
         assert_eq!(flags(&mut bench, Event::TcpConnected), Some(first));
         bench.told(Outgoing, &Message::Open(peer_open()));

@@ -31,6 +31,8 @@ pub enum Capability {
     FourOctetAsn(u32),
     /// Several paths to a prefix (69, RFC 7911), for each of these families.
     AddPath(Vec<AddPathFamily>),
+    /// Long-lived graceful restart (71, RFC 9494), for each of these families.
+    LongLivedGracefulRestart(Vec<LongLivedFamily>),
     /// Any other, kept as it came.
     Unknown {
         /// Capability code.
@@ -150,6 +152,19 @@ pub struct AddPathFamily {
     pub send: bool,
 }
 
+/// One family of a long-lived graceful restart capability (RFC 9494 §3.1).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct LongLivedFamily {
+    /// Address Family Identifier.
+    pub afi: u16,
+    /// Subsequent Address Family Identifier.
+    pub safi: u8,
+    /// Forwarding went on during the restart (F bit).
+    pub forwarding: bool,
+    /// Seconds that stale routes may be kept beyond the restart time, up to 2²⁴ - 1.
+    pub stale_time: u32,
+}
+
 const MULTIPROTOCOL: u8 = 1;
 const ROUTE_REFRESH: u8 = 2;
 const EXTENDED_NEXT_HOP: u8 = 5;
@@ -159,6 +174,7 @@ const GRACEFUL_RESTART: u8 = 64;
 const FOUR_OCTET_ASN: u8 = 65;
 const ADD_PATH: u8 = 69;
 const ENHANCED_ROUTE_REFRESH: u8 = 70;
+const LONG_LIVED_GRACEFUL_RESTART: u8 = 71;
 
 const RESTARTING: u16 = 0x8000;
 const NOTIFICATION: u16 = 0x4000;
@@ -204,6 +220,11 @@ impl Capability {
                 families.iter().for_each(|family| family.write(&mut value));
                 (ADD_PATH, value)
             }
+            Capability::LongLivedGracefulRestart(families) => {
+                let mut value = Vec::new();
+                families.iter().for_each(|family| family.write(&mut value));
+                (LONG_LIVED_GRACEFUL_RESTART, value)
+            }
             Capability::Unknown { code, value } => (*code, value.clone()),
         }
     }
@@ -237,6 +258,13 @@ impl Capability {
                     families.push(AddPathFamily::read(&mut reader)?);
                 }
                 Capability::AddPath(families)
+            }
+            LONG_LIVED_GRACEFUL_RESTART => {
+                let mut families = Vec::new();
+                while !reader.is_empty() {
+                    families.push(LongLivedFamily::read(&mut reader)?);
+                }
+                Capability::LongLivedGracefulRestart(families)
             }
             _ => Capability::Unknown { code, value: reader.rest().to_vec() },
         };
@@ -291,5 +319,27 @@ impl AddPathFamily {
         // RFC 7911 §4: any other value is as if the family were not there.
         let has = |bit| mode <= Self::RECEIVE | Self::SEND && mode & bit != 0;
         Some(AddPathFamily { afi, safi, receive: has(Self::RECEIVE), send: has(Self::SEND) })
+    }
+}
+
+impl LongLivedFamily {
+    /// The longest time that there is room for, in seconds.
+    pub const MAX_STALE_TIME: u32 = 0xff_ffff;
+
+    fn write(self, out: &mut Vec<u8>) {
+        out.extend_from_slice(&self.afi.to_be_bytes());
+        out.extend_from_slice(&[self.safi, if self.forwarding { FORWARDING } else { 0 }]);
+        out.extend_from_slice(&self.stale_time.min(Self::MAX_STALE_TIME).to_be_bytes()[1..]);
+    }
+
+    fn read(reader: &mut Reader<'_>) -> Option<LongLivedFamily> {
+        let (afi, safi, flags) = (reader.u16()?, reader.u8()?, reader.u8()?);
+        let [high, middle, low] = reader.array::<3>()?;
+        Some(LongLivedFamily {
+            afi,
+            safi,
+            forwarding: flags & FORWARDING != 0,
+            stale_time: u32::from_be_bytes([0, high, middle, low]),
+        })
     }
 }

@@ -23,7 +23,8 @@ mod tests;
 pub use as_path::{AsPath, Segment, SegmentKind};
 pub use attribute::{Aggregator, Origin, PathAttributes, RawAttribute};
 pub use capability::{
-    AddPathFamily, Capability, ExtendedNextHop, GracefulRestartCapability, GracefulRestartFamily, Role,
+    AddPathFamily, Capability, ExtendedNextHop, GracefulRestartCapability, GracefulRestartFamily,
+    LongLivedFamily, Role,
 };
 pub use error::{AttributeError, AttributeProblem, Handling, OpenError, TooLong, UpdateError, WireError};
 pub use message::{

@@ -45,9 +45,7 @@ impl Notification {
     /// What the operator of the other side has to say, with an administrative shutdown or reset (RFC 9003). Control
     /// characters are not passed on: it ends up in logs and on terminals.
     pub fn operators_message(&self) -> Option<String> {
-        let says = self.code == Notification::CEASE
-            && [Cease::AdministrativeShutdown as u8, Cease::AdministrativeReset as u8]
-                .contains(&self.subcode);
+        let says = self.is_cease(&[Cease::AdministrativeShutdown, Cease::AdministrativeReset]);
         let (&length, text) = self.data.split_first().filter(|_| says)?;
         let text = text.get(..usize::from(length)).filter(|text| !text.is_empty())?;
         let text = String::from_utf8_lossy(text);
@@ -64,6 +62,37 @@ impl Notification {
     /// A CEASE for `reason`.
     pub fn cease(reason: Cease) -> Notification {
         Notification::new(Notification::CEASE, reason as u8)
+    }
+
+    /// This with what it says of routes: they go (CEASE/hard reset, RFC 8538 §3). For a peer alone that would keep them over
+    /// any other.
+    pub fn hard_reset(self) -> Notification {
+        let data = [&[self.code, self.subcode], self.data.as_slice()].concat();
+        Notification::with_data(Notification::CEASE, Cease::HardReset as u8, data)
+    }
+
+    /// Whether it is a CEASE/hard reset.
+    pub fn is_hard_reset(&self) -> bool {
+        self.is_cease(&[Cease::HardReset])
+    }
+
+    /// What a hard reset is for.
+    fn reset_for(&self) -> Option<Notification> {
+        match self.data[..] {
+            [code, subcode, ref data @ ..] if self.is_hard_reset() => {
+                Some(Notification::with_data(code, subcode, data))
+            }
+            _ => None,
+        }
+    }
+
+    /// Whether it ends the session for good, or for long, by what RFC 8538 §5.1 says of subcodes.
+    pub fn is_lasting(&self) -> bool {
+        self.is_cease(&[Cease::MaximumPrefixes, Cease::AdministrativeShutdown, Cease::PeerDeconfigured])
+    }
+
+    fn is_cease(&self, reasons: &[Cease]) -> bool {
+        self.code == Notification::CEASE && reasons.iter().any(|reason| *reason as u8 == self.subcode)
     }
 }
 
@@ -106,11 +135,17 @@ pub enum Cease {
     OtherConfigurationChange = 6,
     /// The other of two connections was kept (RFC 4271 §6.8).
     ConnectionCollisionResolution = 7,
+    /// Another NOTIFICATION, which is in the data, with the end of graceful restart (RFC 8538).
+    HardReset = 9,
 }
 
-/// Prints as the RFCs name it, with what the operator says: `Cease/Administrative Shutdown: "new firmware"`.
+/// Prints as the RFCs name it, with what the operator says: `Cease/Administrative Shutdown: "new firmware"`. Of a hard reset
+/// it is what that is for: `Cease/Peer De-configured (hard reset)`.
 impl fmt::Display for Notification {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(reason) = self.reset_for().filter(|reason| !reason.is_hard_reset()) {
+            return write!(f, "{reason} (hard reset)");
+        }
         let (code, subcodes): (&str, &[&str]) = match self.code {
             1 => (
                 "Message Header Error",

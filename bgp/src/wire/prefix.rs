@@ -36,7 +36,7 @@ where
     IpNet: From<P>,
 {
     /// As one of either family.
-    pub(super) fn any(self) -> Nlri {
+    pub fn any(self) -> Nlri {
         Nlri { prefix: self.prefix.into(), path_id: self.path_id }
     }
 }

@@ -13,8 +13,8 @@ use proptest::prelude::{BoxedStrategy, Just, Strategy, any, prop_compose, prop_o
 
 use super::{
     AddPathFamily, Aggregator, AsPath, AttributeProblem, Capability, Context, GracefulRestartCapability,
-    GracefulRestartFamily, Handling, Message, MpReach, MpUnreach, Nlri, Notification, Open, Origin,
-    PathAttributes, RawAttribute, RouteRefresh, Segment, SegmentKind, TooLong, Update, frame,
+    GracefulRestartFamily, Handling, LongLivedFamily, Message, MpReach, MpUnreach, Nlri, Notification, Open,
+    Origin, PathAttributes, RawAttribute, RouteRefresh, Segment, SegmentKind, TooLong, Update, frame,
 };
 use crate::{Community, ExtendedCommunity, Families, LargeCommunity};
 
@@ -49,6 +49,10 @@ fn capability() -> impl Strategy<Value = Capability> {
     );
     let add_path = (any::<u16>(), any::<u8>(), any::<[bool; 2]>())
         .prop_map(|(afi, safi, [receive, send])| AddPathFamily { afi, safi, receive, send });
+    let long_lived =
+        (any::<u16>(), any::<u8>(), any::<bool>(), 0..=LongLivedFamily::MAX_STALE_TIME).prop_map(
+            |(afi, safi, forwarding, stale_time)| LongLivedFamily { afi, safi, forwarding, stale_time },
+        );
     prop_oneof![
         (any::<u16>(), any::<u8>()).prop_map(|(afi, safi)| Capability::Multiprotocol { afi, safi }),
         Just(Capability::RouteRefresh),
@@ -57,6 +61,7 @@ fn capability() -> impl Strategy<Value = Capability> {
         any::<u32>().prop_map(Capability::FourOctetAsn),
         restart,
         vec(add_path, 0..4).prop_map(Capability::AddPath),
+        vec(long_lived, 0..4).prop_map(Capability::LongLivedGracefulRestart),
         (100..=255u8, vec(any::<u8>(), 0..=255))
             .prop_map(|(code, value)| Capability::Unknown { code, value }),
     ]
@@ -534,6 +539,10 @@ fn operators_messages() {
         ("no UTF-8", said(2, b"\x03a\xffb"), "Cease/Administrative Shutdown: \"a\u{fffd}b\""),
         ("lines and escapes", said(2, b"\x04a\n\x1bb"), "Cease/Administrative Shutdown: \"a  b\""),
         ("of another code", Notification::with_data(8, 0, *b"\x02ok"), "Send Hold Timer Expired"),
+        ("in a hard reset", said(9, b"\x06\x02\x02ok"), "Cease/Administrative Shutdown: \"ok\" (hard reset)"),
+        ("hard reset for another", said(9, &[4, 0]), "Hold Timer Expired (hard reset)"),
+        ("hard reset without a reason", said(9, &[6]), "Cease/Hard Reset"),
+        ("hard reset within another", said(9, &[6, 9, 6, 9, 6, 2]), "Cease/Hard Reset"),
     ] {
         assert_eq!(notification.to_string(), expected, "{name}");
     }

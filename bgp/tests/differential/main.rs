@@ -14,8 +14,8 @@ use proptest::option;
 use proptest::prelude::{Just, Strategy, any, prop_compose, prop_oneof};
 use sheave_bgp::wire::{
     AddPathFamily, Aggregator, AsPath, Capability, Context, ExtendedNextHop, GracefulRestartCapability,
-    GracefulRestartFamily, Message, MpReach, MpUnreach, Nlri, Open, Origin, PathAttributes, RawAttribute,
-    Role, Segment, SegmentKind, Update,
+    GracefulRestartFamily, LongLivedFamily, Message, MpReach, MpUnreach, Nlri, Open, Origin, PathAttributes,
+    RawAttribute, Role, Segment, SegmentKind, Update,
 };
 use sheave_bgp::{Community, ExtendedCommunity, Families, LargeCommunity};
 
@@ -141,6 +141,12 @@ fn capability() -> impl Strategy<Value = Capability> {
         (1..=2u16, add_path).prop_map(|(afi, (receive, send))| {
             Capability::AddPath(vec![AddPathFamily { afi, safi: 1, receive, send }])
         }),
+        (1..=2u16, any::<bool>(), 0..=LongLivedFamily::MAX_STALE_TIME).prop_map(
+            |(afi, forwarding, stale_time)| {
+                let family = LongLivedFamily { afi, safi: 1, forwarding, stale_time };
+                Capability::LongLivedGracefulRestart(vec![family])
+            }
+        ),
         Just(Capability::ExtendedNextHop(vec![ExtendedNextHop::IPV4_BY_IPV6])),
         prop_oneof![Just(Role::Provider), Just(Role::RouteServerClient), Just(Role::Peer)]
             .prop_map(|role| Capability::Role(role as u8)),

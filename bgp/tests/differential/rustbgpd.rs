@@ -149,6 +149,16 @@ fn capability(capability: &Capability) -> Theirs {
                 })
                 .collect(),
         ),
+        Capability::LongLivedGracefulRestart(families) => Theirs::LongLivedGracefulRestart(
+            (families.iter())
+                .map(|family| rustbgpd_wire::LlgrFamily {
+                    afi: afi(family.afi),
+                    safi: Safi::Unicast,
+                    forwarding_preserved: family.forwarding,
+                    stale_time: family.stale_time,
+                })
+                .collect(),
+        ),
         Capability::ExtendedNextHop(families) => Theirs::ExtendedNextHop(
             (families.iter())
                 .map(|family| rustbgpd_wire::ExtendedNextHopFamily {

@@ -7,7 +7,7 @@ use sheave_bgp::session::State;
 use sheave_bgp::wire::AS_TRANS;
 use sheave_bgp::{Attributes, Families, Password, PeerConfig, RouteChanges, Shutdown, Speaker};
 
-use crate::daemon::{Daemon, Route, Setup, Told, plain};
+use crate::daemon::{Daemon, FEEDERS, Restart, Route, Setup, Told, plain};
 use crate::lab::Lab;
 use crate::{OUR_ASN, in_lab, only_peer, peer_config, speaker_config, until};
 
@@ -26,6 +26,8 @@ cells! { Bird:
     short_hold_time: ebgp
     no_hold_time: ebgp
     why_the_peer_leaves: every
+    away_for_long: every
+    several_paths: every
     wrong_asn_is_told: every
     collision: active
 }
@@ -46,10 +48,30 @@ impl Daemon for Bird {
         if setup.ttl_security {
             options += "ttl security on;";
         }
+        if let Some(Restart { time, stale_time }) = setup.restart {
+            options += &format!(
+                "graceful restart time {time}; long lived graceful restart on; long lived stale time {stale_time};"
+            );
+        }
         if let Some(password) = setup.password {
             options += &format!("password \"{password}\";");
         }
+        for (feeder, _, asn) in FEEDERS.into_iter().filter(|_| setup.add_paths) {
+            options += &format!(
+                "}} protocol bgp {{
+                     local {} as {}; neighbor {feeder} as {asn}; passive on;
+                     ipv4 {{ import all; export where false; }}; ipv6 {{ import all; export where false; }};",
+                Lab::V4[1],
+                setup.asn
+            );
+        }
         lab.start_bird(setup.theirs, setup.asn, setup.ours, OUR_ASN, &options);
+        if setup.add_paths {
+            lab.edit_bird("import all;", "import all; add paths on;");
+            lab.edit_bird("export none;", "export all;");
+            lab.edit_bird("export where source = RTS_STATIC;", "export all;");
+            lab.restart_bird();
+        }
     }
 
     fn is_established(&self, lab: &Lab, _: &Setup) -> bool {

@@ -39,6 +39,11 @@ pub(crate) trait Daemon: Sync {
 
     /// Whether it says where the answer to its ROUTE-REFRESH begins and ends (RFC 7313).
     fn has_enhanced_refresh(&self) -> bool;
+
+    /// Whether what it passes on keeps its next hop; otherwise there is one for the session's family alone.
+    fn keeps_next_hops(&self, _: &Setup) -> bool {
+        true
+    }
 }
 
 /// A NOTIFICATION of ours.
@@ -79,6 +84,25 @@ pub(crate) struct Setup {
     pub(crate) password: Option<&'static str>,
     /// GTSM.
     pub(crate) ttl_security: bool,
+    /// All that it has of graceful restart, where the feature is about that.
+    pub(crate) restart: Option<Restart>,
+    /// It tells several paths to a prefix, and takes them: those of [`FEEDERS`] that are its peers then, or its own.
+    pub(crate) add_paths: bool,
+}
+
+/// Who announces the same to a daemon that is to tell several paths: address, next hop of IPv6 prefixes, ASN.
+pub(crate) const FEEDERS: [(&str, &str, u32); 2] =
+    [("10.0.0.11", "fd00::11", 65011), ("10.0.0.12", "fd00::12", 65012)];
+/// What they announce.
+pub(crate) const FED: [&str; 2] = ["198.18.7.0/24", "2001:db8:7::/48"];
+
+/// Graceful restart as the daemon offers it, its forwarding kept and NOTIFICATIONs included as far as it can.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Restart {
+    /// Seconds that it may be away.
+    pub(crate) time: u16,
+    /// Seconds that its routes are then kept as a last resort (RFC 9494); 0 does not offer it.
+    pub(crate) stale_time: u16,
 }
 
 impl Setup {
@@ -117,6 +141,8 @@ impl Cell {
             hold_time: 9,
             password: None,
             ttl_security: false,
+            restart: None,
+            add_paths: false,
         };
         Cell { lab, daemon, setup }
     }

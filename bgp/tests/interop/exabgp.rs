@@ -9,7 +9,7 @@ use serde_json::Value;
 use sheave_bgp::{Community, LargeCommunity};
 
 use crate::OUR_ASN;
-use crate::daemon::{Daemon, Route, Setup, Told, numbers};
+use crate::daemon::{Daemon, FED, FEEDERS, Route, Setup, Told, numbers};
 use crate::lab::Lab;
 
 /// ExaBGP.
@@ -25,6 +25,7 @@ cells! { ExaBgp:
     short_hold_time: ebgp
     no_hold_time: ebgp
     why_the_peer_leaves: every
+    several_paths: every
     wrong_asn_is_told: every
 }
 
@@ -37,7 +38,15 @@ impl Daemon for ExaBgp {
     }
 
     fn start(&self, lab: &mut Lab, setup: &Setup) {
-        start_with(lab, setup, "");
+        let mut routes = String::new();
+        if setup.add_paths {
+            for (id, (v4, v6, _)) in (1..).zip(FEEDERS) {
+                for (prefix, next_hop) in FED.into_iter().zip([v4, v6]) {
+                    routes += &format!("route {prefix} next-hop {next_hop} path-information {id};");
+                }
+            }
+        }
+        start_with(lab, setup, &routes);
     }
 
     fn is_established(&self, lab: &Lab, _: &Setup) -> bool {
@@ -83,6 +92,7 @@ pub(crate) fn start_with(lab: &mut Lab, setup: &Setup, routes: &str) {
     if let Some(password) = setup.password {
         options += &format!("md5-password \"{password}\";");
     }
+    let add_path = if setup.add_paths { "add-path send/receive;" } else { "" };
     if setup.ttl_security {
         options += "outgoing-ttl 255; incoming-ttl 255;";
     }
@@ -99,7 +109,7 @@ pub(crate) fn start_with(lab: &mut Lab, setup: &Setup, routes: &str) {
                passive {};
                {options}
                family {{ ipv4 unicast; ipv6 unicast; }}
-               capability {{ graceful-restart 60; route-refresh enable; }}
+               capability {{ graceful-restart 60; route-refresh enable; {add_path} }}
                static {{ {routes} }}
                api {{ processes [ helper ]; neighbor-changes;
                  receive {{ parsed; update; notification; }} send {{ parsed; notification; }} }}

@@ -6,6 +6,8 @@ use sheave_bgp::session::State;
 use sheave_bgp::{Attributes, Password, PeerConfig, Shutdown, SpeakerConfig};
 
 use crate::daemon::{Cell, Route, Told, plain};
+pub(crate) use crate::paths::several_paths;
+pub(crate) use crate::restarts::{away_for_long, notifications_keep_routes};
 use crate::{OUR_ASN, announce, only_peer, start, withdraw};
 
 const PREFIXES: [&str; 2] = ["192.0.2.80/32", "2001:db8::80/128"];

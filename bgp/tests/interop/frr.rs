@@ -9,7 +9,7 @@ use ipnet::IpNet;
 use serde_json::Value;
 
 use crate::OUR_ASN;
-use crate::daemon::{Daemon, Route, Setup, Told, numbers};
+use crate::daemon::{Daemon, FEEDERS, Restart, Route, Setup, Told, numbers};
 use crate::lab::Lab;
 
 /// FRR.
@@ -27,6 +27,9 @@ cells! { Frr:
     short_hold_time: ebgp
     no_hold_time: ebgp
     why_the_peer_leaves: every
+    notifications_keep_routes: every
+    several_paths: every
+    away_for_long: active
     wrong_asn_is_told: every
     collision: active
 }
@@ -51,13 +54,32 @@ impl Daemon for Frr {
         if setup.ttl_security {
             options.push("ttl-security hops 1".to_owned());
         }
+        let mut global = String::new();
+        if let Some(Restart { time, stale_time }) = setup.restart {
+            options.push("graceful-restart".to_owned());
+            global += &format!(
+                " bgp graceful-restart restart-time {time}\n bgp graceful-restart preserve-fw-state\n"
+            );
+            global += " bgp graceful-restart notification\n";
+            if stale_time > 0 {
+                global += &format!(" bgp long-lived-graceful-restart stale-time {stale_time}\n");
+            }
+        }
         if let Some(password) = setup.password {
             options.push(format!("password {password}"));
         }
         let options: String = options.iter().map(|option| format!("{neighbor} {option}\n")).collect();
         let networks: String = setup.announced().map(|prefix| format!("  network {prefix}\n")).concat();
+        let mut of_family = format!(" {neighbor} activate\n");
+        if setup.add_paths {
+            of_family += &format!(" {neighbor} addpath-tx-all-paths\n");
+            for (feeder, _, asn) in FEEDERS {
+                global += &format!(" neighbor {feeder} remote-as {asn}\n neighbor {feeder} passive\n");
+                of_family += &format!("  neighbor {feeder} activate\n");
+            }
+        }
         let family = |name: &str, networks: &str| {
-            format!(" address-family {name} unicast\n{networks} {neighbor} activate\n exit-address-family\n")
+            format!(" address-family {name} unicast\n{networks}{of_family} exit-address-family\n")
         };
         let families = match ours {
             IpAddr::V4(_) => family("ipv4", &networks) + &family("ipv6", ""),
@@ -67,7 +89,7 @@ impl Daemon for Frr {
             "frr.conf",
             &format!(
                 "debug bgp neighbor-events\nrouter bgp {asn}\n bgp router-id 10.0.0.2\n no bgp ebgp-requires-policy\n no bgp network \
-                 import-check\n no bgp default ipv4-unicast\n{options}{families}"
+                 import-check\n no bgp default ipv4-unicast\n{global}{options}{families}"
             ),
         );
         let (directory, pid) = (lab.path(""), lab.path("frr.pid"));
@@ -127,6 +149,11 @@ impl Daemon for Frr {
 
     fn has_enhanced_refresh(&self) -> bool {
         true
+    }
+
+    /// Without zebra it does not know who is on the link.
+    fn keeps_next_hops(&self, setup: &Setup) -> bool {
+        setup.is_ibgp()
     }
 }
 

@@ -1,5 +1,6 @@
 //! GoBGP.
 
+use std::net::IpAddr;
 use std::thread;
 use std::time::Duration;
 
@@ -8,7 +9,7 @@ use serde_json::Value;
 use sheave_bgp::{Community, LargeCommunity};
 
 use crate::OUR_ASN;
-use crate::daemon::{Daemon, Route, Setup, Told, numbers};
+use crate::daemon::{Daemon, FEEDERS, Restart, Route, Setup, Told, numbers};
 use crate::lab::Lab;
 
 /// GoBGP.
@@ -24,6 +25,9 @@ cells! { GoBgp:
     ttl_security_of_one_side: ebgp
     short_hold_time: ebgp
     why_the_peer_leaves: every
+    notifications_keep_routes: every
+    several_paths: every
+    away_for_long: every
     wrong_asn_is_told: every
 }
 
@@ -35,11 +39,15 @@ impl Daemon for GoBgp {
     fn start(&self, lab: &mut Lab, setup: &Setup) {
         let Setup { ours, theirs, asn, hold_time, connects, ttl_security, .. } = setup;
         let password = setup.password.map(|text| format!("auth-password = \"{text}\"")).unwrap_or_default();
+        // Feeders come by IPv4, whatever the session.
+        let listens: &[IpAddr] = if setup.add_paths { &[Lab::V4[1], Lab::V6[1]] } else { &[*theirs] };
+        let listens: Vec<String> = listens.iter().map(|address| format!("\"{address}\"")).collect();
+        let listens = listens.join(", ");
         let mut config = format!(
             "[global.config]
                as = {asn}
                router-id = \"10.0.0.2\"
-               local-address-list = [\"{theirs}\"]
+               local-address-list = [{listens}]
              [[neighbors]]
                [neighbors.config]
                  neighbor-address = \"{ours}\"
@@ -57,10 +65,17 @@ impl Daemon for GoBgp {
                  ttl-min = 255
                [neighbors.graceful-restart.config]
                  enabled = true
-                 restart-time = 60
+                 restart-time = {}
             ",
-            !connects
+            !connects,
+            setup.restart.map_or(60, |restart| restart.time),
         );
+        if setup.restart.is_some() {
+            config += "notification-enabled = true\n";
+            if setup.restart.is_some_and(|restart| restart.stale_time > 0) {
+                config += "long-lived-enabled = true\n";
+            }
+        }
         for family in ["ipv4-unicast", "ipv6-unicast"] {
             config += &format!(
                 "[[neighbors.afi-safis]]
@@ -68,6 +83,37 @@ impl Daemon for GoBgp {
                      afi-safi-name = \"{family}\"
                    [neighbors.afi-safis.mp-graceful-restart.config]
                      enabled = true
+                "
+            );
+            if setup.add_paths {
+                config += "[neighbors.afi-safis.add-paths.config]
+                             receive = true
+                             send-max = 8
+                          ";
+            }
+            if let Some(Restart { stale_time: time @ 1.., .. }) = setup.restart {
+                config += &format!(
+                    "[neighbors.afi-safis.long-lived-graceful-restart.config]
+                       enabled = true
+                       restart-time = {time}
+                    "
+                );
+            }
+        }
+        for (feeder, _, asn) in FEEDERS.into_iter().filter(|_| setup.add_paths) {
+            config += &format!(
+                "[[neighbors]]
+                   [neighbors.config]
+                     neighbor-address = \"{feeder}\"
+                     peer-as = {asn}
+                   [neighbors.transport.config]
+                     passive-mode = true
+                   [[neighbors.afi-safis]]
+                     [neighbors.afi-safis.config]
+                       afi-safi-name = \"ipv4-unicast\"
+                   [[neighbors.afi-safis]]
+                     [neighbors.afi-safis.config]
+                       afi-safi-name = \"ipv6-unicast\"
                 "
             );
         }
@@ -132,7 +178,11 @@ impl Daemon for GoBgp {
 
     fn was_told(&self, lab: &Lab, setup: &Setup, event: Told) -> bool {
         match event {
-            Told::Shutdown => lab.read("log").contains("administrative shutdown"),
+            // Of a hard reset it does not tell what that is for.
+            Told::Shutdown => {
+                let log = lab.read("log");
+                ["administrative shutdown", "Reason=hard-reset"].iter().any(|text| log.contains(text))
+            }
             // Before a session stands it only counts them.
             Told::WrongAsn => {
                 let neighbor = json(lab, &format!("neighbor {}", setup.ours));
@@ -148,6 +198,10 @@ impl Daemon for GoBgp {
 
     fn has_enhanced_refresh(&self) -> bool {
         false
+    }
+
+    fn keeps_next_hops(&self, setup: &Setup) -> bool {
+        setup.is_ibgp()
     }
 }
 

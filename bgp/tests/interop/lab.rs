@@ -183,7 +183,8 @@ impl Lab {
         child.unwrap()
     }
 
-    fn kill(&mut self) {
+    /// Kills the daemon if it runs, without a word to its peer.
+    pub(crate) fn kill(&mut self) {
         // `ip netns exec` becomes the daemon, so this is its process.
         if let Some(child) = self.daemon.take() {
             end(child);

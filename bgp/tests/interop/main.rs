@@ -55,7 +55,9 @@ mod hostile;
 mod lab;
 mod learning;
 mod next_hop;
+mod paths;
 mod reflection;
+mod restarts;
 mod sessions;
 mod unnumbered;
 
@@ -99,7 +101,7 @@ fn speaker_config(listen: Option<IpAddr>) -> SpeakerConfig {
         asn: OUR_ASN,
         router_id: [10, 0, 0, 1].into(),
         listen: listen.map(|address| vec![(address, 179).into()]),
-        graceful_restart: Some(GracefulRestart { restart_time: Duration::from_secs(60) }),
+        graceful_restart: Some(GracefulRestart { restart_time: Duration::from_secs(60), stale_time: None }),
         restarting: false,
     }
 }

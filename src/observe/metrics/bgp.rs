@@ -184,6 +184,7 @@ fn reason(down: &Down) -> &'static str {
         Down::ConnectionClosed => "ConnectionClosed",
         Down::ConnectFailed(_) => "ConnectFailed",
         Down::Stopped => "Stopped",
+        Down::Reset => "Reset",
     }
 }
 

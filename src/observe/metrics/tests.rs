@@ -133,6 +133,10 @@ fn peer() -> PeerStatus {
                 enhanced_refresh: true,
                 extended_messages: true,
                 graceful_restart: None,
+                graceful_notification: false,
+                long_lived: Vec::new(),
+                paths_received: sheave_bgp::Families::NONE,
+                paths_sent: sheave_bgp::Families::NONE,
             },
             families: vec![FamilyStatus {
                 family: sheave_bgp::Family::Ipv4Unicast,
@@ -234,7 +238,7 @@ fn everything() -> String {
                 [10, 0, 0, 254].into(),
                 vec![(
                     sheave_bgp::Family::Ipv4Unicast,
-                    FamilyCounts { received: 3, accepted: 2, end_of_rib: true },
+                    FamilyCounts { received: 3, accepted: 2, end_of_rib: true, long_lived: 0 },
                 )],
             )]),
         }),

@@ -9,16 +9,18 @@ use ipnet::IpNet;
 
 use super::Learnt;
 use crate::Family;
+use crate::rib::adj_in::Held;
 use crate::rib::decision::{Candidate, select};
 use crate::rib::path::Path;
+use crate::wire::Nlri;
 
 /// What became different since it was taken last.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Changes {
     /// Routes that a peer announces or withdraws (Adj-RIB-In).
-    pub received: BTreeSet<(IpAddr, IpNet)>,
+    pub received: BTreeSet<(IpAddr, Nlri)>,
     /// Routes of a peer that its import policy lets in, or no more.
-    pub accepted: BTreeSet<(IpAddr, IpNet)>,
+    pub accepted: BTreeSet<(IpAddr, Nlri)>,
     /// Prefixes for which routes were decided on anew (Loc-RIB).
     pub decided: BTreeSet<IpNet>,
     /// Peers that have told all of a family.
@@ -28,12 +30,18 @@ pub struct Changes {
 /// A route of a peer, as it came.
 #[derive(Clone, Debug)]
 pub struct Received {
-    /// Its prefix.
-    pub prefix: IpNet,
+    /// Its prefix, and which of the peer's paths to it.
+    pub nlri: Nlri,
     /// What it came with.
     pub path: Arc<Path>,
     /// The import policy lets it in.
     pub accepted: bool,
+}
+
+impl Received {
+    fn of(nlri: &Nlri, held: &Held) -> Received {
+        Received { nlri: *nlri, path: Arc::clone(&held.path), accepted: held.accepted }
+    }
 }
 
 impl Learnt {
@@ -61,21 +69,20 @@ impl Learnt {
     }
 
     /// A route of a peer.
-    pub fn received(&self, peer: IpAddr, prefix: IpNet) -> Option<Received> {
-        let held = self.peers.get(&peer)?.get(&prefix)?;
-        Some(Received { prefix, path: Arc::clone(&held.path), accepted: held.accepted })
+    pub fn received(&self, peer: IpAddr, nlri: Nlri) -> Option<Received> {
+        Some(Received::of(&nlri, self.peers.get(&peer)?.get(&nlri)?))
+    }
+
+    /// The first of a peer's paths to a prefix: the one without a name, if there is one.
+    pub fn first_received(&self, peer: IpAddr, prefix: IpNet) -> Option<Received> {
+        let known = self.peers.get(&peer)?;
+        known.paths(prefix).next().map(|(nlri, held)| Received::of(nlri, held))
     }
 
     /// All that a peer announces of a family, as far as it is kept.
     pub fn all_received(&self, peer: IpAddr, family: Family) -> Vec<Received> {
         let routes = self.peers.get(&peer).into_iter().flat_map(|known| &known.family(family).routes);
-        routes
-            .map(|(prefix, held)| Received {
-                prefix: *prefix,
-                path: Arc::clone(&held.path),
-                accepted: held.accepted,
-            })
-            .collect()
+        routes.map(|(nlri, held)| Received::of(nlri, held)).collect()
     }
 
     /// The best route to a prefix. With several of equal worth it is the one that tells them apart best (RFC 4271 §9.1.2.2).

@@ -12,7 +12,7 @@ use crate::rib::adj_in::AdjRibIn;
 use crate::rib::decision::{Candidate, select};
 use crate::rib::path::{Path, Source};
 use crate::rib::route::Reflected;
-use crate::wire::RawAttribute;
+use crate::wire::{Nlri, RawAttribute};
 
 /// What is different of what is passed on.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -28,8 +28,8 @@ pub struct Reflections {
 pub(super) struct Reflecting {
     /// This speaker is one, with that CLUSTER_ID.
     cluster_id: Option<Ipv4Addr>,
-    /// Peers whose route to a prefix may be passed on.
-    offered: BTreeMap<IpNet, BTreeSet<IpAddr>>,
+    /// Paths to a prefix that may be passed on, by peer and path identifier.
+    offered: BTreeMap<IpNet, BTreeSet<(IpAddr, u32)>>,
     /// Prefixes of which something changed since it was taken.
     changed: BTreeSet<IpNet>,
     /// The speaker goes, and its peers are to keep what they have been told.
@@ -50,13 +50,14 @@ impl Reflecting {
         self.is_on() && source.ibgp
     }
 
-    /// A peer's route to a prefix changed, and is offered or not.
-    pub(super) fn set(&mut self, prefix: IpNet, peer: IpAddr, offered: bool) {
+    /// A peer's route changed, and is offered or not.
+    pub(super) fn set(&mut self, nlri: &Nlri, peer: IpAddr, offered: bool) {
+        let Nlri { prefix, path_id } = *nlri;
         if offered {
-            self.offered.entry(prefix).or_default().insert(peer);
-        } else if let Some(peers) = self.offered.get_mut(&prefix) {
-            peers.remove(&peer);
-            if peers.is_empty() {
+            self.offered.entry(prefix).or_default().insert((peer, path_id));
+        } else if let Some(paths) = self.offered.get_mut(&prefix) {
+            paths.remove(&(peer, path_id));
+            if paths.is_empty() {
                 self.offered.remove(&prefix);
             }
         }
@@ -145,9 +146,10 @@ impl Learnt {
 
     /// The route that is passed on of those that are offered.
     fn passed_on(&self, prefix: &IpNet) -> Option<Candidate<'_>> {
-        let candidate = |peer| {
-            let known = self.peers.get(peer)?;
-            Some(Candidate { path: &known.get(prefix)?.path, source: known.source.as_ref()? })
+        let candidate = |&(peer, path_id)| {
+            let known = self.peers.get(&peer)?;
+            let held = known.get(&Nlri { prefix: *prefix, path_id })?;
+            Some(Candidate { path: &held.path, source: known.source.as_ref()? })
         };
         let offered = self.reflecting.offered.get(prefix)?;
         select(offered.iter().filter_map(candidate).collect()).into_iter().next()

@@ -1,7 +1,5 @@
 //! What is used of what peers announce.
 
-mod monitoring;
-
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
@@ -17,6 +15,10 @@ use crate::rib::{
 use crate::session::{Negotiated, PeerGracefulRestart};
 use crate::wire::{AsPath, MpReach, MpUnreach, Origin, PathAttributes, Role, Update};
 use crate::{Families, Family};
+
+mod add_paths;
+mod monitoring;
+mod restart;
 
 const OWN: Identity = {
     let router_id = std::net::Ipv4Addr::new(10, 0, 0, 1);
@@ -77,6 +79,10 @@ fn negotiated(graceful_restart: Option<PeerGracefulRestart>) -> Negotiated {
         extended_messages: false,
         extended_next_hop: false,
         graceful_restart,
+        graceful_notification: false,
+        long_lived: Vec::new(),
+        paths_received: Families::NONE,
+        paths_sent: Families::NONE,
     }
 }
 
@@ -121,6 +127,18 @@ fn withdraw(prefixes: &[&str]) -> Update {
     update
 }
 
+/// What an UPDATE says, of paths with that name.
+pub(in crate::rib) fn of_path(id: u32, mut update: Update) -> Update {
+    update.nlri.iter_mut().chain(&mut update.withdrawn).for_each(|nlri| nlri.path_id = id);
+    if let Some(MpReach::Ipv6 { prefixes, .. }) = &mut update.mp_reach {
+        prefixes.iter_mut().for_each(|nlri| nlri.path_id = id);
+    }
+    if let Some(MpUnreach::Ipv6(prefixes)) = &mut update.mp_unreach {
+        prefixes.iter_mut().for_each(|nlri| nlri.path_id = id);
+    }
+    update
+}
+
 /// Peers with these numbers, Established.
 fn learnt(policy: &ImportPolicy, peers: &[u8]) -> Learnt {
     let mut learnt = Learnt::new(OWN);
@@ -153,7 +171,7 @@ fn counts(learnt: &Learnt, peer: u8) -> [(usize, usize); 2] {
 
 /// Nothing of anything is left.
 fn assert_empty(learnt: &Learnt) {
-    assert!(learnt.is_empty() && learnt.paths.is_empty(), "{learnt:?}");
+    assert!(learnt.is_empty() && learnt.paths.is_empty() && learnt.holders.is_empty(), "{learnt:?}");
 }
 
 #[test]
@@ -449,7 +467,7 @@ fn a_limit_is_on_what_is_told_in_this_session() {
     learnt.peer_up(source(2), &negotiated(Some(restart(false))), now);
     let of = |prefixes: &[&str]| announce(2, attributes(&[65001]), prefixes);
     learnt.receive(address(2), &of(&[A, B, "192.0.2.0/24"])).unwrap();
-    learnt.peer_down(address(2), Some(&restart(false)), now);
+    learnt.peer_down(address(2), Some(&negotiated(Some(restart(false)))), now);
     learnt.peer_up(source(2), &negotiated(Some(restart(true))), now);
     learnt.receive(address(2), &of(&["10.1.0.0/16", "10.2.0.0/16"])).unwrap();
     assert_eq!(learnt.len(), 5, "three of them stale");
@@ -495,7 +513,7 @@ fn what_was_not_agreed_on_is_not_taken() {
         learnt.receive(address(2), &update).unwrap();
         assert_eq!(used(&learnt), expected, "{name}");
         // What is kept over a restart goes as it turns out that it will not be told again.
-        learnt.peer_down(address(2), Some(&restart(true)), Instant::now());
+        learnt.peer_down(address(2), Some(&negotiated(Some(restart(true)))), Instant::now());
         assert_eq!(used(&learnt), expected, "{name}");
         learnt.peer_up(source, &agreed(only(Family::Ipv6Unicast)), Instant::now());
         let ipv6: Vec<_> = expected.into_iter().filter(|route| route.starts_with(V6)).collect();
@@ -524,7 +542,7 @@ fn a_restarting_peer_is_helped() {
     };
     let lost = || {
         let mut learnt = up();
-        learnt.peer_down(address(2), Some(&restart(false)), start);
+        learnt.peer_down(address(2), Some(&negotiated(Some(restart(false)))), start);
         assert_eq!((learnt.len(), learnt.is_complete()), (3, false));
         learnt
     };
@@ -573,13 +591,13 @@ fn a_restarting_peer_is_helped() {
     let mut learnt = lost();
     learnt.peer_up(source(2), &negotiated(Some(restart(true))), at(10));
     learnt.receive(address(2), &announce(2, attributes(&[65001]), &[A])).unwrap();
-    learnt.peer_down(address(2), Some(&restart(true)), at(20));
+    learnt.peer_down(address(2), Some(&negotiated(Some(restart(true)))), at(20));
     assert_eq!((used(&learnt), learnt.deadline(address(2))), (vec![format!("{A} via 2")], Some(at(140))));
 
     // One family alone.
     let mut learnt = up();
     let ipv6 = PeerGracefulRestart { families: vec![(Family::Ipv6Unicast, true)], ..restart(true) };
-    learnt.peer_down(address(2), Some(&ipv6), start);
+    learnt.peer_down(address(2), Some(&negotiated(Some(ipv6))), start);
     assert_eq!(used(&learnt), [format!("{V6} via 2")]);
 }
 
@@ -628,7 +646,7 @@ fn a_peer_tells_all_again() {
     assert_eq!(used(&learnt), [a, v6.clone()]);
 
     // Of one that restarts, the End-of-RIB is waited for.
-    learnt.peer_down(peer, Some(&restart(false)), start);
+    learnt.peer_down(peer, Some(&negotiated(Some(restart(false)))), start);
     learnt.peer_up(source(2), &negotiated(Some(restart(true))), start);
     learnt.refresh_begins(peer, v4, start);
     learnt.refresh_ends(peer, v4);
@@ -640,8 +658,8 @@ fn a_peer_tells_all_again() {
 /// What happens at peers.
 #[derive(Clone, Debug)]
 enum Step {
-    Announce { peer: u8, prefix: u8, route: Route },
-    Withdraw { peer: u8, prefix: u8 },
+    Announce { peer: u8, prefix: u8, path: u32, route: Route },
+    Withdraw { peer: u8, prefix: u8, path: u32 },
     Down { peer: u8 },
     Reserve { prefix: u8, here: bool },
     Links { up: u8 },
@@ -657,6 +675,8 @@ struct Route {
 }
 
 const PEERS: [u8; 4] = [2, 3, 100, 101];
+/// How many paths a peer may have to a prefix.
+const PATHS: u32 = 2;
 
 fn route() -> impl Strategy<Value = Route> {
     (0..3u32, any::<bool>(), 0..3u32, 0..2u8, 0..2u32).prop_map(|(neighbour, longer, med, origin, more)| {
@@ -667,8 +687,9 @@ fn route() -> impl Strategy<Value = Route> {
 fn step() -> impl Strategy<Value = Step> {
     let peer = || proptest::sample::select(PEERS.to_vec());
     prop_oneof![
-        8 => (peer(), 0..4u8, route()).prop_map(|(peer, prefix, route)| Step::Announce { peer, prefix, route }),
-        3 => (peer(), 0..4u8).prop_map(|(peer, prefix)| Step::Withdraw { peer, prefix }),
+        8 => (peer(), 0..4u8, 0..PATHS, route())
+            .prop_map(|(peer, prefix, path, route)| Step::Announce { peer, prefix, path, route }),
+        3 => (peer(), 0..4u8, 0..PATHS).prop_map(|(peer, prefix, path)| Step::Withdraw { peer, prefix, path }),
         1 => peer().prop_map(|peer| Step::Down { peer }),
         1 => (0..4u8, any::<bool>()).prop_map(|(prefix, here)| Step::Reserve { prefix, here }),
         2 => (0..16u8).prop_map(|up| Step::Links { up }),
@@ -701,27 +722,28 @@ proptest! {
     #[test]
     fn order_does_not_matter(
         steps in vec(step(), 0..60),
-        order in Just((0..PEERS.len() * PREFIXES.len()).collect::<Vec<_>>()).prop_shuffle(),
+        order in Just((0..PEERS.len() * PREFIXES.len() * PATHS as usize).collect::<Vec<_>>()).prop_shuffle(),
     ) {
         let mut history = learnt(&everything(), &PEERS);
-        let mut there: BTreeMap<(u8, u8), Route> = BTreeMap::new();
+        let mut there: BTreeMap<(u8, u8, u32), Route> = BTreeMap::new();
         let mut reserved = BTreeSet::new();
         let mut up = None;
         let mut told: BTreeMap<IpNet, Vec<NextHop>> = BTreeMap::new();
         for (number, step) in steps.into_iter().enumerate() {
             match step {
-                Step::Announce { peer, prefix, route } => {
-                    history.receive(address(peer), &route.update(peer, prefix)).unwrap();
-                    there.insert((peer, prefix), route);
+                Step::Announce { peer, prefix, path, route } => {
+                    history.receive(address(peer), &of_path(path, route.update(peer, prefix))).unwrap();
+                    there.insert((peer, prefix, path), route);
                 }
-                Step::Withdraw { peer, prefix } => {
-                    history.receive(address(peer), &withdraw(&[PREFIXES[usize::from(prefix)]])).unwrap();
-                    there.remove(&(peer, prefix));
+                Step::Withdraw { peer, prefix, path } => {
+                    let gone = withdraw(&[PREFIXES[usize::from(prefix)]]);
+                    history.receive(address(peer), &of_path(path, gone)).unwrap();
+                    there.remove(&(peer, prefix, path));
                 }
                 Step::Down { peer } => {
                     history.peer_down(address(peer), None, Instant::now());
                     history.peer_up(source(peer), &negotiated(None), Instant::now());
-                    there.retain(|(of, _), _| *of != peer);
+                    there.retain(|(of, ..), _| *of != peer);
                 }
                 Step::Reserve { prefix, here } => {
                     let net = [net(PREFIXES[usize::from(prefix)])];
@@ -752,8 +774,8 @@ proptest! {
         }
         let all: Vec<_> = there.iter().collect();
         for index in order {
-            if let Some(((peer, prefix), route)) = all.get(index) {
-                fresh.receive(address(*peer), &route.update(*peer, *prefix)).unwrap();
+            if let Some(((peer, prefix, path), route)) = all.get(index) {
+                fresh.receive(address(*peer), &of_path(*path, route.update(*peer, *prefix))).unwrap();
             }
         }
         fresh.reserve(&reserved.into_iter().collect::<Vec<_>>(), &[]);
@@ -771,8 +793,9 @@ proptest! {
         assert_eq!(told, used);
 
         // And with the last of it nothing stays.
-        for ((peer, prefix), _) in there {
-            history.receive(address(peer), &withdraw(&[PREFIXES[usize::from(prefix)]])).unwrap();
+        for (peer, prefix, path) in there.into_keys() {
+            let gone = withdraw(&[PREFIXES[usize::from(prefix)]]);
+            history.receive(address(peer), &of_path(path, gone)).unwrap();
         }
         assert_empty(&history);
         assert_eq!(PEERS.map(|peer| counts(&history, peer)), [[(0, 0); 2]; PEERS.len()]);

@@ -4,53 +4,51 @@
 //! peer without one nothing is kept: what it sends is passed on as it comes, and a station that connects later has the
 //! peer asked for all of it (RFC 7854 §5).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
-
-use ipnet::IpNet;
 
 use super::{BmpTables, Monitor, State, lock};
 use crate::Family;
 use crate::bmp::{self, View};
 use crate::rib::{Changes, Learnt, Path, Received, Rib};
 use crate::wire::pack::Announcement;
-use crate::wire::{Context, Message, Update};
+use crate::wire::{Context, Message, Nlri, Update};
 
-/// Prefixes that share a path.
-type Group = (Arc<Path>, Vec<IpNet>);
+/// What shares a path.
+type Group = (Arc<Path>, Vec<Nlri>);
 
-/// Appends what there is of `routes` in a table; `None` is gone.
+/// Appends what there is of `routes` in a table; `None` is gone. Path identifiers are told where `context` has them.
 pub(super) fn routes(
     view: View,
     context: Context,
-    routes: impl IntoIterator<Item = (IpNet, Option<Arc<Path>>)>,
+    routes: impl IntoIterator<Item = (Nlri, Option<Arc<Path>>)>,
     at: Duration,
     out: &mut Vec<u8>,
 ) {
-    let mut gone: BTreeMap<Family, Vec<IpNet>> = BTreeMap::new();
+    let mut gone: BTreeMap<Family, Vec<Nlri>> = BTreeMap::new();
     // By identity: equal paths are one.
     let mut there = BTreeMap::<(*const Path, Family), Group>::new();
-    for (prefix, path) in routes {
-        let family = Family::of(&prefix);
+    for (nlri, path) in routes {
+        let family = Family::of(&nlri.prefix);
         match path {
-            None => gone.entry(family).or_default().push(prefix),
+            None => gone.entry(family).or_default().push(nlri),
             Some(path) => {
-                there.entry((Arc::as_ptr(&path), family)).or_insert((path, Vec::new())).1.push(prefix);
+                there.entry((Arc::as_ptr(&path), family)).or_insert((path, Vec::new())).1.push(nlri);
             }
         }
     }
-    for (family, prefixes) in gone {
-        bmp::withdrawals(view, family, prefixes, context, at, out);
+    for (family, all) in gone {
+        bmp::withdrawals(view, family, all, context, at, out);
     }
-    for ((_, family), (path, prefixes)) in there {
+    for ((_, family), (path, all)) in there {
         let Path { next_hop, attributes } = &*path;
         match Announcement::of_family(family, attributes.clone(), next_hop.address, None, context) {
-            Ok(announcement) => bmp::announcements(view, &announcement, prefixes, at, out),
+            Ok(announcement) => bmp::announcements(view, &announcement, all, at, out),
             // It came in a longer message than Loc-RIB's are.
-            Err(_) => bmp::withdrawals(view, family, prefixes, context, at, out),
+            Err(_) => bmp::withdrawals(view, family, all, context, at, out),
         }
     }
 }
@@ -105,7 +103,7 @@ impl Monitor {
                 }
             } else {
                 // What it announces is taken for withdrawn (RFC 7606 §2).
-                let gone = update.unreachable().map(|nlri| (nlri.prefix.trunc(), None));
+                let gone = update.unreachable().map(|nlri| (nlri, None));
                 routes(view, context, gone, at, out);
             }
         });
@@ -125,23 +123,21 @@ impl Monitor {
         let Changes { received, accepted, decided, told_all } = learnt.take_noted();
         self.loc_rib_changed(rib, learnt, decided.iter());
         let mut state = lock(&self.state);
-        let now = |&(peer, prefix): &(IpAddr, IpNet)| (peer, prefix, learnt.received(peer, prefix));
-        let mut before = BTreeMap::<IpAddr, Vec<_>>::new();
-        for (peer, prefix, route) in received.iter().map(now) {
-            before.entry(peer).or_default().push((prefix, route.map(|route| route.path)));
-        }
-        let mut after = BTreeMap::<IpAddr, Vec<_>>::new();
-        for (peer, prefix, route) in accepted.iter().map(now) {
-            let route = route.filter(|route| route.accepted);
-            after.entry(peer).or_default().push((prefix, route.map(|route| route.path)));
-        }
         // Of a session that is over nothing is told any more.
-        for (peer, of_peer) in before {
+        for (peer, names) in by_peer(received) {
             let Some((view, context)) = state.received(peer) else { continue };
+            let of_peer = names.into_iter().map(|nlri| {
+                let route = as_named(learnt, peer, nlri, context);
+                (nlri, route.map(|route| route.path))
+            });
             self.publish(&mut state, PRE_POLICY, |at, out| routes(view, context, of_peer, at, out));
         }
-        for (peer, of_peer) in after {
+        for (peer, names) in by_peer(accepted) {
             let Some((view, context)) = state.received_post_policy(peer) else { continue };
+            let of_peer = names.into_iter().map(|nlri| {
+                let route = as_named(learnt, peer, nlri, context).filter(|route| route.accepted);
+                (nlri, route.map(|route| route.path))
+            });
             self.publish(&mut state, POST_POLICY, |at, out| routes(view, context, of_peer, at, out));
         }
         for (peer, family) in told_all {
@@ -158,80 +154,29 @@ impl Monitor {
     }
 }
 
+fn by_peer(names: BTreeSet<(IpAddr, Nlri)>) -> BTreeMap<IpAddr, Vec<Nlri>> {
+    let mut peers = BTreeMap::<IpAddr, Vec<Nlri>>::new();
+    names.into_iter().for_each(|(peer, nlri)| peers.entry(peer).or_default().push(nlri));
+    peers
+}
+
+/// A route as the session names it. Where paths have no names, what is left of a session in which they had is the prefix's route until
+/// the peer has told another.
+fn as_named(learnt: &Learnt, peer: IpAddr, nlri: Nlri, context: Context) -> Option<Received> {
+    match context.add_path.contains(Family::of(&nlri.prefix)) {
+        true => learnt.received(peer, nlri),
+        false => learnt.first_received(peer, nlri.prefix),
+    }
+}
+
 /// Routes of a peer in a table before or after policy.
 pub(super) fn in_table(
     routes: &[Received],
     post_policy: bool,
-) -> impl Iterator<Item = (IpNet, Option<Arc<Path>>)> {
+) -> impl Iterator<Item = (Nlri, Option<Arc<Path>>)> {
     let wanted = routes.iter().filter(move |route| route.accepted || !post_policy);
-    wanted.map(|route| (route.prefix, Some(Arc::clone(&route.path))))
+    wanted.map(|route| (route.nlri, Some(Arc::clone(&route.path))))
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::bmp::{Peer, PeerUp};
-    use crate::runtime::bmp::Up;
-    use crate::wire::{AsPath, AttributeError, AttributeProblem, Handling, Origin, PathAttributes};
-
-    const PEER: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 2));
-
-    /// Malformed attributes leave of a message what RFC 7606 leaves of it.
-    #[test]
-    fn what_comes_is_passed_on_as_it_is_understood() {
-        let context = Context { four_octet_asn: true, ..Context::default() };
-        let prefix: ipnet::Ipv4Net = "192.0.2.1/32".parse().unwrap();
-        let announces = |malformed: &[Handling]| Update {
-            nlri: vec![prefix.into()],
-            attributes: PathAttributes {
-                origin: Some(Origin::Igp),
-                as_path: Some(AsPath::sequence(vec![65001])),
-                next_hop: Some([10, 0, 0, 2].into()),
-                ..PathAttributes::default()
-            },
-            malformed: malformed
-                .iter()
-                .map(|&handling| AttributeError { code: 8, problem: AttributeProblem::Length, handling })
-                .collect(),
-            ..Update::default()
-        };
-        let monitor = Monitor::new(64512, [10, 0, 0, 1].into());
-        let peer = Peer { address: PEER, asn: 65001, router_id: [10, 0, 0, 2].into(), four_octet_asn: true };
-        let up = PeerUp {
-            local: ([10, 0, 0, 1], 179).into(),
-            remote_port: 179,
-            sent_open: Vec::new(),
-            received_open: Vec::new(),
-        };
-        let up = Up { peer, up, since: Duration::ZERO, received: context };
-        lock(&monitor.state).up.insert(PEER, up);
-        let tables = BmpTables { adj_rib_in: true, ..BmpTables::default() };
-        let router_id = [10, 0, 0, 1].into();
-        let own = crate::rib::Identity { asn: 64512, router_id, cluster_id: router_id };
-        let (_, mut told) = monitor.subscribe(&Rib::new(false), &mut Learnt::new(own), tables, 1 << 20);
-        let mut withdraws = announces(&[]);
-        withdraws.withdrawn = std::mem::take(&mut withdraws.nlri);
-        withdraws.attributes = PathAttributes::default();
-        for (name, update, there, gone) in [
-            ("announced", announces(&[]), 1, 0),
-            ("an attribute is dropped", announces(&[Handling::Discard]), 1, 0),
-            ("taken for withdrawn", announces(&[Handling::Discard, Handling::TreatAsWithdraw]), 0, 1),
-            ("withdrawn", withdraws, 0, 1),
-            ("End-of-RIB", Update::default(), 0, 0),
-        ] {
-            monitor.passed(PEER, &update);
-            let bytes = told.queue.try_recv().unwrap();
-            // Common header, per-peer header (RFC 7854 §4).
-            let Ok(Message::Update(passed)) = Message::decode(&bytes[6 + 42..], context) else {
-                panic!("{name}: not an UPDATE")
-            };
-            assert_eq!(passed.malformed, [], "{name}");
-            assert_eq!((passed.reachable().count(), passed.unreachable().count()), (there, gone), "{name}");
-            assert_eq!(passed.end_of_rib(), update.end_of_rib(), "{name}");
-        }
-        // Of a peer without a session nothing is.
-        lock(&monitor.state).up.clear();
-        monitor.passed(PEER, &announces(&[]));
-        assert!(told.queue.try_recv().is_err());
-    }
-}
+mod tests;

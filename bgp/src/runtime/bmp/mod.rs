@@ -236,7 +236,7 @@ impl Monitor {
                         (Some(route), best) if route.is_own() || best.is_none() => {
                             groups.entry((route, Family::of(prefix))).or_default().push(*prefix);
                         }
-                        (_, best) => others.push((*prefix, best)),
+                        (_, best) => others.push(((*prefix).into(), best)),
                     }
                 }
                 for ((route, family), prefixes) in groups {

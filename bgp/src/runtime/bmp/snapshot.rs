@@ -79,7 +79,11 @@ impl Monitor {
             let ins = tables.adj_rib_in || tables.adj_rib_in_post_policy;
             let received = Family::ALL.into_iter().filter_map(|family| {
                 let counts = learnt.counts(peer, family).filter(|_| ins)?;
-                let routes = learnt.all_received(peer, family);
+                let mut routes = learnt.all_received(peer, family);
+                if !up.received.add_path.contains(family) {
+                    // As changes are told: the first is the one.
+                    routes.dedup_by_key(|route| route.nlri.prefix);
+                }
                 Some(ReceivedSnapshot { family, routes, complete: counts.end_of_rib })
             });
             let export = rib.export(peer)?.clone();
@@ -154,7 +158,7 @@ impl Monitor {
             for ((route, family), prefixes) in groups(&snapshot.loc_rib) {
                 loc_rib_routes(self.loc_rib(), route, family, prefixes, at, &mut out);
             }
-            let best = snapshot.best.iter().map(|(prefix, path)| (*prefix, Some(Arc::clone(path))));
+            let best = snapshot.best.iter().map(|(prefix, path)| ((*prefix).into(), Some(Arc::clone(path))));
             learnt::routes(self.loc_rib(), LOC_RIB, best, at, &mut out);
             for family in Family::ALL.into_iter().filter(|_| snapshot.loc_rib_complete) {
                 bmp::end_of_rib(self.loc_rib(), family, at, &mut out);
@@ -193,6 +197,7 @@ impl PeerSnapshot {
                 if let Some(announcement) =
                     self.export.announcement(of_family.family, of_family.next_hop, route)
                 {
+                    let prefixes = prefixes.into_iter().map(|prefix| self.export.nlri(prefix));
                     bmp::announcements(view, &announcement, prefixes, at, out);
                 }
             }

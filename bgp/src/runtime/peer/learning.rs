@@ -35,17 +35,18 @@ impl PeerTask {
         });
     }
 
-    /// The session, or an attempt at one, is over. One that was merely lost may be of a peer that restarts (RFC 4724 §4.2); a
-    /// NOTIFICATION, either way, means that it does not.
+    /// The session, or an attempt at one, is over. The peer may be one that restarts (RFC 4724 §4.2, RFC 8538 §4.1).
     pub(super) fn lose_learnt(&mut self, reason: &Down) {
-        let helps = self.shared.config.graceful_restart.is_some() && *reason == Down::ConnectionClosed;
+        let helps = self.shared.config.graceful_restart.is_some();
         let observed = self.observed();
-        let negotiated = observed.session.as_ref().filter(|_| helps).map(|session| &session.negotiated);
-        let graceful = negotiated.and_then(|negotiated| negotiated.graceful_restart.clone());
+        let negotiated = observed.session.as_ref().map(|session| &session.negotiated);
+        let restarting =
+            negotiated.filter(|negotiated| helps && reason.may_be_restart(negotiated.graceful_notification));
+        let restarting = restarting.cloned();
         drop(observed);
         let peer = self.config.address;
         self.stale_until = self.shared.learn(|learnt| {
-            learnt.peer_down(peer, graceful.as_ref(), Instant::now());
+            learnt.peer_down(peer, restarting.as_ref(), Instant::now());
             learnt.deadline(peer)
         });
     }

@@ -10,18 +10,19 @@ use proptest::collection::vec;
 use proptest::prelude::{any, proptest};
 
 use super::{
-    PEERS, PREFIXES, Step, address, everything, learnt, links, negotiated, net, restart, source, step,
-    withdraw,
+    PEERS, PREFIXES, Step, address, everything, learnt, links, negotiated, net, of_path, restart, source,
+    step, withdraw,
 };
 use crate::Family;
 use crate::rib::learnt::{Changes, Learnt};
 use crate::rib::path::Path;
+use crate::wire::Nlri;
 
 /// What a monitoring station knows.
 #[derive(Debug, Default, PartialEq)]
 struct Known {
-    received: BTreeMap<(IpAddr, IpNet), Arc<Path>>,
-    accepted: BTreeMap<(IpAddr, IpNet), Arc<Path>>,
+    received: BTreeMap<(IpAddr, Nlri), Arc<Path>>,
+    accepted: BTreeMap<(IpAddr, Nlri), Arc<Path>>,
     best: BTreeMap<IpNet, Arc<Path>>,
 }
 
@@ -35,12 +36,12 @@ fn put<K: Ord>(table: &mut BTreeMap<K, Arc<Path>>, key: K, path: Option<Arc<Path
 impl Known {
     fn follow(&mut self, learnt: &mut Learnt) {
         let Changes { received, accepted, decided, told_all: _ } = learnt.take_noted();
-        for (peer, prefix) in received {
-            put(&mut self.received, (peer, prefix), learnt.received(peer, prefix).map(|route| route.path));
+        for (peer, nlri) in received {
+            put(&mut self.received, (peer, nlri), learnt.received(peer, nlri).map(|route| route.path));
         }
-        for (peer, prefix) in accepted {
-            let route = learnt.received(peer, prefix).filter(|route| route.accepted);
-            put(&mut self.accepted, (peer, prefix), route.map(|route| route.path));
+        for (peer, nlri) in accepted {
+            let route = learnt.received(peer, nlri).filter(|route| route.accepted);
+            put(&mut self.accepted, (peer, nlri), route.map(|route| route.path));
         }
         for prefix in decided {
             put(&mut self.best, prefix, learnt.best(prefix));
@@ -66,10 +67,10 @@ impl Known {
             })
         };
         Known {
-            received: all().map(|(peer, route)| ((peer, route.prefix), route.path)).collect(),
+            received: all().map(|(peer, route)| ((peer, route.nlri), route.path)).collect(),
             accepted: all()
                 .filter(|(_, route)| route.accepted)
-                .map(|(peer, route)| ((peer, route.prefix), route.path))
+                .map(|(peer, route)| ((peer, route.nlri), route.path))
                 .collect(),
             best: learnt.all_best().collect(),
         }
@@ -86,19 +87,20 @@ proptest! {
         let mut learnt = learnt(&everything(), &PEERS);
         learnt.monitor(true);
         let mut known = Known::default();
-        let offered = graceful.then(|| restart(true));
+        let agreed = negotiated(graceful.then(|| restart(true)));
         for (number, step) in steps.into_iter().enumerate() {
             match step {
-                Step::Announce { peer, prefix, route } => {
-                    learnt.receive(address(peer), &route.update(peer, prefix)).unwrap();
+                Step::Announce { peer, prefix, path, route } => {
+                    learnt.receive(address(peer), &of_path(path, route.update(peer, prefix))).unwrap();
                 }
-                Step::Withdraw { peer, prefix } => {
-                    learnt.receive(address(peer), &withdraw(&[PREFIXES[usize::from(prefix)]])).unwrap();
+                Step::Withdraw { peer, prefix, path } => {
+                    let gone = withdraw(&[PREFIXES[usize::from(prefix)]]);
+                    learnt.receive(address(peer), &of_path(path, gone)).unwrap();
                 }
                 Step::Down { peer } => {
                     known.forget(address(peer));
-                    learnt.peer_down(address(peer), offered.as_ref(), Instant::now());
-                    learnt.peer_up(source(peer), &negotiated(offered.clone()), Instant::now());
+                    learnt.peer_down(address(peer), graceful.then_some(&agreed), Instant::now());
+                    learnt.peer_up(source(peer), &agreed, Instant::now());
                 }
                 Step::Reserve { prefix, here } => {
                     let net = [net(PREFIXES[usize::from(prefix)])];
