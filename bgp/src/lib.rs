@@ -44,7 +44,8 @@ pub use rib::{
 pub use runtime::{
     Bfd, BfdPeer, BfdSession, BfdStatus, BmpCounters, BmpStation, BmpStationStatus, BmpTables, Counters,
     DynamicPeers, DynamicPeersStatus, GracefulRestart, LearntStatus, LinkStatus, Password, PasswordLength,
-    PeerConfig, PeerStatus, RouterDiscovery, Shutdown, Speaker, SpeakerConfig, SpeakerStatus, StartError,
+    PeerBfd, PeerConfig, PeerStatus, RouterDiscovery, Shutdown, Speaker, SpeakerConfig, SpeakerStatus,
+    StartError,
 };
 
 /// The README's example compiles.

@@ -1,15 +1,19 @@
 //! BFD with BIRD and FRR.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use sheave_bgp::bfd::{Algorithm, Key, SessionConfig, State};
-use sheave_bgp::{Bfd, BfdPeer, BfdStatus};
+use sheave_bgp::{
+    Attributes, Bfd, BfdPeer, BfdStatus, GracefulRestart, ImportPolicy, PeerBfd, PeerConfig, PrefixFilter,
+    Shutdown, Speaker, SpeakerConfig,
+};
 use tokio::sync::watch;
 
-use crate::bird::PROGRAMS;
-use crate::in_lab;
+use crate::bird::{BIRD_ASN, PROGRAMS};
 use crate::lab::Lab;
+use crate::{OUR_ASN, announce, in_lab, only_peer, peer_config, speaker_config, start};
 
 const MS: Duration = Duration::from_millis(1);
 
@@ -229,5 +233,92 @@ fn frr_sessions() {
         bfd.leave().await;
         let left = |peer: &serde_json::Value| peer["status"] == "down";
         lab.until("the end of all", || are(4, &left), || format!("{:#?}", frr(&lab))).await;
+    });
+}
+
+/// BIRD with a session that BFD watches, and the speaker.
+async fn start_watched(lab: &mut Lab, config: SpeakerConfig) -> Speaker {
+    let [ours, birds] = Lab::V4;
+    lab.start_bird(birds, BIRD_ASN, ours, OUR_ASN, "bfd graceful; passive on; hold time 90;");
+    let interval = "min rx interval 50 ms; min tx interval 50 ms; multiplier 3;";
+    lab.edit_bird(
+        "protocol device",
+        &format!("protocol bfd {{ interface \"link0\" {{ {interval} }}; }} protocol device"),
+    );
+    lab.restart();
+    watched(config).await
+}
+
+async fn watched(speaker: SpeakerConfig) -> Speaker {
+    let [_, birds] = Lab::V4;
+    let speaker = start(speaker).await;
+    let filters =
+        ["198.51.100.0/24", "203.0.113.0/24"].map(|prefix| PrefixFilter::exactly(prefix.parse().unwrap()));
+    let policy = ImportPolicy { prefixes: filters.to_vec(), max_prefixes: None };
+    speaker.set_imports(&BTreeMap::from([(birds, policy)]));
+    let bfd = PeerBfd { session: config(), multihop: false, key: None };
+    speaker.set_peers(vec![PeerConfig {
+        bfd: Some(bfd),
+        hold_time: Duration::from_secs(90),
+        ..peer_config(birds, BIRD_ASN)
+    }]);
+    speaker.update(announce(&["192.0.2.1/32"], &Attributes::default()));
+    speaker.initial_routes_complete();
+    crate::until("a session, and BFD beside it", || {
+        let peer = only_peer(&speaker);
+        peer.session.is_some()
+            && peer.bfd.is_some_and(|bfd| bfd.state == State::Up && bfd.detection_time == 150 * MS)
+    })
+    .await;
+    speaker
+}
+
+/// BIRD stops without a word, and its kernel goes on acknowledging: BFD says so long before the hold time is over, the session ends and so do
+/// its routes, graceful restart or not.
+#[test]
+fn a_silent_peer_is_noticed() {
+    in_lab(PROGRAMS, |mut lab| async move {
+        let restart = Some(GracefulRestart { restart_time: Duration::from_secs(120), stale_time: None });
+        let speaker =
+            start_watched(&mut lab, SpeakerConfig { graceful_restart: restart, ..speaker_config(None) })
+                .await;
+        crate::until("its routes", || speaker.learnt().routes == 2).await;
+        let quiet = Instant::now();
+        lab.freeze(true);
+        crate::until("the end of the session", || only_peer(&speaker).session.is_none()).await;
+        eprintln!("the session ended after {:?}", quiet.elapsed());
+        let error = only_peer(&speaker).last_error.unwrap().reason.to_string();
+        assert!(error.contains("BFD"), "{error}");
+        assert_eq!(speaker.learnt().routes, 0);
+        lab.freeze(false);
+        crate::until("the session again", || only_peer(&speaker).counters.established == 2).await;
+    });
+}
+
+/// A planned restart takes BFD down first, and says so: no failure to BIRD, which keeps the routes. With `bfd on` it would not: to that any end
+/// of BFD is one.
+#[test]
+fn a_restart_is_no_failure() {
+    in_lab(PROGRAMS, |mut lab| async move {
+        let restart = Some(GracefulRestart { restart_time: Duration::from_secs(120), stale_time: None });
+        let config = SpeakerConfig { graceful_restart: restart, ..speaker_config(None) };
+        let speaker = start_watched(&mut lab, config.clone()).await;
+        let route = "show route 192.0.2.1/32";
+        lab.wait_for(route, &["192.0.2.1/32"]).await;
+        speaker.shutdown(Shutdown::GracefulRestart).await;
+        // Longer than BFD takes to notice.
+        let gone = Instant::now();
+        while gone.elapsed() < 1000 * MS {
+            assert!(
+                lab.birdc(route).contains("192.0.2.1/32"),
+                "after {:?}: {}",
+                gone.elapsed(),
+                lab.read("log")
+            );
+            tokio::time::sleep(20 * MS).await;
+        }
+        let speaker = watched(SpeakerConfig { restarting: true, ..config }).await;
+        assert!(lab.birdc(route).contains("192.0.2.1/32"), "{}", lab.read("log"));
+        speaker.shutdown(Shutdown::Cease).await;
     });
 }

@@ -33,6 +33,17 @@ pub struct BfdPeer {
     pub multihop: bool,
 }
 
+/// BFD beside a BGP session.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PeerBfd {
+    /// Intervals and the like.
+    pub session: SessionConfig,
+    /// The peer may be several hops away (RFC 5883).
+    pub multihop: bool,
+    /// What packets are signed with.
+    pub key: Option<Key>,
+}
+
 /// What a session is like.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct BfdStatus {
@@ -119,6 +130,24 @@ impl Bfd {
 }
 
 impl BfdSession {
+    /// With whom it is.
+    pub fn peer(&self) -> &BfdPeer {
+        &self.peer
+    }
+
+    /// Waits until it is another than when it was looked at last.
+    pub async fn changed(&mut self) {
+        if self.status.changed().await.is_err() {
+            // The engine is gone: nothing will change.
+            std::future::pending::<()>().await;
+        }
+    }
+
+    /// What it is like, looked at.
+    pub fn look(&mut self) -> BfdStatus {
+        self.status.borrow_and_update().clone()
+    }
+
     /// What it is like, now and from now on.
     pub fn status(&self) -> watch::Receiver<BfdStatus> {
         self.status.clone()
