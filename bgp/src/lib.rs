@@ -24,6 +24,7 @@
 //! out, so whole networks of sessions run in a deterministic simulation. They must not read a clock
 //! (`Instant::now`), open sockets or spawn tasks; only `runtime` may.
 
+pub mod bfd;
 pub mod bmp;
 pub mod discovery;
 pub mod rib;
@@ -41,9 +42,10 @@ pub use rib::{
     PrefixFilter, RouteChanges, is_routable,
 };
 pub use runtime::{
-    BmpCounters, BmpStation, BmpStationStatus, BmpTables, Counters, DynamicPeers, DynamicPeersStatus,
-    GracefulRestart, LearntStatus, LinkStatus, Password, PasswordLength, PeerConfig, PeerStatus,
-    RouterDiscovery, Shutdown, Speaker, SpeakerConfig, SpeakerStatus, StartError,
+    Bfd, BfdPeer, BfdSession, BfdStatus, BmpCounters, BmpStation, BmpStationStatus, BmpTables, Counters,
+    DynamicPeers, DynamicPeersStatus, GracefulRestart, LearntStatus, LinkStatus, Password, PasswordLength,
+    PeerBfd, PeerConfig, PeerStatus, RouterDiscovery, Shutdown, Speaker, SpeakerConfig, SpeakerStatus,
+    StartError,
 };
 
 /// The README's example compiles.

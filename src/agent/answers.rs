@@ -1,10 +1,10 @@
 //! What the agent says when it is asked.
 
 use std::net::IpAddr;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use sheave_bgp::session::State;
-use sheave_bgp::{BmpStationStatus, FamilyCounts, LearntStatus, SpeakerStatus};
+use sheave_bgp::{BfdStatus, BmpStationStatus, FamilyCounts, LearntStatus, SpeakerStatus};
 use tracing::debug;
 
 use super::{Agent, CHECK};
@@ -183,6 +183,7 @@ fn peers(speaker: Option<SpeakerStatus>, learnt: &LearntStatus, missing: &[Missi
         prefixes_received: None,
         prefixes_accepted: None,
         last_error: Some(why.clone()),
+        bfd: None,
     });
     sessions
         .map(|peer| status::Peer {
@@ -200,7 +201,21 @@ fn peers(speaker: Option<SpeakerStatus>, learnt: &LearntStatus, missing: &[Missi
             prefixes_received: count(&peer.address, |counts| counts.received),
             prefixes_accepted: count(&peer.address, |counts| counts.accepted),
             last_error: peer.last_error.map(|error| error.reason.to_string()),
+            bfd: peer.bfd.map(bfd),
         })
         .chain(missing)
         .collect()
+}
+
+fn bfd(bfd: BfdStatus) -> status::Bfd {
+    let micros = |time: Duration| time.as_micros().try_into().unwrap_or(u64::MAX);
+    status::Bfd {
+        state: bfd.state.to_string(),
+        remote_state: bfd.remote_state.to_string(),
+        diagnostic: bfd.diagnostic.to_string(),
+        transmit_interval_us: micros(bfd.transmit_interval),
+        detection_time_us: micros(bfd.detection_time),
+        ups: bfd.ups,
+        problem: bfd.problem,
+    }
 }

@@ -6,7 +6,8 @@ use std::time::Duration;
 use sheave_bgp::session::{AddPaths, RoleOffer};
 use sheave_bgp::wire;
 use sheave_bgp::{
-    BmpStation, BmpTables, DynamicPeers, Families, GracefulRestart, Password, PeerConfig, SpeakerConfig,
+    BmpStation, BmpTables, DynamicPeers, Families, GracefulRestart, Password, PeerBfd, PeerConfig,
+    SpeakerConfig,
 };
 
 use super::AnnounceError;
@@ -157,9 +158,21 @@ pub(super) fn peer_config(
             _ => None,
         },
         export: peer.export.clone(),
+        bfd: peer.bfd.map(|bfd| bfd_beside(&bfd, peer)),
         password,
         client: peer.route_reflector_client,
         any_external_asn: *asn == PeerAsn::External,
         ..PeerConfig::new(address, asn.number(own_asn).unwrap_or_default())
     }
+}
+
+/// BFD beside the session with a peer.
+fn bfd_beside(bfd: &config::Bfd, peer: &Peer) -> PeerBfd {
+    let session = sheave_bgp::bfd::SessionConfig {
+        transmit: bfd.transmit_interval,
+        receive: bfd.receive_interval,
+        multiplier: bfd.detect_multiplier,
+        passive: bfd.passive,
+    };
+    PeerBfd { session, multihop: bfd.multihop.unwrap_or(peer.multihop.is_some()), key: None }
 }

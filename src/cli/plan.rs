@@ -273,7 +273,7 @@ impl<'a> Plan<'a> {
                     PeerSource::Mesh => "mesh",
                 },
                 // Not spoken yet, whatever is configured; a warning says so.
-                bfd: false,
+                bfd: peer.bfd.is_some(),
                 graceful_restart: router.graceful_restart.is_some(),
             })
             .collect();

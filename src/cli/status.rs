@@ -121,7 +121,10 @@ fn table(status: &Status) -> String {
                     None => peer.address.clone(),
                 },
                 if peer.asn == 0 { "external".into() } else { peer.asn.to_string() },
-                peer.state.clone(),
+                match &peer.bfd {
+                    Some(bfd) => format!("{}, BFD {}", peer.state, bfd.state),
+                    None => peer.state.clone(),
+                },
                 peer.uptime_seconds.map_or_else(|| "-".into(), |seconds| format!("{seconds}s")),
                 peer.prefixes_sent.to_string(),
                 or_none(peer.prefixes_received),
@@ -294,6 +297,7 @@ mod tests {
             prefixes_received: received,
             prefixes_accepted: accepted,
             last_error: None,
+            bfd: None,
         };
         let status = Status {
             peers: vec![peer("10.0.0.1", Some(3), Some(2)), peer("10.0.0.2", None, None)],

@@ -466,10 +466,9 @@ impl Config {
 
     /// Settings that are read and checked but that this version does not act on.
     pub fn warnings(&self) -> Vec<Warning> {
-        let Self { router, announce: _, services: _, observe: _, drain } = self;
+        let Self { router: _, announce: _, services: _, observe: _, drain } = self;
         let default = Self::default();
-        let peer = |set: fn(&Peer) -> bool| router.peers.iter().any(set);
-        [("router.peers[].bfd", peer(|peer| peer.bfd.is_some())), ("drain", *drain != default.drain)]
+        [("drain", *drain != default.drain)]
             .into_iter()
             .filter(|(_, set)| *set)
             .map(|(field, _)| Warning {

@@ -120,9 +120,6 @@ impl NodeSettings {
         if let Some(Ok(true)) = reader.value(DRAIN, reader::boolean) {
             unhonoured.push(DRAIN.to_owned());
         }
-        for peer in self.peers.iter().flatten().filter(|peer| peer.bfd.is_some()) {
-            unhonoured.push(format!("bfd of peer {}", peer.name()));
-        }
         for what in unhonoured {
             reader.warn("NotYetHonoured", format!("{what} is not acted on by this version"));
         }

@@ -411,19 +411,47 @@ impl DynamicPeer {
 #[serde(rename_all = "camelCase", default, deny_unknown_fields)]
 pub struct Bfd {
     /// Desired minimum transmit interval.
-    #[serde(deserialize_with = "duration")]
+    #[serde(deserialize_with = "bfd_interval")]
     pub transmit_interval: Duration,
     /// Required minimum receive interval.
-    #[serde(deserialize_with = "duration")]
+    #[serde(deserialize_with = "bfd_interval")]
     pub receive_interval: Duration,
     /// How many packets may be lost in a row.
+    #[serde(deserialize_with = "detect_multiplier")]
     pub detect_multiplier: u8,
+    /// The peer may be several hops away (RFC 5883); `None`: if `multihop` of the peer says so.
+    pub multihop: Option<bool>,
+    /// Says nothing before the peer has spoken.
+    pub passive: bool,
 }
 
 impl Default for Bfd {
     fn default() -> Self {
         let interval = Duration::from_millis(300);
-        Self { transmit_interval: interval, receive_interval: interval, detect_multiplier: 3 }
+        Self {
+            transmit_interval: interval,
+            receive_interval: interval,
+            detect_multiplier: 3,
+            multihop: None,
+            passive: false,
+        }
+    }
+}
+
+/// Packets more often than every 10 ms are more than a busy node can be sure to send; less often than every minute notices nothing.
+fn bfd_interval<'de, D: Deserializer<'de>>(d: D) -> Result<Duration, D::Error> {
+    let interval = duration(d)?;
+    if !(Duration::from_millis(10)..=Duration::from_secs(60)).contains(&interval) {
+        return Err(D::Error::custom("an interval of BFD is 10ms to 60s"));
+    }
+    Ok(interval)
+}
+
+/// RFC 5880 section 4.1: not 0.
+fn detect_multiplier<'de, D: Deserializer<'de>>(d: D) -> Result<u8, D::Error> {
+    match u8::deserialize(d)? {
+        0 => Err(D::Error::custom("detectMultiplier is 1 to 255: how many packets may be lost, and one")),
+        multiplier => Ok(multiplier),
     }
 }
 

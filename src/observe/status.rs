@@ -122,6 +122,28 @@ pub struct Peer {
     pub prefixes_accepted: Option<usize>,
     /// What ended the last session or attempt.
     pub last_error: Option<String>,
+    /// BFD beside the session, where it is configured.
+    pub bfd: Option<Bfd>,
+}
+
+/// BFD with a peer (RFC 5880).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Bfd {
+    /// This side's state.
+    pub state: String,
+    /// The peer's, as it last told.
+    pub remote_state: String,
+    /// Why it last went down.
+    pub diagnostic: String,
+    /// Microseconds between packets of this side.
+    pub transmit_interval_us: u64,
+    /// Microseconds that silence takes to be noticed.
+    pub detection_time_us: u64,
+    /// How often it was up.
+    pub ups: u64,
+    /// Why packets cannot be sent or received.
+    pub problem: Option<String>,
 }
 
 /// A monitoring station.

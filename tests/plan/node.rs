@@ -282,18 +282,6 @@ fn what_is_not_acted_on_is_said() {
     for (key, value, reason, message) in [
         ("sheave.io/drain", "true", "NotYetHonoured", "sheave.io/drain is not acted on"),
         (
-            "sheave.io/peers",
-            "[{address: 10.0.0.9, asn: 1, bfd: {}}]",
-            "NotYetHonoured",
-            "bfd of peer 10.0.0.9",
-        ),
-        (
-            "kube-router.io/peers",
-            "[{remoteip: 10.0.0.9, remoteasn: 1, bfd: {enabled: true, port: 3784}}]",
-            "NotYetHonoured",
-            "bfd of peer 10.0.0.9",
-        ),
-        (
             "kube-router.io/bgp-local-addresses",
             "10.0.0.1",
             "NotYetHonoured",

@@ -3,6 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
+use super::bfd::PeerBfd;
 use super::md5::Password;
 use crate::Families;
 use crate::rib::ExportPolicy;
@@ -94,6 +95,8 @@ pub struct PeerConfig {
     pub password: Option<Password>,
     /// The peer may be of any AS but the speaker's own, whichever it says; `asn` is 0 then, which is nobody's.
     pub any_external_asn: bool,
+    /// BFD beside the session: when the path fails, so does the session.
+    pub bfd: Option<PeerBfd>,
     /// The peer, an iBGP one, is a client of this route reflector (RFC 4456), if it is one:
     /// [`Speaker::set_reflector`](super::Speaker::set_reflector).
     pub client: bool,
@@ -124,6 +127,7 @@ impl PeerConfig {
             add_paths: AddPaths::default(),
             password: None,
             any_external_asn: false,
+            bfd: None,
             client: false,
         }
     }
@@ -142,6 +146,7 @@ impl PeerConfig {
             next_hop_v4: other.next_hop_v4,
             next_hop_v6: other.next_hop_v6,
             export: other.export.clone(),
+            bfd: other.bfd.clone(),
             client: other.client,
             ..self.clone()
         };

@@ -11,6 +11,7 @@
 //!
 //! The only module that reads the clock, opens sockets and spawns tasks.
 
+mod bfd;
 mod bmp;
 mod config;
 mod dynamic;
@@ -33,6 +34,7 @@ use tokio::net::TcpListener;
 use tokio::runtime::Handle;
 use tokio::task::JoinSet;
 
+pub use bfd::{Bfd, BfdPeer, BfdSession, BfdStatus, PeerBfd};
 pub use bmp::{BmpCounters, BmpStation, BmpStationStatus, BmpTables};
 pub use config::{GracefulRestart, PeerConfig, Shutdown, SpeakerConfig, StartError};
 pub use dynamic::{DynamicPeers, DynamicPeersStatus};
@@ -156,6 +158,8 @@ impl Speaker {
     /// Ends every session as `how` says, the listeners, and what monitoring stations are told. Takes two seconds at most.
     pub async fn shutdown(mut self, how: Shutdown) {
         self.accepting.shutdown().await;
+        // Before peers miss its packets: that would be a failure to them.
+        self.shared.leave_bfd().await;
         let farewell = match how {
             Shutdown::GracefulRestart => Farewell::Silent,
             Shutdown::Cease => Farewell::Cease(Notification::cease(Cease::AdministrativeShutdown)),

@@ -11,6 +11,7 @@
 //! ```
 
 mod learning;
+mod path;
 
 use std::future::Future;
 use std::hash::{BuildHasher, Hasher, RandomState};
@@ -25,6 +26,7 @@ use tokio::net::TcpStream;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
+use super::bfd::BfdSession;
 use super::bmp::Opens;
 use super::config::{PeerConfig, SpeakerConfig};
 use super::shared::{Observed, ObservedSession, Shared, lock};
@@ -80,6 +82,8 @@ pub(super) struct PeerTask {
     stale_until: Option<Instant>,
     /// How often the peer would have been asked for all it announces, for monitoring stations.
     asks: u64,
+    /// BFD beside the session.
+    path: Option<BfdSession>,
 }
 
 /// The end of a task whose peer stays away.
@@ -128,6 +132,7 @@ enum Input {
     StaleTimer,
     RoutesChanged,
     Gathered,
+    PathChanged,
 }
 
 impl Connection {
@@ -213,6 +218,7 @@ impl PeerTask {
             torn_down: None,
             stale_until: None,
             asks: 0,
+            path: None,
         }
     }
 
@@ -220,6 +226,7 @@ impl PeerTask {
     pub(super) async fn run(mut self) {
         // What an earlier task for the peer left.
         self.stale_until = self.shared.learnt().deadline(self.config.address);
+        self.watch_path();
         self.event(Event::ManualStart);
         loop {
             let input = self.next_input().await;
@@ -252,6 +259,7 @@ impl PeerTask {
                     };
                 }
                 Input::Gathered => self.sending = Sending::Writing,
+                Input::PathChanged => self.path_changed(),
             }
             self.send_routes();
             Direction::ALL.into_iter().for_each(|direction| self.watch_output(direction));
@@ -281,6 +289,7 @@ impl PeerTask {
             () = sleep_until(self.session.next_deadline()) => Input::SessionTimer,
             () = sleep_until(self.stale_until) => Input::StaleTimer,
             () = sleep_until(gathered) => Input::Gathered,
+            () = or_never(self.path.as_mut().map(BfdSession::changed)) => Input::PathChanged,
             Ok(()) = self.changed.changed(), if idle => Input::RoutesChanged,
         }
     }
@@ -317,6 +326,7 @@ impl PeerTask {
 
     fn reconfigured(&mut self) {
         self.config = self.inputs.changes.borrow_and_update().clone();
+        self.watch_path();
         let config = session_config(&self.shared.config, &self.config);
         let actions = self.session.reconfigure(config, Instant::now());
         self.act(actions);

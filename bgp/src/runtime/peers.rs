@@ -173,7 +173,10 @@ impl Peers {
         if !self.current.contains_key(&address) {
             self.join(address);
         }
-        let peer = self.current.get(&address).filter(|peer| socket::is_behind(&peer.config, from));
+        let peer = self
+            .current
+            .get(&address)
+            .filter(|peer| socket::is_behind(peer.config.interface.as_deref(), from));
         peer.is_some_and(|peer| peer.accepted.try_send(stream).is_ok())
     }
 

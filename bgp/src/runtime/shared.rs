@@ -1,10 +1,11 @@
 //! What the speaker, its listeners and its peers' tasks share.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Instant, SystemTime};
 
 use tokio::sync::watch;
 
+use super::bfd::{Bfd, BfdStatus};
 use super::bmp::Monitor;
 use super::config::SpeakerConfig;
 use super::status::{Counters, LastError};
@@ -25,6 +26,8 @@ pub(super) struct Shared {
     pub(super) changed: watch::Sender<()>,
     /// Changes when a peer has been sent something, or is no longer there to be sent it.
     pub(super) progress: watch::Sender<()>,
+    /// Started with the first peer that has it.
+    bfd: OnceLock<Option<Bfd>>,
 }
 
 impl Shared {
@@ -34,7 +37,26 @@ impl Shared {
         let SpeakerConfig { asn, router_id, .. } = config;
         let learnt = Mutex::new(Learnt::new(Identity { asn, router_id, cluster_id: router_id }));
         let [news, changed, progress] = [(), (), ()].map(watch::Sender::new);
-        Shared { config, rib, monitor, learnt, news, changed, progress }
+        Shared { config, rib, monitor, learnt, news, changed, progress, bfd: OnceLock::new() }
+    }
+
+    /// What runs BFD sessions, if it can be had.
+    pub(super) fn bfd(&self) -> Option<&Bfd> {
+        let start = || match Bfd::start() {
+            Ok(bfd) => Some(bfd),
+            Err(error) => {
+                tracing::error!("no BFD: {error}");
+                None
+            }
+        };
+        self.bfd.get_or_init(start).as_ref()
+    }
+
+    /// Tells the other sides of BFD sessions that their end is no failure.
+    pub(super) async fn leave_bfd(&self) {
+        if let Some(Some(bfd)) = self.bfd.get() {
+            bfd.leave().await;
+        }
     }
 
     pub(super) fn rib(&self) -> MutexGuard<'_, Rib> {
@@ -90,6 +112,8 @@ pub(super) struct Observed {
     pub(super) counters: Counters,
     /// As told by the peer last.
     pub(super) asn: Option<u32>,
+    /// Where there is BFD beside the session.
+    pub(super) bfd: Option<BfdStatus>,
 }
 
 /// What there is to see of an Established session.
@@ -111,6 +135,7 @@ impl Observed {
             session: None,
             counters: Counters::default(),
             asn: None,
+            bfd: None,
         }
     }
 

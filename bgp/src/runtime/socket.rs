@@ -64,17 +64,18 @@ fn set_ttl(socket: &SockRef<'_>, address: IpAddr, ttl: u8) -> io::Result<()> {
 pub(super) async fn connect(peer: PeerConfig, own_asn: u32) -> io::Result<TcpStream> {
     let socket = if peer.address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
     configure(&SockRef::from(&socket), &peer, own_asn)?;
+    let interface = peer.interface.as_deref();
     if let Some(local) = peer.local_address {
-        socket.bind(with_scope(&peer, local, 0)?)?;
+        socket.bind(scoped(interface, local, 0)?)?;
     }
-    socket.connect(with_scope(&peer, peer.address, peer.port)?).await
+    socket.connect(scoped(interface, peer.address, peer.port)?).await
 }
 
-/// An address of the session with `peer`, with the interface where it means nothing without one.
-fn with_scope(peer: &PeerConfig, address: IpAddr, port: u16) -> io::Result<SocketAddr> {
+/// An address with the interface that it is at, where it means nothing without one.
+pub(super) fn scoped(interface: Option<&str>, address: IpAddr, port: u16) -> io::Result<SocketAddr> {
     match address {
         IpAddr::V6(address) if address.is_unicast_link_local() => {
-            let scope = peer.interface.as_deref().map_or(Ok(0), index_of)?;
+            let scope = interface.map_or(Ok(0), index_of)?;
             Ok(SocketAddrV6::new(address, port, 0, scope).into())
         }
         _ => Ok(SocketAddr::new(address, port)),
@@ -88,9 +89,9 @@ fn index_of(interface: &str) -> io::Result<u32> {
         .map_err(|error| io::Error::other(format!("interface {interface}: {}", io::Error::from(error))))
 }
 
-/// Whether a connection from there is `peer`'s, by the interface it came through. Addresses are looked at elsewhere.
-pub(super) fn is_behind(peer: &PeerConfig, from: SocketAddr) -> bool {
-    match (&peer.interface, from) {
+/// Whether what comes from there is of a peer at `interface`. Addresses are looked at elsewhere.
+pub(super) fn is_behind(interface: Option<&str>, from: SocketAddr) -> bool {
+    match (interface, from) {
         (Some(interface), SocketAddr::V6(from)) => {
             index_of(interface).is_ok_and(|index| index == from.scope_id())
         }

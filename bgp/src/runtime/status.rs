@@ -5,6 +5,7 @@ use std::time::{Duration, SystemTime};
 
 use ipnet::IpNet;
 
+use super::bfd::BfdStatus;
 use super::config::PeerConfig;
 use super::dynamic::DynamicPeersStatus;
 use super::shared::Observed;
@@ -48,6 +49,8 @@ pub struct PeerStatus {
     pub uptime: Option<Duration>,
     /// What ended the last session or attempt, and when.
     pub last_error: Option<LastError>,
+    /// BFD beside the session, if there is.
+    pub bfd: Option<BfdStatus>,
     /// What is known only of an Established session.
     pub session: Option<SessionStatus>,
     /// Totals over all sessions with this peer.
@@ -137,6 +140,7 @@ impl PeerStatus {
                 families: rib.families(config.address).iter().map(FamilyStatus::from).collect(),
             }),
             counters: observed.counters,
+            bfd: observed.bfd.clone(),
         }
     }
 }

@@ -3,6 +3,7 @@
 use std::net::Ipv4Addr;
 
 use super::State;
+use crate::bfd::Diagnostic;
 use crate::wire::{Capability, Cease, Notification, Role, WireError};
 use crate::{Families, Family};
 
@@ -16,6 +17,9 @@ pub enum SessionError {
     /// The peer broke the protocol.
     #[error("peer misbehaved: {0}")]
     PeerMisbehaved(#[from] PeerMisbehaved),
+    /// BFD says that the path to the peer does not work (RFC 5882, RFC 9384).
+    #[error("BFD session down: {0}")]
+    PathDown(Diagnostic),
     /// Both sides work, but their configurations do not fit.
     #[error("peer is incompatible: {0}")]
     PeerIncompatible(#[from] PeerIncompatible),
@@ -107,6 +111,7 @@ impl SessionError {
         match self {
             SessionError::InvalidMessage(error) => error.notification(),
             SessionError::PeerMisbehaved(error) => error.notification(),
+            SessionError::PathDown(_) => Notification::cease(Cease::BfdDown),
             SessionError::PeerIncompatible(error) => error.notification(),
         }
     }

@@ -145,6 +145,11 @@ impl Session {
                 }
             }
             Event::TimerExpired => self.timers(now, &mut actions),
+            Event::PathDown(diagnostic) => {
+                if let Some((direction, _)) = self.established() {
+                    self.fail(direction, SessionError::PathDown(diagnostic), now, &mut actions);
+                }
+            }
             Event::TooManyPrefixes { limit, family, retry_after } => {
                 if let Some((direction, _)) = self.established() {
                     let other = direction.other();

@@ -5,6 +5,7 @@ use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use super::error::SessionError;
+use crate::bfd::Diagnostic;
 use crate::wire::{Notification, RefreshKind, Role, Update};
 use crate::{Families, Family};
 
@@ -122,6 +123,8 @@ pub enum Event<'a> {
     Received(Direction, &'a [u8]),
     /// The time that [`Session::next_deadline`](super::Session::next_deadline) told has come.
     TimerExpired,
+    /// BFD says that the path to the peer does not work, and why.
+    PathDown(Diagnostic),
     /// The peer has announced more prefixes of a family than it may.
     TooManyPrefixes {
         /// As many it may.
@@ -308,6 +311,8 @@ impl Down {
             Down::NotificationReceived(notification) => {
                 graceful_notification && !notification.is_hard_reset()
             }
+            // RFC 5882 §4.3: packets have no way, whatever becomes of the peer.
+            Down::Error(SessionError::PathDown(_)) => false,
             Down::Error(error) => graceful_notification && !error.notification().is_lasting(),
             Down::Reset => graceful_notification,
             Down::ConnectFailed(_) | Down::Stopped => false,

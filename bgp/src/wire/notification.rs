@@ -137,6 +137,8 @@ pub enum Cease {
     ConnectionCollisionResolution = 7,
     /// Another NOTIFICATION, which is in the data, with the end of graceful restart (RFC 8538).
     HardReset = 9,
+    /// BFD says that the path to the peer does not work (RFC 9384).
+    BfdDown = 10,
 }
 
 /// Prints as the RFCs name it, with what the operator says: `Cease/Administrative Shutdown: "new firmware"`. Of a hard reset

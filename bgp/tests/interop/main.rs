@@ -43,6 +43,7 @@ macro_rules! cells {
     };
 }
 
+mod bfd;
 mod bird;
 mod daemon;
 mod dynamic;

@@ -33,6 +33,22 @@ pub fn add_to(speaker: &SpeakerStatus, families: &mut Families) {
         "Since when the session is in its state",
         labels.iter().map(|(labels, peer)| (&labels[..], seconds(peer.since))),
     );
+    let watched = || labels.iter().filter_map(|(labels, peer)| Some((&labels[..], peer.bfd.as_ref()?)));
+    families.gauge(
+        "sheave_bfd_session_up",
+        "Whether BFD beside the session with a peer is up",
+        watched().map(|(labels, bfd)| (labels, f64::from(bfd.state == sheave_bgp::bfd::State::Up))),
+    );
+    families.counter(
+        "sheave_bfd_sessions_up_total",
+        "How often it was up",
+        watched().map(|(labels, bfd)| (labels, float(bfd.ups))),
+    );
+    families.gauge(
+        "sheave_bfd_detection_time_seconds",
+        "How long silence takes to be noticed by it",
+        watched().map(|(labels, bfd)| (labels, bfd.detection_time.as_secs_f64())),
+    );
     let counters: [Count<Counters, u64>; 10] = [
         ("sheave_bgp_sessions_established_total", "How often the session became Established", |c| {
             c.established

@@ -120,6 +120,7 @@ fn peer() -> PeerStatus {
         since: SystemTime::UNIX_EPOCH + Duration::from_secs(7),
         uptime: Some(Duration::from_secs(5)),
         last_error: Some(LastError { at: SystemTime::UNIX_EPOCH, reason: Down::ConnectionClosed }),
+        bfd: None,
         session: Some(SessionStatus {
             local: "10.0.0.1:179".parse().unwrap(),
             negotiated: Negotiated {
