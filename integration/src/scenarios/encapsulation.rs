@@ -79,12 +79,15 @@ fn await_encapsulation(lab: &Lab, name: &str, wanted: Encapsulation, service: &S
         let servers = kernel::virtual_servers(&node.ns).map_err(|error| format!("{error:#}"))?;
         for family in Family::BOTH {
             let own: Vec<IpAddr> = node.pods.iter().map(|pod| pod.address(family)).collect();
+            let pods = pods(lab, family);
             for (protocol, port) in [(Tcp, 80), (Udp, 80), (Sctp, 80)] {
                 let vip = SocketAddr::new(service.vip(family), port);
                 let found = kernel::destinations(&servers, protocol, vip);
+                // None is a stand-in, which would stay as long as a connection that was begun by it.
                 let as_wanted = |to: &sheave_ipvs::Destination| {
                     let gue = matches!(to.tunnel, TunnelType::Gue { port: PORT, .. });
-                    gue == (wanted == Encapsulation::Gue && !own.contains(&to.address))
+                    pods.contains(&to.address)
+                        && gue == (wanted == Encapsulation::Gue && !own.contains(&to.address))
                 };
                 if found.len() != service.endpoints.len() || !found.iter().all(as_wanted) {
                     return Err(format!("{protocol} {vip}: {found:?}"));
@@ -95,17 +98,23 @@ fn await_encapsulation(lab: &Lab, name: &str, wanted: Encapsulation, service: &S
     })
 }
 
-fn await_accepts_gue(lab: &Lab) -> Result<()> {
+fn pods(lab: &Lab, family: Family) -> Vec<IpAddr> {
+    lab.fabric.nodes.iter().flat_map(|node| &node.pods).map(|pod| pod.address(family)).collect()
+}
+
+/// Waits until every node says that it accepts both, and every director has heard it.
+fn await_accepts_gue(lab: &Lab, service: &Service) -> Result<()> {
     let server = lab.source.server()?;
-    lab.node_names()
-        .iter()
-        .try_for_each(|node| server.await_annotation(LIMIT, node, ACCEPTS_ANNOTATION, Some("ipip,gue")))
+    for node in lab.node_names() {
+        server.await_annotation(LIMIT, &node, ACCEPTS_ANNOTATION, Some("ipip,gue"))?;
+    }
+    lab.node_names().iter().try_for_each(|node| await_encapsulation(lab, node, Encapsulation::Ipip, service))
 }
 
 fn rolling(lab: &mut Lab) -> Result<()> {
     let service = everywhere(lab, "rolling", 80)?;
     lab.apply(&service)?;
-    await_accepts_gue(lab)?;
+    await_accepts_gue(lab, &service)?;
     let client = &lab.fabric.client;
     let mut traffic = Steady::start(&Family::BOTH.map(|family| (client, service.vip(family))))?;
     for encapsulation in [Encapsulation::Gue, Encapsulation::Ipip] {
@@ -125,8 +134,7 @@ fn rolling(lab: &mut Lab) -> Result<()> {
 /// Packets that the leaves forwarded to the pods' addresses: all tunnelled, since replies go to the client.
 fn ensure_on_the_wire(lab: &Lab, encapsulation: Encapsulation) -> Result<()> {
     for family in Family::BOTH {
-        let pods: Vec<IpAddr> =
-            lab.fabric.nodes.iter().flat_map(|node| &node.pods).map(|pod| pod.address(family)).collect();
+        let pods = pods(lab, family);
         let (mut gue, mut others) = (0, Vec::new());
         for counted in lab.fabric.counted(Direction::To, family)? {
             match counted.protocol.as_str() {
@@ -147,7 +155,7 @@ fn ensure_on_the_wire(lab: &Lab, encapsulation: Encapsulation) -> Result<()> {
 /// Does something while every agent sends GUE.
 fn with_gue(lab: &mut Lab, service: &Service, work: impl FnOnce(&mut Lab) -> Result<()>) -> Result<()> {
     lab.apply(service)?;
-    await_accepts_gue(lab)?;
+    await_accepts_gue(lab, service)?;
     for name in lab.node_names() {
         change(lab, &name, Encapsulation::Gue, service)?;
     }
@@ -240,7 +248,7 @@ fn source_ports(lab: &Lab, family: Family) -> Result<usize> {
 fn forged(lab: &mut Lab) -> Result<()> {
     let service = Service::new("forged", 82).all_protocols(80, POD_PORT).endpoints([lab.fabric.pod("b1")?]);
     lab.apply(&service)?;
-    await_accepts_gue(lab)?;
+    await_accepts_gue(lab, &service)?;
     let node: &Node = lab.fabric.node("node-a")?;
     let pod = lab.fabric.pod("b1")?;
     let plain = Server::start(&pod.ns, "plain", &[(Udp, PORT), (Tcp, PORT)])?;

@@ -1,6 +1,7 @@
 //! Traffic policies and whatever else decides which endpoints a node may use, and whether it announces.
 
 use std::collections::BTreeSet;
+use std::iter;
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -110,12 +111,13 @@ impl Way<'_> {
         )
     }
 
-    /// Waits until each of these endpoints answers, and no other, in a few tries.
+    /// Waits until each of these endpoints answers, and no other, in a few tries over each protocol.
     pub(super) fn await_change(&self, endpoints: &[&str]) -> Result<()> {
         await_some(LIMIT, &format!("{endpoints:?} at {}", self.address), || {
             let mut seen = BTreeSet::new();
-            for _ in 0..6 * endpoints.len() {
-                let request = self.request(Tcp).within(Duration::from_secs(1));
+            let tries = [Udp, Sctp].into_iter().chain(iter::repeat_n(Tcp, 6 * endpoints.len()));
+            for protocol in tries {
+                let request = self.request(protocol).within(Duration::from_secs(1));
                 let answer = request.send(self.from).map_err(|error| format!("{error:#}"))?;
                 if !endpoints.contains(&&*answer.endpoint) {
                     return Err(answer.endpoint);

@@ -254,6 +254,7 @@ fn terminating_local(lab: &mut Lab) -> Result<()> {
                             protocols.iter().map(|protocol| (way.from, way.request(*protocol))).collect();
                         silence(&asked).with_context(|| name.to_owned())?;
                     } else {
+                        way.await_change(own)?;
                         way.leads_to(own).with_context(|| format!("{name}, of its own"))?;
                     }
                 }

@@ -84,7 +84,7 @@ impl Engine {
         let now = Instant::now();
         match command {
             Command::Set(peer, config, key, status) => {
-                let number = self.number_of(&peer).unwrap_or_else(|| self.add(peer, config, now));
+                let number = self.number_of(&peer).unwrap_or_else(|| self.add(&peer, config, now));
                 let sequence = u32::try_from(self.hash.hash_one((now, "sequence")) >> 32).unwrap_or(0);
                 let Some(entry) = self.entries.get_mut(&number) else { return };
                 entry.status = status;
@@ -114,7 +114,7 @@ impl Engine {
         self.addresses.get(&address).into_iter().flatten().copied()
     }
 
-    fn add(&mut self, peer: BfdPeer, config: SessionConfig, now: Instant) -> u32 {
+    fn add(&mut self, peer: &BfdPeer, config: SessionConfig, now: Instant) -> u32 {
         // RFC 5880 §10: not to be guessed.
         let number = loop {
             self.count += 1;
