@@ -4,6 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
 
 use ipnet::IpNet;
 
@@ -88,7 +89,8 @@ impl Learnt {
     /// Makes a peer that there is a session with a client of this reflector, or not.
     pub fn set_client(&mut self, peer: IpAddr, client: bool) {
         let Some(source) = self.peers.get_mut(&peer).and_then(|known| known.source.as_mut()) else { return };
-        if std::mem::replace(&mut source.client, client) != client {
+        if source.client != client {
+            Arc::make_mut(source).client = client;
             self.judge_all(peer);
         }
     }
@@ -149,7 +151,7 @@ impl Learnt {
         let candidate = |&(peer, path_id)| {
             let known = self.peers.get(&peer)?;
             let held = known.get(&Nlri { prefix: *prefix, path_id })?;
-            Some(Candidate { path: &held.path, source: known.source.as_ref()? })
+            Some(Candidate { path: &held.path, source: known.source.as_deref()? })
         };
         let offered = self.reflecting.offered.get(prefix)?;
         select(offered.iter().filter_map(candidate).collect()).into_iter().next()
