@@ -9,6 +9,7 @@
 //! kernel tables ──News──► Planner ──Delta──► 1, 3
 //! peers ──LearntChange──► ImportTable                             (announce)
 //! links, default routes, router advertisements ──► peers, next hops     (announce)
+//! annotation, taints, `sheave drain` ──► how VIPs are announced          (drain)
 //! status socket, scrapes ──questions──► the loop answers between two changes
 //! ```
 //!
@@ -16,6 +17,7 @@
 //! sockets live on another runtime, so that no keepalive is ever late because of it.
 
 mod answers;
+mod draining;
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -26,6 +28,7 @@ use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tracing::{debug, info, warn};
 
+use self::draining::Draining;
 use crate::announce::{Announcer, Journal, Saved};
 use crate::cluster::{Event, Object, ObjectKey, Problem};
 use crate::config::Config;
@@ -104,6 +107,7 @@ pub struct Agent {
     held: Option<NodePlan>,
     /// Since the first sync.
     ready: bool,
+    draining: Draining,
     tables: Tables,
     observer: Observer,
     opened: Instant,
@@ -155,6 +159,7 @@ impl Agent {
         announcer.export_to(export);
         announcer.import_to(import);
         announcer.follow(follow_links(background).map_err(AgentError::Tables)?);
+        let draining = Draining::open(&settings.state_directory, &planner.config().drain);
         Ok(Self {
             planner,
             dataplane,
@@ -163,6 +168,7 @@ impl Agent {
             before: Some(saved),
             held: None,
             ready: false,
+            draining,
             observer,
             opened: Instant::now(),
             checked: Instant::now(),
@@ -211,6 +217,7 @@ impl Agent {
                         Question::Snapshot(asker) if asker.is_closed() => {}
                         Question::Explain(target, asker) => drop(asker.send(self.explain(&target).await)),
                         Question::Status(asker) => drop(asker.send(self.status())),
+                        Question::Drain(asked, asker) => drop(asker.send(self.command_drain(asked).await)),
                         Question::Snapshot(asker) => drop(asker.send(self.snapshot())),
                     }
                     continue;
@@ -320,6 +327,7 @@ impl Agent {
         }
         held.node.pod_cidrs = node.pod_cidrs.iter().copied().collect();
         self.announcer.restarting();
+        self.announcer.stand(self.draining.stance()).await;
         self.announcer.reserve(&held, None);
         let router = &self.planner.config().router;
         self.announcer.configure(router, self.planner.node(), &node.addresses).await;
@@ -357,6 +365,7 @@ impl Agent {
         if self.dataplane.adopted() && self.held.is_none() {
             self.announcer.restarting();
         }
+        self.begin_drain().await;
         self.held = None;
         self.before = None;
         self.ready = true;
@@ -460,6 +469,7 @@ impl Agent {
         } else {
             self.start_if_whole().await;
         }
+        self.drain().await;
         if let Some(events) = &mut self.events {
             if let Some(speaker) = self.announcer.status() {
                 events.peers(&speaker);

@@ -58,6 +58,7 @@ fn table(status: &Status) -> String {
         version,
         ready,
         holding,
+        drain,
         health,
         watches,
         peers,
@@ -76,6 +77,9 @@ fn table(status: &Status) -> String {
         (false, false) => "waiting for the source",
     };
     let _ = writeln!(text, "node {node}, sheave {version}: {state}, {}", health_words(health));
+    if let Some(words) = drain.words() {
+        let _ = writeln!(text, "drain: {words}");
+    }
     for (title, lines) in [("problems", problems), ("warnings", warnings)] {
         if !lines.is_empty() {
             let _ = writeln!(text, "\n{title}:");
@@ -217,7 +221,7 @@ fn health_words(health: &Health) -> String {
     let Health { healthy, node_eligible, last_updated, listeners: _ } = health;
     let mut words = match (healthy, node_eligible) {
         (true, true) => "healthy".into(),
-        (true, false) => "healthy, but its Node is missing or about to go".into(),
+        (true, false) => "healthy, but its Node is missing or about to go, or it drains".into(),
         (false, _) => "unhealthy: the kernel does not take changes".to_string(),
     };
     if let Some(at) = last_updated {
@@ -247,7 +251,31 @@ fn section<const N: usize>(text: &mut String, head: [&str; N], rows: impl Iterat
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::observe::status::{Listener, Watch};
+    use crate::observe::status::{Drain, Listener, Watch};
+
+    fn serving() -> Drain {
+        Drain {
+            phase: "serving".into(),
+            since: None,
+            asked_by: Vec::new(),
+            overdue: false,
+            connections: 0,
+            some_connections: Vec::new(),
+            kept: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn a_drain_is_shown() {
+        let since = Some("2026-11-20T16:00:00Z".into());
+        let drain =
+            Drain { phase: "drained".into(), since, asked_by: vec!["taint a:NoExecute".into()], ..serving() };
+        let text = table(&Status { drain, ..status(true, true) });
+        assert!(
+            text.contains("\ndrain: drained, since 2026-11-20T16:00:00Z, by taint a:NoExecute\n"),
+            "{text}"
+        );
+    }
 
     fn status(healthy: bool, node_eligible: bool) -> Status {
         Status {
@@ -255,6 +283,7 @@ mod tests {
             version: "1.2.3".into(),
             ready: true,
             holding: false,
+            drain: serving(),
             health: Health {
                 healthy,
                 node_eligible,
@@ -331,7 +360,7 @@ observe.health  0.0.0.0:10256  no
 "
         );
         for (healthy, node_eligible, words) in [
-            (true, false, "healthy, but its Node is missing or about to go"),
+            (true, false, "healthy, but its Node is missing or about to go, or it drains"),
             (false, true, "unhealthy: the kernel does not take changes"),
             (false, false, "unhealthy: the kernel does not take changes"),
         ] {

@@ -7,6 +7,7 @@ pub mod annotations;
 mod bmp;
 mod communities;
 mod conntrack;
+mod drain;
 mod export;
 mod file;
 mod forwarding;
@@ -22,9 +23,10 @@ pub use annotations::ServiceSettings;
 pub use bmp::{BmpStation, BmpTable};
 pub use communities::Communities;
 pub use conntrack::Conntrack;
+pub use drain::{Drain, DrainReason, TaintPattern};
 pub use file::{
-    Announce, Config, Drain, Error, ExternalIps, GracefulRestart, Listen, LongLived, NodePortAddresses,
-    Observe, Router, Schedulers, Services, VirtualServerMetrics,
+    Announce, Config, Error, ExternalIps, GracefulRestart, Listen, LongLived, NodePortAddresses, Observe,
+    Router, Schedulers, Services, VirtualServerMetrics,
 };
 pub use forwarding::ForwardingTo;
 pub use import::{ImportTo, OnExit};

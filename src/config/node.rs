@@ -15,6 +15,7 @@ use std::net::Ipv4Addr;
 use ipnet::IpNet;
 use serde::Deserialize;
 
+use super::drain::DRAIN;
 use super::mesh::{self, ROUTE_REFLECTOR, Reflection, RouteReflector};
 use super::peer::{self, DynamicPeer, Peer, PeerSource, Wrong};
 use super::reader::{self, Reader};
@@ -44,12 +45,13 @@ pub struct NodeSettings {
     pub pod_cidrs: Option<Vec<IpNet>>,
     /// `sheave.io/route-reflector`, whatever the config says.
     pub reflection: Option<Reflection>,
+    /// `sheave.io/drain`.
+    pub drain: Option<bool>,
 }
 
 const PEERS: &str = "sheave.io/peers";
 const DYNAMIC_PEERS: &str = "sheave.io/dynamic-peers";
 const PATH_PREPEND: &str = "sheave.io/path-prepend";
-const DRAIN: &str = "sheave.io/drain";
 
 /// Our annotations of a Node.
 const KNOWN: [&str; 9] = [
@@ -106,23 +108,12 @@ impl NodeSettings {
                 .flatten(),
             pod_cidrs: kube_router::pod_cidrs(&mut reader, &last.pod_cidrs),
             reflection: Reflection::read(&mut reader, &last.reflection),
+            drain: reader.read(DRAIN, reader::boolean, &last.drain),
         };
 
-        settings.warn_of_unhonoured(&mut reader);
         reader.warn_of_unknown(&KNOWN);
         kube_router::warn_of_unheard(&mut reader, node.annotations.keys());
         (settings, reader.warnings)
-    }
-
-    /// What is right, but not acted on.
-    fn warn_of_unhonoured(&self, reader: &mut Reader<'_>) {
-        let mut unhonoured = Vec::new();
-        if let Some(Ok(true)) = reader.value(DRAIN, reader::boolean) {
-            unhonoured.push(DRAIN.to_owned());
-        }
-        for what in unhonoured {
-            reader.warn("NotYetHonoured", format!("{what} is not acted on by this version"));
-        }
     }
 
     /// The file's config as these settings change it. They add, and settle what the file leaves open or says else:

@@ -25,6 +25,7 @@
 
 mod changes;
 mod cleanup;
+mod connections;
 mod conntrack;
 mod describe;
 mod differences;
@@ -67,6 +68,7 @@ use ipnet::IpNet;
 use rtnetlink::Handle;
 
 pub use self::cleanup::cleanup;
+pub use self::connections::{Connection, Passing};
 use self::conntrack::Conntrack;
 pub use self::describe::describe;
 use self::error::is_absent;

@@ -9,7 +9,7 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use foldhash::HashMap;
-use sheave_ipvs::{Errno, Family, Ipvs, Operation, Service, ServiceEntry, ServiceKey, Stats};
+use sheave_ipvs::{Errno, Family, Ipvs, Operation, Service, ServiceEntry, ServiceKey, Stats, Timeouts};
 
 use super::numbers::Numbers;
 use super::reconcile::{self, DestinationKey, Steps, Wanted};
@@ -240,6 +240,14 @@ impl VirtualServers {
             }
         }
         Ok(sums.into_iter().collect())
+    }
+
+    /// How long the kernel remembers connections for which nothing comes.
+    ///
+    /// # Errors
+    /// As [`Self::sync`].
+    pub fn timeouts(&mut self) -> Result<Timeouts, VirtualServersError> {
+        Ok(self.ipvs.timeouts()?)
     }
 
     /// Everything in the kernel that is ours, with connection counts.

@@ -51,6 +51,7 @@ fn words(settings: &NodeSettings) -> String {
     words.extend(settings.reflection.map(|reflection| format!("{reflection:?}")));
     words.extend(settings.path_prepend.map(|times| format!("prepend {times}")));
     words.extend(settings.pod_cidrs.as_ref().map(|cidrs| format!("pods {cidrs:?}")));
+    words.extend(settings.drain.map(|drain| format!("drain {drain}")));
     words.join(", ")
 }
 
@@ -143,7 +144,8 @@ fn each_annotation_is_read() {
             ],
             "asn 1",
         ),
-        (&[("sheave.io/accepts", "v1"), ("sheave.io/drain", "false")], ""),
+        (&[("sheave.io/accepts", "v1"), ("sheave.io/drain", "false")], "drain false"),
+        (&[("sheave.io/drain", " true ")], "drain true"),
     ] {
         let (settings, warnings) = NodeSettings::read(&annotated(annotations), None);
         assert_eq!(words(&settings), expected, "{annotations:?}");
@@ -161,6 +163,7 @@ fn a_wrong_value_keeps_the_last_good_one() {
         ("sheave.io/communities", "1:2"),
         ("sheave.io/path-prepend", "3"),
         ("kube-router.io/pod-cidrs", "10.1.0.0/24"),
+        ("sheave.io/drain", "true"),
     ]);
     let (last, warnings) = NodeSettings::read(&good, None);
     assert!(warnings.is_empty(), "{warnings:?}");
@@ -208,6 +211,7 @@ fn a_wrong_value_keeps_the_last_good_one() {
         ("sheave.io/path-prepend", "11", "`11` is not a number of 0 to 10"),
         ("sheave.io/route-reflector", "server", "with a cluster id"),
         ("sheave.io/drain", "now", "`now` is neither `true` nor `false`"),
+        ("sheave.io/drain", "", "`` is neither `true` nor `false`"),
         ("kube-router.io/pod-cidrs", "10.1.0.0/33", "`10.1.0.0/33` is not a CIDR"),
     ] {
         let mut node = good.clone();
@@ -280,7 +284,6 @@ fn a_wrong_list_of_kube_routers_names_the_list_and_no_password() {
 #[test]
 fn what_is_not_acted_on_is_said() {
     for (key, value, reason, message) in [
-        ("sheave.io/drain", "true", "NotYetHonoured", "sheave.io/drain is not acted on"),
         (
             "kube-router.io/bgp-local-addresses",
             "10.0.0.1",

@@ -121,7 +121,7 @@ fn api_cluster(lab: &mut Lab) -> Result<()> {
 
 /// Waits until the directors named reach all endpoints by tunnel (or: some by nat), as IPVS's destinations show: those of nat are
 /// not the endpoints' own addresses.
-fn await_forwarding(lab: &Lab, service: &Service, directors: &[&str], tunnel: bool) -> Result<()> {
+pub(super) fn await_forwarding(lab: &Lab, service: &Service, directors: &[&str], tunnel: bool) -> Result<()> {
     let what = if tunnel { "tunnel alone" } else { "nat" };
     await_some(LIMIT, &format!("directors that use {what} for Service {}", service.name), || {
         for name in directors {

@@ -8,6 +8,7 @@ mod beside;
 mod bmp;
 mod bulk;
 mod directors;
+mod drain;
 mod dynamic_peers;
 mod encapsulation;
 mod explain;
@@ -75,10 +76,11 @@ pub fn all() -> Vec<(SourceKind, Scenario)> {
         dynamic_peers::SCENARIOS,
         leaf_spine::SCENARIOS,
         mesh::SCENARIOS,
+        drain::SCENARIOS,
         agent::SCENARIOS,
     ]
     .concat();
-    let with_api_server = [encapsulation::SCENARIOS, api::SCENARIOS].concat();
+    let with_api_server = [encapsulation::SCENARIOS, drain::WITH_API_SERVER, api::SCENARIOS].concat();
     [(SourceKind::Manifests, with_manifests), (SourceKind::Api, with_api_server)]
         .into_iter()
         .flat_map(|(kind, scenarios)| scenarios.into_iter().map(move |scenario| (kind, scenario)))

@@ -208,6 +208,7 @@ fn everything() -> String {
             external: ByFamily { ipv4: 0, ipv6: 2 },
             ..WithoutLocalEndpoints::default()
         },
+        drain: DrainSnapshot { since: Some(SystemTime::UNIX_EPOCH), ..DrainSnapshot::default() },
         problems: BTreeMap::from([("kernel", 0)]),
         passes: vec![("IPVS", Passes { ok: 4, failed: 1 })],
         traffic: wanted(VirtualServerMetrics::All, 10).pick(&planner, [(vip(80), stats)]),
