@@ -383,6 +383,7 @@ impl Dataplane {
             pods.settle(node);
         }
         self.with_servers(plan, &mut done, |servers, view| servers.drain(view).map(|_| Vec::new()));
+        self.verify_unasked(plan, now).await;
         self.forget();
     }
 

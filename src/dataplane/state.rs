@@ -92,9 +92,9 @@ impl Dataplane {
         self.servers.draining()
     }
 
-    /// Whether all parts are as planned, though single objects may be refused.
+    /// Whether all parts are as planned, though single objects may be refused; and the kernel could be asked for what it has.
     pub fn is_whole(&self) -> bool {
-        !self.needs_sync()
+        !self.needs_sync() && self.verification.is_complete()
     }
 
     /// How much is not as planned, by kind.

@@ -39,6 +39,8 @@ pub struct Verification {
     verified: BTreeSet<IpAddr>,
     /// It did not, or could not be asked: why.
     wanting: BTreeMap<IpAddr, String>,
+    /// Those of them for which it could not be asked.
+    unasked: BTreeSet<IpAddr>,
     /// Who is still to be asked for in this round.
     round: std::vec::IntoIter<IpAddr>,
 }
@@ -54,23 +56,34 @@ impl Verification {
         &self.wanting
     }
 
+    /// Whether the kernel could be asked for each of them.
+    pub fn is_complete(&self) -> bool {
+        self.unasked.is_empty()
+    }
+
     fn forget(&mut self, vip: IpAddr) {
         self.verified.remove(&vip);
         self.wanting.remove(&vip);
+        self.unasked.remove(&vip);
     }
 
     /// What asking came to. One that could not be asked for is left as it was, if it ever was verified: looking in vain
     /// says nothing of it.
     fn answered(&mut self, vip: IpAddr, answer: Answer) {
+        if matches!(answer, Answer::Unknown(_)) && self.verified.contains(&vip) {
+            return;
+        }
+        self.forget(vip);
         match answer {
             Answer::Whole => {
-                self.wanting.remove(&vip);
                 self.verified.insert(vip);
             }
-            Answer::Unknown(_) if self.verified.contains(&vip) => {}
-            Answer::Unknown(why) | Answer::Wants(why) => {
-                self.verified.remove(&vip);
+            Answer::Wants(why) => {
                 self.wanting.insert(vip, why);
+            }
+            Answer::Unknown(why) => {
+                self.wanting.insert(vip, why);
+                self.unasked.insert(vip);
             }
         }
     }
@@ -129,6 +142,15 @@ impl Dataplane {
         vips.extend(planned.map(IpNet::addr));
         vips.retain(|vip| self.is_due(plan, *vip));
         self.verify(plan, &vips, &plan.virtual_servers.keys().copied().collect(), now).await;
+    }
+
+    /// Asks again for those for which the kernel could not be asked.
+    pub(super) async fn verify_unasked(&mut self, plan: &NodePlan, now: Instant) {
+        let mut vips = self.verification.unasked.clone();
+        vips.retain(|vip| self.is_due(plan, *vip));
+        if !vips.is_empty() {
+            self.verify(plan, &vips, &plan.virtual_servers.keys().copied().collect(), now).await;
+        }
     }
 
     /// Asks for those whose turn it is. Gives what had to be repaired, in words.
@@ -271,19 +293,24 @@ mod tests {
     fn looking_in_vain_says_nothing_of_a_vip_that_was_verified() {
         let vip: IpAddr = [192, 0, 2, 80].into();
         let (unknown, wants) = (Answer::Unknown("no answer".into()), Answer::Wants("no route".into()));
-        let histories: [(&str, &[&Answer], Option<&str>); 7] = [
-            ("all is there", &[&Answer::Whole], None),
-            ("it cannot be looked at first", &[&unknown], Some("no answer")),
-            ("nor the next time", &[&unknown, &unknown, &Answer::Whole], None),
-            ("it was verified", &[&Answer::Whole, &unknown], None),
-            ("it was, and something is missing", &[&Answer::Whole, &wants], Some("no route")),
-            ("and then it cannot be looked at", &[&Answer::Whole, &wants, &unknown], Some("no answer")),
-            ("and it is mended", &[&Answer::Whole, &wants, &Answer::Whole], None),
+        let histories: [(&str, &[&Answer], Option<&str>, bool); 7] = [
+            ("all is there", &[&Answer::Whole], None, true),
+            ("it cannot be looked at first", &[&unknown], Some("no answer"), false),
+            ("nor the next time", &[&unknown, &unknown, &Answer::Whole], None, true),
+            ("it was verified", &[&Answer::Whole, &unknown], None, true),
+            ("it was, and something is missing", &[&Answer::Whole, &wants], Some("no route"), true),
+            (
+                "and then it cannot be looked at",
+                &[&Answer::Whole, &wants, &unknown],
+                Some("no answer"),
+                false,
+            ),
+            ("and it is mended", &[&Answer::Whole, &wants, &Answer::Whole], None, true),
         ];
-        for (name, answers, expected) in histories {
+        for (name, answers, expected, complete) in histories {
             let mut verification = Verification::default();
             answers.iter().for_each(|answer| verification.answered(vip, (*answer).clone()));
-            assert_eq!(verification.wants(vip), expected, "{name}");
+            assert_eq!((verification.wants(vip), verification.is_complete()), (expected, complete), "{name}");
         }
     }
 
