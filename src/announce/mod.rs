@@ -425,14 +425,15 @@ impl Announcer {
     }
 
     /// Withdraws those of `prefixes` that the plan has no more, and waits until peers have been told: the kernel
-    /// may forget them then.
-    pub async fn withdraw(&mut self, plan: &NodePlan, prefixes: &BTreeSet<IpNet>) {
+    /// may forget them once these have followed. Gives what was withdrawn.
+    pub async fn withdraw(&mut self, plan: &NodePlan, prefixes: &BTreeSet<IpNet>) -> BTreeSet<IpNet> {
         let step = self.selection.retire(plan, prefixes);
-        let withdraws = !step.withdraw.is_empty();
+        let withdrawn: BTreeSet<IpNet> = step.withdraw.iter().copied().collect();
         self.tell(step).await;
-        if withdraws {
+        if !withdrawn.is_empty() {
             self.flush().await;
         }
+        withdrawn
     }
 
     /// Brings what is announced of `prefixes` (`None`: of all) in line with the plan and what the dataplane holds.

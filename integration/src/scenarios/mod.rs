@@ -22,6 +22,7 @@ mod mesh;
 mod nat;
 mod node_ports;
 mod observe;
+mod order;
 mod paths;
 mod pods;
 mod policies;
@@ -57,6 +58,7 @@ pub fn all() -> Vec<(SourceKind, Scenario)> {
         guard::SCENARIOS,
         source_ranges::SCENARIOS,
         updates::SCENARIOS,
+        order::SCENARIOS,
         affinity::SCENARIOS,
         policies::SCENARIOS,
         node_ports::SCENARIOS,
