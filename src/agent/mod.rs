@@ -29,8 +29,8 @@ use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tracing::{debug, info, warn};
 
-use self::draining::Draining;
 use self::announced::{holds, left_out, touched};
+use self::draining::Draining;
 use self::leaving::{Leaving, SETTLE};
 use crate::announce::{Announcer, Journal, Saved};
 use crate::cluster::{Event, Object, ObjectKey, Problem};
