@@ -221,9 +221,12 @@ fn bfd(bfd: BfdStatus) -> status::Bfd {
         state: bfd.state.to_string(),
         remote_state: bfd.remote_state.to_string(),
         diagnostic: bfd.diagnostic.to_string(),
+        remote_diagnostic: bfd.remote_diagnostic.to_string(),
         transmit_interval_us: micros(bfd.transmit_interval),
+        receive_interval_us: micros(bfd.receive_interval),
         detection_time_us: micros(bfd.detection_time),
         ups: bfd.ups,
+        failures: bfd.failures,
         problem: bfd.problem,
     }
 }

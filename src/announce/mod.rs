@@ -279,13 +279,18 @@ impl Announcer {
         }
     }
 
-    /// What is not as configured: peers without their password or beyond their limit, or why there are no sessions at all; and
+    /// What is not as configured: peers without their password, without BFD or beyond their limit, or why there are no sessions at all; and
     /// what the kernel refuses of the tables that are written to.
     pub fn problems(&self) -> Vec<String> {
         let export = self.export.as_ref().and_then(ExportTable::problem);
         let missing =
             self.missing.iter().map(|Missing { name, why, .. }| format!("peer {name}: no session: {why}"));
-        let problems = self.problems.iter().cloned().chain(missing);
+        let sessions = self.status().into_iter().flat_map(|speaker| speaker.peers);
+        let bfd = sessions.filter_map(|peer| {
+            let problem = peer.bfd.as_ref()?.problem.as_ref()?;
+            Some(format!("peer {}: BFD: {problem}", peer.name()))
+        });
+        let problems = self.problems.iter().cloned().chain(missing).chain(bfd);
         problems.chain(export.map(str::to_owned)).chain(self.import_problems()).collect()
     }
 
@@ -306,7 +311,20 @@ impl Announcer {
             if let (Some(PasswordSource::Secret(key)), Some(password)) = (peer.password_source(), &password) {
                 of_secrets.insert(key, password.clone());
             }
-            Some(sessions::peer_config(peer, at, password, addresses, router.asn))
+            let bfd = peer.bfd.as_ref().and_then(|bfd| {
+                let before = before.and_then(|config| config.bfd.as_ref());
+                let before = before.map_or(&[][..], |bfd| &bfd.keys);
+                let resolved = self.passwords.keys(&who, bfd, before);
+                problems.extend(resolved.problems);
+                for key in &bfd.keys {
+                    if let PasswordSource::Secret(secret) = &key.source {
+                        let read = self.passwords.read(&key.source);
+                        of_secrets.extend(read.map(|read| (secret.clone(), read)));
+                    }
+                }
+                Some(sessions::peer_bfd(bfd, peer, resolved.keys.ok()?, router.asn))
+            });
+            Some(sessions::peer_config(peer, at, password, bfd, addresses, router.asn))
         };
         let places = self.discovery.places(&router.peers);
         let (mut peers, mut found) = (Vec::new(), BTreeMap::<String, Vec<IpAddr>>::new());

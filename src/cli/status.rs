@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use super::{Format, failed, print};
 use crate::observe::status::{self, Health, Imported, Status};
@@ -125,16 +126,46 @@ fn table(status: &Status) -> String {
                     None => peer.address.clone(),
                 },
                 if peer.asn == 0 { "external".into() } else { peer.asn.to_string() },
-                match &peer.bfd {
-                    Some(bfd) => format!("{}, BFD {}", peer.state, bfd.state),
-                    None => peer.state.clone(),
-                },
+                peer.state.clone(),
                 peer.uptime_seconds.map_or_else(|| "-".into(), |seconds| format!("{seconds}s")),
                 peer.prefixes_sent.to_string(),
                 or_none(peer.prefixes_received),
                 or_none(peer.prefixes_accepted),
                 peer.last_error.clone().unwrap_or_else(|| "-".into()),
             ]
+        }),
+    );
+    section(
+        &mut text,
+        [
+            "BFD WITH",
+            "STATE",
+            "PEER'S STATE",
+            "SENT EVERY",
+            "HEARD EVERY",
+            "SILENCE NOTICED AFTER",
+            "UP",
+            "FAILED",
+            "LAST DOWN",
+            "PEER'S LAST DOWN",
+            "PROBLEM",
+        ],
+        peers.iter().filter_map(|peer| {
+            let bfd = peer.bfd.as_ref()?;
+            let time = |micros| humantime::format_duration(Duration::from_micros(micros)).to_string();
+            Some([
+                peer.address.clone(),
+                bfd.state.clone(),
+                bfd.remote_state.clone(),
+                time(bfd.transmit_interval_us),
+                time(bfd.receive_interval_us),
+                time(bfd.detection_time_us),
+                bfd.ups.to_string(),
+                bfd.failures.to_string(),
+                bfd.diagnostic.clone(),
+                bfd.remote_diagnostic.clone(),
+                bfd.problem.clone().unwrap_or_else(|| "-".into()),
+            ])
         }),
     );
     section(
@@ -328,8 +359,23 @@ mod tests {
             last_error: None,
             bfd: None,
         };
+        let bfd = status::Bfd {
+            state: "Down".into(),
+            remote_state: "AdminDown".into(),
+            diagnostic: "neighbor signaled session down".into(),
+            remote_diagnostic: "administratively down".into(),
+            transmit_interval_us: 1_000_000,
+            receive_interval_us: 50_000,
+            detection_time_us: 150_000,
+            ups: 2,
+            failures: 1,
+            problem: None,
+        };
         let status = Status {
-            peers: vec![peer("10.0.0.1", Some(3), Some(2)), peer("10.0.0.2", None, None)],
+            peers: vec![
+                peer("10.0.0.1", Some(3), Some(2)),
+                status::Peer { bfd: Some(bfd), ..peer("10.0.0.2", None, None) },
+            ],
             imported: Imported { prefixes: 2, in_kernel: 1, kept: 4 },
             ..status(true, true)
         };
@@ -340,6 +386,9 @@ routes learnt of peers: 2, 1 of them in the kernel; 4 of sessions before kept
 PEER      ASN    STATE        UP  PREFIXES  RECEIVED  ACCEPTED  LAST ERROR
 10.0.0.1  65001  Established  7s  1         3         2         -
 10.0.0.2  65001  Established  7s  1         -         -         -
+
+BFD WITH  STATE  PEER'S STATE  SENT EVERY  HEARD EVERY  SILENCE NOTICED AFTER  UP  FAILED  LAST DOWN                       PEER'S LAST DOWN       PROBLEM
+10.0.0.2  Down   AdminDown     1s          50ms         150ms                  2   1       neighbor signaled session down  administratively down  -
 ";
         assert!(text.ends_with(shown), "{text}");
     }

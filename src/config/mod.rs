@@ -4,6 +4,7 @@
 //! node's Node do.
 
 pub mod annotations;
+mod bfd;
 mod bmp;
 mod communities;
 mod conntrack;
@@ -20,6 +21,7 @@ mod peer;
 mod reader;
 
 pub use annotations::ServiceSettings;
+pub use bfd::{Bfd, BfdKey};
 pub use bmp::{BmpStation, BmpTable};
 pub use communities::Communities;
 pub use conntrack::Conntrack;
@@ -34,7 +36,7 @@ pub use mark_mask::MarkMask;
 pub use mesh::{Mesh, MeshMember, Reflection, RouteReflector};
 pub use node::NodeSettings;
 pub use peer::{
-    AddressFamily, Bfd, DynamicPeer, NextHop, PasswordSource, Peer, PeerAddress, PeerAsn, PeerSource, Role,
+    AddressFamily, DynamicPeer, NextHop, PasswordSource, Peer, PeerAddress, PeerAsn, PeerSource, Role,
     SecretKey,
 };
 pub use reader::INVALID_ANNOTATION;

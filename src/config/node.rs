@@ -14,6 +14,7 @@ use std::net::Ipv4Addr;
 
 use ipnet::IpNet;
 use serde::Deserialize;
+use sheave_bgp::bfd::Algorithm;
 
 use super::drain::DRAIN;
 use super::mesh::{self, ROUTE_REFLECTOR, Reflection, RouteReflector};
@@ -75,7 +76,7 @@ impl NodeSettings {
 
         let peers = match reader.text(PEERS) {
             Some(text) => {
-                Some(reader.checked(PEERS, read_list(text, Ok::<Peer, String>, |wrong| wrong, peer::check)))
+                Some(reader.checked(PEERS, read_list(text, Ok::<Peer, String>, |wrong| wrong, check_peers)))
             }
             None => kube_router::peers(&mut reader),
         };
@@ -226,7 +227,32 @@ fn object(node: &str) -> String {
 }
 
 fn dynamic_peers(text: &str) -> Result<Vec<DynamicPeer>, String> {
-    read_list(text, Ok::<DynamicPeer, String>, |wrong| wrong, peer::check_dynamic)
+    read_list(text, Ok::<DynamicPeer, String>, |wrong| wrong, check_ranges)
+}
+
+fn check_peers(peers: &[Peer]) -> Result<(), Wrong> {
+    peer::check(peers)?;
+    show_no_key(peers.iter())
+}
+
+fn check_ranges(ranges: &[DynamicPeer]) -> Result<(), Wrong> {
+    peer::check_dynamic(ranges)?;
+    let templates: Vec<_> = ranges.iter().map(DynamicPeer::template).collect();
+    show_no_key(templates.iter())
+}
+
+/// Who may edit Nodes may name files and Secrets that peers know the content of, but must not have it sent to whom they like.
+fn show_no_key<'a>(peers: impl Iterator<Item = &'a Peer>) -> Result<(), Wrong> {
+    let shows =
+        |peer: &Peer| peer.bfd.iter().flat_map(|bfd| &bfd.keys).any(|key| key.algorithm == Algorithm::Simple);
+    match peers.enumerate().find(|(_, peer)| shows(peer)) {
+        Some((index, _)) => {
+            let message =
+                "`simple` sends the key itself: only the config file may ask for that, take sha1 or md5 here";
+            Err((format!("[{index}].bfd.keys"), message.into()))
+        }
+        None => Ok(()),
+    }
 }
 
 /// A YAML list of peers, or of ranges of them; errors have line and field. `tellable` makes of the parser's words what may be told,

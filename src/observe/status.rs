@@ -209,12 +209,18 @@ pub struct Bfd {
     pub remote_state: String,
     /// Why it last went down.
     pub diagnostic: String,
+    /// Why the peer's did, as it last told.
+    pub remote_diagnostic: String,
     /// Microseconds between packets of this side.
     pub transmit_interval_us: u64,
+    /// Microseconds between packets of the peer.
+    pub receive_interval_us: u64,
     /// Microseconds that silence takes to be noticed.
     pub detection_time_us: u64,
-    /// How often it was up.
+    /// How often it came up.
     pub ups: u64,
+    /// How often it went down, but for when an operator of either side took it down.
+    pub failures: u64,
     /// Why packets cannot be sent or received.
     pub problem: Option<String>,
 }

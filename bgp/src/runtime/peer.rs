@@ -265,7 +265,11 @@ impl PeerTask {
                     };
                 }
                 Input::Gathered => self.sending = Sending::Writing,
-                Input::PathChanged => self.path_changed(),
+                Input::PathChanged => {
+                    // A peer that has closed its connection before it fell silent restarts.
+                    Direction::ALL.into_iter().for_each(|direction| self.read(direction));
+                    self.path_changed();
+                }
             }
             self.send_routes();
             Direction::ALL.into_iter().for_each(|direction| self.watch_output(direction));
