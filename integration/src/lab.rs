@@ -12,11 +12,12 @@ use serde_json::Value;
 use sheave::cluster::Protocol;
 
 use crate::cluster::{Manifests, Service};
-use crate::fabric::Fabric;
-use crate::fabric::addresses::{self, Family};
+use crate::fabric::addresses::{self, Family, NODE_ASN};
+use crate::fabric::{Fabric, LEAVES, OWN_TABLE, Routing, Watch};
+use crate::figures::Figures;
 use crate::kernel;
 use crate::process::Daemon;
-use crate::source::{ApiServer, Source, SourceKind};
+use crate::source::{ApiServer, Source};
 use crate::traffic::Server;
 use crate::wait::await_some;
 
@@ -45,6 +46,28 @@ node=$1; shift
 exec ip netns exec \"$node\" sh -c 'mount --bind \"$0\" /run/sheave && exec \"$@\"' \"DIR/run/$node\" \"$@\"
 ";
 
+/// What labs there are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// The agents read manifests; each node's peers are in its config.
+    Manifests,
+    /// The agents follow an API server; peers are in annotations of the Nodes.
+    Api,
+    /// As with manifests, and all routing is BGP's, watched by BFD with this interval.
+    Watched(Duration),
+    /// Without agents.
+    Bare,
+}
+
+impl Kind {
+    fn routing(self) -> Routing {
+        match self {
+            Self::Manifests | Self::Api | Self::Bare => Routing::Static,
+            Self::Watched(interval) => Routing::Bgp { watch: Watch::Strict, interval },
+        }
+    }
+}
+
 /// A running lab.
 pub struct Lab {
     agents: BTreeMap<String, Daemon>,
@@ -53,7 +76,11 @@ pub struct Lab {
     pub fabric: Fabric,
     /// What the agents are told, and how.
     pub source: Source,
+    /// What the scenario that runs has measured.
+    pub figures: Figures,
+    kind: Kind,
     binary: PathBuf,
+    upgraded: BTreeMap<String, PathBuf>,
     dir: PathBuf,
     started: Instant,
 }
@@ -61,18 +88,18 @@ pub struct Lab {
 impl Lab {
     /// Builds the network, starts a server in each pod, on each node and on the external host; no agent yet. `binary` is
     /// `sheave`; configuration, logs and manifests go to `dir`, which is emptied.
-    pub fn build(binary: &Path, dir: &Path, kind: SourceKind) -> Result<Self> {
+    pub fn build(binary: &Path, dir: &Path, kind: Kind) -> Result<Self> {
         if dir.exists() {
             std::fs::remove_dir_all(dir).with_context(|| dir.display().to_string())?;
         }
         std::fs::create_dir_all(dir).with_context(|| dir.display().to_string())?;
-        let fabric = Fabric::build(3, dir)?;
+        let fabric = Fabric::build(3, kind.routing(), dir)?;
         let source = match kind {
-            SourceKind::Manifests => {
+            Kind::Manifests | Kind::Watched(_) | Kind::Bare => {
                 Source::Manifests(Manifests::create(dir.join("manifests"), &fabric.nodes)?)
             }
             // Beside the spine: reached by routing alone, through no virtual IP.
-            SourceKind::Api => {
+            Kind::Api => {
                 let address = addresses::external(Family::V4);
                 Source::Api(ApiServer::start(&fabric.external, address, &fabric.nodes, dir)?.into())
             }
@@ -92,17 +119,21 @@ impl Lab {
             servers,
             fabric,
             source,
+            figures: Figures::default(),
+            kind,
             binary: binary.to_owned(),
+            upgraded: BTreeMap::new(),
             dir: dir.to_owned(),
         };
         lab.write_files()?;
         Ok(lab)
     }
 
-    /// The same with an agent on every node.
-    pub fn start(binary: &Path, dir: &Path, kind: SourceKind) -> Result<Self> {
+    /// The same with an agent on every node, where the lab has them.
+    pub fn start(binary: &Path, dir: &Path, kind: Kind) -> Result<Self> {
         let mut lab = Self::build(binary, dir, kind)?;
-        for name in lab.node_names() {
+        let agents = if kind == Kind::Bare { Vec::new() } else { lab.node_names() };
+        for name in agents {
             lab.start_agent(&name)?;
         }
         Ok(lab)
@@ -131,7 +162,7 @@ impl Lab {
     /// A command of `sheave` on a node.
     pub fn sheave(&self, node: &str, command: &str) -> Command {
         let mut sheave = Command::new(self.on());
-        sheave.arg(node).arg(&self.binary).arg(command);
+        sheave.arg(node).arg(self.upgraded.get(node).unwrap_or(&self.binary)).arg(command);
         // A cluster that this machine knows or is part of is none of the lab's business.
         sheave.env("HOME", "/nonexistent").env_remove("KUBECONFIG").env_remove("KUBERNETES_SERVICE_HOST");
         sheave
@@ -153,7 +184,7 @@ impl Lab {
         let write =
             |path: &Path, text: &str| std::fs::write(path, text).with_context(|| path.display().to_string());
         for (node, _) in CONFIGS {
-            write(&self.config(node), self.first_config(node)?)?;
+            write(&self.config(node), &self.first_config(node)?)?;
             std::fs::create_dir_all(self.dir.join("run").join(node))?;
         }
         std::fs::create_dir_all(self.dir.join("bin"))?;
@@ -164,13 +195,28 @@ impl Lab {
     }
 
     /// What the agent of a node is configured with at first.
-    fn first_config(&self, node: &str) -> Result<&'static str> {
+    fn first_config(&self, node: &str) -> Result<String> {
         let (_, config) = CONFIGS.iter().find(|(name, _)| *name == node).with_context(|| node.to_owned())?;
-        Ok(match self.source {
-            Source::Manifests(_) => config,
-            // With an API server, annotations of the Nodes tell all about BGP.
-            Source::Api(_) => config.find("services:").map_or("", |start| &config[start..]),
+        let services = config.find("services:").map_or("", |start| &config[start..]);
+        Ok(match self.kind {
+            Kind::Manifests | Kind::Bare => (*config).to_owned(),
+            // Annotations of the Nodes tell all about BGP.
+            Kind::Api => services.to_owned(),
+            Kind::Watched(interval) => {
+                let router = watched_router(self.fabric.node(node)?.number, interval);
+                format!("{router}{services}announce: {{podCIDRs: true, kernelTables: [{OWN_TABLE}]}}\n")
+            }
         })
+    }
+
+    /// Puts another build of the agent in the place of a node's, as an upgrade does: a new file, which the next start runs.
+    pub fn upgrade(&mut self, name: &str) -> Result<()> {
+        let (draft, path) =
+            (self.dir.join(format!("bin/.{name}")), self.dir.join(format!("bin/sheave-{name}")));
+        std::fs::copy(&self.binary, &draft).with_context(|| draft.display().to_string())?;
+        std::fs::rename(&draft, &path).with_context(|| path.display().to_string())?;
+        self.upgraded.insert(name.to_owned(), path);
+        Ok(())
     }
 
     /// Starts the agent of a node.
@@ -351,6 +397,24 @@ impl Lab {
         }
         short
     }
+}
+
+/// Where all routing is BGP's: sessions that notice a silent leaf, and learn of it that it is a way out.
+fn watched_router(node: u8, interval: Duration) -> String {
+    let interval = interval.as_millis();
+    let mut text = format!("router:\n  asn: {NODE_ASN}\n  peers:\n");
+    for (leaf, family) in (1..=LEAVES).flat_map(|leaf| Family::BOTH.map(|family| (leaf, family))) {
+        let default = if family == Family::V4 { "0.0.0.0/0" } else { "::/0" };
+        let _ = writeln!(
+            text,
+            "  - {{address: \"{}\", asn: {}, families: [{}], bfd: {{transmitInterval: {interval}ms, receiveInterval: {interval}ms, detectMultiplier: 3}}, \
+             import: {{prefixes: [\"{default}\"], maxPrefixes: 10}}}}",
+            addresses::leaf_link(family, leaf, node),
+            addresses::leaf_asn(leaf),
+            family.to_string().to_lowercase()
+        );
+    }
+    text
 }
 
 fn causes(error: &anyhow::Error) -> String {

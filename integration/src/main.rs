@@ -4,9 +4,9 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use sheave_integration::lab::Kind;
 use sheave_integration::scenarios::{self, Scenario};
-use sheave_integration::source::SourceKind;
-use sheave_integration::{apiserver, bench, demo, shell};
+use sheave_integration::{apiserver, bench, demo, shell, soak};
 
 /// Runs the lab. Start it with `integration/lab`, which prepares what it needs.
 #[derive(Parser)]
@@ -41,6 +41,8 @@ enum Task {
     },
     /// A shell in the lab.
     Shell,
+    /// What holds under load, again and again; prints a table.
+    Soak(soak::Options),
     /// Run scenarios; prints a line for each and then the counts.
     Scenarios {
         /// Only those whose name begins with this.
@@ -75,11 +77,12 @@ fn main() -> ExitCode {
         Task::BenchCase(case) => done(bench::run_case(&case)),
         Task::Apiserver { account, lists } => done(apiserver::run(&account, &lists)),
         Task::Shell => done(shell::run(&sheave_binary(), &work_dir())),
+        Task::Soak(options) => done(soak::run(&options, &sheave_binary(), &work_dir())),
         Task::Scenarios { scenario, list, half } => {
             let prefix = scenario.unwrap_or_default();
             let is_chosen =
                 |number: usize| half.is_none_or(|half| number.is_multiple_of(2) == (half == Half::Odd));
-            let chosen: Vec<(SourceKind, Scenario)> = scenarios::all()
+            let chosen: Vec<(Kind, Scenario)> = scenarios::all()
                 .into_iter()
                 .filter(|(_, s)| s.name.starts_with(&prefix))
                 .enumerate()
@@ -108,7 +111,7 @@ fn done(result: anyhow::Result<()>) -> ExitCode {
     }
 }
 
-fn run_scenarios(chosen: &[(SourceKind, Scenario)]) -> ExitCode {
+fn run_scenarios(chosen: &[(Kind, Scenario)]) -> ExitCode {
     let counts = scenarios::run(chosen, &sheave_binary(), &work_dir());
     println!("scenarios: {} passed, {} failed", counts.passed, counts.failed);
     if counts.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }

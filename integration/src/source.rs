@@ -16,15 +16,6 @@ use crate::fabric::{LEAVES, Node};
 use crate::netns::NetNs;
 use crate::wait::await_some;
 
-/// What kind of source a lab has.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum SourceKind {
-    /// [`Source::Manifests`].
-    Manifests,
-    /// [`Source::Api`].
-    Api,
-}
-
 /// What the agents are told, and how.
 pub enum Source {
     /// A directory of manifests; each node's peers are in its config.

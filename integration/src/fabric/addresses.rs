@@ -50,6 +50,9 @@ impl fmt::Display for Family {
 /// The nodes' AS.
 pub const NODE_ASN: u32 = 64512;
 
+/// The spine's AS.
+pub const SPINE_ASN: u32 = 65000;
+
 /// The AS of a leaf.
 pub fn leaf_asn(leaf: u8) -> u32 {
     65000 + u32::from(leaf)

@@ -10,26 +10,36 @@
 //! The leaves know nodes and pods by static routes and learn virtual IPs from the agents (AS 64512), several paths at once;
 //! the spine spreads over both leaves. The links' own addresses are known to nobody else, so that a packet
 //! that takes one as its source gets no answer. All links are veth with an MTU of 1500, all have IPv4 and IPv6.
+//!
+//! With [`Routing::Bgp`] the spine learns of the leaves, and each leaf of the other by it, what nodes announce, their own addresses and pods too; and the
+//! nodes learn of the leaves which way out there is. BFD watches every session. So whatever fails, everything finds another way. Static routes are what is
+//! used while there is no session. BIRD takes a route away before it puts another in its place: what comes in between is dropped, and not refused.
 
 pub mod addresses;
 mod bird;
+mod clock;
 mod counters;
+mod silence;
 mod strict;
 mod witness;
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::net::IpAddr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
+use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 
 use crate::netns::NetNs;
-use crate::process::{self, Daemon};
+use crate::process;
 use addresses::Family;
+use bird::Bird;
 
+pub use clock::RouteClock;
 pub use counters::{Counted, Direction};
+pub use silence::Silence;
 pub use witness::Witness;
 
 /// Number of leaf routers.
@@ -37,6 +47,41 @@ pub const LEAVES: u8 = 2;
 
 /// Pods of each node.
 pub const PODS: u8 = 2;
+
+/// How the routers know where nodes and pods are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Routing {
+    /// By static routes.
+    Static,
+    /// By BGP, watched by BFD.
+    Bgp {
+        /// What the leaves make of it.
+        watch: Watch,
+        /// Between packets of BFD; three that do not come are silence.
+        interval: Duration,
+    },
+}
+
+/// What BIRD makes of the end of a BFD session with a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Watch {
+    /// Whatever is said or not said, the node's routes go (`bfd on`).
+    Strict,
+    /// A graceful restart begins: the routes stay for the node's restart time (`bfd graceful`).
+    Graceful,
+}
+
+impl Watch {
+    fn option(self) -> &'static str {
+        match self {
+            Self::Strict => "bfd on;",
+            Self::Graceful => "bfd graceful;",
+        }
+    }
+}
+
+/// The table in which a node has its own addresses for announcing, as in examples/leaf-spine.
+pub const OWN_TABLE: u32 = 119;
 
 /// A node of the cluster.
 #[derive(Debug)]
@@ -85,8 +130,7 @@ pub struct Leaf {
     pub number: u8,
     /// Its namespace.
     pub ns: NetNs,
-    bird: Daemon,
-    control: PathBuf,
+    bird: Bird,
 }
 
 /// The whole network; gone when it is dropped.
@@ -102,6 +146,8 @@ pub struct Fabric {
     pub leaves: Vec<Leaf>,
     /// The cluster's nodes.
     pub nodes: Vec<Node>,
+    routing: Routing,
+    spine_bird: Option<Bird>,
     _namespaces: Namespaces,
 }
 
@@ -131,11 +177,16 @@ const NODE: &[(&str, &str)] = &[
 ];
 const HOST: &[(&str, &str)] = &[("ipv6.conf.default.accept_dad", "0"), ("ipv6.conf.default.accept_ra", "0")];
 
+/// The CPU that takes in and forwards all packets of the lab.
+fn forwarding_cpu() -> Result<u32> {
+    let cpus = std::thread::available_parallelism()?.get() as u32;
+    Ok(std::process::id() % cpus.min(32))
+}
+
 /// Has one CPU take in all that comes over a namespace's links. By default the CPU that sends does, and what two of them send changes places on a
 /// busy machine; a network card keeps the packets of a flow in order (RSS).
 fn in_order(namespace: &str) -> Result<()> {
-    let cpus = std::thread::available_parallelism()?.get() as u32;
-    let cpu = format!("{:x}", 1_u64 << (std::process::id() % cpus.min(32)));
+    let cpu = format!("{:x}", 1_u64 << forwarding_cpu()?);
     let set = r#"for file in /sys/class/net/*/queues/rx-0/rps_cpus; do echo "$0" >"$file"; done"#;
     let mut command = Command::new("ip");
     command.args(["netns", "exec", namespace, "sh", "-c", set, &cpu]);
@@ -147,8 +198,8 @@ const REFUSALS: &[(&str, &str)] = &[("ipv4.icmp_ratemask", "0"), ("ipv6.icmp.rat
 
 impl Fabric {
     /// Builds it with `nodes` nodes; configuration and logs of the routers go to `dir`.
-    pub fn build(nodes: u8, dir: &Path) -> Result<Self> {
-        let fabric = Names { nodes }.create(dir).context("building the lab's network")?;
+    pub fn build(nodes: u8, routing: Routing, dir: &Path) -> Result<Self> {
+        let fabric = Names { nodes, routing }.create(dir).context("building the lab's network")?;
         Ok(fabric)
     }
 
@@ -195,12 +246,31 @@ impl Fabric {
 
     /// Cuts all links of a node, as if its power had gone.
     pub fn cut(&self, node: &Node) -> Result<()> {
-        self.leaves.iter().try_for_each(|leaf| leaf.ns.ip(&format!("link set {} down\n", node.name)))
+        self.leaves.iter().try_for_each(|leaf| self.link(leaf, node, false))
     }
 
     /// Undoes [`cut`](Self::cut).
     pub fn mend(&self, node: &Node) -> Result<()> {
-        self.leaves.iter().try_for_each(|leaf| leaf.ns.ip(&leaf_to_node(leaf.number, node.number)))
+        self.leaves.iter().try_for_each(|leaf| self.link(leaf, node, true))
+    }
+
+    /// Takes the link between a leaf and a node down, or up again.
+    pub fn link(&self, leaf: &Leaf, node: &Node, up: bool) -> Result<()> {
+        if up {
+            leaf.ns.ip(&leaf_to_node(leaf.number, node.number, self.routing))
+        } else {
+            leaf.ns.ip(&format!("link set {} down\n", node.name))
+        }
+    }
+
+    /// Has the leaves take BFD for something else; their sessions with the nodes begin anew.
+    pub fn watch(&mut self, watch: Watch) -> Result<()> {
+        let Routing::Bgp { interval, .. } = self.routing else { bail!("no BFD here") };
+        self.routing = Routing::Bgp { watch, interval };
+        let nodes = self.nodes.len() as u8;
+        self.leaves
+            .iter()
+            .try_for_each(|leaf| leaf.bird.configure(&bird::leaf(leaf.number, nodes, self.routing)))
     }
 
     /// Takes the addresses from the links of a node, and all routes by them: what is left are link-local addresses.
@@ -220,7 +290,7 @@ impl Fabric {
 
     /// Undoes [`unnumber`](Self::unnumber).
     pub fn number(&self, node: &Node) -> Result<()> {
-        node.ns.ip(&node_uplinks(node.number))?;
+        node.ns.ip(&node_uplinks(node.number, self.routing))?;
         self.mend(node)
     }
 
@@ -241,7 +311,8 @@ impl Fabric {
 
     /// An error if a router's BGP daemon is gone.
     pub fn ensure_running(&mut self) -> Result<()> {
-        self.leaves.iter_mut().try_for_each(|leaf| leaf.bird.ensure_running())
+        let leaves = self.leaves.iter_mut().map(|leaf| &mut leaf.bird);
+        leaves.chain(&mut self.spine_bird).try_for_each(Bird::ensure_running)
     }
 }
 
@@ -253,9 +324,7 @@ impl Leaf {
 
     /// Asks its BIRD, e.g. `show route`.
     pub fn birdc(&self, question: &str) -> Result<String> {
-        let mut command = Command::new("birdc");
-        command.arg("-s").arg(&self.control).args(question.split_whitespace());
-        process::run(command, "")
+        self.bird.ask(question)
     }
 }
 
@@ -290,6 +359,7 @@ fn ip(flags: &[&str], lines: &str) -> Result<()> {
 /// What is to be built, before it exists.
 struct Names {
     nodes: u8,
+    routing: Routing,
 }
 
 impl Names {
@@ -332,12 +402,13 @@ impl Names {
         external.ip(&outside_host(addresses::external, 102))?;
         spine.ip(&spine_config())?;
         for (number, ns) in (1..).zip(&leaves) {
-            let nodes: String = (1..=self.nodes).map(|node| leaf_to_node(number, node)).collect();
-            ns.ip(&format!("{}{nodes}", leaf_config(number)))?;
+            let nodes: String =
+                (1..=self.nodes).map(|node| leaf_to_node(number, node, self.routing)).collect();
+            ns.ip(&format!("{}{nodes}", leaf_config(number, self.routing)))?;
             counters::install(ns)?;
         }
         for node in &nodes {
-            node.ns.ip(&node_config(node.number))?;
+            node.ns.ip(&node_config(node.number, self.routing))?;
             for pod in &node.pods {
                 pod.ns.ip(&pod_config(pod))?;
             }
@@ -346,15 +417,21 @@ impl Names {
             in_order(&name)?;
         }
         let leaves = (1..).zip(leaves).map(|(number, ns)| {
-            let (bird, control) = bird::start(&ns, number, self.nodes, dir)?;
-            Ok(Leaf { number, ns, bird, control })
+            let bird = Bird::start(&ns, &bird::leaf(number, self.nodes, self.routing), dir)?;
+            Ok(Leaf { number, ns, bird })
         });
+        let spine_bird = match self.routing {
+            Routing::Static => None,
+            Routing::Bgp { interval, .. } => Some(Bird::start(&spine, &bird::spine(interval), dir)?),
+        };
         Ok(Fabric {
             client,
             external,
             spine,
             leaves: leaves.collect::<Result<_>>()?,
             nodes,
+            routing: self.routing,
+            spine_bird,
             _namespaces: namespaces,
         })
     }
@@ -448,7 +525,7 @@ fn spine_config() -> String {
     lines
 }
 
-fn leaf_config(leaf: u8) -> String {
+fn leaf_config(leaf: u8, routing: Routing) -> String {
     let mut lines = String::from("link set lo up\nlink set spine up\n");
     for family in Family::BOTH {
         let (own, spine) = (addresses::leaf_uplink(family, leaf), addresses::spine_link(family, leaf));
@@ -456,29 +533,35 @@ fn leaf_config(leaf: u8) -> String {
         for host in [addresses::client(family), addresses::external(family)] {
             let _ = writeln!(lines, "route add {host}/{} via {spine}", family.bits());
         }
-        // What no node announces is unreachable here instead of going back to the spine.
+        // What no node announces goes nowhere from here, instead of back to the spine.
+        let nowhere = if routing == Routing::Static { "unreachable" } else { "blackhole" };
         for prefix in addresses::cluster_prefixes(family) {
-            let _ = writeln!(lines, "route add unreachable {prefix}");
+            let _ = writeln!(lines, "route add {nowhere} {prefix}");
         }
     }
     lines
 }
 
-/// A leaf's part of its link to a node, and its routes to what is there.
-fn leaf_to_node(leaf: u8, node: u8) -> String {
+/// A leaf's part of its link to a node, and its static routes to what is there.
+fn leaf_to_node(leaf: u8, node: u8, routing: Routing) -> String {
     let name = node_name(node);
     let mut lines = format!("link set {name} up\n");
     for family in Family::BOTH {
         let (own, via) = (addresses::leaf_link(family, leaf, node), addresses::node_link(family, leaf, node));
         let _ = writeln!(lines, "addr replace {own}/{} {}", family.bits() - 2, on(&name, family));
-        let _ =
-            writeln!(lines, "route replace {}/{} via {via}", addresses::node(family, node), family.bits());
-        let _ = writeln!(lines, "route replace {} via {via}", addresses::pod_cidr(family, node));
+        // Before what is learnt, as long as the link is up.
+        let metric = if routing == Routing::Static { "" } else { " metric 1" };
+        for destination in [
+            format!("{}/{}", addresses::node(family, node), family.bits()),
+            addresses::pod_cidr(family, node),
+        ] {
+            let _ = writeln!(lines, "route replace {destination} via {via}{metric}");
+        }
     }
     lines
 }
 
-fn node_config(node: u8) -> String {
+fn node_config(node: u8, routing: Routing) -> String {
     let mut lines = String::from("link set lo up\n");
     for leaf in 1..=LEAVES {
         let _ = writeln!(lines, "link set leaf{leaf} up");
@@ -501,11 +584,11 @@ fn node_config(node: u8) -> String {
             );
         }
     }
-    lines + &node_uplinks(node)
+    lines + &node_uplinks(node, routing)
 }
 
-/// A node's part of its links to the leaves, and its routes by them.
-fn node_uplinks(node: u8) -> String {
+/// A node's part of its links to the leaves, and its routes by them or what it is to tell them.
+fn node_uplinks(node: u8, routing: Routing) -> String {
     let mut lines = String::new();
     for family in Family::BOTH {
         let own = addresses::node(family, node);
@@ -516,7 +599,14 @@ fn node_uplinks(node: u8) -> String {
             let _ = writeln!(lines, "addr add {link}/{} {device}", family.bits() - 2);
             let _ = write!(hops, " nexthop via {} dev leaf{leaf}", addresses::leaf_link(family, leaf, node));
         }
-        let _ = writeln!(lines, "route add default src {own}{hops}");
+        match routing {
+            Routing::Static => drop(writeln!(lines, "route add default src {own}{hops}")),
+            // Behind what is learnt.
+            Routing::Bgp { .. } => {
+                let _ = writeln!(lines, "route add default src {own} metric 20000{hops}");
+                let _ = writeln!(lines, "route add {own}/{} dev lo table {OWN_TABLE}", family.bits());
+            }
+        }
     }
     lines
 }

@@ -1,20 +1,30 @@
 //! Requests of both families without a pause, while something is done to the cluster or to an agent.
 
+use std::time::Duration;
+
 use anyhow::{Context, Result};
 use sheave::cluster::Protocol::Tcp;
 
 use crate::cluster::Service;
 use crate::fabric::addresses::Family;
+use crate::figures::Figures;
 use crate::lab::Lab;
-use crate::traffic::Load;
+use crate::traffic::{LIMIT, Load, Request};
 
 /// Those of the client to a Service, IPv4 first.
 pub(super) struct BothLoads(pub(super) [Load; 2]);
 
 impl BothLoads {
     pub(super) fn start(lab: &Lab, service: &Service) -> Result<Self> {
-        let [v4, v6] =
-            Family::BOTH.map(|family| Load::start(&lab.fabric.client, Tcp, service.vip(family), 80, 2));
+        Self::paced(lab, service, Duration::ZERO)
+    }
+
+    /// The same, each request so long after the last.
+    pub(super) fn paced(lab: &Lab, service: &Service, pause: Duration) -> Result<Self> {
+        let [v4, v6] = Family::BOTH.map(|family| {
+            let request = Request::new(Tcp, service.vip(family), 80).within(LIMIT).pause(pause);
+            Load::of(&lab.fabric.client, request, 2)
+        });
         Ok(Self([v4?, v6?]))
     }
 
@@ -46,9 +56,17 @@ impl BothLoads {
 
     /// Ends them; an error if one ever failed.
     pub(super) fn none_failed(self) -> Result<()> {
-        for (load, family) in self.0.into_iter().zip(Family::BOTH) {
-            load.stop()?.ensure_none_failed().with_context(|| family.to_string())?;
-        }
-        Ok(())
+        self.measured(&mut Figures::default())
+    }
+
+    /// The same, and adds what they counted.
+    pub(super) fn measured(self, figures: &mut Figures) -> Result<()> {
+        let [v4, v6] = self.0.map(Load::stop);
+        let reports = [v4?, v6?];
+        reports.iter().for_each(|report| figures.count(report));
+        reports
+            .iter()
+            .zip(Family::BOTH)
+            .try_for_each(|(report, family)| report.ensure_none_failed().with_context(|| family.to_string()))
     }
 }

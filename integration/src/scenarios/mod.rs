@@ -12,6 +12,7 @@ mod drain;
 mod dynamic_peers;
 mod encapsulation;
 mod explain;
+mod failover;
 mod guard;
 mod import;
 mod invalid;
@@ -37,8 +38,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
-use crate::lab::Lab;
-use crate::source::SourceKind;
+use crate::figures::Figures;
+use crate::lab::{Kind, Lab};
+
+/// How often BFD speaks in tests: seldom enough for a machine that has other things to do. What counts is measured by `integration/lab soak`.
+const FAILOVER_BFD: Duration = Duration::from_millis(300);
 
 /// A scenario.
 #[derive(Clone, Copy)]
@@ -51,7 +55,7 @@ pub struct Scenario {
 }
 
 /// All of them and what their lab's source is: those that disturb the agents come last of each kind.
-pub fn all() -> Vec<(SourceKind, Scenario)> {
+pub fn all() -> Vec<(Kind, Scenario)> {
     let with_manifests = [
         paths::SCENARIOS,
         bulk::SCENARIOS,
@@ -83,10 +87,15 @@ pub fn all() -> Vec<(SourceKind, Scenario)> {
     ]
     .concat();
     let with_api_server = [encapsulation::SCENARIOS, drain::WITH_API_SERVER, api::SCENARIOS].concat();
-    [(SourceKind::Manifests, with_manifests), (SourceKind::Api, with_api_server)]
-        .into_iter()
-        .flat_map(|(kind, scenarios)| scenarios.into_iter().map(move |scenario| (kind, scenario)))
-        .collect()
+    [
+        (Kind::Manifests, with_manifests),
+        (Kind::Api, with_api_server),
+        (Kind::Watched(FAILOVER_BFD), failover::scenarios()),
+        (Kind::Bare, failover::CONTROL.to_vec()),
+    ]
+    .into_iter()
+    .flat_map(|(kind, scenarios)| scenarios.into_iter().map(move |scenario| (kind, scenario)))
+    .collect()
 }
 
 /// How many scenarios did what they claim.
@@ -100,26 +109,13 @@ pub struct Counts {
 
 /// Runs scenarios one after the other in one lab per kind, and prints a line for each as it ends. After a failure the next one gets
 /// a new lab; what the failed one left is shown.
-pub fn run(scenarios: &[(SourceKind, Scenario)], binary: &Path, dir: &Path) -> Counts {
+pub fn run(scenarios: &[(Kind, Scenario)], binary: &Path, dir: &Path) -> Counts {
     let mut counts = Counts::default();
-    let mut lab: Option<(SourceKind, Lab)> = None;
+    let mut lab = None;
     for (kind, scenario) in scenarios {
         let start = Instant::now();
-        let outcome = match lab.take() {
-            Some((found, ready)) if found == *kind => Ok(ready),
-            other => {
-                // Its namespaces have the same names.
-                drop(other);
-                Lab::start(binary, dir, *kind)
-            }
-        };
-        let result = outcome.and_then(|mut ready| match (scenario.run)(&mut ready) {
-            Ok(()) => {
-                lab = Some((*kind, ready));
-                Ok(())
-            }
-            Err(error) => Err(ready.explain(&error, scenario.name)),
-        });
+        let (result, _, left) = run_one(*kind, scenario, lab.take(), binary, dir);
+        lab = left;
         report(scenario, start.elapsed(), &result);
         match result {
             Ok(()) => counts.passed += 1,
@@ -127,6 +123,34 @@ pub fn run(scenarios: &[(SourceKind, Scenario)], binary: &Path, dir: &Path) -> C
         }
     }
     counts
+}
+
+/// Runs a scenario in a lab that another has left, if it is of that kind, else in a new one. Gives what it measured, and, unless it failed, the lab.
+pub fn run_one(
+    kind: Kind,
+    scenario: &Scenario,
+    lab: Option<(Kind, Lab)>,
+    binary: &Path,
+    dir: &Path,
+) -> (Result<()>, Figures, Option<(Kind, Lab)>) {
+    let ready = match lab {
+        Some((found, ready)) if found == kind => Ok(ready),
+        other => {
+            // Its namespaces have the same names.
+            drop(other);
+            Lab::start(binary, dir, kind)
+        }
+    };
+    let mut lab = match ready {
+        Ok(lab) => lab,
+        Err(error) => return (Err(error), Figures::default(), None),
+    };
+    let result = (scenario.run)(&mut lab);
+    let figures = std::mem::take(&mut lab.figures);
+    match result {
+        Ok(()) => (Ok(()), figures, Some((kind, lab))),
+        Err(error) => (Err(lab.explain(&error, scenario.name)), figures, None),
+    }
 }
 
 fn report(scenario: &Scenario, took: Duration, result: &Result<()>) {

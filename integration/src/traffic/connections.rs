@@ -99,32 +99,64 @@ impl Connections {
 
     /// Puts a question through each; an error tells how many are lost, reset or answered by somebody else.
     pub fn check(&mut self) -> Result<()> {
-        let end = Instant::now() + STALL;
+        let tally = self.tally();
+        let lost = tally.reset + tally.lost;
+        ensure!(
+            lost == 0,
+            "{lost} of {} connections to {} {} lost: {}",
+            self.sockets.len(),
+            self.protocol,
+            self.to,
+            tally.faults.join("; ")
+        );
+        Ok(())
+    }
+
+    /// Puts a question through each, all at once, and counts what becomes of them.
+    pub fn tally(&mut self) -> Tally {
+        let start = Instant::now();
+        let end = start + STALL;
         let asked: Vec<io::Result<()>> =
             self.sockets.iter_mut().map(|(socket, _)| socket.write_all(b"who\n")).collect();
-        let mut lost = Vec::new();
+        let mut tally = Tally::default();
         for ((socket, expected), asked) in self.sockets.iter_mut().zip(asked) {
             let left = end.saturating_duration_since(Instant::now()).max(Duration::from_millis(10));
             let answer = asked
                 .and_then(|()| socket.set_read_timeout(Some(left)))
                 .and_then(|()| hear(self.protocol, socket));
             match answer {
-                Ok(answer) if answer == *expected => {}
-                Ok(answer) => lost.push(format!("{expected:?} became {answer:?}")),
-                Err(error) => lost.push(format!("{}: {error}", endpoint(expected))),
+                Ok(answer) if answer == *expected => {
+                    tally.kept += 1;
+                    tally.slowest = tally.slowest.max(start.elapsed());
+                }
+                Ok(answer) => {
+                    tally.lost += 1;
+                    tally.faults.push(format!("{expected:?} became {answer:?}"));
+                }
+                Err(error) => {
+                    let reset = error.kind() == io::ErrorKind::ConnectionReset;
+                    *if reset { &mut tally.reset } else { &mut tally.lost } += 1;
+                    tally.faults.push(format!("{}: {error}", endpoint(expected)));
+                }
             }
         }
-        ensure!(
-            lost.is_empty(),
-            "{} of {} connections to {} {} lost: {}",
-            lost.len(),
-            self.sockets.len(),
-            self.protocol,
-            self.to,
-            lost.join("; ")
-        );
-        Ok(())
+        tally
     }
+}
+
+/// What has become of connections.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Tally {
+    /// Answered by whom they were answered at first.
+    pub kept: usize,
+    /// Reset.
+    pub reset: usize,
+    /// Without an answer, closed, or answered by somebody else.
+    pub lost: usize,
+    /// What is wrong with those that were not kept.
+    pub faults: Vec<String>,
+    /// The slowest answer.
+    pub slowest: Duration,
 }
 
 /// An answer: a line, or a datagram that begins with one.

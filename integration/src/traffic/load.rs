@@ -1,6 +1,7 @@
 //! Requests without a pause, while something is done to the cluster.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -21,6 +22,7 @@ const MAX_RUN: Duration = Duration::from_secs(300);
 pub struct Load {
     stop: Arc<AtomicBool>,
     answered: Arc<AtomicU64>,
+    failed: Arc<AtomicU64>,
     workers: Vec<JoinHandle<Result<LoadReport>>>,
 }
 
@@ -35,6 +37,8 @@ pub struct LoadReport {
     pub slowest: Duration,
     /// Requests without one: when (since the start) and why.
     pub failures: Vec<(Duration, String)>,
+    /// How many of them were reset.
+    pub reset: usize,
 }
 
 impl Load {
@@ -53,18 +57,25 @@ impl Load {
     pub fn of(from: &NetNs, request: Request, workers: usize) -> Result<Self> {
         let stop = Arc::new(AtomicBool::new(false));
         let answered = Arc::new(AtomicU64::new(0));
+        let failed = Arc::new(AtomicU64::new(0));
         let workers = (0..workers)
             .map(|_| {
-                let (stop, answered) = (Arc::clone(&stop), Arc::clone(&answered));
-                from.thread(move || work(&request, &stop, &answered))
+                let (stop, answered, failed) =
+                    (Arc::clone(&stop), Arc::clone(&answered), Arc::clone(&failed));
+                from.thread(move || work(&request, &stop, &answered, &failed))
             })
             .collect::<Result<_>>()?;
-        Ok(Self { stop, answered, workers })
+        Ok(Self { stop, answered, failed, workers })
     }
 
     /// Requests answered so far.
     pub fn answered(&self) -> u64 {
         self.answered.load(Ordering::Relaxed)
+    }
+
+    /// Requests that failed so far.
+    pub fn failed(&self) -> u64 {
+        self.failed.load(Ordering::Relaxed)
     }
 
     /// Waits until `count` more requests have been answered.
@@ -88,6 +99,7 @@ impl Load {
             }
             sum.slowest = sum.slowest.max(report.slowest);
             sum.failures.extend(report.failures);
+            sum.reset += report.reset;
         }
         sum.failures.sort();
         Ok(sum)
@@ -116,7 +128,9 @@ impl LoadReport {
     }
 }
 
-fn work(request: &Request, stop: &AtomicBool, answered: &AtomicU64) -> LoadReport {
+fn work(request: &Request, stop: &AtomicBool, answered: &AtomicU64, failed: &AtomicU64) -> LoadReport {
+    // As many clients as there are CPUs and more: what routes and watches comes first, as if it had machines of its own.
+    let _ = rustix::process::nice(10);
     let start = Instant::now();
     let mut report = LoadReport::default();
     while !stop.load(Ordering::Relaxed) && start.elapsed() < MAX_RUN {
@@ -128,7 +142,11 @@ fn work(request: &Request, stop: &AtomicBool, answered: &AtomicU64) -> LoadRepor
                 report.slowest = report.slowest.max(answer.took);
                 answered.fetch_add(1, Ordering::Relaxed);
             }
-            Err(error) => report.failures.push((at, error.to_string())),
+            Err(error) => {
+                failed.fetch_add(1, Ordering::Relaxed);
+                report.reset += usize::from(error.kind() == io::ErrorKind::ConnectionReset);
+                report.failures.push((at, error.to_string()));
+            }
         }
         if !request.pause.is_zero() {
             std::thread::sleep(request.pause);

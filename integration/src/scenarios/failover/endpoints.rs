@@ -1,0 +1,112 @@
+//! Every pod of a Service is replaced, each terminating as it should.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+
+use super::super::Scenario;
+use super::super::termination::Ended;
+use super::{LIMIT, Traffic, await_directors, service, vips};
+use crate::cluster::{Condition, Endpoint, Service};
+use crate::fabric::Pod;
+use crate::fabric::addresses::Family;
+use crate::lab::{Lab, POD_PORT};
+use crate::wait::await_some;
+
+pub(super) const SCENARIOS: &[Scenario] = &[
+    Scenario {
+        name: "failover-rolled",
+        proves: "all pods of a Service are replaced, one after the other and each terminating as it should, and no request fails",
+        run: rolled,
+    },
+    Scenario {
+        name: "failover-rolled-local",
+        proves: "the same under externalTrafficPolicy Local, also where a node has its last endpoint replaced by one on another node, and no request fails",
+        run: rolled_local,
+    },
+];
+
+fn rolled(lab: &mut Lab) -> Result<()> {
+    let steps = [("a1", "a2"), ("b1", "b2"), ("c1", "c2")];
+    roll(lab, &service(lab, "rolled", 78, &[])?, &["a1", "b1", "c1"], &steps, |_| None)
+}
+
+fn rolled_local(lab: &mut Lab) -> Result<()> {
+    let service = service(lab, "rolled-local", 79, &[])?.spec("externalTrafficPolicy", "Local");
+    // On the same node, and to others: to one that had none, and to one that has one.
+    let steps = [("a1", "a2"), ("b1", "c1"), ("a2", "c2")];
+    let nodes = |pods: &[&str]| {
+        let mut nodes: Vec<String> = pods.iter().map(|pod| format!("node-{}", &pod[..1])).collect();
+        nodes.sort_unstable();
+        nodes.dedup();
+        Some(nodes)
+    };
+    roll(lab, &service, &["a1", "b1"], &steps, nodes)
+}
+
+/// Replaces pods of a Service, each step's first by its second; `directors` says who is to have the virtual IPs when these pods are ready, where not
+/// all nodes.
+fn roll(
+    lab: &mut Lab,
+    service: &Service,
+    pods: &[&'static str],
+    steps: &[(&'static str, &'static str)],
+    directors: impl Fn(&[&str]) -> Option<Vec<String>>,
+) -> Result<()> {
+    let mut pods = pods.to_vec();
+    let with = |lab: &Lab, pods: &[&str], other: Option<(&str, Condition)>| -> Result<Service> {
+        let ready = pods.iter().map(|pod| (*pod, Condition::Ready));
+        let endpoint = |(pod, condition)| Ok(Endpoint::from(lab.fabric.pod(pod)?).condition(condition));
+        let endpoints = ready.chain(other).map(endpoint).collect::<Result<Vec<_>>>()?;
+        Ok(service.clone().endpoints(endpoints))
+    };
+    let apply = |lab: &mut Lab, pods: &[&str], other: Option<(&str, Condition)>| -> Result<()> {
+        let changed = with(lab, pods, other)?;
+        // One that terminates serves as long as it says so.
+        let serving = other.filter(|(_, condition)| *condition == Condition::Terminating).map(|(pod, _)| pod);
+        match directors(&pods.iter().copied().chain(serving).collect::<Vec<_>>()) {
+            None => lab.apply(&changed),
+            Some(nodes) => {
+                lab.source.apply(&changed)?;
+                let nodes: Vec<&str> = nodes.iter().map(String::as_str).collect();
+                await_directors(lab, &vips(&changed), &nodes)
+            }
+        }
+    };
+    apply(lab, &pods, None)?;
+    // What a client keeps open longer than a pod takes to terminate ends with it.
+    let mut traffic = Traffic::with_long(lab, service, 0)?;
+    for (old, new) in steps {
+        let step = || format!("{old} replaced by {new}");
+        // It starts: its address is known before it is ready, and its node gets ready for it.
+        apply(lab, &pods, Some((new, Condition::NotReady))).with_context(step)?;
+        await_accepted(lab, service, lab.fabric.pod(new)?).with_context(step)?;
+        pods.push(new);
+        apply(lab, &pods, None).with_context(step)?;
+        traffic.goes_on(lab)?;
+        pods.retain(|pod| pod != old);
+        apply(lab, &pods, Some((old, Condition::Terminating))).with_context(step)?;
+        // Told to end, it first says that it is not ready any more, and does what it has been asked.
+        apply(lab, &pods, Some((old, Condition::Ended))).with_context(step)?;
+        std::thread::sleep(Duration::from_secs(1));
+        let _ended = Ended::new(lab.fabric.pod(old)?)?;
+        apply(lab, &pods, None).with_context(step)?;
+        traffic.goes_on(lab)?;
+    }
+    traffic.none_failed(lab)?;
+    lab.remove(service)
+}
+
+/// Waits until a pod's node takes in what is tunnelled to it for the Service.
+fn await_accepted(lab: &Lab, service: &Service, pod: &Pod) -> Result<()> {
+    let node = lab.fabric.nodes.iter().find(|node| node.number == pod.node).context("its node")?;
+    for (family, map) in [(Family::V4, "endpoints4"), (Family::V6, "endpoints6")] {
+        let rewrite = format!("{} . 80 : {} . {POD_PORT}", service.vip(family), pod.address(family));
+        await_some(LIMIT, &format!("{}: {rewrite}", node.name), || {
+            let map = node.ns.run(&format!("nft -nn list map inet sheave {map}"));
+            let map = map.map_err(|error| format!("{error:#}"))?;
+            if map.contains(&rewrite) { Ok(()) } else { Err(map) }
+        })?;
+    }
+    Ok(())
+}
