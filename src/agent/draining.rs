@@ -158,7 +158,7 @@ impl Agent {
             self.announcer.stand(stance).await;
             let plan = self.planner.plan();
             if let Some(held) = &self.held {
-                match self.dataplane.forwarded() {
+                match self.dataplane.forwarded().await {
                     Ok(forwarded) => {
                         let holds = |planned: &Announcement| forwarded.contains(&planned.prefix.addr());
                         self.announcer.update(held, holds, None).await;
