@@ -154,7 +154,7 @@ async fn announcer(directory: &Path, peer: SocketAddr, asn: u32) -> Announcer {
 /// Goes a step, as the agent's loop does, at that second.
 async fn step(drain: &mut Drain, announcer: &mut Announcer, kept: &[&str], asked: bool, now: Instant) {
     let kept: BTreeSet<IpNet> = kept.iter().map(|prefix| prefix.parse().unwrap()).collect();
-    let seen = Seen { asked, whole: true, alone: &|_| kept.clone(), connections: Some(0) };
+    let seen = Seen { asked, whole: true, alone: &|_| kept.clone(), looks: true, connections: Some(0) };
     drain.step(&seen, now);
     announcer.stand(drain.stance()).await;
     announcer.update(&plan(), |_| true, None).await;

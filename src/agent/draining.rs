@@ -16,7 +16,7 @@ use crate::observe::metrics::DrainSnapshot;
 use crate::observe::{status, timestamp};
 use crate::plan::Announcement;
 
-/// How often it is looked what comes through this node, while somebody may wait for the answer; and when the limit is over.
+/// How often it is looked what is left, while somebody may wait for the answer; and when the limit is over.
 const LOOK: Duration = Duration::from_secs(1);
 const LOOK_ON: Duration = Duration::from_secs(15);
 /// The share of the time that a look may take: one in so many.
@@ -119,8 +119,6 @@ impl Agent {
         let looked = matches!(draining.drain.phase(), Phase::Emptying(_)) && now >= draining.look_at;
         if looked {
             let passing = self.dataplane.passing(plan, draining.wait);
-            let pause = if draining.drain.is_overdue(now) { LOOK_ON } else { LOOK };
-            draining.look_at = now + pause.max(SHARE * now.elapsed());
             draining.unseen =
                 passing.as_ref().err().map(|error| format!("connections through this node: {error}"));
             draining.passing = passing.unwrap_or_default();
@@ -131,9 +129,14 @@ impl Agent {
             // Without its source a node announces what the kernel is known to forward.
             whole: self.held.is_some() || self.dataplane.is_whole(),
             alone: &|among| self.planner.alone(plan, among),
+            looks: looked,
             connections: (looked && draining.unseen.is_none()).then_some(draining.passing.count),
         };
         draining.drain.step(&seen, now);
+        if looked {
+            let pause = if draining.drain.is_overdue(now) { LOOK_ON } else { LOOK };
+            draining.look_at = now + pause.max(SHARE * now.elapsed());
+        }
         if !matches!(draining.drain.phase(), Phase::Emptying(_)) {
             draining.passing = Passing::default();
             draining.unseen = None;
@@ -183,28 +186,28 @@ impl Agent {
         }
     }
 
+    /// Events are of a drain's beginning and end; what is between is for the log.
     fn tell_phase(&mut self, phase: Phase) {
         let reasons: Vec<String> = self.drain_reasons().iter().map(ToString::to_string).collect();
-        let (reason, message) = match phase {
-            Phase::Serving => ("DrainEnded", "virtual IPs are announced as planned".to_owned()),
-            Phase::Leaving(_) => (
-                "Draining",
-                format!(
-                    "{} asks for it: virtual IPs are a last resort (GRACEFUL_SHUTDOWN)",
-                    reasons.join(" and ")
-                ),
-            ),
-            Phase::Emptying(_) => {
-                ("Draining", "virtual IPs are withdrawn; what still comes is forwarded".into())
+        let mut tell =
+            |reason, message: &str| self.tell_drain(Kind::Normal, reason, format!("drain: {message}"));
+        match phase {
+            Phase::Serving => tell("DrainEnded", "virtual IPs are announced as planned"),
+            Phase::Leaving(_) => {
+                let by = reasons.join(" and ");
+                tell(
+                    "Draining",
+                    &format!(
+                        "{by} asks for it: virtual IPs are a last resort (GRACEFUL_SHUTDOWN), then withdrawn"
+                    ),
+                );
             }
+            Phase::Emptying(_) => info!("drain: virtual IPs are withdrawn; what still comes is forwarded"),
             Phase::Drained => {
-                ("Drained", "virtual IPs are withdrawn, and no connection comes through this node".into())
+                tell("Drained", "virtual IPs are withdrawn, and no connection comes through this node");
             }
-            Phase::Returning(_) => {
-                ("DrainEnding", "virtual IPs are announced again, as a last resort at first".into())
-            }
-        };
-        self.tell_drain(Kind::Normal, reason, format!("drain: {message}"));
+            Phase::Returning(_) => info!("drain: virtual IPs are announced again, as a last resort at first"),
+        }
         let kept = self.kept();
         if !kept.is_empty() {
             let kept = kept.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");

@@ -95,7 +95,9 @@ pub struct Seen<'a> {
     pub whole: bool,
     /// Those of the planned VIPs (`Some`: of these) that no other node is to announce.
     pub alone: &'a dyn Fn(Option<&BTreeSet<IpNet>>) -> BTreeSet<IpNet>,
-    /// How many connections need this node; `None`: not looked at this time.
+    /// It is time to look again what is left.
+    pub looks: bool,
+    /// How many connections need this node; `None`: not looked at this time, or that cannot be told.
     pub connections: Option<usize>,
 }
 
@@ -150,7 +152,7 @@ impl Drain {
                     self.phase = Phase::Returning(last_resort);
                 }
             }
-            Phase::Emptying(since) => {
+            Phase::Emptying(since) if seen.looks => {
                 self.let_go(seen, now);
                 self.connections = seen.connections.unwrap_or(self.connections);
                 // Before that, silence tells nothing.
@@ -161,7 +163,11 @@ impl Drain {
             }
             Phase::Returning(_) if asked => self.phase = Phase::Leaving(last_resort),
             Phase::Returning(until) if now >= until && seen.whole => self.phase = Phase::Serving,
-            Phase::Serving | Phase::Leaving(_) | Phase::Drained | Phase::Returning(_) => {}
+            Phase::Serving
+            | Phase::Leaving(_)
+            | Phase::Emptying(_)
+            | Phase::Drained
+            | Phase::Returning(_) => {}
         }
         if !matches!(self.phase, Phase::Emptying(_)) {
             self.connections = 0;

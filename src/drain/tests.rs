@@ -14,13 +14,14 @@ struct At {
     asked: bool,
     whole: bool,
     alone: &'static [u8],
+    looks: bool,
     connections: Option<usize>,
     /// Phase, and what VIPs are announced as.
     expected: &'static str,
 }
 
 const fn at(second: u64, expected: &'static str) -> At {
-    At { second, asked: true, whole: true, alone: &[], connections: Some(0), expected }
+    At { second, asked: true, whole: true, alone: &[], looks: true, connections: Some(0), expected }
 }
 
 impl At {
@@ -41,6 +42,10 @@ impl At {
     }
 
     const fn not_looked(self) -> Self {
+        Self { looks: false, connections: None, ..self }
+    }
+
+    const fn unseen(self) -> Self {
         Self { connections: None, ..self }
     }
 }
@@ -59,13 +64,14 @@ fn words(drain: &Drain, now: Instant) -> String {
 }
 
 fn run(what: &str, mut drain: Drain, start: Instant, steps: &[At]) {
-    for At { second, asked, whole, alone, connections, expected } in steps {
+    for At { second, asked, whole, alone, looks, connections, expected } in steps {
         let now = start + Duration::from_secs(*second);
         let alone = |among: Option<&BTreeSet<IpNet>>| {
             let alone = prefixes(alone);
             among.map_or_else(|| alone.clone(), |among| among.intersection(&alone).copied().collect())
         };
-        let seen = Seen { asked: *asked, whole: *whole, alone: &alone, connections: *connections };
+        let seen =
+            Seen { asked: *asked, whole: *whole, alone: &alone, looks: *looks, connections: *connections };
         drain.step(&seen, now);
         assert_eq!(words(&drain, now), *expected, "{what}, second {second}");
     }
@@ -121,8 +127,8 @@ fn step_by_step() {
             &[
                 at(0, "leaving: last resort"),
                 at(5, "emptying: nothing"),
-                at(20, "emptying: nothing").not_looked(),
-                at(65, "emptying, overdue: nothing").not_looked(),
+                at(20, "emptying: nothing").unseen(),
+                at(65, "emptying, overdue: nothing").unseen(),
             ],
         ),
         (

@@ -44,7 +44,7 @@ pub(super) const WITH_API_SERVER: &[Scenario] = &[
     Scenario {
         name: "drain-by-node",
         proves: "a node drains and comes back as its Node's annotation or one of the configured taints says, without a failed request; a wrong \
-             value changes nothing and is an Event, and so is each step; /healthz is 503 meanwhile; without a configured taint a cordon does nothing",
+             value changes nothing and is an Event, and so are begin and end; /healthz is 503 meanwhile; without a configured taint a cordon does nothing",
         run: by_node,
     },
     Scenario {
@@ -343,7 +343,8 @@ fn await_healthz(lab: &Lab, code: u16) -> Result<()> {
 }
 
 fn await_event(server: &ApiServer, reason: &str) -> Result<()> {
-    await_some(LIMIT, &format!("an Event {reason} of {NODE}"), || {
+    // Of one object an agent tells at most ten at once, then one a minute.
+    await_some(2 * LIMIT, &format!("an Event {reason} of {NODE}"), || {
         let events = server.events("Node", NODE, reason);
         if events.is_empty() { Err("none".into()) } else { Ok(()) }
     })
