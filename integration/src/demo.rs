@@ -10,10 +10,9 @@ use sheave::cluster::Protocol::Tcp;
 
 use crate::cluster::Service;
 use crate::fabric::addresses::{self, Family};
-use crate::fabric::{Direction, Fabric, Node};
+use crate::fabric::{Direction, Fabric, Node, Silence};
 use crate::kernel;
-use crate::lab::{Lab, POD_PORT};
-use crate::source::SourceKind;
+use crate::lab::{Kind, Lab, POD_PORT};
 use crate::traffic::{Connections, Load, LoadReport, Request};
 use crate::wait::{await_some, await_until};
 
@@ -30,9 +29,12 @@ const MANIFESTS: [(&str, &str); 7] = [
 /// How long anything in the demo may take to happen.
 const LIMIT: Duration = Duration::from_secs(30);
 
+/// Between two packets of BFD; three that do not come are silence.
+const BFD: Duration = Duration::from_millis(200);
+
 /// A lab with the cluster of the quick start in it, agents running and the Service `web`, returned too, in force.
-pub fn quickstart(binary: &Path, dir: &Path) -> Result<(Lab, Service)> {
-    let mut lab = Lab::build(binary, dir, SourceKind::Manifests)?;
+pub fn quickstart(binary: &Path, dir: &Path, kind: Kind) -> Result<(Lab, Service)> {
+    let mut lab = Lab::build(binary, dir, kind)?;
     for (name, text) in MANIFESTS {
         let path = lab.source.manifests()?.dir().join(name);
         std::fs::write(&path, text).with_context(|| path.display().to_string())?;
@@ -60,7 +62,7 @@ pub fn run(binary: &Path, dir: &Path) -> Result<()> {
     println!(
         "  manifests: examples/quickstart/manifests, one `sheave agent` on each of node-a, node-b, node-c"
     );
-    let (mut lab, web) = quickstart(binary, dir)?;
+    let (mut lab, web) = quickstart(binary, dir, Kind::Watched(BFD))?;
     println!("  Service default/web listens on {}:80 and [{}]:80;", web.vip(Family::V4), web.vip(Family::V6));
     println!("  its endpoints are the pods b1 on node-b and c1 on node-c, port {POD_PORT}");
     println!("  all three kernels hold it, {:.1} s after the agents' start", lab.age().as_secs_f32());
@@ -183,21 +185,53 @@ fn shares(endpoints: &BTreeMap<String, u64>) -> String {
 
 fn director_dies(lab: &mut Lab, web: &Service) -> Result<LoadReport> {
     let vip = web.vip(Family::V4);
+    let node = lab.fabric.node("node-a")?;
     let mut open = Connections::open(&lab.fabric.client, Tcp, vip, 80, 20)?;
     let load = Load::start(&lab.fabric.client, Tcp, vip, 80, 4)?;
     load.await_answers(200)?;
-    println!("  20 connections are open, 4 clients ask without a pause");
-    lab.fabric.cut(lab.fabric.node("node-a")?)?;
-    lab.kill_agent("node-a")?;
-    println!("  node-a: both links cut, agent killed");
+    println!(
+        "  20 connections are open, 4 clients ask without a pause; BFD speaks on every link every {} ms",
+        BFD.as_millis()
+    );
+    let mut silence = Silence::arm(&node.ns, &["leaf1", "leaf2"])?;
+    live(lab, &load, vip, "before", 2)?;
+    let cut = silence.fall()?;
+    println!("  node-a falls silent, as if its power had gone: its links stay up, and nobody is told");
+    live(lab, &load, vip, "after", 4)?;
+    let tally = open.tally();
+    println!(
+        "  the 20 open connections, about a third of them through node-a until then: {} go on, {} reset, {} lost",
+        tally.kept, tally.reset, tally.lost
+    );
     await_some(LIMIT, "routes without node-a", || without(&lab.fabric, vip, "node-a"))?;
-    println!("  both routers send its share to node-b and node-c");
     load.await_answers(200)?;
     let report = load.stop()?;
-    println!("  {} requests answered, {} failed", report.answered, report.failures.len());
-    open.check()?;
-    println!("  the 20 open connections, about a third of them through node-a until now, all go on");
+    println!(
+        "  {:.0} s later: {} requests answered, {} failed; the slowest took {} ms, since what was lost is sent again",
+        cut.elapsed().as_secs_f32(),
+        report.answered,
+        report.failures.len(),
+        report.slowest.as_millis()
+    );
+    ensure!(tally.faults.is_empty(), "{tally:?}");
     Ok(report)
+}
+
+/// Prints what is counted, every half a second.
+fn live(lab: &Lab, load: &Load, vip: IpAddr, when: &str, times: u32) -> Result<()> {
+    for _ in 0..times {
+        let (answered, start) = (load.answered(), Instant::now());
+        std::thread::sleep(Duration::from_millis(500));
+        let rate = (load.answered() - answered) as f32 / start.elapsed().as_secs_f32();
+        let leaf = lab.fabric.leaves.first().context("a leaf")?;
+        let directors: Vec<String> = lab.fabric.directors(leaf, vip)?.into_iter().collect();
+        println!(
+            "    {when:6}  {rate:4.0} answers/s, {} failed so far; leaf1 sends to {}",
+            load.failed(),
+            directors.join(", ")
+        );
+    }
+    Ok(())
 }
 
 fn without(fabric: &Fabric, vip: IpAddr, node: &str) -> Result<(), String> {

@@ -6,10 +6,11 @@ use std::process::Command;
 use anyhow::{Context, Result};
 
 use crate::demo::quickstart;
+use crate::lab::Kind;
 
 /// Starts the quick start's cluster and a shell beside it; ends with the shell.
 pub fn run(binary: &Path, dir: &Path) -> Result<()> {
-    let (lab, _) = quickstart(binary, dir)?;
+    let (lab, _) = quickstart(binary, dir, Kind::Manifests)?;
     let manifests = lab.source.manifests()?.dir().display();
     println!(
         "The lab is up, with an agent on node-a, node-b and node-c.

@@ -1,9 +1,9 @@
-//! `docs/kube-proxy-parity.md` and `docs/interop.md` name a test for each row, and each test that they name exists.
+//! `docs/kube-proxy-parity.md`, `docs/interop.md` and `docs/guarantees.md` name a test for each row, and each test that they name exists.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use sheave_integration::scenarios;
+use sheave_integration::{scenarios, soak};
 
 /// A test of ours as the document names it.
 #[derive(Debug, PartialEq)]
@@ -118,6 +118,22 @@ fn every_behaviour_has_a_test_that_exists() {
     let (count, wrong) = check(&document, |cells| cells.len() - 1, str::to_owned);
     assert!(count > 50, "only {count} rows: is this the document?");
     assert!(wrong.is_empty(), "docs/kube-proxy-parity.md:\n{}", wrong.join("\n"));
+}
+
+/// Only the table of promises has tests: it ends at the next heading.
+#[test]
+fn every_promise_has_a_scenario_that_exists() {
+    let document = std::fs::read_to_string(root().join("docs/guarantees.md")).unwrap();
+    let promises = document.split("\n## ").next().unwrap();
+    let (count, wrong) = check(promises, |cells| cells.len() - 1, str::to_owned);
+    assert!(count >= 8, "only {count} rows: is this the document?");
+    assert!(wrong.is_empty(), "docs/guarantees.md:\n{}", wrong.join("\n"));
+    // And what is tried again and again is among them.
+    let scenarios: BTreeSet<&str> = scenarios::all().iter().map(|(_, scenario)| scenario.name).collect();
+    for (name, _) in soak::PLAN {
+        assert!(scenarios.contains(name), "the soak names {name}, and there is no such scenario");
+        assert!(promises.contains(&format!("`scenario {name}`")), "{name} proves no promise");
+    }
 }
 
 /// There the names are those by which `cargo test` finds them, and all that there are.

@@ -61,9 +61,8 @@ fn with_kube_proxy(lab: &mut Lab, test: fn(&mut Lab, &[&str]) -> Result<()>) -> 
 
 fn set_up(lab: &Lab, node: &Node) -> Result<()> {
     node.ns.sysctl(&[("ipv4.vs.conntrack", "1"), ("ipv4.vs.sloppy_tcp", "0")])?;
-    let mut rules = String::from(
-        "table inet kubeproxy { chain masquerade { type nat hook postrouting priority srcnat;\n",
-    );
+    let mut rules =
+        String::from("table inet kubeproxy { chain outgoing { type nat hook postrouting priority srcnat;\n");
     for family in Family::BOTH {
         let vip = addresses::external_vip(family, NUMBER);
         node.ns.ip(&format!("route add local {vip} dev lo\n"))?;
@@ -83,7 +82,7 @@ fn set_up(lab: &Lab, node: &Node) -> Result<()> {
             );
         }
     }
-    node.ns.run_with_input("nft -f -", &(rules + "} }\n")).map(drop)
+    node.ns.run_with_input("nft -f -", &(rules + "}\n}\n")).map(drop)
 }
 
 /// Has the leaves spread what comes for it over these nodes, at once: faster than any protocol tells.
