@@ -8,6 +8,7 @@ pub mod cli;
 pub mod cluster;
 pub mod config;
 pub mod dataplane;
+pub mod drain;
 pub mod observe;
 pub mod plan;
 pub mod tables;

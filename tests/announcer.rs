@@ -366,6 +366,41 @@ async fn passwords_come_from_files_and_change_live() {
     announcer.stop().await;
 }
 
+/// There is a session without the key of BFD, but no BFD; and it comes, changes and stays beside the session.
+#[tokio::test]
+async fn bfd_waits_for_its_key() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("key");
+    let peer = Peer::start(21, None).await;
+    let more = format!(", bfd: {{keys: [{{id: 7, file: {}}}]}}", path.display());
+    let router = router(&[peer.written(&more)], "");
+    let mut announcer = announcer(&router).await;
+    until(&mut announcer, "the session", |announcer| is_up(announcer, &peer)).await;
+    // Another test of this machine may have the port, which is told as well.
+    let of_the_key = |announcer: &Announcer| {
+        announcer.problems().into_iter().filter(|problem| problem.contains("BFD key")).collect::<Vec<_>>()
+    };
+    until(&mut announcer, "the problem", |announcer| !of_the_key(announcer).is_empty()).await;
+    let problem = format!(
+        "peer 127.0.0.21: BFD key 7 of file {}: No such file or directory (os error 2); give the path of a readable file; no BFD \
+         without it",
+        path.display()
+    );
+    assert_eq!(of_the_key(&announcer), [problem]);
+    let bfd = |announcer: &Announcer| session(announcer, &peer).unwrap().bfd;
+    assert_eq!(bfd(&announcer), None);
+    std::fs::write(&path, "hunter2\n").unwrap();
+    until(&mut announcer, "BFD", |announcer| bfd(announcer).is_some()).await;
+    assert_eq!(of_the_key(&announcer), [""; 0]);
+    std::fs::write(&path, "longer than any key of BFD can be").unwrap();
+    until(&mut announcer, "the problem", |announcer| !of_the_key(announcer).is_empty()).await;
+    assert!(bfd(&announcer).is_some(), "with the key before");
+    assert_eq!(session(&announcer, &peer).unwrap().counters.established, 1);
+    let printed = format!("{:?} {:?} {router:?}", announcer.status(), announcer.problems());
+    assert!(!printed.contains("hunter2") && !printed.contains("longer than"), "{printed}");
+    announcer.stop().await;
+}
+
 #[tokio::test]
 async fn passwords_come_from_secrets() {
     let server = Server::start(Options::default()).unwrap();

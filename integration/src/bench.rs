@@ -419,6 +419,7 @@ fn cluster(services: u16) -> Vec<Event> {
             deleting: false,
             to_be_deleted: false,
             excluded_from_load_balancers: false,
+            taints: Vec::new(),
         })))
     });
     let objects = (0..services).flat_map(|index| {

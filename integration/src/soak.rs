@@ -23,6 +23,7 @@ pub const PLAN: &[(&str, usize)] = &[
     ("failover-control-power-cut", 10),
     ("failover-control-withdrawn", 10),
     ("api-server-away", 2),
+    ("drain", 10),
 ];
 
 /// What is run, and how.

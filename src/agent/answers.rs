@@ -22,6 +22,7 @@ impl Agent {
         problems.extend(self.observer.problems());
         problems.extend(self.announcer.problems());
         problems.extend(self.tables.problem.clone());
+        problems.extend(self.draining.problems());
         let held = self.dataplane.list_virtual_servers().unwrap_or_else(|error| {
             problems.push(error.to_string());
             Vec::new()
@@ -36,6 +37,7 @@ impl Agent {
             version: env!("CARGO_PKG_VERSION").into(),
             ready: self.ready,
             holding: self.held.is_some(),
+            drain: self.drain_status(),
             health: self.observer.health(),
             watches: self.observer.watches(),
             reflected: speaker.as_ref().map_or(0, |speaker| speaker.reflected),
@@ -82,6 +84,7 @@ impl Agent {
             version: env!("CARGO_PKG_VERSION").into(),
             ready: self.ready,
             holding: self.held.is_some(),
+            drain: self.drain_status(),
         });
         if !self.ready {
             // Nothing of the plan is meant to be in the kernel yet.
@@ -95,7 +98,10 @@ impl Agent {
             aggregate_of: &|prefix| self.announcer.aggregate_of(plan, prefix),
             router: &self.planner.config().router,
             withheld_from: &|prefix| self.announcer.withheld_from(plan, prefix),
-            obstacles: &|vip| self.dataplane.obstacles(vip),
+            obstacles: &|vip| match self.announcer.holds_back(&vip.into()) {
+                true => vec!["this node drains".into()],
+                false => self.dataplane.obstacles(vip),
+            },
             found: self.announcer.found(),
         });
         let asked: Vec<Asked> = explanation
@@ -128,6 +134,7 @@ impl Agent {
         problems.insert("listener", self.observer.problems().count());
         problems.insert("bgp", self.announcer.problems().len());
         problems.insert("table", usize::from(self.tables.problem.is_some()));
+        problems.insert("drain", self.draining.problems().count());
         let plan = self.planner.plan();
         Snapshot {
             ready: self.ready,
@@ -141,6 +148,7 @@ impl Agent {
             health_check_node_ports: self.observer.health_check_node_ports(),
             announcements: plan.announcements.len(),
             announced: self.announcer.announced(),
+            drain: self.drain_snapshot(),
             without_local_endpoints: plan.without_local_endpoints,
             warnings: self.observer.warning_counts(&self.planner),
             problems,
@@ -213,9 +221,12 @@ fn bfd(bfd: BfdStatus) -> status::Bfd {
         state: bfd.state.to_string(),
         remote_state: bfd.remote_state.to_string(),
         diagnostic: bfd.diagnostic.to_string(),
+        remote_diagnostic: bfd.remote_diagnostic.to_string(),
         transmit_interval_us: micros(bfd.transmit_interval),
+        receive_interval_us: micros(bfd.receive_interval),
         detection_time_us: micros(bfd.detection_time),
         ups: bfd.ups,
+        failures: bfd.failures,
         problem: bfd.problem,
     }
 }

@@ -2,30 +2,36 @@
 //!
 //! ```text
 //! source ──events──► Planner ──Delta──► 1 withdraw what goes     (announce)
-//!                                       2 kernel                 (dataplane)
+//!                                       2 kernel                 (dataplane); VIPs that go, a moment later (leaving)
 //!                                       3 announce what it holds (announce)
 //! every second: what drains, lingers or failed        every CHECK: what others changed in the kernel
 //! source away at the start: hold what an agent before announced, as far as the kernel still forwards it
 //! kernel tables ──News──► Planner ──Delta──► 1, 3
 //! peers ──LearntChange──► ImportTable                             (announce)
 //! links, default routes, router advertisements ──► peers, next hops     (announce)
+//! annotation, taints, `sheave drain` ──► how VIPs are announced          (drain)
 //! status socket, scrapes ──questions──► the loop answers between two changes
 //! ```
 //!
 //! The loop has a thread and a runtime of its own, since the kernel's answers are waited for; BGP sessions and
 //! sockets live on another runtime, so that no keepalive is ever late because of it.
 
+mod announced;
 mod answers;
+mod draining;
+mod leaving;
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use ipnet::IpNet;
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tracing::{debug, info, warn};
 
+use self::announced::{holds, left_out, touched};
+use self::draining::Draining;
+use self::leaving::{Leaving, SETTLE};
 use crate::announce::{Announcer, Journal, Saved};
 use crate::cluster::{Event, Object, ObjectKey, Problem};
 use crate::config::Config;
@@ -104,6 +110,8 @@ pub struct Agent {
     held: Option<NodePlan>,
     /// Since the first sync.
     ready: bool,
+    draining: Draining,
+    leaving: Leaving,
     tables: Tables,
     observer: Observer,
     opened: Instant,
@@ -155,6 +163,7 @@ impl Agent {
         announcer.export_to(export);
         announcer.import_to(import);
         announcer.follow(follow_links(background).map_err(AgentError::Tables)?);
+        let draining = Draining::open(&settings.state_directory, &planner.config().drain);
         Ok(Self {
             planner,
             dataplane,
@@ -163,6 +172,8 @@ impl Agent {
             before: Some(saved),
             held: None,
             ready: false,
+            draining,
+            leaving: Leaving::default(),
             observer,
             opened: Instant::now(),
             checked: Instant::now(),
@@ -211,6 +222,7 @@ impl Agent {
                         Question::Snapshot(asker) if asker.is_closed() => {}
                         Question::Explain(target, asker) => drop(asker.send(self.explain(&target).await)),
                         Question::Status(asker) => drop(asker.send(self.status())),
+                        Question::Drain(asked, asker) => drop(asker.send(self.command_drain(asked).await)),
                         Question::Snapshot(asker) => drop(asker.send(self.snapshot())),
                     }
                     continue;
@@ -219,6 +231,10 @@ impl Agent {
                     self.observer.begin(Instant::now());
                     self.dataplane.tick(self.planner.plan(), Instant::now()).await;
                     self.report().await;
+                }
+                () = until(self.leaving.due()) => {
+                    self.observer.begin(Instant::now());
+                    self.leave(Instant::now()).await;
                 }
                 _ = ticks.tick() => {
                     self.observer.begin(Instant::now());
@@ -307,7 +323,7 @@ impl Agent {
         if *node.name != *self.planner.node() || !self.dataplane.finds_earlier_state() {
             return;
         }
-        let forwarded = match self.dataplane.forwarded() {
+        let forwarded = match self.dataplane.forwarded().await {
             Ok(forwarded) => forwarded,
             Err(error) => return warn!(%error, "nothing is announced: what the kernel forwards is not known"),
         };
@@ -320,6 +336,7 @@ impl Agent {
         }
         held.node.pod_cidrs = node.pod_cidrs.iter().copied().collect();
         self.announcer.restarting();
+        self.announcer.stand(self.draining.stance()).await;
         self.announcer.reserve(&held, None);
         let router = &self.planner.config().router;
         self.announcer.configure(router, self.planner.node(), &node.addresses).await;
@@ -341,7 +358,9 @@ impl Agent {
         if let Some(held) = &self.held {
             // What went while it was held must not be announced any more when the kernel forgets it.
             let held = held.announcements.keys().copied().collect();
-            self.announcer.withdraw(self.planner.plan(), &held).await;
+            if !self.announcer.withdraw(self.planner.plan(), &held).await.is_empty() {
+                tokio::time::sleep(SETTLE).await;
+            }
         }
         for what in self.dataplane.sync(self.planner.plan(), began).await {
             debug!("{what}");
@@ -357,6 +376,7 @@ impl Agent {
         if self.dataplane.adopted() && self.held.is_none() {
             self.announcer.restarting();
         }
+        self.begin_drain().await;
         self.held = None;
         self.before = None;
         self.ready = true;
@@ -380,7 +400,7 @@ impl Agent {
 
     fn told_all(&self) -> bool {
         let dataplane = self.held.is_some() || self.dataplane.is_whole();
-        told_all(self.tables.known, dataplane, self.opened.elapsed())
+        announced::told_all(self.tables.known, dataplane, self.opened.elapsed())
     }
 
     /// What a start without a source will have to know of this node.
@@ -431,8 +451,10 @@ impl Agent {
         let began = Instant::now();
         let plan = self.planner.plan();
         self.announcer.reserve(plan, Some(delta));
-        self.announcer.withdraw(plan, &delta.announcements).await;
-        self.dataplane.apply(plan, delta, began).await;
+        let withdrawn = self.announcer.withdraw(plan, &delta.announcements).await;
+        let mut now = delta.clone();
+        self.leaving.put_off(&mut now, &withdrawn, plan, Instant::now());
+        self.dataplane.apply(plan, &now, began).await;
         self.observer.worked(Pass::Partial, began.elapsed(), self.dataplane.is_whole());
         if delta.router || delta.node {
             let router = &self.planner.config().router;
@@ -450,6 +472,15 @@ impl Agent {
         self.report().await;
     }
 
+    /// Has the kernel forget VIPs that were withdrawn a while ago.
+    async fn leave(&mut self, until: Instant) {
+        let began = Instant::now();
+        let delta = self.leaving.take(until);
+        self.dataplane.apply(self.planner.plan(), &delta, began).await;
+        self.observer.worked(Pass::Partial, began.elapsed(), self.dataplane.is_whole());
+        self.report().await;
+    }
+
     async fn tick(&mut self) {
         self.announcer.tick().await;
         if self.ready {
@@ -460,6 +491,7 @@ impl Agent {
         } else {
             self.start_if_whole().await;
         }
+        self.drain().await;
         if let Some(events) = &mut self.events {
             if let Some(speaker) = self.announcer.status() {
                 events.peers(&speaker);
@@ -474,7 +506,14 @@ impl Agent {
     /// Ends what was only waiting, and repairs.
     async fn look(&mut self) {
         self.dataplane.tick(self.planner.plan(), Instant::now()).await;
-        if self.checked.elapsed() >= CHECK {
+        // What is about to leave would be taken for what others left behind.
+        let since = self.checked.elapsed();
+        if since >= 2 * CHECK
+            && let Some(due) = self.leaving.due()
+        {
+            self.leave(due + SETTLE).await;
+        }
+        if since >= CHECK && self.leaving.due().is_none() {
             self.check().await;
         }
         self.report().await;
@@ -513,6 +552,9 @@ impl Agent {
         if self.ready {
             self.announcer.update(plan, |planned| holds(&self.dataplane, plan, planned), None).await;
         }
+        if let Some(events) = &mut self.events {
+            events.vips(left_out(&self.dataplane, plan));
+        }
     }
 
     /// Logs what is wrong with this node's Node, once.
@@ -524,11 +566,12 @@ impl Agent {
     }
 }
 
-/// Whether all that was announced before can be announced again, so that peers may drop the rest: not before kernel tables have been
-/// listed, nor while the kernel could only not be looked at or changed for the moment. Peers do not wait for ever either; but for the
-/// tables, of which nothing could be announced again before.
-fn told_all(tables_known: bool, dataplane_whole: bool, since_start: Duration) -> bool {
-    tables_known && (dataplane_whole || since_start >= PATIENCE)
+/// Waits; for ever where there is nothing to wait for.
+async fn until(due: Option<Instant>) {
+    match due {
+        Some(due) => tokio::time::sleep_until(due.into()).await,
+        None => std::future::pending().await,
+    }
 }
 
 /// What there is now and was not when it was told last; it counts as told.
@@ -538,44 +581,9 @@ fn news<T: Ord + Clone>(told: &mut BTreeSet<T>, now: BTreeSet<T>) -> Vec<T> {
     new
 }
 
-/// Whether the kernel does what it takes to announce a VIP or an aggregate.
-fn holds(dataplane: &Dataplane, plan: &NodePlan, planned: &Announcement) -> bool {
-    match planned.kind {
-        AnnouncementKind::Aggregate => dataplane.ends(plan, planned.prefix),
-        _ => dataplane.holds(plan, planned.prefix.addr()),
-    }
-}
-
-/// The prefixes whose announcement a change may concern.
-fn touched(plan: &NodePlan, delta: &Delta) -> BTreeSet<IpNet> {
-    let of_servers = delta.virtual_servers.iter().map(|vip| IpNet::from(vip.address));
-    delta
-        .announcements
-        .iter()
-        .copied()
-        .chain(of_servers.filter(|net| plan.announcements.contains_key(net)))
-        .collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn when_peers_may_drop_what_is_left() {
-        for (what, tables_known, dataplane_whole, since_start, all) in [
-            ("all is there", true, true, 0, true),
-            ("the kernel has refused something", true, false, 0, false),
-            ("for nearly a minute", true, false, 59, false),
-            ("for a minute", true, false, 60, true),
-            ("tables have yet to be listed", false, true, 0, false),
-            ("however long", false, true, 3600, false),
-            ("nothing is there", false, false, 60, false),
-        ] {
-            let since_start = Duration::from_secs(since_start);
-            assert_eq!(told_all(tables_known, dataplane_whole, since_start), all, "{what}");
-        }
-    }
 
     #[test]
     fn what_goes_on_is_told_once() {

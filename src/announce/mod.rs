@@ -9,6 +9,7 @@
 //! ```
 
 mod discovery;
+mod draining;
 mod journal;
 mod learning;
 mod passwords;
@@ -20,8 +21,7 @@ use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 use sheave_bgp::{
-    Attributes, BmpStationStatus, Community, DynamicPeers, LargeCommunity, PeerConfig, RouteChanges,
-    Shutdown, Speaker, SpeakerConfig, SpeakerStatus,
+    BmpStationStatus, DynamicPeers, PeerConfig, RouteChanges, Shutdown, Speaker, SpeakerConfig, SpeakerStatus,
 };
 use tokio::runtime::Handle;
 use tokio::sync::watch;
@@ -29,7 +29,8 @@ use tracing::{debug, info, warn};
 
 use crate::cluster::Node;
 use crate::config::{PasswordSource, Peer, Router};
-use crate::plan::{Announcement, AnnouncementKind, NodePlan, Selection, Step};
+use crate::drain::Stance;
+use crate::plan::{Announcement, NodePlan, Selection, Step};
 use crate::tables::{ExportTable, FollowingLinks, ImportTable};
 use discovery::Discovery;
 pub use journal::{Journal, Saved, remove as remove_journal};
@@ -86,6 +87,8 @@ pub struct Announcer {
     /// Until then a speaker that starts may tell peers that this is a restart: they do not wait longer.
     restarting: Restarting,
     selection: Selection,
+    /// How VIPs are announced.
+    stance: Stance,
     export: Option<ExportTable>,
     import: Option<ImportTable>,
     /// This node's own nets, as the speaker was told of them: routes to these are not learnt.
@@ -161,6 +164,7 @@ impl Announcer {
             auto_router_id: None,
             restarting: Restarting::No,
             selection: Selection::default(),
+            stance: Stance::default(),
             export: None,
             import: None,
             reserved: BTreeSet::new(),
@@ -275,13 +279,18 @@ impl Announcer {
         }
     }
 
-    /// What is not as configured: peers without their password or beyond their limit, or why there are no sessions at all; and
+    /// What is not as configured: peers without their password, without BFD or beyond their limit, or why there are no sessions at all; and
     /// what the kernel refuses of the tables that are written to.
     pub fn problems(&self) -> Vec<String> {
         let export = self.export.as_ref().and_then(ExportTable::problem);
         let missing =
             self.missing.iter().map(|Missing { name, why, .. }| format!("peer {name}: no session: {why}"));
-        let problems = self.problems.iter().cloned().chain(missing);
+        let sessions = self.status().into_iter().flat_map(|speaker| speaker.peers);
+        let bfd = sessions.filter_map(|peer| {
+            let problem = peer.bfd.as_ref()?.problem.as_ref()?;
+            Some(format!("peer {}: BFD: {problem}", peer.name()))
+        });
+        let problems = self.problems.iter().cloned().chain(missing).chain(bfd);
         problems.chain(export.map(str::to_owned)).chain(self.import_problems()).collect()
     }
 
@@ -302,7 +311,20 @@ impl Announcer {
             if let (Some(PasswordSource::Secret(key)), Some(password)) = (peer.password_source(), &password) {
                 of_secrets.insert(key, password.clone());
             }
-            Some(sessions::peer_config(peer, at, password, addresses, router.asn))
+            let bfd = peer.bfd.as_ref().and_then(|bfd| {
+                let before = before.and_then(|config| config.bfd.as_ref());
+                let before = before.map_or(&[][..], |bfd| &bfd.keys);
+                let resolved = self.passwords.keys(&who, bfd, before);
+                problems.extend(resolved.problems);
+                for key in &bfd.keys {
+                    if let PasswordSource::Secret(secret) = &key.source {
+                        let read = self.passwords.read(&key.source);
+                        of_secrets.extend(read.map(|read| (secret.clone(), read)));
+                    }
+                }
+                Some(sessions::peer_bfd(bfd, peer, resolved.keys.ok()?, router.asn))
+            });
+            Some(sessions::peer_config(peer, at, password, bfd, addresses, router.asn))
         };
         let places = self.discovery.places(&router.peers);
         let (mut peers, mut found) = (Vec::new(), BTreeMap::<String, Vec<IpAddr>>::new());
@@ -402,8 +424,7 @@ impl Announcer {
         let started = Speaker::start(SpeakerConfig { restarting, ..config.clone() });
         let speaker = self.runtime.spawn(started).await.map_err(|_| AnnounceError::Gone)??;
         self.restarting = Restarting::No;
-        let announced = self.selection.announced();
-        let announce = announced.iter().map(|(prefix, wanted)| (*prefix, attributes(wanted))).collect();
+        let announce = self.routes(self.selection.announced().values());
         speaker.update(RouteChanges { announce, withdraw: Vec::new() });
         speaker.reserve(&self.reserved.iter().copied().collect::<Vec<_>>(), &[]);
         if let Some(links) = self.discovery.links() {
@@ -422,14 +443,15 @@ impl Announcer {
     }
 
     /// Withdraws those of `prefixes` that the plan has no more, and waits until peers have been told: the kernel
-    /// may forget them then.
-    pub async fn withdraw(&mut self, plan: &NodePlan, prefixes: &BTreeSet<IpNet>) {
+    /// may forget them once these have followed. Gives what was withdrawn.
+    pub async fn withdraw(&mut self, plan: &NodePlan, prefixes: &BTreeSet<IpNet>) -> BTreeSet<IpNet> {
         let step = self.selection.retire(plan, prefixes);
-        let withdraws = !step.withdraw.is_empty();
+        let withdrawn: BTreeSet<IpNet> = step.withdraw.iter().copied().collect();
         self.tell(step).await;
-        if withdraws {
+        if !withdrawn.is_empty() {
             self.flush().await;
         }
+        withdrawn
     }
 
     /// Brings what is announced of `prefixes` (`None`: of all) in line with the plan and what the dataplane holds.
@@ -439,13 +461,10 @@ impl Announcer {
         holds: impl Fn(&Announcement) -> bool,
         prefixes: Option<&BTreeSet<IpNet>>,
     ) {
-        let holds = |announcement: &Announcement| match announcement.kind {
-            // Others see to it that packets get there.
-            AnnouncementKind::PodCIDR | AnnouncementKind::Kernel => true,
-            AnnouncementKind::ClusterIP
-            | AnnouncementKind::ExternalIP
-            | AnnouncementKind::LoadBalancerIP
-            | AnnouncementKind::Aggregate => holds(announcement),
+        let stance = &self.stance;
+        // Of what leads elsewhere than to IPVS, others see to it that packets get there.
+        let holds = |announcement: &Announcement| {
+            !announcement.kind.leads_to_ipvs() || stance.allows(&announcement.prefix) && holds(announcement)
         };
         let step = self.selection.update(plan, holds, prefixes);
         self.tell(step).await;
@@ -470,8 +489,7 @@ impl Announcer {
         {
             info!(announce = announce.len(), withdraw = withdraw.len(), %first, "announcements change");
         }
-        let announce =
-            announce.iter().map(|announcement| (announcement.prefix, attributes(announcement))).collect();
+        let announce = self.routes(announce.iter());
         let mut changes = RouteChanges { announce, withdraw };
         let Some(Running { speaker, .. }) = &self.speaker else { return };
         if in_place {
@@ -582,17 +600,5 @@ impl Announcer {
             let how = self.leaving(config);
             self.stop_speaker(how).await;
         }
-    }
-}
-
-fn attributes(announcement: &Announcement) -> Attributes {
-    let large = |&(global, data1, data2): &(u32, u32, u32)| LargeCommunity { global, data1, data2 };
-    Attributes {
-        communities: announcement.communities.iter().map(|value| Community(*value)).collect(),
-        large_communities: announcement.large_communities.iter().map(large).collect(),
-        local_pref: announcement.local_pref,
-        med: announcement.med,
-        as_path_prepend: announcement.as_path_prepend,
-        kind: announcement.kind.number(),
     }
 }

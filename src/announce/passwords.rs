@@ -1,4 +1,4 @@
-//! Passwords of sessions, read where the config says, and again, so that a change takes effect by itself.
+//! Passwords of sessions and keys of BFD, read where the config says, and again, so that a change takes effect by itself.
 //!
 //! ```text
 //! Announcer ──sources──► a task each: files every FILES, Secrets every SECRETS ──Readings──► Announcer
@@ -6,7 +6,8 @@
 //!
 //! A password that cannot be read any more stays in force as it was read last, also by the agent before (of Secrets: files
 //! are there at a start), and so does the one of a peer whose source has changed. One that never could be read keeps its
-//! peer's session from being set up: never is a session made without the password that was asked for.
+//! peer's session from being set up: never is a session made without the password that was asked for. So it is with keys: there is no BFD
+//! without that which signs.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
@@ -18,12 +19,13 @@ use k8s_openapi::api::core::v1::Secret;
 use kube::api::Api;
 use rustix::fs::{Mode, OFlags};
 use sheave_bgp::Password;
+use sheave_bgp::bfd::Key;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
 use tokio::time::{sleep, timeout};
 
-use crate::config::{PasswordSource, Peer, Router, SecretKey};
+use crate::config::{Bfd, DynamicPeer, PasswordSource, Peer, Router, SecretKey};
 
 /// How often files are looked at.
 const FILES: Duration = Duration::from_secs(2);
@@ -78,9 +80,41 @@ impl Readings {
         });
         Resolved { password: password.map(Some), problem }
     }
+
+    fn keys_of(&self, who: &str, bfd: &Bfd, before: &[Key]) -> ResolvedKeys {
+        let mut found = Vec::new();
+        let mut wrong = Vec::new();
+        for key in &bfd.keys {
+            let reading = self.0.get(&key.source);
+            let problem = reading.and_then(|reading| reading.problem.clone());
+            let read = reading.and_then(|reading| reading.password.as_ref());
+            let usable = read.map(|password| {
+                Key::new(key.algorithm, key.id, password.as_bytes()).map_err(|e| e.to_string())
+            });
+            let (usable, problem) = match usable {
+                Some(Ok(usable)) => (
+                    Some(usable),
+                    problem.map(|problem| format!("{problem}; as read last it stays in force")),
+                ),
+                Some(Err(unusable)) => (None, Some(format!("{unusable}: take another"))),
+                None => (None, problem),
+            };
+            let (id, source) = (key.id, &key.source);
+            wrong.extend(problem.map(|problem| format!("{who}: BFD key {id} of {source}: {problem}")));
+            found.push(usable);
+        }
+        // Without the first nothing can be signed; those that are only taken may come later.
+        let (keys, consequence) = match found.first() {
+            Some(None) if before.is_empty() => (Err(Missing), "; no BFD without it"),
+            Some(None) => (Ok(before.to_vec()), "; the keys before stay in force"),
+            _ => (Ok(found.into_iter().flatten().collect()), ""),
+        };
+        wrong.iter_mut().for_each(|problem| problem.push_str(consequence));
+        ResolvedKeys { keys, problems: wrong }
+    }
 }
 
-/// There is no password yet.
+/// There is no password yet, or no key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Missing;
 
@@ -91,6 +125,15 @@ pub(super) struct Resolved {
     pub(super) password: Result<Option<Password>, Missing>,
     /// What the user should know: peer, source and remedy.
     pub(super) problem: Option<String>,
+}
+
+/// What BFD with a peer is to sign with.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct ResolvedKeys {
+    /// Empty: nothing is signed, as none is asked for.
+    pub(super) keys: Result<Vec<Key>, Missing>,
+    /// What the user should know: peer, source and remedy.
+    pub(super) problems: Vec<String>,
 }
 
 /// The passwords of all peers.
@@ -131,8 +174,9 @@ impl Passwords {
 
     /// Has those that its peers ask for read from now on, and the others forgotten.
     pub(super) fn want(&mut self, router: &Router) {
-        let peers = router.peers.iter().filter_map(Peer::password_source);
-        let dynamic = router.dynamic_peers.iter().filter_map(|range| range.template().password_source());
+        let peers = router.peers.iter().flat_map(Peer::sources);
+        let dynamic = router.dynamic_peers.iter().map(DynamicPeer::template);
+        let dynamic = dynamic.flat_map(|template| template.sources().collect::<Vec<_>>());
         let sources: BTreeSet<_> = peers.chain(dynamic).collect();
         let mut saved = std::mem::take(&mut self.saved);
         self.tasks.retain(|source, _| sources.contains(source));
@@ -169,6 +213,16 @@ impl Passwords {
     /// The password of a peer, which problems call `who`; `before` is what its session has now.
     pub(super) fn of(&self, who: &str, peer: &Peer, before: Option<&Password>) -> Resolved {
         self.readings.borrow().of(who, peer, before)
+    }
+
+    /// The keys of BFD with a peer; `before` are those it has now.
+    pub(super) fn keys(&self, who: &str, bfd: &Bfd, before: &[Key]) -> ResolvedKeys {
+        self.readings.borrow().keys_of(who, bfd, before)
+    }
+
+    /// What was read last of a source.
+    pub(super) fn read(&self, source: &PasswordSource) -> Option<Password> {
+        self.readings.borrow().0.get(source)?.password.clone()
     }
 }
 
@@ -328,6 +382,65 @@ mod tests {
             resolved.problem.is_some_and(|problem| problem.ends_with("the one read last stays in force"))
         );
         assert!(!format!("{readings:?}").contains("hunter2"));
+    }
+
+    #[test]
+    fn no_bfd_without_the_key_that_signs() {
+        use sheave_bgp::bfd::Algorithm;
+
+        use crate::config::BfdKey;
+
+        let source = |name: &str| PasswordSource::File(format!("/keys/{name}").into());
+        let key = |id, name| BfdKey { id, algorithm: Algorithm::MeticulousSha1, source: source(name) };
+        let of = |id, secret: &str| Key::new(Algorithm::MeticulousSha1, id, secret.as_bytes()).unwrap();
+        let mut readings = Readings::default();
+        for (name, result) in [
+            ("good", password_of("hunter2")),
+            ("other", password_of("correct horse")),
+            ("long", password_of("a key of more than twenty bytes")),
+            ("gone", Err("there is none: create it".into())),
+        ] {
+            readings.0.insert(source(name), Reading::default());
+            readings.update(&source(name), result);
+        }
+        readings.0.insert(source("unread"), Reading::default());
+        let gone = "peer 192.0.2.1: BFD key 2 of file /keys/gone: there is none: create it";
+        let long = "peer 192.0.2.1: BFD key 2 of file /keys/long: a key for MeticulousSha1 has 1 to 20 bytes, this one has 31: take \
+                    another";
+        let before = [of(9, "before")];
+        for (keys, before, expected, problem) in [
+            (vec![], &before[..], Some(vec![]), None),
+            (vec![key(1, "good")], &[], Some(vec![of(1, "hunter2")]), None),
+            (
+                vec![key(2, "other"), key(1, "good")],
+                &[],
+                Some(vec![of(2, "correct horse"), of(1, "hunter2")]),
+                None,
+            ),
+            (vec![key(1, "unread")], &[], None, None),
+            (vec![key(1, "unread")], &before, Some(before.to_vec()), None),
+            (vec![key(2, "gone")], &[], None, Some(format!("{gone}; no BFD without it"))),
+            (
+                vec![key(2, "gone")],
+                &before,
+                Some(before.to_vec()),
+                Some(format!("{gone}; the keys before stay in force")),
+            ),
+            (vec![key(1, "good"), key(2, "gone")], &before, Some(vec![of(1, "hunter2")]), Some(gone.into())),
+            (vec![key(2, "long")], &[], None, Some(format!("{long}; no BFD without it"))),
+            (vec![key(1, "good"), key(2, "long")], &[], Some(vec![of(1, "hunter2")]), Some(long.into())),
+        ] {
+            let bfd = Bfd { keys, ..Bfd::default() };
+            let resolved = readings.keys_of("peer 192.0.2.1", &bfd, before);
+            assert_eq!(resolved.keys.ok(), expected, "{:?}", bfd.keys);
+            assert_eq!(resolved.problems, Vec::from_iter(problem), "{:?}", bfd.keys);
+        }
+        readings.update(&source("good"), Err("no answer".into()));
+        let bfd = Bfd { keys: vec![key(1, "good")], ..Bfd::default() };
+        let resolved = readings.keys_of("peer 192.0.2.1", &bfd, &[]);
+        assert_eq!(resolved.keys, Ok(vec![of(1, "hunter2")]), "the last good one");
+        assert!(resolved.problems[0].ends_with("no answer; as read last it stays in force"));
+        assert!(!format!("{resolved:?}").contains("hunter2"));
     }
 
     /// With a writer that says nothing, opening and reading it would wait for ever.

@@ -3,6 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
+use sheave_bgp::bfd::{Key, SessionConfig};
 use sheave_bgp::session::{AddPaths, RoleOffer};
 use sheave_bgp::wire;
 use sheave_bgp::{
@@ -102,6 +103,7 @@ pub(super) fn peer_config(
     peer: &Peer,
     address: IpAddr,
     password: Option<Password>,
+    bfd: Option<PeerBfd>,
     addresses: &[IpAddr],
     own_asn: Option<u32>,
 ) -> PeerConfig {
@@ -158,7 +160,7 @@ pub(super) fn peer_config(
             _ => None,
         },
         export: peer.export.clone(),
-        bfd: peer.bfd.map(|bfd| bfd_beside(&bfd, peer)),
+        bfd,
         password,
         client: peer.route_reflector_client,
         any_external_asn: *asn == PeerAsn::External,
@@ -167,12 +169,14 @@ pub(super) fn peer_config(
 }
 
 /// BFD beside the session with a peer.
-fn bfd_beside(bfd: &config::Bfd, peer: &Peer) -> PeerBfd {
-    let session = sheave_bgp::bfd::SessionConfig {
-        transmit: bfd.transmit_interval,
-        receive: bfd.receive_interval,
-        multiplier: bfd.detect_multiplier,
-        passive: bfd.passive,
+pub(super) fn peer_bfd(bfd: &config::Bfd, peer: &Peer, keys: Vec<Key>, own_asn: Option<u32>) -> PeerBfd {
+    let config::Bfd { transmit_interval, receive_interval, detect_multiplier, multihop: _, passive, keys: _ } =
+        bfd;
+    let session = SessionConfig {
+        transmit: *transmit_interval,
+        receive: *receive_interval,
+        multiplier: *detect_multiplier,
+        passive: *passive,
     };
-    PeerBfd { session, multihop: bfd.multihop.unwrap_or(peer.multihop.is_some()), key: None }
+    PeerBfd { session, multihop: peer.has_multihop_bfd(bfd, own_asn), keys }
 }

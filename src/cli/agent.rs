@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use kube::Client;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::runtime::Handle;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc::{self, UnboundedSender};
@@ -75,10 +76,18 @@ pub(super) fn run(args: Args) -> ExitCode {
         Err(error) => return failed(&error.to_string()),
     };
     let source = manifests.map_or(Source::Cluster { kubeconfig }, Source::Manifests);
+    raise_open_files();
     match start(config, &node, source) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => failed(&error),
     }
+}
+
+/// A peer takes a connection, and one more socket with BFD, of which there may be thousands: more than programs may have open by default.
+fn raise_open_files() {
+    let limit = getrlimit(Resource::Nofile);
+    // Without, what cannot be opened says so.
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
 }
 
 /// Where Services and the rest come from.

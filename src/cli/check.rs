@@ -64,14 +64,8 @@ pub(super) fn run(args: Args) -> ExitCode {
     let config = config.map_or_else(Config::default, |path| read_config(&path, &mut findings));
     let settings = agent::settings(&config);
     let mut planner = Planner::new(super::node_name(node), config);
-    match manifests {
-        Some(directory) => read_manifests(&directory, &mut planner, &mut findings),
-        None => {
-            let warnings = planner.config().warnings().into_iter();
-            findings.extend(
-                warnings.map(|warning| Finding::warn(warning.object, warning.reason, warning.message)),
-            );
-        }
+    if let Some(directory) = manifests {
+        read_manifests(&directory, &mut planner, &mut findings);
     }
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,

@@ -13,6 +13,7 @@ use crate::cluster::ACCEPTS_ANNOTATION;
 use crate::cluster::kubernetes::{ConnectError, connect};
 use crate::config::Config;
 use crate::dataplane::{self, Lock};
+use crate::drain::remove_record;
 use crate::observe::accepts;
 use crate::tables;
 
@@ -90,6 +91,11 @@ pub(super) fn run(args: Args) -> ExitCode {
             eprintln!(
                 "error: the journal of announcements in {directory}: {error}; going on: remove it by hand"
             );
+            all_done = false;
+        }
+        if let Err(error) = remove_record(&settings.state_directory) {
+            let directory = settings.state_directory.display();
+            eprintln!("error: the record of a drain in {directory}: {error}; going on: remove it by hand");
             all_done = false;
         }
         let imported = match tables::remove_imported().await {

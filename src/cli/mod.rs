@@ -5,6 +5,7 @@
 mod agent;
 mod check;
 mod cleanup;
+mod drain;
 mod explain;
 mod plan;
 mod status;
@@ -35,6 +36,8 @@ enum Command {
     Check(check::Args),
     Status(status::Args),
     Explain(explain::Args),
+    Drain(drain::Args),
+    Undrain(drain::UndrainArgs),
     Cleanup(cleanup::Args),
 }
 
@@ -47,6 +50,8 @@ pub fn main() -> ExitCode {
         Command::Check(args) => check::run(args),
         Command::Status(args) => status::run(args),
         Command::Explain(args) => explain::run(args),
+        Command::Drain(args) => drain::run(args),
+        Command::Undrain(args) => drain::run_undrain(args),
         Command::Cleanup(args) => cleanup::run(args),
     }
 }

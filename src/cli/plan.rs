@@ -272,7 +272,6 @@ impl<'a> Plan<'a> {
                     PeerSource::Annotation => "annotation",
                     PeerSource::Mesh => "mesh",
                 },
-                // Not spoken yet, whatever is configured; a warning says so.
                 bfd: peer.bfd.is_some(),
                 graceful_restart: router.graceful_restart.is_some(),
             })

@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use super::{Format, failed, print};
 use crate::observe::status::{self, Health, Imported, Status};
@@ -58,6 +59,7 @@ fn table(status: &Status) -> String {
         version,
         ready,
         holding,
+        drain,
         health,
         watches,
         peers,
@@ -76,6 +78,9 @@ fn table(status: &Status) -> String {
         (false, false) => "waiting for the source",
     };
     let _ = writeln!(text, "node {node}, sheave {version}: {state}, {}", health_words(health));
+    if let Some(words) = drain.words() {
+        let _ = writeln!(text, "drain: {words}");
+    }
     for (title, lines) in [("problems", problems), ("warnings", warnings)] {
         if !lines.is_empty() {
             let _ = writeln!(text, "\n{title}:");
@@ -121,16 +126,46 @@ fn table(status: &Status) -> String {
                     None => peer.address.clone(),
                 },
                 if peer.asn == 0 { "external".into() } else { peer.asn.to_string() },
-                match &peer.bfd {
-                    Some(bfd) => format!("{}, BFD {}", peer.state, bfd.state),
-                    None => peer.state.clone(),
-                },
+                peer.state.clone(),
                 peer.uptime_seconds.map_or_else(|| "-".into(), |seconds| format!("{seconds}s")),
                 peer.prefixes_sent.to_string(),
                 or_none(peer.prefixes_received),
                 or_none(peer.prefixes_accepted),
                 peer.last_error.clone().unwrap_or_else(|| "-".into()),
             ]
+        }),
+    );
+    section(
+        &mut text,
+        [
+            "BFD WITH",
+            "STATE",
+            "PEER'S STATE",
+            "SENT EVERY",
+            "HEARD EVERY",
+            "SILENCE NOTICED AFTER",
+            "UP",
+            "FAILED",
+            "LAST DOWN",
+            "PEER'S LAST DOWN",
+            "PROBLEM",
+        ],
+        peers.iter().filter_map(|peer| {
+            let bfd = peer.bfd.as_ref()?;
+            let time = |micros| humantime::format_duration(Duration::from_micros(micros)).to_string();
+            Some([
+                peer.address.clone(),
+                bfd.state.clone(),
+                bfd.remote_state.clone(),
+                time(bfd.transmit_interval_us),
+                time(bfd.receive_interval_us),
+                time(bfd.detection_time_us),
+                bfd.ups.to_string(),
+                bfd.failures.to_string(),
+                bfd.diagnostic.clone(),
+                bfd.remote_diagnostic.clone(),
+                bfd.problem.clone().unwrap_or_else(|| "-".into()),
+            ])
         }),
     );
     section(
@@ -217,7 +252,7 @@ fn health_words(health: &Health) -> String {
     let Health { healthy, node_eligible, last_updated, listeners: _ } = health;
     let mut words = match (healthy, node_eligible) {
         (true, true) => "healthy".into(),
-        (true, false) => "healthy, but its Node is missing or about to go".into(),
+        (true, false) => "healthy, but its Node is missing or about to go, or it drains".into(),
         (false, _) => "unhealthy: the kernel does not take changes".to_string(),
     };
     if let Some(at) = last_updated {
@@ -247,7 +282,31 @@ fn section<const N: usize>(text: &mut String, head: [&str; N], rows: impl Iterat
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::observe::status::{Listener, Watch};
+    use crate::observe::status::{Drain, Listener, Watch};
+
+    fn serving() -> Drain {
+        Drain {
+            phase: "serving".into(),
+            since: None,
+            asked_by: Vec::new(),
+            overdue: false,
+            connections: 0,
+            some_connections: Vec::new(),
+            kept: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn a_drain_is_shown() {
+        let since = Some("2026-11-20T16:00:00Z".into());
+        let drain =
+            Drain { phase: "drained".into(), since, asked_by: vec!["taint a:NoExecute".into()], ..serving() };
+        let text = table(&Status { drain, ..status(true, true) });
+        assert!(
+            text.contains("\ndrain: drained, since 2026-11-20T16:00:00Z, by taint a:NoExecute\n"),
+            "{text}"
+        );
+    }
 
     fn status(healthy: bool, node_eligible: bool) -> Status {
         Status {
@@ -255,6 +314,7 @@ mod tests {
             version: "1.2.3".into(),
             ready: true,
             holding: false,
+            drain: serving(),
             health: Health {
                 healthy,
                 node_eligible,
@@ -299,8 +359,23 @@ mod tests {
             last_error: None,
             bfd: None,
         };
+        let bfd = status::Bfd {
+            state: "Down".into(),
+            remote_state: "AdminDown".into(),
+            diagnostic: "neighbor signaled session down".into(),
+            remote_diagnostic: "administratively down".into(),
+            transmit_interval_us: 1_000_000,
+            receive_interval_us: 50_000,
+            detection_time_us: 150_000,
+            ups: 2,
+            failures: 1,
+            problem: None,
+        };
         let status = Status {
-            peers: vec![peer("10.0.0.1", Some(3), Some(2)), peer("10.0.0.2", None, None)],
+            peers: vec![
+                peer("10.0.0.1", Some(3), Some(2)),
+                status::Peer { bfd: Some(bfd), ..peer("10.0.0.2", None, None) },
+            ],
             imported: Imported { prefixes: 2, in_kernel: 1, kept: 4 },
             ..status(true, true)
         };
@@ -311,6 +386,9 @@ routes learnt of peers: 2, 1 of them in the kernel; 4 of sessions before kept
 PEER      ASN    STATE        UP  PREFIXES  RECEIVED  ACCEPTED  LAST ERROR
 10.0.0.1  65001  Established  7s  1         3         2         -
 10.0.0.2  65001  Established  7s  1         -         -         -
+
+BFD WITH  STATE  PEER'S STATE  SENT EVERY  HEARD EVERY  SILENCE NOTICED AFTER  UP  FAILED  LAST DOWN                       PEER'S LAST DOWN       PROBLEM
+10.0.0.2  Down   AdminDown     1s          50ms         150ms                  2   1       neighbor signaled session down  administratively down  -
 ";
         assert!(text.ends_with(shown), "{text}");
     }
@@ -331,7 +409,7 @@ observe.health  0.0.0.0:10256  no
 "
         );
         for (healthy, node_eligible, words) in [
-            (true, false, "healthy, but its Node is missing or about to go"),
+            (true, false, "healthy, but its Node is missing or about to go, or it drains"),
             (false, true, "unhealthy: the kernel does not take changes"),
             (false, false, "unhealthy: the kernel does not take changes"),
         ] {

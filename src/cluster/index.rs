@@ -33,23 +33,23 @@ impl Changes {
     }
 }
 
-/// All objects, seen from one node.
+/// All objects, seen from one node. A Service's name is kept once, however many endpoints and nodes lead to it.
 #[derive(Debug)]
 pub struct Index {
     /// This node's name.
     node: Arc<str>,
-    services: HashMap<ServiceName, Entry>,
+    services: HashMap<Arc<ServiceName>, Entry>,
     /// To which Service a slice belonged when it was told last.
-    slices: HashMap<SliceName, ServiceName>,
+    slices: HashMap<SliceName, Arc<ServiceName>>,
     nodes: HashMap<Arc<str>, NodeEntry>,
     accepting: HashMap<Arc<str>, Accepts>,
     /// How many Nodes have an address.
     node_addresses: BTreeMap<IpAddr, usize>,
     /// Services that have endpoints of which no node is known.
-    unplaced: HashMap<ServiceName, usize>,
-    with_node_ports: HashSet<ServiceName>,
+    unplaced: HashMap<Arc<ServiceName>, u32>,
+    with_node_ports: HashSet<Arc<ServiceName>>,
     /// Who names an address as external or load-balancer IP.
-    named_addresses: HashMap<IpAddr, BTreeSet<ServiceName>>,
+    named_addresses: HashMap<IpAddr, BTreeSet<Arc<ServiceName>>>,
     service_cidrs: BTreeMap<Arc<str>, Arc<ServiceCidr>>,
 }
 
@@ -57,7 +57,34 @@ pub struct Index {
 #[derive(Debug, Default)]
 struct Entry {
     service: Option<Arc<Service>>,
-    slices: BTreeMap<SliceName, Arc<EndpointSlice>>,
+    /// In the order of their names. Most have one or two, which a tree would take ten times the memory for.
+    slices: Vec<Arc<EndpointSlice>>,
+}
+
+impl Entry {
+    /// Where the slice of that name is, or would be.
+    fn place(&self, name: &SliceName) -> Result<usize, usize> {
+        self.slices.binary_search_by(|slice| slice.name.cmp(name))
+    }
+
+    fn slice(&self, name: &SliceName) -> Option<&Arc<EndpointSlice>> {
+        self.slices.get(self.place(name).ok()?)
+    }
+
+    /// Puts a slice in; what it was before comes out.
+    fn insert(&mut self, slice: Arc<EndpointSlice>) -> Option<Arc<EndpointSlice>> {
+        match self.place(&slice.name) {
+            Ok(place) => self.slices.get_mut(place).map(|held| std::mem::replace(held, slice)),
+            Err(place) => {
+                self.slices.insert(place, slice);
+                None
+            }
+        }
+    }
+
+    fn remove(&mut self, name: &SliceName) -> Option<Arc<EndpointSlice>> {
+        self.place(name).ok().map(|place| self.slices.remove(place))
+    }
 }
 
 /// What is known of a Node; it may be mentioned before it is told.
@@ -65,7 +92,7 @@ struct Entry {
 struct NodeEntry {
     node: Option<Arc<Node>>,
     /// Services with endpoints there, with how many of their endpoints name it.
-    services: HashMap<ServiceName, usize>,
+    services: HashMap<Arc<ServiceName>, u32>,
 }
 
 impl Index {
@@ -112,12 +139,12 @@ impl Index {
 
     /// The names of all Services that have been told.
     pub fn service_names(&self) -> impl Iterator<Item = &ServiceName> {
-        self.services.iter().filter(|(_, entry)| entry.service.is_some()).map(|(name, _)| name)
+        self.services.iter().filter(|(_, entry)| entry.service.is_some()).map(|(name, _)| &**name)
     }
 
     /// The slices of a Service, in the order of their names.
     pub fn slices(&self, name: &ServiceName) -> impl Iterator<Item = &EndpointSlice> {
-        self.services.get(name).into_iter().flat_map(|entry| entry.slices.values().map(|slice| &**slice))
+        self.services.get(name).into_iter().flat_map(|entry| entry.slices.iter().map(|slice| &**slice))
     }
 
     /// This node's Node object, if it has been told.
@@ -162,6 +189,7 @@ impl Index {
     }
 
     fn set_service(&mut self, name: &ServiceName, service: Option<Arc<Service>>) -> Changes {
+        let name = &self.held_name(name);
         let entry = self.services.entry(name.clone()).or_default();
         if entry.service == service {
             return Changes::default();
@@ -186,36 +214,43 @@ impl Index {
         } else {
             self.with_node_ports.remove(name);
         }
-        Changes { services: HashSet::from_iter([name.clone()]), node: false }
+        Changes { services: HashSet::from_iter([ServiceName::clone(name)]), node: false }
+    }
+
+    /// The name as it is kept, or will be.
+    fn held_name(&self, name: &ServiceName) -> Arc<ServiceName> {
+        let held = self.services.get_key_value(name).map(|(held, _)| held.clone());
+        held.unwrap_or_else(|| Arc::new(name.clone()))
     }
 
     fn apply_slice(&mut self, mut slice: Arc<EndpointSlice>) -> Changes {
-        let Some(service) = slice.service.clone() else { return self.delete_slice(&slice.name) };
+        let Some(service) = &slice.service else { return self.delete_slice(&slice.name) };
+        let service = self.held_name(service);
         let mut changes = Changes::default();
         match self.slices.get(&slice.name) {
-            Some(before) if *before != service => changes = self.delete_slice(&slice.name.clone()),
-            Some(_) if self.slice(&service, &slice.name) == Some(&*slice) => return changes,
+            Some(before) if *before != service => changes = self.delete_slice(&slice.name),
+            Some(_)
+                if self.services.get(&service).and_then(|entry| entry.slice(&slice.name)) == Some(&slice) =>
+            {
+                return changes;
+            }
             _ => {}
         }
         self.share_node_names(&mut slice);
         self.slices.insert(slice.name.clone(), service.clone());
         self.count_endpoints(&service, &slice, true);
         let entry = self.services.entry(service.clone()).or_default();
-        if let Some(old) = entry.slices.insert(slice.name.clone(), slice) {
+        if let Some(old) = entry.insert(slice) {
             self.count_endpoints(&service, &old, false);
         }
-        changes.services.insert(service);
+        changes.services.insert(ServiceName::clone(&service));
         changes
-    }
-
-    fn slice(&self, service: &ServiceName, name: &SliceName) -> Option<&EndpointSlice> {
-        self.services.get(service)?.slices.get(name).map(|slice| &**slice)
     }
 
     fn delete_slice(&mut self, name: &SliceName) -> Changes {
         let Some(service) = self.slices.remove(name) else { return Changes::default() };
         if let Some(entry) = self.services.get_mut(&service) {
-            let old = entry.slices.remove(name);
+            let old = entry.remove(name);
             if entry.service.is_none() && entry.slices.is_empty() {
                 self.services.remove(&service);
             }
@@ -223,7 +258,7 @@ impl Index {
                 self.count_endpoints(&service, &old, false);
             }
         }
-        Changes { services: HashSet::from_iter([service]), node: false }
+        Changes { services: HashSet::from_iter([ServiceName::clone(&service)]), node: false }
     }
 
     /// A node's name is kept once however many endpoints mention it, unless the source keeps the slice anyhow.
@@ -239,7 +274,7 @@ impl Index {
         }
     }
 
-    fn count_endpoints(&mut self, service: &ServiceName, slice: &EndpointSlice, added: bool) {
+    fn count_endpoints(&mut self, service: &Arc<ServiceName>, slice: &EndpointSlice, added: bool) {
         for endpoint in &slice.endpoints {
             let counts = match &endpoint.node {
                 Some(node) => &mut self.nodes.entry(node.clone()).or_default().services,
@@ -290,27 +325,28 @@ impl Index {
         let own = *name == self.node;
         let node = own || moved || says_else(before.as_deref(), entry.node.as_deref());
         let mut changes = Changes { services: HashSet::default(), node };
+        let name_of = |service: &Arc<ServiceName>| ServiceName::clone(service);
 
         let accepted = match accepts {
             Some(accepts) => self.accepting.insert(name.clone(), accepts),
             None => self.accepting.remove(name),
         };
         if accepts != accepted && !own {
-            changes.services.extend(entry.services.keys().cloned());
+            changes.services.extend(entry.services.keys().map(name_of));
         }
 
         if own && place(&before) != new_place {
             let told = self.services.iter().filter(|(_, entry)| entry.service.is_some());
-            changes.services.extend(told.map(|(name, _)| name.clone()));
+            changes.services.extend(told.map(|(service, _)| name_of(service)));
         }
 
         if old != new {
             changes.node = true;
             if own {
                 // Node ports listen on them; endpoints on them are not tunnelled to.
-                changes.services.extend(entry.services.keys().cloned());
-                changes.services.extend(self.unplaced.keys().cloned());
-                changes.services.extend(self.with_node_ports.iter().cloned());
+                changes.services.extend(entry.services.keys().map(name_of));
+                changes.services.extend(self.unplaced.keys().map(name_of));
+                changes.services.extend(self.with_node_ports.iter().map(name_of));
             }
             for address in &new {
                 *self.node_addresses.entry(*address).or_default() += 1;
@@ -324,7 +360,7 @@ impl Index {
                 }
             }
             for address in old.iter().chain(&new) {
-                changes.services.extend(self.named_addresses.get(address).into_iter().flatten().cloned());
+                changes.services.extend(self.named_addresses.get(address).into_iter().flatten().map(name_of));
             }
         }
         self.forget_unused(name);

@@ -17,7 +17,7 @@ pub use event::{Event, Object, ObjectKey, Place, Problem, Severity, Watch, Watch
 pub use index::{Changes, Index};
 pub use object::{
     ACCEPTS_ANNOTATION, Accepts, Annotations, Encapsulation, Endpoint, EndpointPort, EndpointSlice, Hints,
-    LoadBalancerIp, Node, Service, ServiceCidr, ServicePort, Skipped, SliceName, TrafficDistribution,
+    LoadBalancerIp, Node, Service, ServiceCidr, ServicePort, Skipped, SliceName, Taint, TrafficDistribution,
     TrafficPolicy,
 };
 

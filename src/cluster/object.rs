@@ -187,6 +187,30 @@ pub struct Node {
     /// Label `node.kubernetes.io/exclude-from-external-load-balancers`, whatever its value.
     #[serde(default)]
     pub excluded_from_load_balancers: bool,
+    /// `spec.taints`.
+    #[serde(default)]
+    pub taints: Vec<Taint>,
+}
+
+/// One of a Node's taints; prints as `kubectl` writes it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Taint {
+    /// Its key.
+    pub key: Arc<str>,
+    /// Its value; most have none.
+    #[serde(default)]
+    pub value: Arc<str>,
+    /// `NoSchedule`, `PreferNoSchedule` or `NoExecute`.
+    #[serde(default)]
+    pub effect: Arc<str>,
+}
+
+impl fmt::Display for Taint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { key, value, effect } = self;
+        let equals = if value.is_empty() { "" } else { "=" };
+        write!(f, "{key}{equals}{value}:{effect}")
+    }
 }
 
 /// How a director wraps packets for an endpoint's node.
@@ -238,6 +262,7 @@ impl fmt::Debug for Node {
             deleting,
             to_be_deleted,
             excluded_from_load_balancers,
+            taints,
         } = self;
         f.debug_struct("Node")
             .field("name", name)
@@ -248,6 +273,7 @@ impl fmt::Debug for Node {
             .field("deleting", deleting)
             .field("to_be_deleted", to_be_deleted)
             .field("excluded_from_load_balancers", excluded_from_load_balancers)
+            .field("taints", taints)
             .finish()
     }
 }

@@ -16,7 +16,7 @@ use serde::de::{Deserialize, Deserializer, Error as _, IgnoredAny, MapAccess, Vi
 use super::ip;
 use super::object::{
     Annotations, Endpoint, EndpointPort, EndpointSlice, Hints, LoadBalancerIp, Node, Service, ServiceCidr,
-    ServicePort, Skipped, SliceName, TrafficDistribution, TrafficPolicy,
+    ServicePort, Skipped, SliceName, Taint, TrafficDistribution, TrafficPolicy,
 };
 use super::{Protocol, ServiceName};
 
@@ -546,11 +546,6 @@ struct NodeSpec {
     taints: Vec<Taint>,
 }
 
-#[derive(serde::Deserialize)]
-struct Taint {
-    key: String,
-}
-
 #[derive(Default, serde::Deserialize)]
 struct NodeStatus {
     #[serde(default, deserialize_with = "null_default")]
@@ -608,7 +603,8 @@ impl From<WireNode> for Node {
             addresses,
             pod_cidrs: pod_cidrs.into_iter().map(|Cidr(net)| net).collect(),
             deleting: metadata.deletion_timestamp.is_some(),
-            to_be_deleted: spec.taints.iter().any(|taint| taint.key == TO_BE_DELETED_TAINT),
+            to_be_deleted: spec.taints.iter().any(|taint| *taint.key == *TO_BE_DELETED_TAINT),
+            taints: spec.taints,
         }
     }
 }

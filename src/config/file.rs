@@ -14,9 +14,9 @@ use sheave_bgp::wire::ShutdownMessage;
 use super::bmp::{self, BmpStation};
 use super::mesh::{self, Mesh, RouteReflector};
 use super::peer::{self, DynamicPeer, Peer, duration};
-use super::{Communities, Conntrack, ForwardingTo, ImportTo, MarkMask, reader};
+use super::{Communities, Conntrack, Drain, ForwardingTo, ImportTo, MarkMask, reader};
 use crate::cluster::Encapsulation;
-use crate::plan::{AcceptedIn, Scheduler, Warning};
+use crate::plan::{AcceptedIn, Scheduler};
 use crate::yaml;
 
 /// `RT_TABLE_DEFAULT` and `RT_TABLE_LOCAL` (linux/rtnetlink.h); `RT_TABLE_MAIN` lies between.
@@ -58,7 +58,7 @@ pub struct Config {
     pub services: Services,
     /// Where this node can be observed.
     pub observe: Observe,
-    /// What makes this node drain.
+    /// What makes this node drain, and how.
     pub drain: Drain,
 }
 
@@ -349,22 +349,6 @@ pub enum VirtualServerMetrics {
     Off,
 }
 
-/// `drain`.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
-pub struct Drain {
-    /// By the Node's annotation `sheave.io/drain`.
-    pub annotation: bool,
-    /// By one of these taints.
-    pub taints: Vec<String>,
-}
-
-impl Default for Drain {
-    fn default() -> Self {
-        Self { annotation: true, taints: Vec::new() }
-    }
-}
-
 impl Config {
     /// Reads a config file.
     ///
@@ -461,22 +445,8 @@ impl Config {
                 format!("{table} is {why}: take 254 (main), or a table that rules of yours lead to");
             return Err(wrong("router.import.table".into(), message));
         }
+        self.drain.check().map_err(|(field, message)| wrong(format!("drain.{field}"), message))?;
         Ok(self)
-    }
-
-    /// Settings that are read and checked but that this version does not act on.
-    pub fn warnings(&self) -> Vec<Warning> {
-        let Self { router: _, announce: _, services: _, observe: _, drain } = self;
-        let default = Self::default();
-        [("drain", *drain != default.drain)]
-            .into_iter()
-            .filter(|(_, set)| *set)
-            .map(|(field, _)| Warning {
-                object: "Config".into(),
-                reason: "NotYetHonoured",
-                message: format!("{field} is not acted on by this version: remove it, or do not rely on it"),
-            })
-            .collect()
     }
 }
 

@@ -9,7 +9,8 @@ use serde::Deserialize;
 use serde::de::{Deserializer, Error as _};
 use sheave_bgp::Password;
 
-use super::peer::{self, Bfd, Peer};
+use super::bfd::KubeRouterBfd;
+use super::peer::{self, Peer};
 use super::reader::{self, Reader};
 use super::{Communities, node};
 use crate::yaml;
@@ -78,7 +79,7 @@ struct WrittenPeer {
     #[serde(default)]
     port: Option<u16>,
     #[serde(default)]
-    bfd: Option<WrittenBfd>,
+    bfd: Option<KubeRouterBfd>,
 }
 
 /// Its fields.
@@ -112,13 +113,6 @@ fn tellable(yaml::Error { line, field, message }: yaml::Error) -> yaml::Error {
     yaml::Error { line, field, message }
 }
 
-/// Its intervals are left unread until BFD is spoken.
-#[derive(Deserialize)]
-struct WrittenBfd {
-    #[serde(default)]
-    enabled: bool,
-}
-
 /// Its peers: of the one annotation where that is there, else of the older lists.
 pub(super) fn peers(reader: &mut Reader<'_>) -> Option<Result<Vec<Peer>, ()>> {
     if let Some(text) = reader.text(PEERS) {
@@ -144,7 +138,7 @@ fn written_peer(peer: WrittenPeer) -> Result<Peer, String> {
         port: port.unwrap_or(default.port),
         local_address: localip.as_deref().map_or(Ok(None), local_address)?,
         password,
-        bfd: bfd.filter(|bfd| bfd.enabled).map(|_| Bfd::default()),
+        bfd: bfd.map_or(Ok(None), KubeRouterBfd::read)?,
         ..default
     })
 }

@@ -12,6 +12,7 @@ use serde::Deserialize;
 use serde::de::{Deserializer, Error as _};
 use sheave_bgp::ImportPolicy;
 
+use super::bfd::Bfd;
 use super::kube_router;
 use super::peer::{self, AddressFamily, Peer, PeerSource, SecretKey};
 use super::reader::{self, Reader};
@@ -35,11 +36,19 @@ pub struct Mesh {
     /// The hold time to propose, 90 s by default.
     #[serde(deserialize_with = "peer::hold_time_of")]
     pub hold_time: Duration,
+    /// BFD (RFC 5880) beside these sessions.
+    pub bfd: Option<Bfd>,
 }
 
 impl Default for Mesh {
     fn default() -> Self {
-        Self { import: None, password_file: None, password_secret: None, hold_time: peer::hold_time() }
+        Self {
+            import: None,
+            password_file: None,
+            password_secret: None,
+            hold_time: peer::hold_time(),
+            bfd: None,
+        }
     }
 }
 
@@ -180,6 +189,7 @@ impl Mesh {
                 password_file: self.password_file.clone(),
                 password_secret: self.password_secret.clone(),
                 hold_time: self.hold_time,
+                bfd: self.bfd.clone(),
                 families: families.iter().filter(|(both, _)| both.is_some()).map(|(_, of)| *of).collect(),
                 import: self.import.clone(),
                 route_reflector_client: theirs == Some(Reflection::Client),

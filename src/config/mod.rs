@@ -4,9 +4,11 @@
 //! node's Node do.
 
 pub mod annotations;
+mod bfd;
 mod bmp;
 mod communities;
 mod conntrack;
+mod drain;
 mod export;
 mod file;
 mod forwarding;
@@ -19,12 +21,14 @@ mod peer;
 mod reader;
 
 pub use annotations::ServiceSettings;
+pub use bfd::{Bfd, BfdKey};
 pub use bmp::{BmpStation, BmpTable};
 pub use communities::Communities;
 pub use conntrack::Conntrack;
+pub use drain::{Drain, DrainReason, TaintPattern};
 pub use file::{
-    Announce, Config, Drain, Error, ExternalIps, GracefulRestart, Listen, LongLived, NodePortAddresses,
-    Observe, Router, Schedulers, Services, VirtualServerMetrics,
+    Announce, Config, Error, ExternalIps, GracefulRestart, Listen, LongLived, NodePortAddresses, Observe,
+    Router, Schedulers, Services, VirtualServerMetrics,
 };
 pub use forwarding::ForwardingTo;
 pub use import::{ImportTo, OnExit};
@@ -32,7 +36,7 @@ pub use mark_mask::MarkMask;
 pub use mesh::{Mesh, MeshMember, Reflection, RouteReflector};
 pub use node::NodeSettings;
 pub use peer::{
-    AddressFamily, Bfd, DynamicPeer, NextHop, PasswordSource, Peer, PeerAddress, PeerAsn, PeerSource, Role,
+    AddressFamily, DynamicPeer, NextHop, PasswordSource, Peer, PeerAddress, PeerAsn, PeerSource, Role,
     SecretKey,
 };
 pub use reader::INVALID_ANNOTATION;

@@ -14,7 +14,9 @@ use std::net::Ipv4Addr;
 
 use ipnet::IpNet;
 use serde::Deserialize;
+use sheave_bgp::bfd::Algorithm;
 
+use super::drain::DRAIN;
 use super::mesh::{self, ROUTE_REFLECTOR, Reflection, RouteReflector};
 use super::peer::{self, DynamicPeer, Peer, PeerSource, Wrong};
 use super::reader::{self, Reader};
@@ -44,12 +46,13 @@ pub struct NodeSettings {
     pub pod_cidrs: Option<Vec<IpNet>>,
     /// `sheave.io/route-reflector`, whatever the config says.
     pub reflection: Option<Reflection>,
+    /// `sheave.io/drain`.
+    pub drain: Option<bool>,
 }
 
 const PEERS: &str = "sheave.io/peers";
 const DYNAMIC_PEERS: &str = "sheave.io/dynamic-peers";
 const PATH_PREPEND: &str = "sheave.io/path-prepend";
-const DRAIN: &str = "sheave.io/drain";
 
 /// Our annotations of a Node.
 const KNOWN: [&str; 9] = [
@@ -73,7 +76,7 @@ impl NodeSettings {
 
         let peers = match reader.text(PEERS) {
             Some(text) => {
-                Some(reader.checked(PEERS, read_list(text, Ok::<Peer, String>, |wrong| wrong, peer::check)))
+                Some(reader.checked(PEERS, read_list(text, Ok::<Peer, String>, |wrong| wrong, check_peers)))
             }
             None => kube_router::peers(&mut reader),
         };
@@ -106,23 +109,12 @@ impl NodeSettings {
                 .flatten(),
             pod_cidrs: kube_router::pod_cidrs(&mut reader, &last.pod_cidrs),
             reflection: Reflection::read(&mut reader, &last.reflection),
+            drain: reader.read(DRAIN, reader::boolean, &last.drain),
         };
 
-        settings.warn_of_unhonoured(&mut reader);
         reader.warn_of_unknown(&KNOWN);
         kube_router::warn_of_unheard(&mut reader, node.annotations.keys());
         (settings, reader.warnings)
-    }
-
-    /// What is right, but not acted on.
-    fn warn_of_unhonoured(&self, reader: &mut Reader<'_>) {
-        let mut unhonoured = Vec::new();
-        if let Some(Ok(true)) = reader.value(DRAIN, reader::boolean) {
-            unhonoured.push(DRAIN.to_owned());
-        }
-        for what in unhonoured {
-            reader.warn("NotYetHonoured", format!("{what} is not acted on by this version"));
-        }
     }
 
     /// The file's config as these settings change it. They add, and settle what the file leaves open or says else:
@@ -235,7 +227,32 @@ fn object(node: &str) -> String {
 }
 
 fn dynamic_peers(text: &str) -> Result<Vec<DynamicPeer>, String> {
-    read_list(text, Ok::<DynamicPeer, String>, |wrong| wrong, peer::check_dynamic)
+    read_list(text, Ok::<DynamicPeer, String>, |wrong| wrong, check_ranges)
+}
+
+fn check_peers(peers: &[Peer]) -> Result<(), Wrong> {
+    peer::check(peers)?;
+    show_no_key(peers.iter())
+}
+
+fn check_ranges(ranges: &[DynamicPeer]) -> Result<(), Wrong> {
+    peer::check_dynamic(ranges)?;
+    let templates: Vec<_> = ranges.iter().map(DynamicPeer::template).collect();
+    show_no_key(templates.iter())
+}
+
+/// Who may edit Nodes may name files and Secrets that peers know the content of, but must not have it sent to whom they like.
+fn show_no_key<'a>(peers: impl Iterator<Item = &'a Peer>) -> Result<(), Wrong> {
+    let shows =
+        |peer: &Peer| peer.bfd.iter().flat_map(|bfd| &bfd.keys).any(|key| key.algorithm == Algorithm::Simple);
+    match peers.enumerate().find(|(_, peer)| shows(peer)) {
+        Some((index, _)) => {
+            let message =
+                "`simple` sends the key itself: only the config file may ask for that, take sha1 or md5 here";
+            Err((format!("[{index}].bfd.keys"), message.into()))
+        }
+        None => Ok(()),
+    }
 }
 
 /// A YAML list of peers, or of ranges of them; errors have line and field. `tellable` makes of the parser's words what may be told,

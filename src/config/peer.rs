@@ -11,6 +11,7 @@ use serde::Deserialize;
 use serde::de::{Deserializer, Error as _, Visitor};
 use sheave_bgp::{ExportPolicy, ImportPolicy, Password};
 
+use super::bfd::Bfd;
 use super::{export, import, reader};
 
 /// One of `router.peers`.
@@ -164,6 +165,22 @@ impl Peer {
             // The gateway of an IPv4 route may have an IPv6 address.
             PeerAddress::DefaultGateway(_) => None,
         }
+    }
+
+    /// Whether BFD beside the session is over several hops (RFC 5883) where this node's autonomous system is `own`: if the session is, or may
+    /// be, as internal ones are. BIRD and FRR choose likewise.
+    pub fn has_multihop_bfd(&self, bfd: &Bfd, own: Option<u32>) -> bool {
+        bfd.multihop.unwrap_or_else(|| {
+            let internal = own.is_some() && self.asn.number(own) == own;
+            self.interface.is_none()
+                && (internal || self.multihop.is_some() || self.ttl_security.is_some_and(|hops| hops > 1))
+        })
+    }
+
+    /// Where password and keys are read from.
+    pub fn sources(&self) -> impl Iterator<Item = PasswordSource> {
+        let keys = self.bfd.iter().flat_map(|bfd| &bfd.keys).map(|key| key.source.clone());
+        self.password_source().into_iter().chain(keys)
     }
 
     /// Where its password is read from, if it is.
@@ -363,6 +380,8 @@ pub struct DynamicPeer {
     #[serde(default, deserialize_with = "delay_open_of")]
     delay_open: Option<Duration>,
     #[serde(default)]
+    bfd: Option<Bfd>,
+    #[serde(default)]
     next_hop: NextHop,
     #[serde(default)]
     extended_next_hop: Option<bool>,
@@ -393,6 +412,7 @@ impl DynamicPeer {
             hold_time: self.hold_time,
             send_hold_time: self.send_hold_time,
             delay_open: self.delay_open,
+            bfd: self.bfd.clone(),
             next_hop: self.next_hop,
             extended_next_hop: self.extended_next_hop,
             role: self.role,
@@ -403,55 +423,6 @@ impl DynamicPeer {
             route_reflector_client: self.route_reflector_client,
             ..Peer::new(self.prefix.addr(), self.asn)
         }
-    }
-}
-
-/// `bfd` of a peer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
-pub struct Bfd {
-    /// Desired minimum transmit interval.
-    #[serde(deserialize_with = "bfd_interval")]
-    pub transmit_interval: Duration,
-    /// Required minimum receive interval.
-    #[serde(deserialize_with = "bfd_interval")]
-    pub receive_interval: Duration,
-    /// How many packets may be lost in a row.
-    #[serde(deserialize_with = "detect_multiplier")]
-    pub detect_multiplier: u8,
-    /// The peer may be several hops away (RFC 5883); `None`: if `multihop` of the peer says so.
-    pub multihop: Option<bool>,
-    /// Says nothing before the peer has spoken.
-    pub passive: bool,
-}
-
-impl Default for Bfd {
-    fn default() -> Self {
-        let interval = Duration::from_millis(300);
-        Self {
-            transmit_interval: interval,
-            receive_interval: interval,
-            detect_multiplier: 3,
-            multihop: None,
-            passive: false,
-        }
-    }
-}
-
-/// Packets more often than every 10 ms are more than a busy node can be sure to send; less often than every minute notices nothing.
-fn bfd_interval<'de, D: Deserializer<'de>>(d: D) -> Result<Duration, D::Error> {
-    let interval = duration(d)?;
-    if !(Duration::from_millis(10)..=Duration::from_secs(60)).contains(&interval) {
-        return Err(D::Error::custom("an interval of BFD is 10ms to 60s"));
-    }
-    Ok(interval)
-}
-
-/// RFC 5880 section 4.1: not 0.
-fn detect_multiplier<'de, D: Deserializer<'de>>(d: D) -> Result<u8, D::Error> {
-    match u8::deserialize(d)? {
-        0 => Err(D::Error::custom("detectMultiplier is 1 to 255: how many packets may be lost, and one")),
-        multiplier => Ok(multiplier),
     }
 }
 
@@ -581,6 +552,9 @@ fn fits(peer: &Peer) -> Result<(), (&'static str, &'static str)> {
     }
     if peer.password_file.is_some() && peer.password_secret.is_some() {
         return Err(("passwordSecret", "there is a passwordFile too: give one of them"));
+    }
+    if peer.interface.is_some() && peer.bfd.as_ref().is_some_and(|bfd| bfd.multihop == Some(true)) {
+        return Err(("bfd.multihop", "a link-local address is one hop away: leave it out"));
     }
     if peer.ttl_security.is_some() && peer.multihop.is_some() {
         return Err((

@@ -2,13 +2,15 @@
 //!
 //! What would be done about it is the reconciler's answer ([`Steps`]); here is only how a reader is told.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
 use sheave_ipvs::{Destination, Operation, Service, ServiceEntry, ServiceFlags};
 
 use super::reconcile::Steps;
+use super::standin;
 use crate::observe::explain::{KernelDestination, KernelServer};
+use crate::plan::VirtualServer;
 
 /// Says of an endpoint's stand-in whose it is.
 type StandsFor<'a> = &'a dyn Fn(IpAddr) -> Option<IpAddr>;
@@ -112,6 +114,13 @@ pub fn words(steps: &Steps, listed: Option<&ServiceEntry>, stands_for: StandsFor
     words
 }
 
+/// Addresses that stand for endpoints of a virtual server, and for which.
+pub fn stand_ins(server: &VirtualServer) -> BTreeMap<IpAddr, IpAddr> {
+    let destinations = server.destinations.iter().chain(server.internal.iter().flatten());
+    let nat = destinations.filter(|destination| destination.forwarding.is_nat());
+    nat.map(|destination| (standin::of(destination.address), destination.address)).collect()
+}
+
 /// Scheduler, flags and persistence as `ipvsadm` names them.
 fn scheduling(service: &Service) -> String {
     let Service { scheduler, flags, timeout, .. } = service;
@@ -134,14 +143,13 @@ mod tests {
     use super::*;
     use crate::cluster::{Encapsulation, Protocol, ServiceName};
     use crate::dataplane::reconcile::{self, Wanted};
-    use crate::dataplane::standin;
     use crate::plan::{self, Forwarding, Scheduler, SchedulerFlags, VipKind, VipPort};
 
     fn ip(last: u8) -> IpAddr {
         [10, 244, 2, last].into()
     }
 
-    fn server() -> plan::VirtualServer {
+    fn server() -> VirtualServer {
         let destination = |last, forwarding| plan::Destination {
             address: ip(last),
             port: 8080,
@@ -151,7 +159,7 @@ mod tests {
             node: None,
             terminating: false,
         };
-        plan::VirtualServer {
+        VirtualServer {
             vip: VipPort { address: [192, 0, 2, 80].into(), port: 80, protocol: Protocol::Tcp },
             service: ServiceName { namespace: "default".into(), name: "web".into() },
             service_port: None,
@@ -166,7 +174,7 @@ mod tests {
     }
 
     /// What the kernel would list had all been done as planned.
-    fn listed(server: &plan::VirtualServer) -> ServiceEntry {
+    fn listed(server: &VirtualServer) -> ServiceEntry {
         let of = |address, weight| DestinationEntry {
             destination: Destination { weight, ..Destination::new(address, 8080, ForwardingMethod::Tunnel) },
             active_connections: 2,

@@ -9,16 +9,16 @@
 //! host      our devices, our sysctls
 //! ```
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 
 use super::lookup::Found;
-use super::netfilter::RulesNow;
+use super::netfilter::{self, RulesNow};
 use super::virtual_servers::View;
-use super::{Dataplane, differences, route_lookup, standin, sysctl, tunnel, vip_net};
+use super::{Dataplane, RouteError, differences, route_lookup, sysctl, tunnel, vip_net};
 use crate::observe::explain::{Difference, Kernel, KernelElement, KernelRoute};
 use crate::plan::{NodePlan, RewriteKey, RewriteSide, VipKind, VipPort};
 
@@ -64,7 +64,8 @@ impl Dataplane {
         let servers = servers.map(|(vip, why)| format!("virtual server {vip}: {why}"));
         let pending =
             self.pending.contains(&vip).then(|| "the last change of it is not in the kernel yet".into());
-        broken.chain(route).chain(servers).chain(pending).collect()
+        let wants = self.verification.wants(vip).map(str::to_owned);
+        broken.chain(route).chain(servers).chain(pending).chain(wants).collect()
     }
 
     fn problems_of(&self, asked: &[Asked]) -> Vec<String> {
@@ -82,41 +83,50 @@ impl Dataplane {
     }
 
     async fn explain_devices(&self, plan: &NodePlan, report: &mut Report) {
+        let Differences { found, unknown } = self.device_differences(plan).await;
+        found.into_iter().for_each(|what| report.differs(what));
+        report.kernel.problems.extend(unknown);
+    }
+
+    /// Our devices and settings.
+    pub(super) async fn device_differences(&self, plan: &NodePlan) -> Differences {
+        let Differences { mut found, mut unknown } = Differences::default();
         let ipv6 = plan.node.addresses.iter().any(IpAddr::is_ipv6);
         for tunnel in tunnel::Tunnel::ALL.into_iter().filter(|one| ipv6 || *one == tunnel::Tunnel::V4) {
             let name = tunnel.name();
             match tunnel::find(&self.handle, name).await {
                 Ok(Some(link)) if !tunnel.is_ours(&link, tunnel.local()) => {
-                    report.differs(format!("the device {name} is not Sheave's"));
+                    found.push(format!("the device {name} is not Sheave's"));
                 }
                 Ok(Some(link)) if !tunnel::is_up(&link) => {
-                    report.differs(format!("the device {name} is down"));
+                    found.push(format!("the device {name} is down"));
                 }
                 Ok(Some(_)) => {}
                 Ok(None) => {
-                    report.differs(format!("there is no device {name}: nothing tunnelled is taken in"));
+                    found.push(format!("there is no device {name}: nothing tunnelled is taken in"));
                 }
-                Err(error) => report.kernel.problems.push(error.to_string()),
+                Err(error) => unknown.push(error.to_string()),
             }
         }
         let mut settings = sysctl::namespace(ipv6);
         for name in self.uplinks.iter().map(|uplink| uplink.name.as_str()).chain([tunnel::TUNNEL4]) {
             match sysctl::interface(name, ipv6) {
                 Ok(more) => settings.extend(more),
-                Err(error) => report.kernel.problems.push(error.to_string()),
+                Err(error) => unknown.push(error.to_string()),
             }
         }
         for wanted in settings {
             match sysctl::read(&wanted.path) {
                 Ok(value) if value == wanted.value => {}
-                Ok(value) => report.differs(format!(
+                Ok(value) => found.push(format!(
                     "sysctl {} is {value}; planned is {}",
                     wanted.path.replace('/', "."),
                     wanted.value
                 )),
-                Err(error) => report.kernel.problems.push(error.to_string()),
+                Err(error) => unknown.push(error.to_string()),
             }
         }
+        Differences { found, unknown }
     }
 
     fn explain_netfilter(&mut self, plan: &NodePlan, asked: &[Asked], now: Instant, report: &mut Report) {
@@ -124,11 +134,10 @@ impl Dataplane {
         match self.netfilter.rules_now() {
             Ok(RulesNow::AsPlanned) => {}
             Ok(RulesNow::Absent) => {
-                return report.differs_within("nftables has no table inet sheave".into(), within);
+                return report.differs_within(netfilter::NO_TABLE.into(), within);
             }
             Ok(RulesNow::Otherwise) => {
-                report
-                    .differs_within("rules of nftables' table inet sheave are not as planned".into(), within);
+                report.differs_within(netfilter::OTHER_RULES.into(), within);
             }
             Err(error) => report.kernel.problems.push(error.to_string()),
         }
@@ -142,27 +151,13 @@ impl Dataplane {
                         continue;
                     }
                 };
-                let (set, text) = (element.set(), element.text());
-                match (found, wanted) {
-                    (Found::Held, true) | (Found::Absent, false) => {}
-                    (Found::Absent, true) => {
-                        report.differs_within(
-                            format!("nftables' {set} has no element {text}{}", element.means()),
-                            within,
-                        );
-                    }
-                    (Found::Otherwise, true) => report.differs_within(
-                        format!("nftables' {set} has another value than planned for {text}"),
-                        within,
-                    ),
-                    (Found::Held | Found::Otherwise, false) => report.differs_within(
-                        format!("nftables' {set} has element {text}, which is not planned"),
-                        within,
-                    ),
+                if let Some(what) = found.differs(&element, wanted) {
+                    report.differs_within(what, within);
                 }
                 if wanted || found != Found::Absent {
                     let held = found == Found::Held;
-                    report.kernel.elements.push(KernelElement { set: set.into(), element: text, held });
+                    let (set, element) = (element.set().into(), element.text());
+                    report.kernel.elements.push(KernelElement { set, element, held });
                 }
             }
         }
@@ -180,13 +175,7 @@ impl Dataplane {
                     continue;
                 }
             };
-            let stand_ins: BTreeMap<IpAddr, IpAddr> = server
-                .destinations
-                .iter()
-                .chain(server.internal.iter().flatten())
-                .filter(|destination| destination.forwarding.is_nat())
-                .map(|destination| (standin::of(destination.address), destination.address))
-                .collect();
+            let stand_ins = differences::stand_ins(server);
             let stands_for = |address: IpAddr| stand_ins.get(&address).copied();
             for looked in looked {
                 let within = if looked.listed.is_some() {
@@ -212,33 +201,46 @@ impl Dataplane {
         };
         let vips: BTreeSet<IpAddr> = asked.iter().filter(is_vip).map(|asked| asked.vip.address).collect();
         for address in vips {
-            let matched = match route_lookup::look_up(&self.handle, address).await {
-                Ok(matched) => matched,
-                Err(error) => {
-                    report.kernel.problems.push(error.to_string());
-                    continue;
+            match self.route_difference(plan, address).await {
+                Ok((route, differs)) => {
+                    differs.into_iter().for_each(|what| report.differs(what));
+                    report.kernel.routes.push(KernelRoute { address, route });
                 }
-            };
-            let planned = vip_net(plan, address);
-            let is_taken = self.local.contains(&address);
-            match &matched {
-                Some(route) if is_taken || route.local && route.ours && route.prefix == planned => {}
-                Some(route) if route.local => report.differs(format!(
-                    "a packet for {address} is taken in by {}; planned is a route of Sheave's, local {planned}",
-                    route.text
-                )),
-                Some(route) => report.differs(format!(
-                    "there is no route local {planned}: a packet for {address} goes along {}",
-                    route.text
-                )),
-                None => {
-                    report.differs(format!("there is no route local {planned}: {address} is unreachable from here"));
-                }
+                Err(error) => report.kernel.problems.push(error.to_string()),
             }
-            let route = matched.map(|route| route.text);
-            report.kernel.routes.push(KernelRoute { address, route });
         }
     }
+
+    /// The route that packets for a VIP match, and what is wrong with it.
+    pub(super) async fn route_difference(
+        &self,
+        plan: &NodePlan,
+        address: IpAddr,
+    ) -> Result<(Option<String>, Option<String>), RouteError> {
+        let matched = route_lookup::look_up(&self.handle, address).await?;
+        let planned = vip_net(plan, address);
+        let is_taken = self.local.contains(&address);
+        let differs = match &matched {
+            Some(route) if is_taken || route.local && route.ours && route.prefix == planned => None,
+            Some(route) if route.local => Some(format!(
+                "a packet for {address} is taken in by {}; planned is a route of Sheave's, local {planned}",
+                route.text
+            )),
+            Some(route) => Some(format!(
+                "there is no route local {planned}: a packet for {address} goes along {}",
+                route.text
+            )),
+            None => Some(format!("there is no route local {planned}: {address} is unreachable from here")),
+        };
+        Ok((matched.map(|route| route.text), differs))
+    }
+}
+
+/// What is not as planned, and why that could not be told, in words.
+#[derive(Debug, Default)]
+pub(super) struct Differences {
+    pub(super) found: Vec<String>,
+    pub(super) unknown: Vec<String>,
 }
 
 /// An explanation in the making.
@@ -258,7 +260,7 @@ impl Report {
 }
 
 /// The rewrites that a virtual server may have.
-fn rewrite_keys(vip: VipPort, endpoints: &BTreeSet<IpAddr>) -> impl Iterator<Item = RewriteKey> {
+pub(super) fn rewrite_keys(vip: VipPort, endpoints: &BTreeSet<IpAddr>) -> impl Iterator<Item = RewriteKey> {
     let sides = [RewriteSide::Endpoint, RewriteSide::Director];
     endpoints
         .iter()

@@ -35,6 +35,23 @@ pub enum Found {
     Absent,
 }
 
+impl Found {
+    /// What is wrong with an element that is wanted, or not, and was found so.
+    pub fn differs(self, element: &Element, wanted: bool) -> Option<String> {
+        let (set, text) = (element.set(), element.text());
+        match (self, wanted) {
+            (Self::Held, true) | (Self::Absent, false) => None,
+            (Self::Absent, true) => Some(format!("nftables' {set} has no element {text}{}", element.means())),
+            (Self::Otherwise, true) => {
+                Some(format!("nftables' {set} has another value than planned for {text}"))
+            }
+            (Self::Held | Self::Otherwise, false) => {
+                Some(format!("nftables' {set} has element {text}, which is not planned"))
+            }
+        }
+    }
+}
+
 /// Looks an element up as a packet would.
 ///
 /// # Errors

@@ -18,13 +18,15 @@
 //! |---|---|---|
 //! | nftables | the ruleset's generation | a listing where others made a transaction, at most a tenth of the time |
 //! | devices, sysctls, routes | all of ours | |
+//! | VIPs that are announced | 100 of them are [asked for](verify), and those that want for something | |
 //! | IPVS | one dump of virtual servers | destinations of 500 of them, or of a twentieth: where there are 1,000 the round takes 30 s, with 10,000 5 minutes |
 //!
-//! What the kernel refused is remembered, and [`Dataplane::holds`] says of a VIP whether
-//! this node can forward it.
+//! What the kernel refused is remembered, and [`Dataplane::holds`] says of a VIP whether this node can forward it: one that is to
+//! be announced is asked for ([`verify`]).
 
 mod changes;
 mod cleanup;
+mod connections;
 mod conntrack;
 mod describe;
 mod differences;
@@ -54,6 +56,7 @@ mod state;
 mod sysctl;
 pub(crate) mod tunnel;
 mod uplink;
+mod verify;
 mod vip_routes;
 mod virtual_servers;
 mod wishes;
@@ -67,6 +70,7 @@ use ipnet::IpNet;
 use rtnetlink::Handle;
 
 pub use self::cleanup::cleanup;
+pub use self::connections::{Connection, Passing};
 use self::conntrack::Conntrack;
 pub use self::describe::describe;
 use self::error::is_absent;
@@ -81,6 +85,7 @@ use self::ruleset::Rules;
 use self::sysctl::Sysctls;
 use self::tunnel::Tunnel;
 pub use self::uplink::Uplink;
+use self::verify::Verification;
 use self::vip_routes::{Devices, VipRoutes};
 use self::virtual_servers::{View, VirtualServers, VirtualServersError};
 use crate::cluster::Encapsulation;
@@ -132,6 +137,8 @@ pub struct Dataplane {
     unseen: BTreeMap<Part, String>,
     /// VIPs of changes that are not in the kernel, or of which that is not known.
     pending: BTreeSet<IpAddr>,
+    /// What the kernel said of VIPs when it was asked.
+    verification: Verification,
     retry: Retry,
     /// How often each part was looked at or changed.
     passes: BTreeMap<Part, Passes>,
@@ -213,6 +220,7 @@ impl Dataplane {
             broken: Part::ALL.map(|part| (part, "not looked at yet".into())).into(),
             unseen: BTreeMap::new(),
             pending: BTreeSet::new(),
+            verification: Verification::default(),
             retry: Retry::default(),
             passes: Part::ALL.map(|part| (part, Passes::default())).into(),
         })
@@ -223,8 +231,15 @@ impl Dataplane {
         !matches!(self.netfilter.exists(), Ok(false))
     }
 
-    /// Lists all that is ours and makes it what the plan says. Gives what had to be done, in words.
+    /// Lists all that is ours and makes it what the plan says; then asks for the VIPs that are to be announced. Gives what had
+    /// to be done, in words.
     pub async fn sync(&mut self, plan: &NodePlan, now: Instant) -> Vec<String> {
+        let done = self.put_all(plan, now).await;
+        self.verify_all(plan, now).await;
+        done
+    }
+
+    async fn put_all(&mut self, plan: &NodePlan, now: Instant) -> Vec<String> {
         let mut done = Vec::new();
         let result = self.sync_devices(plan).await;
         self.note(Part::Devices, result, &mut done);
@@ -291,6 +306,7 @@ impl Dataplane {
             });
         }
         self.sync_routes(plan, &mut done).await;
+        done.extend(self.verify_some(plan, now).await);
         self.forget();
         self.conntrack.check();
         done
@@ -336,6 +352,8 @@ impl Dataplane {
             // Most likely somebody tampered with what we believed to hold.
             self.pending.extend(addresses(delta));
             self.sync(plan, now).await;
+        } else {
+            self.verify_change(plan, delta, now).await;
         }
         self.forget();
     }
@@ -367,6 +385,7 @@ impl Dataplane {
             pods.settle(node);
         }
         self.with_servers(plan, &mut done, |servers, view| servers.drain(view).map(|_| Vec::new()));
+        self.verify_unasked(plan, now).await;
         self.forget();
     }
 

@@ -155,17 +155,13 @@ impl Netfilter {
         rules: Rules,
         now: Instant,
     ) -> Result<Vec<String>, NftError> {
-        let is_ours = self.generation == Some(self.nfnetlink.generation()?);
+        let is_ours = self.is_untouched()?;
         // Whether the table is there at all costs nothing to ask.
         if !is_ours && (self.pause.is_none_or(|pause| pause <= now) || !self.exists()?) {
             return self.sync(plan, local, rules, now);
         }
-        if is_ours && let Some((rules, None)) = self.rules {
-            self.listings += 1;
-            let listed = nft::list_rules()?;
-            if self.generation == Some(self.nfnetlink.generation()?) {
-                self.rules = Some((rules, listed));
-            }
+        if is_ours {
+            self.learn_rules()?;
         }
         let mut changes = Changes::default();
         for key in self.rewrites.refused.keys().copied().collect::<Vec<_>>() {
@@ -175,6 +171,17 @@ impl Netfilter {
             self.follow(plan, local, &vip, &mut changes);
         }
         self.write(changes).map(|()| Vec::new())
+    }
+
+    /// Reads the rules back that were written, so that it is known how nft lists them.
+    fn learn_rules(&mut self) -> Result<(), NftError> {
+        let Some((rules, None)) = self.rules else { return Ok(()) };
+        self.listings += 1;
+        let listed = nft::list_rules()?;
+        if self.is_untouched()? {
+            self.rules = Some((rules, listed));
+        }
+        Ok(())
     }
 
     /// Makes the table, found so, what is believed.
@@ -218,6 +225,7 @@ impl Netfilter {
             };
             repaired.push(what.into());
             self.rules = Some((rules, None));
+            self.learn_rules()?;
         }
         for (verb, elements) in [("removed from", &gone), ("added to", &new)] {
             let mut counts = BTreeMap::<&str, usize>::new();
@@ -295,12 +303,20 @@ impl Netfilter {
         self.write(changes)
     }
 
+    /// Whether nobody else has made a transaction since the table was as is believed: then it is so still.
+    ///
+    /// # Errors
+    /// [`NftError`] when the kernel does not answer.
+    pub fn is_untouched(&mut self) -> Result<bool, NftError> {
+        Ok(self.generation == Some(self.nfnetlink.generation()?))
+    }
+
     /// Whether the rules are in force. They are listed only where somebody made a transaction since we knew.
     ///
     /// # Errors
     /// [`NftError`] when the kernel does not answer.
     pub fn rules_now(&mut self) -> Result<RulesNow, NftError> {
-        if self.generation == Some(self.nfnetlink.generation()?) {
+        if self.is_untouched()? {
             return Ok(RulesNow::AsPlanned);
         }
         self.listings += 1;
@@ -482,6 +498,11 @@ impl Netfilter {
         }
     }
 }
+
+/// There is no table.
+pub const NO_TABLE: &str = "nftables has no table inet sheave";
+/// Rules are not ours.
+pub const OTHER_RULES: &str = "rules of nftables' table inet sheave are not as planned";
 
 /// How our rules stand in the kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

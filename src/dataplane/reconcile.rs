@@ -111,6 +111,11 @@ impl Wanted {
         }
     }
 
+    /// Whether it has a destination for new connections.
+    pub fn takes_connections(&self) -> bool {
+        self.destinations.iter().any(|destination| destination.weight > 0)
+    }
+
     /// Addresses and ports of its destinations, as the kernel is given them.
     pub fn keys(&self) -> impl Iterator<Item = DestinationKey> {
         self.destinations.iter().map(|destination| (destination.address, destination.port))

@@ -7,14 +7,20 @@ use std::time::Duration;
 use ipnet::IpNet;
 use sheave_ipvs::{ServiceEntry, ServiceKey, Stats};
 
-use super::{Dataplane, DataplaneError, Part, Uplink, virtual_servers};
+use super::{Dataplane, DataplaneError, Part, Uplink, route_lookup, virtual_servers};
 use crate::cluster::{Accepts, Encapsulation, Protocol};
 use crate::observe::metrics::{ConntrackPass, Passes};
 use crate::plan::{NodePlan, VipPort};
 
 impl Dataplane {
-    /// Whether this node forwards what comes for a VIP: everything it takes is in the kernel.
+    /// Whether this node forwards what comes for a VIP: everything it takes is in the kernel. Of one that is to be announced the
+    /// kernel has said so when it was asked for.
     pub fn holds(&self, plan: &NodePlan, vip: IpAddr) -> bool {
+        self.is_written(plan, vip) && self.verification.wants(vip).is_none()
+    }
+
+    /// Whether all that a VIP takes was written, and nothing of it refused.
+    pub(super) fn is_written(&self, plan: &NodePlan, vip: IpAddr) -> bool {
         let first = VipPort { address: vip, port: 0, protocol: Protocol::Tcp };
         self.broken.is_empty()
             && !self.pending.contains(&vip)
@@ -64,6 +70,7 @@ impl Dataplane {
             .chain(servers)
             .chain(rewrites)
             .chain(unmarked)
+            .chain(self.verification.wanting().iter().map(|(vip, why)| format!("VIP {vip}: {why}")))
             .chain(self.pods.problems())
             .chain(self.missing_gue())
             .chain(self.conntrack.problems())
@@ -85,9 +92,9 @@ impl Dataplane {
         self.servers.draining()
     }
 
-    /// Whether all parts are as planned, though single objects may be refused.
+    /// Whether all parts are as planned, though single objects may be refused; and the kernel could be asked for what it has.
     pub fn is_whole(&self) -> bool {
-        !self.needs_sync()
+        !self.needs_sync() && self.verification.is_complete()
     }
 
     /// How much is not as planned, by kind.
@@ -97,6 +104,7 @@ impl Dataplane {
             ("route", self.routes.failed.len()),
             ("virtual_server", self.servers.failed.len() + self.netfilter.unmarked.len()),
             ("rewrite", self.netfilter.refused().len()),
+            ("vip", self.verification.wanting().len()),
             ("pod", self.pods.failed()),
             ("conntrack", self.conntrack.problems().count()),
         ]
@@ -151,20 +159,28 @@ impl Dataplane {
         Ok(self.servers.traffic(self.netfilter.numbers())?)
     }
 
-    /// Addresses of our virtual servers that take new connections, whoever made them.
+    /// Addresses of our virtual servers that take new connections and to which packets get, whoever made them.
     ///
     /// # Errors
-    /// [`DataplaneError`] when IPVS does not answer.
-    pub fn forwarded(&mut self) -> Result<BTreeSet<IpAddr>, DataplaneError> {
+    /// [`DataplaneError`] when the kernel does not answer.
+    pub async fn forwarded(&mut self) -> Result<BTreeSet<IpAddr>, DataplaneError> {
         let entries = self.list_virtual_servers()?.into_iter();
         let takes =
             entries.filter(|entry| entry.destinations.iter().any(|entry| entry.destination.weight > 0));
-        Ok(takes
+        let addresses: BTreeSet<IpAddr> = takes
             .filter_map(|entry| match entry.service.key {
                 ServiceKey::Address { address, .. } => Some(address),
                 // For clients within the cluster, to whom nothing is announced.
                 ServiceKey::Fwmark { .. } => None,
             })
-            .collect())
+            .collect();
+        let mut forwarded = BTreeSet::new();
+        for address in addresses {
+            let route = route_lookup::look_up(&self.handle, address).await?;
+            if route.is_some_and(|route| route.local && route.ours) {
+                forwarded.insert(address);
+            }
+        }
+        Ok(forwarded)
     }
 }

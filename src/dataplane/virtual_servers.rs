@@ -9,12 +9,12 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use foldhash::HashMap;
-use sheave_ipvs::{Errno, Family, Ipvs, Operation, Service, ServiceEntry, ServiceKey, Stats};
+use sheave_ipvs::{Errno, Family, Ipvs, Operation, Service, ServiceEntry, ServiceKey, Stats, Timeouts};
 
 use super::numbers::Numbers;
 use super::reconcile::{self, DestinationKey, Steps, Wanted};
 use super::rewrites::Refused;
-use super::{sysctl, wishes};
+use super::{differences, sysctl, wishes};
 use crate::plan::{NodePlan, RewriteKey, RewriteSide, VipPort, VirtualServer};
 
 /// Up to how many virtual servers have all their destinations looked at by each [`VirtualServers::check`].
@@ -210,6 +210,44 @@ impl VirtualServers {
             .collect()
     }
 
+    /// Which of some virtual servers the kernel does not hold as planned, and in what. Connections that destinations drain are not asked for.
+    ///
+    /// # Errors
+    /// As [`Self::sync`].
+    pub fn wanting(
+        &mut self,
+        view: View<'_>,
+        vips: &[VipPort],
+    ) -> Result<BTreeMap<VipPort, String>, VirtualServersError> {
+        let all = if vips.len() > EACH_TIME {
+            let dumped = self.ipvs.dump()?.into_iter().map(|entry| (entry.service.key, entry));
+            Some(dumped.collect::<HashMap<ServiceKey, ServiceEntry>>())
+        } else {
+            None
+        };
+        let mut wanting = BTreeMap::new();
+        for vip in vips {
+            for key in view.keys(vip) {
+                let (Some(server), Some(wanted)) = (view.server(vip), view.wanted(vip, key)) else {
+                    continue;
+                };
+                let listed = match &all {
+                    Some(all) => all.get(&key).cloned(),
+                    None => self.ipvs.service(&key)?,
+                };
+                let mut steps = reconcile::steps(Some(&wanted), listed.as_ref(), &BTreeSet::new());
+                steps.operations.retain(|operation| !matches!(operation, Operation::DelDestination(..)));
+                let stand_ins = differences::stand_ins(server);
+                let stands_for = |address: IpAddr| stand_ins.get(&address).copied();
+                let words = differences::words(&steps, listed.as_ref(), &stands_for);
+                if let Some(why) = words.into_iter().next() {
+                    wanting.entry(*vip).or_insert(why);
+                }
+            }
+        }
+        Ok(wanting)
+    }
+
     /// How many calls of [`Self::check`] it takes until all destinations have been looked at.
     pub fn rounds(&self, plan: &NodePlan) -> u32 {
         let rounds = plan.virtual_servers.len().div_ceil(self.step.max(EACH_TIME));
@@ -240,6 +278,14 @@ impl VirtualServers {
             }
         }
         Ok(sums.into_iter().collect())
+    }
+
+    /// How long the kernel remembers connections for which nothing comes.
+    ///
+    /// # Errors
+    /// As [`Self::sync`].
+    pub fn timeouts(&mut self) -> Result<Timeouts, VirtualServersError> {
+        Ok(self.ipvs.timeouts()?)
     }
 
     /// Everything in the kernel that is ours, with connection counts.
@@ -315,6 +361,11 @@ impl VirtualServers {
                 }
                 if foreign && wanted.is_some() {
                     self.failed.insert(*vip, FOREIGN.into());
+                } else if matches!(key, ServiceKey::Address { .. })
+                    && view.server(vip).is_some_and(VirtualServer::takes_connections)
+                    && !wanted.as_ref().is_some_and(Wanted::takes_connections)
+                {
+                    self.failed.insert(*vip, OUT_OF_REACH.into());
                 }
             }
         }
@@ -422,6 +473,9 @@ pub fn vip_of(numbers: &Numbers, key: &ServiceKey) -> Option<VipPort> {
         ServiceKey::Fwmark { family, mark } => numbers.marked_vip(family == Family::V4, mark),
     }
 }
+
+/// Why one whose endpoints are all left out takes no connections, though the plan has it do so.
+const OUT_OF_REACH: &str = "none of its endpoints can be reached from here: for each a rewrite is refused";
 
 /// Why a virtual server of another owner is in the way.
 const FOREIGN: &str = "the kernel has a virtual server of another owner here: stop that owner and remove it \

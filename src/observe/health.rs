@@ -36,6 +36,8 @@ struct State {
     /// The oldest work that is not in the kernel yet.
     pending_since: Option<Instant>,
     node_eligible: bool,
+    /// Another node is to be used.
+    drains: bool,
     ipv4: bool,
     ipv6: bool,
     synced: bool,
@@ -109,6 +111,16 @@ impl Health {
         }
     }
 
+    /// Whether this node drains: external load balancers turn to others, as they do when the node is about to go.
+    pub fn drains(&self, drains: bool) {
+        self.lock().drains = drains;
+    }
+
+    /// Whether it does.
+    pub fn is_draining(&self) -> bool {
+        self.lock().drains
+    }
+
     /// How it stands with the start: the source has told everything, and announcements may be made.
     pub fn started(&self, synced: bool, ready: bool) {
         let mut state = self.lock();
@@ -131,9 +143,9 @@ impl Health {
         self.lock().is_healthy(now)
     }
 
-    /// Whether external load balancers may send traffic here, as far as the Node tells.
+    /// Whether external load balancers may send traffic here: the Node is not about to go, and does not drain.
     pub fn is_node_eligible(&self) -> bool {
-        self.lock().node_eligible
+        self.lock().is_eligible()
     }
 
     /// When the kernel was last known to hold everything.
@@ -145,7 +157,8 @@ impl Health {
     pub fn healthz(&self, now: Instant, time: SystemTime) -> Page {
         let state = self.lock().clone();
         let healthy = state.is_healthy(now);
-        state.report(healthy, healthy && state.node_eligible, Some(state.node_eligible), time)
+        let eligible = state.is_eligible();
+        state.report(healthy, healthy && eligible, Some(eligible), time)
     }
 
     /// `/livez`.
@@ -173,6 +186,10 @@ impl State {
     fn is_healthy(&self, now: Instant) -> bool {
         (self.updated.is_none() && !self.ready)
             || self.pending_since.is_none_or(|since| now.saturating_duration_since(since) < TIMEOUT)
+    }
+
+    fn is_eligible(&self) -> bool {
+        self.node_eligible && !self.drains
     }
 
     fn report(&self, healthy: bool, good: bool, node_eligible: Option<bool>, time: SystemTime) -> Page {

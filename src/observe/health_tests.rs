@@ -23,6 +23,7 @@ fn node(deleting: bool, to_be_deleted: bool) -> Node {
         deleting,
         to_be_deleted,
         excluded_from_load_balancers: false,
+        taints: Vec::new(),
     }
 }
 
@@ -173,4 +174,18 @@ async fn served_and_counted() {
     let count = |code| metrics.healthz.with_label_values(&[code]).get();
     assert_eq!((count("200"), count("503")), (1, 1));
     assert_eq!(metrics.livez.with_label_values(&["200"]).get(), 1);
+}
+
+#[test]
+fn a_node_that_drains_is_not_eligible() {
+    let health = Health::default();
+    health.node(Some(&node(false, false)));
+    health.updated(SystemTime::now());
+    for (drains, healthz) in [(false, 200), (true, 503), (false, 200)] {
+        health.drains(drains);
+        let (now, time) = (Instant::now(), SystemTime::now());
+        let codes = (health.healthz(now, time).status.as_u16(), health.livez(now, time).status.as_u16());
+        assert_eq!(codes, (healthz, 200), "drains: {drains}");
+        assert_eq!(health.is_node_eligible(), !drains);
+    }
 }

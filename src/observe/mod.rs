@@ -17,6 +17,7 @@ mod node_ports;
 mod observer;
 pub mod status;
 
+pub use health::timestamp;
 pub use observer::{Observer, Pass};
 
 /// From 0 to 1, to shorten pauses by: the agents of a cluster must not come back to an API server all at once.

@@ -148,7 +148,7 @@ impl Site for ServiceSite {
     /// The same at every path, as load balancers differ in which they ask for.
     async fn page(&self, _path: &str) -> Option<Page> {
         let local_endpoints = self.local_endpoints.load(Ordering::Relaxed);
-        let service_proxy_healthy = self.health.is_healthy(Instant::now());
+        let service_proxy_healthy = self.health.is_healthy(Instant::now()) && !self.health.is_draining();
         let status = if local_endpoints > 0 && service_proxy_healthy {
             StatusCode::OK
         } else {

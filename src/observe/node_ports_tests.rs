@@ -120,3 +120,16 @@ async fn addresses_can_change() {
     let free = || std::net::TcpListener::bind(local(port)).is_ok();
     assert!(eventually(free).await);
 }
+
+#[tokio::test]
+async fn a_node_that_drains_has_no_endpoints_to_offer() {
+    let health = Arc::new(Health::default());
+    let mut ports = node_ports(&health);
+    let port = free_port();
+    health.updated(SystemTime::now());
+    ports.set(&name("web"), Some(&check("web", port, 2)));
+    for (drains, status) in [(false, 200), (true, 503), (false, 200)] {
+        health.drains(drains);
+        assert_eq!(get(local(port), "/").await.status, status, "drains: {drains}");
+    }
+}

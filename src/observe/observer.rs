@@ -156,6 +156,11 @@ impl Observer {
         self.held_node = Some(node);
     }
 
+    /// Whether this node drains.
+    pub fn drains(&self, drains: bool) {
+        self.health.drains(drains);
+    }
+
     /// The kernel was worked on; `holds`: it took everything.
     pub fn worked(&self, pass: Pass, took: Duration, holds: bool) {
         let of_pass = match pass {

@@ -52,6 +52,7 @@ fn own_node(deleting: bool) -> Node {
         deleting,
         to_be_deleted: false,
         excluded_from_load_balancers: false,
+        taints: Vec::new(),
     }
 }
 

@@ -1,8 +1,9 @@
-//! The status API on a Unix socket: a line with the question, `status` or `explain TARGET`; then one JSON object and the
-//! end of the stream.
+//! The status API on a Unix socket: a line with the question, `status` or `explain TARGET`, or the order `drain` or `undrain`; then one
+//! JSON object and the end of the stream.
 //!
 //! Whoever ends their side without a question, or asks nothing for a second, gets the [`Status`].
 
+use std::fmt;
 use std::io;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
@@ -37,6 +38,8 @@ pub struct Status {
     pub ready: bool,
     /// Not ready, and going on to announce what an agent before announced, as far as the kernel forwards it.
     pub holding: bool,
+    /// How far this node has drained.
+    pub drain: Drain,
     /// Whether it works, and where it says so.
     pub health: Health,
     /// How the source stands with each resource of the API server; empty with manifests.
@@ -71,6 +74,76 @@ pub struct Health {
     pub last_updated: Option<String>,
     /// Where health and metrics are served.
     pub listeners: Vec<Listener>,
+}
+
+/// How far a node has drained.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Drain {
+    /// `serving`, `leaving` (VIPs are a last resort), `emptying` (withdrawn, something is left, or that is not known yet), `drained` or
+    /// `returning` (a last resort again).
+    pub phase: String,
+    /// Since when it is not serving (RFC 3339).
+    pub since: Option<String>,
+    /// Who asks for it: each has to take that back.
+    pub asked_by: Vec<String>,
+    /// Something is left beyond `drain.limit`.
+    pub overdue: bool,
+    /// Connections of clients outside the cluster that need this node still, while it empties.
+    pub connections: usize,
+    /// Some of them: client, protocol and virtual IP.
+    pub some_connections: Vec<String>,
+    /// What is not withdrawn.
+    pub kept: Vec<Kept>,
+}
+
+impl Drain {
+    /// In a line; `None` where nobody asks for it and nothing is left of one.
+    pub fn words(&self) -> Option<String> {
+        let Self { phase, since, asked_by, overdue, connections, some_connections: _, kept } = self;
+        if phase == "serving" && asked_by.is_empty() {
+            return None;
+        }
+        let mut words = phase.clone();
+        words.extend(since.iter().map(|since| format!(", since {since}")));
+        if !asked_by.is_empty() {
+            words += &format!(", by {}", asked_by.join(" and "));
+        }
+        if *connections > 0 {
+            words += &format!("; connections through this node: {connections}");
+        }
+        if !kept.is_empty() {
+            let kept: Vec<String> = kept.iter().map(ToString::to_string).collect();
+            words += &format!(
+                "; kept as a last resort, as no other node is to announce them: {}",
+                kept.join(", ")
+            );
+        }
+        if *overdue {
+            words += "; beyond drain.limit";
+        }
+        Some(words)
+    }
+}
+
+/// A VIP that is a last resort still, as no other node is to announce it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Kept {
+    /// The prefix.
+    pub prefix: String,
+    /// Whose it is.
+    pub service: Option<String>,
+}
+
+impl fmt::Display for Kept {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { prefix, service } = self;
+        match service {
+            Some(service) => write!(f, "{prefix} of {service}"),
+            None => f.write_str(prefix),
+        }
+    }
 }
 
 /// An address that health or metrics are served at.
@@ -136,12 +209,18 @@ pub struct Bfd {
     pub remote_state: String,
     /// Why it last went down.
     pub diagnostic: String,
+    /// Why the peer's did, as it last told.
+    pub remote_diagnostic: String,
     /// Microseconds between packets of this side.
     pub transmit_interval_us: u64,
+    /// Microseconds between packets of the peer.
+    pub receive_interval_us: u64,
     /// Microseconds that silence takes to be noticed.
     pub detection_time_us: u64,
-    /// How often it was up.
+    /// How often it came up.
     pub ups: u64,
+    /// How often it went down, but for when an operator of either side took it down.
+    pub failures: u64,
     /// Why packets cannot be sent or received.
     pub problem: Option<String>,
 }
@@ -237,6 +316,8 @@ pub enum Question {
     Status(oneshot::Sender<Status>),
     /// For the status socket; why not, where there is no such target.
     Explain(Target, oneshot::Sender<Result<Explanation, String>>),
+    /// For the status socket: the node is to drain (or, false, not any more, as far as that was asked for here before).
+    Drain(bool, oneshot::Sender<Drain>),
     /// For a scrape of metrics.
     Snapshot(oneshot::Sender<Snapshot>),
 }
@@ -305,11 +386,14 @@ fn is_gone(path: &Path) -> bool {
 }
 
 async fn answer(mut stream: UnixStream, questions: mpsc::Sender<Question>) {
-    let text = match question(&mut stream).await.split_once(' ') {
+    let question = question(&mut stream).await;
+    let text = match question.split_once(' ') {
         Some(("explain", target)) => match target.parse::<Target>() {
             Ok(target) => asked(&questions, |answer| Question::Explain(target, answer)).await,
             Err(error) => json(&Err::<Explanation, _>(error.to_string())),
         },
+        None if question == "drain" => asked(&questions, |answer| Question::Drain(true, answer)).await,
+        None if question == "undrain" => asked(&questions, |answer| Question::Drain(false, answer)).await,
         _ => asked(&questions, Question::Status).await,
     };
     if let Some(text) = text {
@@ -356,6 +440,14 @@ pub async fn ask(path: &Path) -> io::Result<Status> {
 /// As [`ask`].
 pub async fn explain(path: &Path, target: &Target) -> io::Result<Result<Explanation, String>> {
     say(path, &format!("explain {target}")).await
+}
+
+/// Has the agent that listens on `path` drain its node, or end that.
+///
+/// # Errors
+/// As [`ask`].
+pub async fn drain(path: &Path, asked: bool) -> io::Result<Drain> {
+    say(path, if asked { "drain" } else { "undrain" }).await
 }
 
 async fn say<T: serde::de::DeserializeOwned>(path: &Path, question: &str) -> io::Result<T> {

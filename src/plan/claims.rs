@@ -57,7 +57,8 @@ struct Held {
     created: Option<SystemTime>,
     vip_ports: Box<[VipPort]>,
     prefixes: Box<[IpNet]>,
-    health_check: Option<HealthCheck>,
+    /// Boxed because most have none.
+    health_check: Option<Box<HealthCheck>>,
     without_local_endpoints: WithoutLocalEndpoints,
     warnings: Box<[Warning]>,
 }
@@ -145,7 +146,7 @@ impl NodePlan {
                 created,
                 vip_ports: virtual_servers.iter().map(|server| server.vip).collect(),
                 prefixes: new_announcements.iter().map(|announcement| announcement.prefix).collect(),
-                health_check,
+                health_check: health_check.map(Box::new),
                 without_local_endpoints,
                 warnings: warnings.into(),
             };
@@ -445,12 +446,12 @@ impl NodePlan {
 
     /// Health-check node ports to serve, in no particular order.
     pub fn health_checks(&self) -> impl Iterator<Item = &HealthCheck> {
-        self.claims.services.values().filter_map(|held| held.health_check.as_ref())
+        self.claims.services.values().filter_map(|held| held.health_check.as_deref())
     }
 
     /// The health-check node port of a Service.
     pub fn health_check_of(&self, service: &ServiceName) -> Option<&HealthCheck> {
-        self.claims.services.get(service)?.health_check.as_ref()
+        self.claims.services.get(service)?.health_check.as_deref()
     }
 
     /// What the owners of Services and of the config should know, lost conflicts included, in no particular order.

@@ -10,6 +10,7 @@
 mod aggregates;
 mod announcements;
 mod claims;
+mod elsewhere;
 mod endpoints;
 mod explain;
 mod model;
@@ -24,6 +25,6 @@ pub use model::{
     HealthCheck, NodePlan, NodeState, Rewrite, RewriteKey, RewriteSide, Scheduler, SchedulerFlags,
     ServicePlan, SourceRange, VipKind, VipPort, VirtualServer, Warning, WithoutLocalEndpoints,
 };
-pub use planner::{EXCLUDED_FROM_LOAD_BALANCERS, Planner};
+pub use planner::{DRAIN_ASKED, EXCLUDED_FROM_LOAD_BALANCERS, Planner};
 pub use selection::{Selection, Step};
 pub use service::{NodeContext, service};

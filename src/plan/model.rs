@@ -243,6 +243,14 @@ pub enum AnnouncementKind {
 }
 
 impl AnnouncementKind {
+    /// Whether packets for it are scheduled by this node: it is a VIP, or stands for some.
+    pub fn leads_to_ipvs(self) -> bool {
+        match self {
+            Self::ClusterIP | Self::ExternalIP | Self::LoadBalancerIP | Self::Aggregate => true,
+            Self::PodCIDR | Self::Kernel => false,
+        }
+    }
+
     /// What export policies know it by.
     pub fn number(self) -> u8 {
         self as u8

@@ -12,8 +12,11 @@ use super::model::{Announcement, AnnouncementKind, Delta, NodePlan, NodeState, S
 use super::service::{NodeContext, service};
 use crate::cluster::{ACCEPTS_ANNOTATION, Accepts, Changes, Event, Index, Node, Problem, ServiceName};
 use crate::config::{
-    Config, INVALID_ANNOTATION, MeshMember, NodePortAddresses, NodeSettings, ServiceSettings,
+    Config, DrainReason, INVALID_ANNOTATION, MeshMember, NodePortAddresses, NodeSettings, ServiceSettings,
 };
+
+/// Reason of the notice that this node's Node asks it to drain.
+pub const DRAIN_ASKED: &str = "DrainAsked";
 
 /// Reason of the notice that this node is told to announce no Service.
 pub const EXCLUDED_FROM_LOAD_BALANCERS: &str = "ExcludedFromLoadBalancers";
@@ -29,6 +32,8 @@ pub struct Planner {
     /// Of which Node, as it was then: they are read once.
     read_node: Option<Arc<Node>>,
     node_warnings: Vec<Warning>,
+    /// What on this node's Node asks for a drain.
+    drains_for: BTreeSet<DrainReason>,
     /// Both together.
     settled: Config,
     /// What other Nodes say of themselves as members of the mesh, or said before it became wrong.
@@ -59,6 +64,7 @@ impl Planner {
             node_settings: NodeSettings::default(),
             read_node: None,
             node_warnings: Vec::new(),
+            drains_for: BTreeSet::new(),
             settings: HashMap::new(),
             problems: Vec::new(),
             synced: false,
@@ -71,6 +77,7 @@ impl Planner {
     /// Puts in force what an earlier agent knew of this node's Node, until the source tells of it.
     pub fn recall(&mut self, node: &Node) {
         self.node_settings = NodeSettings::read(node, None).0;
+        self.drains_for = self.file.drain.reasons(self.node_settings.drain, &node.taints);
         self.settled = self.node_settings.apply(&self.file);
         self.config = self.settled.clone();
     }
@@ -136,6 +143,11 @@ impl Planner {
         self.index.own_node().map(|node| &**node)
     }
 
+    /// What on this node's Node asks for a drain, or did before the Node was gone.
+    pub fn drains_for(&self) -> &BTreeSet<DrainReason> {
+        &self.drains_for
+    }
+
     /// What a Service's annotations say, if it has any.
     pub fn settings_of(&self, service: &ServiceName) -> Option<&ServiceSettings> {
         self.settings.get(service)
@@ -194,8 +206,7 @@ impl Planner {
 
     /// What users should know about their objects and the config, sorted.
     pub fn warnings(&self) -> BTreeSet<Warning> {
-        let mut warnings: BTreeSet<Warning> = self.file.warnings().into_iter().collect();
-        warnings.extend(self.plan.warnings());
+        let mut warnings: BTreeSet<Warning> = self.plan.warnings().collect();
         let misplaced = |prefix: &&IpNet| !self.plan.node.aggregates.contains(*prefix);
         warnings.extend(self.config.announce.aggregate.iter().filter(misplaced).map(|prefix| {
             left_out(
@@ -220,6 +231,13 @@ impl Planner {
                         .into(),
             });
         }
+        warnings.extend(self.drains_for.iter().map(|why| Warning {
+            object: format!("Node {}", self.node),
+            reason: DRAIN_ASKED,
+            message: format!(
+                "it drains, as {why} asks: its virtual IPs are withdrawn, what reaches it is forwarded"
+            ),
+        }));
         if self.own_node().is_some_and(|node| node.excluded_from_load_balancers) {
             warnings.insert(Warning {
                 object: format!("Node {}", self.node),
@@ -253,7 +271,7 @@ impl Planner {
     }
 
     /// What plans of Services depend on besides these.
-    fn context(&self) -> NodeContext<'_> {
+    pub(super) fn context(&self) -> NodeContext<'_> {
         let own = self.own_node();
         NodeContext {
             node: &self.node,
@@ -281,6 +299,9 @@ impl Planner {
             self.node_settings = settings;
             self.node_warnings = warnings;
             self.read_node = Some(node.clone());
+        }
+        if let Some(node) = own {
+            self.drains_for = self.file.drain.reasons(self.node_settings.drain, &node.taints);
         }
         let router = self.plan_peers();
         let own = self.index.own_node();

@@ -244,9 +244,12 @@ impl ServicePlanner<'_> {
         }
     }
 
-    /// In canonical order, as the endpoints are.
+    /// In canonical order, as the endpoints are. Destinations are most of what a plan holds: no room is left over.
     fn destinations(&self, listener: &Listener<'_>, clients: Clients) -> Vec<Destination> {
-        listener.listed().filter_map(|listed| self.destination(listener, listed, clients)).collect()
+        let of_listed = |listed| self.destination(listener, listed, clients);
+        let mut destinations: Vec<_> = listener.listed().filter_map(of_listed).collect();
+        destinations.shrink_to_fit();
+        destinations
     }
 
     /// `None` where these clients do not get the endpoint.

@@ -79,6 +79,7 @@ pub(crate) fn mk_node(name: &str, addresses: &[&str]) -> Node {
         deleting: false,
         to_be_deleted: false,
         excluded_from_load_balancers: false,
+        taints: Vec::new(),
     }
 }
 

@@ -3,7 +3,9 @@
 use std::path::Path;
 use std::time::Duration;
 
-use sheave::config::{Config, ForwardingTo, ImportTo, MarkMask, OnExit, PeerAsn, Role, VirtualServerMetrics};
+use sheave::config::{
+    Bfd, Config, ForwardingTo, ImportTo, MarkMask, OnExit, PeerAsn, Role, VirtualServerMetrics,
+};
 use sheave::plan::{AnnouncementKind, Forwarding, Scheduler};
 use sheave_bgp::{
     Community, ExportPolicy, ImportPolicy, LargeCommunity, LimitAction, MaxPrefixes, PrefixFilter,
@@ -17,7 +19,8 @@ fn parse(text: &str) -> Result<Config, String> {
 const EVERYTHING: &str = "
 router: {asn: 64512, routerId: auto, listen: {port: 179}, gracefulRestart: {restartTime: 120s, longLived: {staleTime: 1h}},
   peers: [{address: 10.0.0.1, asn: 65001, port: 179, localAddress: null, passwordFile: null, multihop: null, ttlSecurity: null, holdTime: 90s,
-           bfd: {transmitInterval: 300ms, receiveInterval: 300ms, detectMultiplier: 3}, nextHop: self, families: [ipv4, ipv6], import: none, export: all}],
+           bfd: {transmitInterval: 300ms, receiveInterval: 300ms, detectMultiplier: 3, multihop: null, passive: false, keys: [{id: 1, algorithm: meticulous-sha1, file: /k}]},
+           nextHop: self, families: [ipv4, ipv6], import: none, export: all}],
   dynamicPeers: [{prefix: 10.0.0.0/24, asn: 65001}], import: {table: 254, onExit: keep},
   bmp: [{address: 10.0.0.9, port: 11019, statisticsInterval: 60s, queueKiB: 8192, tables: [locRib, adjRibOut]}]}
 announce: {clusterIPs: false, externalIPs: true, loadBalancerIPs: true, podCIDRs: false, kernelTables: [], aggregate: [], communities: []}
@@ -25,7 +28,7 @@ services: {forwarding: tunnel, encapsulation: ipip, acceptance: node, serviceCID
   scheduler: {external: mh, internal: rr}, externalIPs: {allow: []}, markMask: 0x3fff}
 observe: {metrics: \"0.0.0.0:10249\", health: \"0.0.0.0:10256\", virtualServerMetrics: all,
   virtualServerMetricsLimit: 2000, status: /run/sheave/status.sock}
-drain: {annotation: true, taints: []}
+drain: {annotation: true, taints: [], wait: 5s, limit: 1m}
 ";
 
 #[test]
@@ -34,10 +37,8 @@ fn every_key_parses() {
     let peer = &config.router.peers[0];
     assert_eq!(config.router.asn, Some(64512));
     assert_eq!((peer.asn, peer.hold_time), (PeerAsn::Number(65001), Duration::from_secs(90)));
-    let bfd = peer.bfd.unwrap();
-    assert_eq!(bfd.transmit_interval, Duration::from_millis(300));
-    let warned: Vec<_> = config.warnings().into_iter().map(|warning| warning.message).collect();
-    assert_eq!(warned.len(), 1, "{warned:?}");
+    let keys = peer.bfd.as_ref().unwrap().keys.clone();
+    assert_eq!(peer.bfd, Some(Bfd { keys, ..Bfd::default() }));
     let long_lived = config.router.graceful_restart.and_then(|graceful| graceful.long_lived);
     assert_eq!(long_lived.map(|long_lived| long_lived.stale_time), Some(Duration::from_secs(3600)));
 }
@@ -64,10 +65,8 @@ fn listeners_are_addresses_or_off() {
         ("{metrics: 10249}", Err("`10249` is not an address with a port")),
         ("{metrics: localhost:1}", Err("`localhost:1` is not an address with a port")),
     ] {
-        let parsed = parse(&format!("observe: {text}")).map(|config| {
-            assert!(config.warnings().is_empty(), "{text}");
-            config.observe.metrics.map(|address| address.to_string())
-        });
+        let parsed = parse(&format!("observe: {text}"))
+            .map(|config| config.observe.metrics.map(|address| address.to_string()));
         match metrics {
             Ok(expected) => assert_eq!(parsed.unwrap().as_deref(), expected, "{text}"),
             Err(expected) => {
@@ -81,6 +80,79 @@ fn listeners_are_addresses_or_off() {
         (off.virtual_server_metrics, off.virtual_server_metrics_limit),
         (VirtualServerMetrics::Off, 0)
     );
+}
+
+#[test]
+fn bfd_of_peers() {
+    let parse_bfd =
+        |bfd: &str| parse(&format!("router: {{asn: 1, peers: [{{address: 10.0.0.1, asn: 1, bfd: {bfd}}}]}}"));
+    for (text, words) in [
+        ("{}", "300ms 300ms 3 []"),
+        ("{transmitInterval: 50ms, receiveInterval: 1s, detectMultiplier: 5}", "50ms 1s 5 []"),
+        ("{keys: [{id: 7, file: /k}]}", "300ms 300ms 3 [7 MeticulousSha1 file /k]"),
+        (
+            "{keys: [{id: 0, algorithm: simple, secret: {name: sheave-bgp, key: bfd}}, {id: 255, algorithm: md5, file: /k}]}",
+            "300ms 300ms 3 [0 Simple Secret sheave-bgp (key bfd), 255 Md5 file /k]",
+        ),
+    ] {
+        let bfd = parse_bfd(text).unwrap().router.peers[0].bfd.clone().unwrap();
+        let keys = bfd.keys.iter().map(|key| format!("{} {:?} {}", key.id, key.algorithm, key.source));
+        let written = format!(
+            "{:?} {:?} {} [{}]",
+            bfd.transmit_interval,
+            bfd.receive_interval,
+            bfd.detect_multiplier,
+            keys.collect::<Vec<_>>().join(", ")
+        );
+        assert_eq!(written, words, "{text}");
+    }
+    for (text, field, wrong) in [
+        ("{transmitInterval: 9ms}", "bfd.transmitInterval", "an interval of BFD is 10ms to 60s"),
+        ("{receiveInterval: 61s}", "bfd.receiveInterval", "an interval of BFD is 10ms to 60s"),
+        ("{detectMultiplier: 0}", "bfd.detectMultiplier", "1 to 255"),
+        ("{keys: [{id: 256, file: /k}]}", "bfd.keys[0].id", "a number of 0 to 255"),
+        ("{keys: [{id: 1}]}", "bfd.keys", "give its `file` or its `secret`"),
+        ("{keys: [{id: 1, file: /k, secret: {name: s}}]}", "bfd.keys", "give one of them"),
+        ("{keys: [{id: 1, file: /k}, {id: 1, file: /l}]}", "bfd.keys", "id 1 is listed twice"),
+        ("{keys: [{id: 1, algorithm: sha256, file: /k}]}", "bfd.keys", "`sha256` is not one of simple, md5"),
+        ("{keys: [{id: 1, key: secret!}]}", "bfd.keys", "unknown field"),
+    ] {
+        let error = parse_bfd(text).unwrap_err();
+        assert!(
+            error.contains(wrong) && error.contains(field) && error.starts_with("sheave.yaml:1:"),
+            "{text}: {error}"
+        );
+        assert!(!error.contains("secret!"), "{error}");
+    }
+    let error =
+        parse("router: {asn: 1, peers: [{interface: eth1, asn: 1, bfd: {multihop: true}}]}").unwrap_err();
+    assert!(error.contains("bfd.multihop") && error.contains("leave it out"), "{error}");
+    let text = "router: {asn: 1, dynamicPeers: [{prefix: 10.0.0.0/24, asn: 1, bfd: {}}], mesh: {bfd: {detectMultiplier: 5}}}";
+    let router = parse(text).unwrap().router;
+    assert_eq!(router.dynamic_peers[0].template().bfd, Some(Bfd::default()));
+    assert_eq!(router.mesh.unwrap().bfd.unwrap().detect_multiplier, 5);
+}
+
+/// As BIRD and FRR choose, which use another port then.
+#[test]
+fn bfd_is_over_as_many_hops_as_the_session() {
+    for (peer, multihop) in [
+        ("address: 10.0.0.1, asn: 2, bfd: {}", false),
+        ("address: 10.0.0.1, asn: external, bfd: {}", false),
+        ("address: 10.0.0.1, asn: 1, bfd: {}", true),
+        ("address: 10.0.0.1, asn: internal, bfd: {}", true),
+        ("address: 10.0.0.1, asn: 1, bfd: {multihop: false}", false),
+        ("address: 10.0.0.1, asn: 2, multihop: 3, bfd: {}", true),
+        ("address: 10.0.0.1, asn: 2, ttlSecurity: 1, bfd: {}", false),
+        ("address: 10.0.0.1, asn: 2, ttlSecurity: 2, bfd: {}", true),
+        ("address: 10.0.0.1, asn: 2, bfd: {multihop: true}", true),
+        ("address: 'fe80::1', interface: eth1, asn: 1, bfd: {}", false),
+        ("interface: eth1, asn: internal, bfd: {}", false),
+    ] {
+        let config = parse(&format!("router: {{asn: 1, peers: [{{{peer}}}]}}")).unwrap();
+        let peer = &config.router.peers[0];
+        assert_eq!(peer.has_multihop_bfd(peer.bfd.as_ref().unwrap(), Some(1)), multihop, "{peer:?}");
+    }
 }
 
 #[test]
@@ -127,7 +199,6 @@ fn a_peer_needs_little() {
         let read = config.router.peers[0].asn;
         assert_eq!((read, read.number(config.router.asn)), (asn, number), "{text}");
     }
-    assert!(config.warnings().is_empty());
     assert_eq!(
         parse("services: {scheduler: {internal: wlc}}").unwrap().services.scheduler.internal,
         Scheduler::Wlc

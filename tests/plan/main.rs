@@ -5,6 +5,7 @@ mod aggregates;
 mod build;
 mod config;
 mod conflicts;
+mod drain;
 mod endpoints;
 mod explain;
 mod forwarding;

@@ -38,6 +38,10 @@ fn words(settings: &NodeSettings) -> String {
         if let Some(source) = peer.password_source() {
             word += &format!(" password of {source}");
         }
+        if let Some(bfd) = &peer.bfd {
+            let (transmit, receive) = (bfd.transmit_interval, bfd.receive_interval);
+            word += &format!(" BFD {transmit:?} {receive:?} {} {:?}", bfd.detect_multiplier, bfd.multihop);
+        }
         words.push(word);
     }
     for range in settings.dynamic_peers.iter().flatten() {
@@ -51,6 +55,7 @@ fn words(settings: &NodeSettings) -> String {
     words.extend(settings.reflection.map(|reflection| format!("{reflection:?}")));
     words.extend(settings.path_prepend.map(|times| format!("prepend {times}")));
     words.extend(settings.pod_cidrs.as_ref().map(|cidrs| format!("pods {cidrs:?}")));
+    words.extend(settings.drain.map(|drain| format!("drain {drain}")));
     words.join(", ")
 }
 
@@ -70,6 +75,19 @@ fn each_annotation_is_read() {
         (
             &[("sheave.io/peers", "[{address: 10.0.0.1, asn: 1, passive: true, ttlSecurity: 2}]")],
             "peer 10.0.0.1 1 passive within 2",
+        ),
+        (
+            &[("sheave.io/peers", "[{interface: eth1, asn: 1, bfd: {transmitInterval: 50ms}}]")],
+            "peer eth1 1 BFD 50ms 300ms 3 None",
+        ),
+        (
+            &[(
+                "kube-router.io/peers",
+                "- {remoteip: 1.2.3.4, remoteasn: 1, bfd: {enabled: true}}\n- {remoteip: 1.2.3.5, remoteasn: 1, bfd: {enabled: true, port: \
+                 4784, detection_multiplier: 5, required_min_rx_interval: 50, desired_min_tx_interval: 60}}\n- {remoteip: 1.2.3.6, \
+                 remoteasn: 1, bfd: {port: 3784}}",
+            )],
+            "peer 1.2.3.4 1 BFD 1s 1s 3 Some(false), peer 1.2.3.5 1 BFD 60ms 50ms 5 Some(true), peer 1.2.3.6 1",
         ),
         (&[("sheave.io/peers", "")], ""),
         (
@@ -143,7 +161,8 @@ fn each_annotation_is_read() {
             ],
             "asn 1",
         ),
-        (&[("sheave.io/accepts", "v1"), ("sheave.io/drain", "false")], ""),
+        (&[("sheave.io/accepts", "v1"), ("sheave.io/drain", "false")], "drain false"),
+        (&[("sheave.io/drain", " true ")], "drain true"),
     ] {
         let (settings, warnings) = NodeSettings::read(&annotated(annotations), None);
         assert_eq!(words(&settings), expected, "{annotations:?}");
@@ -161,6 +180,7 @@ fn a_wrong_value_keeps_the_last_good_one() {
         ("sheave.io/communities", "1:2"),
         ("sheave.io/path-prepend", "3"),
         ("kube-router.io/pod-cidrs", "10.1.0.0/24"),
+        ("sheave.io/drain", "true"),
     ]);
     let (last, warnings) = NodeSettings::read(&good, None);
     assert!(warnings.is_empty(), "{warnings:?}");
@@ -180,6 +200,16 @@ fn a_wrong_value_keeps_the_last_good_one() {
             "sheave.io/peers",
             "- {address: 10.0.0.254, asn: 1, ttlSecurity: 0}",
             "a peer on the same link is 1 hop away",
+        ),
+        (
+            "sheave.io/peers",
+            "- address: 10.0.0.254\n  asn: 1\n  bfd: {keys: [{id: 1, algorithm: simple, file: /k}]}\n",
+            "line 3: [0].bfd.keys: `simple` sends the key itself",
+        ),
+        (
+            "sheave.io/dynamic-peers",
+            "[{prefix: 10.0.1.0/24, asn: 1, bfd: {keys: [{id: 1, algorithm: simple, file: /k}]}}]",
+            "[0].bfd.keys: `simple` sends the key itself",
         ),
         ("sheave.io/peers", "none", "line 1: "),
         (
@@ -208,6 +238,7 @@ fn a_wrong_value_keeps_the_last_good_one() {
         ("sheave.io/path-prepend", "11", "`11` is not a number of 0 to 10"),
         ("sheave.io/route-reflector", "server", "with a cluster id"),
         ("sheave.io/drain", "now", "`now` is neither `true` nor `false`"),
+        ("sheave.io/drain", "", "`` is neither `true` nor `false`"),
         ("kube-router.io/pod-cidrs", "10.1.0.0/33", "`10.1.0.0/33` is not a CIDR"),
     ] {
         let mut node = good.clone();
@@ -255,6 +286,22 @@ fn a_wrong_list_of_kube_routers_names_the_list_and_no_password() {
         ),
         (&[(peers, "- remoteip: 1.2.3.4\n  remoteasn: 1\n  secret!: 1\n  secret!: 2\n")], "peers: line "),
         (&[(peers, "- {remoteip: 1.2.3.4, remoteasn: 1, bfd: secret!}")], "peers: line 1: [0].bfd: is"),
+        (
+            &[(peers, "- {remoteip: 1.2.3.4, remoteasn: 1, bfd: {enabled: true, pasword: secret!}}")],
+            "peers: line 1: [0].bfd: is",
+        ),
+        (
+            &[(peers, "- {remoteip: 1.2.3.4, remoteasn: 1, bfd: {port: 1}}")],
+            "[0]: bfd.port: 1 is not BFD's: 3784, or 4784",
+        ),
+        (
+            &[(peers, "- {remoteip: 1.2.3.4, remoteasn: 1, bfd: {detection_multiplier: 256}}")],
+            "[0]: bfd.detection_multiplier: 256 is not within 1 to 255",
+        ),
+        (
+            &[(peers, "- {remoteip: 1.2.3.4, remoteasn: 1, bfd: {desired_min_tx_interval: 50000}}")],
+            "[0]: bfd.desired_min_tx_interval: 50000 is not within 10 to 9999 milliseconds",
+        ),
         (&[(peers, "- {remoteip: 1.2.3.4, remoteasn: 1, port: secret!}")], "peers: line 1: [0].port: "),
         (&[(peers, "- {remoteip: 1.2.3.4, remoteasn: 1, password: *secret!}")], "peers: line 1: "),
         (&[(peers, "- {remoteip: 1.2.3.4, remoteasn: 1, password: !secret! x}")], "peers: line 1: "),
@@ -280,7 +327,6 @@ fn a_wrong_list_of_kube_routers_names_the_list_and_no_password() {
 #[test]
 fn what_is_not_acted_on_is_said() {
     for (key, value, reason, message) in [
-        ("sheave.io/drain", "true", "NotYetHonoured", "sheave.io/drain is not acted on"),
         (
             "kube-router.io/bgp-local-addresses",
             "10.0.0.1",

@@ -5,7 +5,7 @@ use std::fmt;
 use md5::Md5;
 use sha1::{Digest as _, Sha1};
 
-use super::packet::{LENGTH, PacketError};
+use super::packet::{LENGTH, Packet, PacketError};
 
 /// The A bit, in the octet of flags.
 const AUTHENTICATED: u8 = 1 << 2;
@@ -91,10 +91,11 @@ impl fmt::Debug for Key {
     }
 }
 
-/// Signs the packets of a session, and tells those of the other side from others'.
+/// Signs the packets of a session, and tells those of the other side from others'. Without keys it has all unsigned.
 #[derive(Clone, Debug)]
 pub struct Signer {
-    key: Key,
+    /// The first signs; what is signed with any of them is taken, so that keys can be changed at one side after the other.
+    keys: Vec<Key>,
     /// Of the next packet.
     sequence: u32,
     /// Of the last that was taken.
@@ -103,19 +104,20 @@ pub struct Signer {
 
 impl Signer {
     /// `sequence` is where packets are counted from: not to be guessed, so that those of an earlier life are of no use.
-    pub fn new(key: Key, sequence: u32) -> Signer {
-        Signer { key, sequence, received: None }
+    pub fn new(keys: Vec<Key>, sequence: u32) -> Signer {
+        Signer { keys, sequence, received: None }
     }
 
-    /// What it signs with.
-    pub fn key(&self) -> &Key {
-        &self.key
+    /// Takes other keys. Packets are counted on: the other side counts those of a session, whatever they are signed with.
+    pub fn set_keys(&mut self, keys: Vec<Key>) {
+        self.keys = keys;
     }
 
     /// The packet with its signature.
     pub fn sign(&mut self, packet: [u8; LENGTH as usize]) -> Vec<u8> {
-        let Key { algorithm, number, secret } = &self.key;
         let mut bytes = packet.to_vec();
+        let Some(key) = self.keys.first() else { return bytes };
+        let Key { algorithm, number, secret } = key;
         bytes[1] |= AUTHENTICATED;
         let length = match algorithm {
             Algorithm::Simple => 3 + secret.len(),
@@ -134,7 +136,7 @@ impl Signer {
         self.sequence = self.sequence.wrapping_add(1);
         let place = bytes.len();
         bytes.resize(place + algorithm.longest_key(), 0);
-        let hash = self.key.hash(&bytes);
+        let hash = key.hash(&bytes);
         bytes[place..].copy_from_slice(&hash);
         bytes
     }
@@ -145,19 +147,21 @@ impl Signer {
     /// It is not to be taken.
     pub fn verify(&mut self, bytes: &[u8], multiplier: u8) -> Result<(), PacketError> {
         let wrong = Err(PacketError::Authentication);
-        let Key { algorithm, number, secret } = &self.key;
+        if self.keys.is_empty() {
+            // RFC 5880 §6.8.6: signed where nothing is asked for is as wrong.
+            return if Packet::is_signed(bytes) { wrong } else { Ok(()) };
+        }
         let told = bytes.get(3).copied().unwrap_or(0).into();
         let Some(packet) = bytes.get(..told).filter(|packet| packet.len() > usize::from(LENGTH) + 3) else {
             return wrong;
         };
         let section = &packet[LENGTH.into()..];
-        if packet[1] & AUTHENTICATED == 0
-            || section[0] != *algorithm as u8
-            || usize::from(section[1]) != section.len()
-            || section[2] != *number
-        {
+        let is_of = |key: &&Key| key.algorithm as u8 == section[0] && key.number == section[2];
+        let Some(key) = self.keys.iter().find(is_of) else { return wrong };
+        if !Packet::is_signed(packet) || usize::from(section[1]) != section.len() {
             return wrong;
         }
+        let Key { algorithm, secret, .. } = key;
         if *algorithm == Algorithm::Simple {
             return if same(&section[3..], secret) { Ok(()) } else { wrong };
         }
@@ -173,7 +177,7 @@ impl Signer {
                 return wrong;
             }
         }
-        if !same(&section[HEAD..], &self.key.hash(packet)) {
+        if !same(&section[HEAD..], &key.hash(packet)) {
             return wrong;
         }
         self.received = Some(sequence);
@@ -194,6 +198,8 @@ fn same(one: &[u8], other: &[u8]) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     const ALL: [Algorithm; 5] = [
@@ -211,7 +217,7 @@ mod tests {
     }
 
     fn signer(algorithm: Algorithm, number: u8, secret: &[u8]) -> Signer {
-        Signer::new(Key::new(algorithm, number, secret).unwrap(), u32::MAX - 1)
+        Signer::new(vec![Key::new(algorithm, number, secret).unwrap()], u32::MAX - 1)
     }
 
     #[test]
@@ -261,6 +267,59 @@ mod tests {
             assert!(theirs.verify(&late, 3).is_err(), "more than may be lost");
             theirs.forget();
             assert_eq!(theirs.verify(&late, 3), Ok(()));
+        }
+    }
+
+    /// From one key to another, step by step: each side takes both before the other signs with the new one.
+    #[test]
+    fn keys_are_changed_without_a_gap() {
+        let key = |number| Key::new(Algorithm::MeticulousSha1, number, [number; 8]).unwrap();
+        let (old, new) = (key(1), key(2));
+        let steps: [[&[&Key]; 2]; 5] = [
+            [&[&old], &[&old]],
+            [&[&old, &new], &[&old]],
+            [&[&old, &new], &[&new, &old]],
+            [&[&new, &old], &[&new, &old]],
+            [&[&new], &[&new]],
+        ];
+        let mut sides = [7, 9].map(|sequence| Signer::new(Vec::new(), sequence));
+        for (index, step) in steps.iter().enumerate() {
+            for (side, keys) in sides.iter_mut().zip(step) {
+                side.set_keys(keys.iter().copied().cloned().collect());
+            }
+            let [one, other] = &mut sides;
+            for _ in 0..3 {
+                assert_eq!(other.verify(&one.sign(packet()), 3), Ok(()), "step {index}");
+                assert_eq!(one.verify(&other.sign(packet()), 3), Ok(()), "step {index}");
+            }
+        }
+        let mut gone = Signer::new(vec![old], 7 + 15);
+        assert!(sides[1].verify(&gone.sign(packet()), 3).is_err(), "the old key, once it is gone");
+    }
+
+    #[test]
+    fn without_keys_nothing_is_signed() {
+        let mut plain = Signer::new(Vec::new(), 1);
+        assert_eq!(plain.sign(packet()), packet());
+        assert_eq!(plain.verify(&packet(), 3), Ok(()));
+        assert!(plain.verify(&signer(Algorithm::Md5, 1, b"k").sign(packet()), 3).is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn anything_can_come(bytes in prop::collection::vec(any::<u8>(), 0..64), multiplier in any::<u8>()) {
+            for algorithm in ALL {
+                let signer = signer(algorithm, 9, b"secret");
+                let mut signed = bytes.clone();
+                let length = u8::try_from(bytes.len()).unwrap();
+                if let Some(section) = signed.get_mut(LENGTH.into()..usize::from(LENGTH) + 3) {
+                    section.copy_from_slice(&[algorithm as u8, length - LENGTH, 9]);
+                    signed[1] |= AUTHENTICATED;
+                    signed[3] = length;
+                }
+                prop_assert!(signer.clone().verify(&bytes, multiplier).is_err());
+                prop_assert!(signer.clone().verify(&signed, multiplier).is_err());
+            }
         }
     }
 

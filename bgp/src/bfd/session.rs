@@ -34,6 +34,7 @@ pub enum Action {
 #[derive(Clone, Copy, Debug)]
 struct Remote {
     state: State,
+    diagnostic: Diagnostic,
     /// 0: not known.
     discriminator: u32,
     multiplier: u8,
@@ -46,6 +47,7 @@ struct Remote {
 /// Before anything has been heard (RFC 5880 §6.8.1).
 const UNKNOWN: Remote = Remote {
     state: State::Down,
+    diagnostic: Diagnostic::NONE,
     discriminator: 0,
     multiplier: 0,
     transmit: Duration::ZERO,
@@ -115,14 +117,34 @@ impl Session {
         self.remote.state
     }
 
+    /// Why the other side's was last left, as it last told.
+    pub fn remote_diagnostic(&self) -> Diagnostic {
+        self.remote.diagnostic
+    }
+
+    /// The other side has been heard of within the detection time.
+    pub fn is_heard(&self) -> bool {
+        self.remote.discriminator != 0
+    }
+
     /// The other side's BFD does not die with its control plane (C bit).
     pub fn remote_independent(&self) -> bool {
         self.remote.independent
     }
 
+    /// The interval between packets of the other side, before jitter.
+    pub fn receive_interval(&self) -> Duration {
+        self.in_force.receive.max(self.remote.transmit)
+    }
+
     /// How long nothing may be heard (RFC 5880 §6.8.4).
     pub fn detection_time(&self) -> Duration {
-        self.in_force.receive.max(self.remote.transmit) * u32::from(self.remote.multiplier)
+        self.receive_interval() * u32::from(self.remote.multiplier)
+    }
+
+    /// How long the other side waits for packets of this one, if it holds to what it was told.
+    pub fn remote_detection_time(&self) -> Duration {
+        self.transmit_interval() * u32::from(self.config.multiplier)
     }
 
     /// The interval between packets of this side, before jitter (RFC 5880 §6.8.2).
@@ -132,14 +154,22 @@ impl Session {
 
     /// When [`Session::timer`] is due.
     pub fn next_deadline(&self) -> Option<Instant> {
-        let silence = self.heard.map(|heard| heard + self.detection_time());
-        self.next.into_iter().chain(silence).min()
+        self.next.into_iter().chain(self.silent_from()).min()
+    }
+
+    /// The detection time is over: whatever has come and was not looked at yet should be, before [`Session::timer`] is told.
+    pub fn is_overdue(&self, now: Instant) -> bool {
+        self.silent_from().is_some_and(|at| at <= now)
+    }
+
+    fn silent_from(&self) -> Option<Instant> {
+        self.heard.map(|heard| heard + self.detection_time())
     }
 
     /// The time that [`Session::next_deadline`] told has come.
     pub fn timer(&mut self, now: Instant) -> Vec<Action> {
         let mut actions = Vec::new();
-        if self.heard.is_some_and(|heard| heard + self.detection_time() <= now) {
+        if self.is_overdue(now) {
             self.heard = None;
             let independent = self.remote.independent;
             self.remote = Remote { independent, ..UNKNOWN };
@@ -157,9 +187,10 @@ impl Session {
     /// A packet of the other side came (RFC 5880 §6.8.6, from where it is known to be for this session).
     pub fn received(&mut self, packet: &Packet, now: Instant) -> Vec<Action> {
         let mut actions = Vec::new();
-        let before = (self.transmit_interval(), self.remote);
+        let (old, told, interval) = (self.state, self.told, self.transmit_interval());
         self.remote = Remote {
             state: packet.state,
+            diagnostic: packet.diagnostic,
             discriminator: packet.sender,
             multiplier: packet.multiplier,
             transmit: packet.transmit,
@@ -169,14 +200,14 @@ impl Session {
         };
         if packet.last && self.polling {
             self.polling = false;
-            self.in_force = self.told;
+            // What was configured meanwhile has its own poll.
+            self.set_intervals();
         }
         self.heard = Some(now);
         if self.state == State::AdminDown {
             self.heard = None;
             return actions;
         }
-        let old = self.state;
         match (self.state, packet.state) {
             (State::Down, State::Down) => self.enter(State::Init, Diagnostic::NONE, &mut actions),
             (State::Down, State::Init) | (State::Init, State::Init | State::Up) => {
@@ -188,13 +219,15 @@ impl Session {
             _ => {}
         }
         // What it should know at once, and what it asked for.
-        if packet.poll || self.state != old {
+        if packet.poll || self.state != old || self.told != told {
             self.send(packet.poll, now, &mut actions);
         } else if self.must_be_silent() {
             self.next = None;
-        } else if self.next.is_none() || self.transmit_interval() < before.0 {
+        } else if self.next.is_none() || self.transmit_interval() < interval {
             // A neighbour that wants to hear more often does not wait for what was agreed on before.
+            let planned = self.next;
             self.schedule(now);
+            self.next = self.next.into_iter().chain(planned).min();
         }
         actions
     }
@@ -216,7 +249,10 @@ impl Session {
         let multiplier = self.config.multiplier != config.multiplier;
         let before = self.told;
         self.config = config;
-        self.set_intervals();
+        // One poll at a time: the answer to this one would be taken for that to the next.
+        if !(self.polling && self.state == State::Up) {
+            self.set_intervals();
+        }
         if self.told != before || multiplier || self.next.is_none() {
             self.send(false, now, &mut actions);
         }
@@ -232,14 +268,15 @@ impl Session {
         actions.push(Action::Changed);
     }
 
-    /// Intervals follow the state and the configuration; while up, none gets worse before the other side knows (RFC 5880 §6.8.3).
+    /// Intervals follow the state and the configuration, and what changes is told by a poll; while up, none gets worse before the other side
+    /// knows (RFC 5880 §6.8.3).
     fn set_intervals(&mut self) {
         let up = self.state == State::Up;
         let transmit = if up { self.config.transmit } else { self.config.transmit.max(SLOW) };
         let wanted = Intervals { transmit, receive: self.config.receive };
-        self.polling = up && (self.polling || wanted != self.told);
+        self.polling |= wanted != self.told;
         self.told = wanted;
-        self.in_force = if self.polling {
+        self.in_force = if up && self.polling {
             Intervals {
                 transmit: self.in_force.transmit.min(wanted.transmit),
                 receive: self.in_force.receive.max(wanted.receive),

@@ -184,6 +184,46 @@ fn intervals_change_by_poll() {
     assert_eq!(bench.session.state(), State::Up);
 }
 
+/// RFC 5880 §6.5: the answer to one poll says nothing of what was configured while it was under way, which has its own.
+#[test]
+fn one_poll_at_a_time() {
+    let mut bench = Bench::at(State::Up);
+    bench.hear(Packet { last: true, ..packet(State::Up) });
+    let receive = |receive| SessionConfig { receive, ..config() };
+    assert_eq!(sent(&bench.session.reconfigure(receive(200 * MS), bench.now)).unwrap().receive, 200 * MS);
+    assert_eq!(bench.session.reconfigure(receive(20 * MS), bench.now), []);
+    let actions = bench.hear(Packet { last: true, ..packet(State::Up) });
+    assert_eq!(bench.session.detection_time(), 600 * MS, "it knows of the first");
+    let second = sent(&actions).unwrap();
+    assert_eq!((second.poll, second.receive), (true, 20 * MS));
+    bench.hear(Packet { last: true, ..packet(State::Up) });
+    assert_eq!(bench.session.detection_time(), 150 * MS, "it knows of the second");
+}
+
+/// RFC 5880 §6.8.3: at no time is a change told without one.
+#[test]
+fn what_changes_is_polled_while_down_too() {
+    let mut bench = Bench::at(State::Down);
+    assert!(!sent(&bench.expire()).unwrap().poll);
+    let other = SessionConfig { receive: 200 * MS, ..config() };
+    assert!(sent(&bench.session.reconfigure(other, bench.now)).unwrap().poll);
+    bench.hear(Packet { last: true, ..packet(State::AdminDown) });
+    assert!(!std::iter::repeat_with(|| sent(&bench.expire())).flatten().next().unwrap().poll);
+}
+
+/// RFC 5880 §6.8.16: it does not come up by itself, whatever is heard, and says so at the slow interval.
+#[test]
+fn taken_down_it_stays_down() {
+    let mut bench = Bench::at(State::Up);
+    bench.session.take_down(bench.now);
+    for heard in [State::Up, State::Down, State::Init] {
+        assert_eq!(bench.hear(packet(heard)), [], "{heard}");
+        assert!(bench.session.transmit_interval() >= 1000 * MS);
+    }
+    assert_eq!(sent(&bench.expire()).unwrap().state, State::AdminDown);
+    assert_eq!(bench.session.remote_detection_time(), 3000 * MS);
+}
+
 #[test]
 fn a_poll_is_answered_at_once() {
     let mut bench = Bench::at(State::Up);
@@ -309,12 +349,12 @@ proptest! {
         }
     }
 
-    /// Two sides over a path that loses up to a third of the packets for a while, and is cut for a while: afterwards both are up at the
-    /// intervals of the slower one, and each cut of more than the detection time is noticed by both within it.
+    /// Two sides over a path that loses up to a third of the packets for a while, and takes more or less long, so that they overtake each
+    /// other: afterwards both are up at the intervals of the slower one, and stay; and a cut is noticed by both within the detection time.
     #[test]
     fn two_sides(
         seed in any::<u64>(),
-        intervals in prop::array::uniform4(1..200_u32),
+        intervals in prop::array::uniform4(10..200_u32),
         multipliers in prop::array::uniform2(2..6_u8),
         loss in 0..33_u64,
         passive in any::<bool>(),
@@ -341,13 +381,13 @@ proptest! {
         prop_assert_eq!(path.changed.filter(|&at| at > quiet), None, "up without loss stays up");
         let longest = path.sides.iter().map(Session::detection_time).max().unwrap();
         path.loss = 100;
-        path.run(longest + DELAY);
+        path.run(longest + *DELAY.end());
         prop_assert!(path.sides.iter().all(|session| session.state() == State::Down));
     }
 }
 
-/// How long a packet is under way.
-const DELAY: Duration = Duration::from_micros(100);
+/// How long a packet is under way: with the shortest interval and multiplier of the test, 20 ms of silence, what varies is not taken for loss.
+const DELAY: std::ops::RangeInclusive<Duration> = Duration::from_micros(100)..=Duration::from_millis(5);
 
 /// Two sessions and what is under way between them.
 struct Path {
@@ -381,16 +421,21 @@ impl Path {
             match action {
                 Action::Changed => self.changed = Some(self.now),
                 Action::Send(packet) => {
-                    self.random = self
-                        .random
-                        .wrapping_mul(6_364_136_223_846_793_005)
-                        .wrapping_add(1_442_695_040_888_963_407);
-                    if (self.random >> 33) % 100 >= self.loss {
-                        self.under_way.push((self.now + DELAY, 1 - side, packet.encode()));
+                    let lost = self.below(100) < self.loss;
+                    let spread = u64::try_from((*DELAY.end() - *DELAY.start()).as_micros()).unwrap();
+                    let delay = *DELAY.start() + Duration::from_micros(self.below(spread + 1));
+                    if !lost {
+                        self.under_way.push((self.now + delay, 1 - side, packet.encode()));
                     }
                 }
             }
         }
+    }
+
+    fn below(&mut self, limit: u64) -> u64 {
+        self.random =
+            self.random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.random >> 33) % limit
     }
 
     fn run(&mut self, time: Duration) {

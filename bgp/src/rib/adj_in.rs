@@ -18,7 +18,7 @@ pub(super) struct AdjRibIn {
     /// `None`: nothing is imported of it; its routes are kept to be reflected.
     pub(super) policy: Option<ImportPolicy>,
     /// The session that its routes came by.
-    pub(super) source: Option<Source>,
+    pub(super) source: Option<Arc<Source>>,
     /// That session stands.
     pub(super) up: bool,
     pub(super) ipv4: FamilyIn,

@@ -7,12 +7,12 @@ use std::sync::Arc;
 use ipnet::IpNet;
 
 use super::export::Export;
-use super::loc_rib::LocRib;
+use super::loc_rib::{LocRib, Paths};
 use super::policy::ExportPolicy;
-use super::route::{Known, Route, Routes};
+use super::route::{Route, Routes};
 use crate::Family;
-use crate::wire::RefreshKind;
 use crate::wire::pack::{Announcement, write_end_of_rib, write_route_refresh, write_withdrawal};
+use crate::wire::{Nlri, RefreshKind};
 
 /// All families of one peer.
 #[derive(Debug)]
@@ -26,8 +26,10 @@ pub(super) struct AdjRibOut {
 pub struct FamilyOut {
     family: Family,
     next_hop: Option<IpAddr>,
+    /// The peer takes several paths to a prefix, each with its name (RFC 7911); otherwise it is told the best, without one.
+    several: bool,
     /// What the peer holds. `None` where it is to be sent again whatever it was.
-    sent: BTreeMap<IpNet, Option<Arc<Route>>>,
+    sent: BTreeMap<Nlri, Option<Arc<Route>>>,
     pending: Pending,
     end_of_rib_sent: bool,
     refresh: Refresh,
@@ -44,15 +46,15 @@ enum Refresh {
     Begun,
 }
 
-/// Changes the peer has yet to be told: at most one for each prefix.
+/// Changes the peer has yet to be told: at most one for each path.
 #[derive(Debug, Default)]
 struct Pending {
-    /// Prefixes that are withdrawn.
-    withdraw: BTreeSet<IpNet>,
+    /// Paths that are withdrawn.
+    withdraw: BTreeSet<Nlri>,
     /// What others are announced with.
-    announced: HashMap<IpNet, Arc<Route>>,
-    /// The prefixes of `announced`, by what they are announced with.
-    announce: BTreeMap<Arc<Route>, BTreeSet<IpNet>>,
+    announced: HashMap<Nlri, Arc<Route>>,
+    /// The paths of `announced`, by what they are announced with.
+    announce: BTreeMap<Arc<Route>, BTreeSet<Nlri>>,
 }
 
 /// What [`Rib::write`](super::Rib::write) did.
@@ -74,34 +76,34 @@ impl Pending {
         self.len() == 0
     }
 
-    fn remove(&mut self, prefix: &IpNet) {
-        self.withdraw.remove(prefix);
-        self.unannounce(prefix);
+    fn remove(&mut self, path: &Nlri) {
+        self.withdraw.remove(path);
+        self.unannounce(path);
     }
 
-    fn unannounce(&mut self, prefix: &IpNet) {
+    fn unannounce(&mut self, path: &Nlri) {
         // Most often there is nothing to look for.
         if self.announced.is_empty() {
             return;
         }
-        let Some(route) = self.announced.remove(prefix) else { return };
+        let Some(route) = self.announced.remove(path) else { return };
         if let Some(group) = self.announce.get_mut(&route) {
-            group.remove(prefix);
+            group.remove(path);
             if group.is_empty() {
                 self.announce.remove(&route);
             }
         }
     }
 
-    fn withdraw(&mut self, prefix: IpNet) {
-        self.unannounce(&prefix);
-        self.withdraw.insert(prefix);
+    fn withdraw(&mut self, path: Nlri) {
+        self.unannounce(&path);
+        self.withdraw.insert(path);
     }
 
-    fn announce(&mut self, prefix: IpNet, route: &Arc<Route>) {
-        self.remove(&prefix);
-        self.announce.entry(Arc::clone(route)).or_default().insert(prefix);
-        self.announced.insert(prefix, Arc::clone(route));
+    fn announce(&mut self, path: Nlri, route: &Arc<Route>) {
+        self.remove(&path);
+        self.announce.entry(Arc::clone(route)).or_default().insert(path);
+        self.announced.insert(path, Arc::clone(route));
     }
 }
 
@@ -116,14 +118,14 @@ impl FamilyOut {
         self.next_hop
     }
 
-    /// How many prefixes the peer holds.
+    /// How many prefixes the peer holds; of one that takes several paths to a prefix, how many paths.
     pub fn sent(&self) -> usize {
         self.sent.len()
     }
 
     /// What it holds, but for what is about to be sent again.
-    pub fn routes(&self) -> impl Iterator<Item = (IpNet, &Arc<Route>)> {
-        self.sent.iter().filter_map(|(prefix, sent)| Some((*prefix, sent.as_ref()?)))
+    pub fn routes(&self) -> impl Iterator<Item = (Nlri, &Arc<Route>)> {
+        self.sent.iter().filter_map(|(path, sent)| Some((*path, sent.as_ref()?)))
     }
 
     /// How many changes it has yet to be told.
@@ -136,18 +138,39 @@ impl FamilyOut {
         self.end_of_rib_sent
     }
 
-    fn set(&mut self, prefix: IpNet, target: Option<&Arc<Route>>) {
+    /// The peer is to hold what it is told of what there is for a prefix, and nothing of what is `gone` of it.
+    fn follow(
+        &mut self,
+        export: &Export,
+        prefix: IpNet,
+        paths: Paths<'_>,
+        gone: &[u32],
+        routes: &mut Routes,
+    ) {
+        if !self.several {
+            let told = paths.best().and_then(|known| export.told(&prefix, known, routes));
+            return self.set(prefix.into(), told.as_ref());
+        }
+        for path_id in gone {
+            self.set(Nlri { prefix, path_id: *path_id }, None);
+        }
+        for (path_id, known) in paths.named() {
+            self.set(Nlri { prefix, path_id }, export.told(&prefix, known, routes).as_ref());
+        }
+    }
+
+    fn set(&mut self, path: Nlri, target: Option<&Arc<Route>>) {
         // Ours are not told to where there is no way to us.
         let target = target.filter(|route| self.next_hop.is_some() || !route.is_own());
-        let in_place = match (self.sent.get(&prefix), target) {
+        let in_place = match (self.sent.get(&path), target) {
             (None, None) => true,
             (Some(Some(sent)), Some(target)) => sent == target,
             _ => false,
         };
         match target {
-            _ if in_place => self.pending.remove(&prefix),
-            None => self.pending.withdraw(prefix),
-            Some(route) => self.pending.announce(prefix, route),
+            _ if in_place => self.pending.remove(&path),
+            None => self.pending.withdraw(path),
+            Some(route) => self.pending.announce(path, route),
         }
     }
 
@@ -160,10 +183,8 @@ impl FamilyOut {
             }
         }
         let family = self.family;
-        for (prefix, known) in loc_rib.iter().filter(|(prefix, _)| Family::of(prefix) == family) {
-            if concerned(known.route) {
-                self.set(*prefix, export.told(prefix, known, routes).as_ref());
-            }
+        for (prefix, paths) in loc_rib.iter().filter(|(prefix, _)| Family::of(prefix) == family) {
+            self.follow(export, *prefix, paths, &[], routes);
         }
     }
 
@@ -174,11 +195,11 @@ impl FamilyOut {
             self.refresh = Refresh::Begun;
         }
         while out.len() < limit && !self.pending.withdraw.is_empty() {
-            let mut prefixes = self.pending.withdraw.iter().map(|prefix| export.nlri(*prefix)).peekable();
+            let mut prefixes = self.pending.withdraw.iter().copied().peekable();
             let count = write_withdrawal(self.family, export.context, &mut prefixes, out);
             for _ in 0..count {
-                if let Some(prefix) = self.pending.withdraw.pop_first() {
-                    self.sent.remove(&prefix);
+                if let Some(path) = self.pending.withdraw.pop_first() {
+                    self.sent.remove(&path);
                 }
             }
             updates += 1;
@@ -187,7 +208,7 @@ impl FamilyOut {
             let Some(group) = self.pending.announce.first_entry() else { break };
             let route = Arc::clone(group.key());
             match export.announcement(self.family, self.next_hop, &route) {
-                Some(announcement) => updates += self.write_group(export, &route, &announcement, out, limit),
+                Some(announcement) => updates += self.write_group(&route, &announcement, out, limit),
                 None => self.give_up(&route),
             }
         }
@@ -198,10 +219,9 @@ impl FamilyOut {
         updates
     }
 
-    /// Writes the prefixes that share `route`, up to the limit.
+    /// Writes the paths that share `route`, up to the limit.
     fn write_group(
         &mut self,
-        export: &Export,
         route: &Arc<Route>,
         announcement: &Announcement,
         out: &mut Vec<u8>,
@@ -210,12 +230,12 @@ impl FamilyOut {
         let mut updates = 0;
         let Some(mut group) = self.pending.announce.remove(route) else { return 0 };
         while out.len() < limit && !group.is_empty() {
-            let mut prefixes = group.iter().map(|prefix| export.nlri(*prefix)).peekable();
+            let mut prefixes = group.iter().copied().peekable();
             let count = announcement.write(&mut prefixes, out);
             for _ in 0..count {
-                if let Some(prefix) = group.pop_first() {
-                    self.pending.announced.remove(&prefix);
-                    self.sent.insert(prefix, Some(Arc::clone(route)));
+                if let Some(path) = group.pop_first() {
+                    self.pending.announced.remove(&path);
+                    self.sent.insert(path, Some(Arc::clone(route)));
                 }
             }
             updates += 1;
@@ -231,12 +251,12 @@ impl FamilyOut {
         let group = self.pending.announce.remove(route).unwrap_or_default();
         tracing::error!(
             prefixes = group.len(),
-            first = ?group.first(),
+            first = ?group.first().map(|path| path.prefix),
             "attributes do not fit into a message, not announced: use fewer communities"
         );
-        for prefix in group {
-            self.pending.announced.remove(&prefix);
-            self.set(prefix, None);
+        for path in group {
+            self.pending.announced.remove(&path);
+            self.set(path, None);
         }
     }
 }
@@ -246,6 +266,7 @@ impl AdjRibOut {
         let families = export.next_hops.iter().map(|&(family, next_hop)| FamilyOut {
             family,
             next_hop,
+            several: export.context.add_path.contains(family),
             sent: BTreeMap::new(),
             pending: Pending::default(),
             end_of_rib_sent: false,
@@ -262,12 +283,11 @@ impl AdjRibOut {
         &self.export
     }
 
-    /// The peer is to hold what it is told of what there is for `prefix`.
-    pub(super) fn set(&mut self, prefix: IpNet, known: Option<Known<'_>>, routes: &mut Routes) {
+    /// The peer is to hold what it is told of what there is for `prefix`, and nothing of the paths that are `gone`.
+    pub(super) fn follow(&mut self, prefix: IpNet, paths: Paths<'_>, gone: &[u32], routes: &mut Routes) {
         let family = Family::of(&prefix);
         if let Some(out) = self.families.iter_mut().find(|out| out.family == family) {
-            let target = known.and_then(|known| self.export.told(&prefix, known, routes));
-            out.set(prefix, target.as_ref());
+            out.follow(&self.export, prefix, paths, gone, routes);
         }
     }
 
@@ -275,8 +295,8 @@ impl AdjRibOut {
     pub(super) fn set_policy(&mut self, policy: &ExportPolicy, loc_rib: &LocRib, routes: &mut Routes) {
         if self.export.policy != *policy {
             self.export.policy = policy.clone();
-            for (prefix, known) in loc_rib.iter() {
-                self.set(*prefix, Some(known), routes);
+            for (prefix, paths) in loc_rib.iter() {
+                self.follow(*prefix, paths, &[], routes);
             }
         }
     }
@@ -284,8 +304,8 @@ impl AdjRibOut {
     /// Makes the peer a client of this reflector, or not: it is told more then, or less.
     pub(super) fn set_client(&mut self, client: bool, loc_rib: &LocRib, routes: &mut Routes) {
         if std::mem::replace(&mut self.export.client, client) != client {
-            for (prefix, known) in loc_rib.iter().filter(|(_, known)| !known.route.is_own()) {
-                self.set(*prefix, Some(known), routes);
+            for (prefix, paths) in loc_rib.iter() {
+                self.follow(*prefix, paths, &[], routes);
             }
         }
     }

@@ -1,5 +1,6 @@
 //! The decision process: which of several routes to a prefix are used (RFC 4271 §9.1.2.2, RFC 4456 §9, RFC 9494 §4.3).
 
+use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -21,12 +22,10 @@ pub(super) fn select<'a>(mut candidates: Vec<Candidate<'a>>) -> Vec<Candidate<'a
     if candidates.len() < 2 {
         return candidates;
     }
-    // What is kept for want of anything else (RFC 9494 §4.3).
-    keep_least(&mut candidates, |candidate| candidate.path.is_long_lived_stale());
-    // Degree of preference (§9.1.1), the highest.
-    keep_least(&mut candidates, |candidate| u32::MAX - candidate.path.local_pref());
-    keep_least(&mut candidates, |candidate| candidate.path.as_path_length());
-    keep_least(&mut candidates, |candidate| candidate.path.origin());
+    keep_least(&mut candidates, |&Candidate { path, .. }| {
+        // What is kept for want of anything else (RFC 9494 §4.3) comes last; degree of preference (§9.1.1): the highest; steps a, b.
+        (path.is_long_lived_stale(), Reverse(path.local_pref()), path.as_path_length(), path.origin())
+    });
     keep_least_med(&mut candidates);
     keep_least(&mut candidates, |candidate| candidate.source.ibgp);
     if let Some((best, _)) = candidates.iter().enumerate().min_by_key(|(_, candidate)| name(candidate)) {

@@ -8,7 +8,7 @@ use ipnet::IpNet;
 use super::policy::ExportPolicy;
 use super::route::{Known, Reflected, Route, Routes};
 use crate::wire::pack::Announcement;
-use crate::wire::{AsPath, Context, Nlri, Origin, PathAttributes, Role};
+use crate::wire::{AsPath, Context, Origin, PathAttributes, Role};
 use crate::{Attributes, Community, Families, Family};
 
 /// LOCAL_PREF where a route sets none.
@@ -87,13 +87,6 @@ impl Export {
     fn only_to_customer(&self) -> Option<u32> {
         let marks = !self.context.ibgp && self.role.is_some_and(Role::marks_routes);
         marks.then_some(self.asn)
-    }
-
-    /// A prefix as the peer is told of it. There is one path to each; where paths have names (RFC 7911 §3) it keeps its own, whatever
-    /// becomes of it. That is not 0, which speakers print as none.
-    pub fn nlri(&self, prefix: IpNet) -> Nlri {
-        let named = self.context.add_path.contains(Family::of(&prefix));
-        Nlri { prefix, path_id: u32::from(named) }
     }
 
     /// The attributes to send of a route of ours, but for the next hop.

@@ -8,18 +8,17 @@
 //!   links come and go ──► candidates or not (RFC 4271 §9.1.2.1)
 //! ```
 //!
-//! A change costs what its prefixes cost: each of them is looked up once for each peer that announces it. Routes that share
-//! attributes share memory. The peer's graceful restart is helped ([`stale`]).
+//! A change costs what its prefixes cost: each of them has the routes to it, of all peers, in one place ([`loc_rib`]). Routes that
+//! share attributes share memory. The peer's graceful restart is helped ([`stale`]).
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 
 use super::adj_in::{AdjRibIn, Held, Nearness, supernets, within};
-use super::decision::{Candidate, select};
 use super::import::{ImportPolicy, LimitAction, MaxPrefixes, is_routable};
 use super::next_hop::{Links, NextHop, is_link_local};
 use super::path::{Identity, Path, Source};
@@ -27,21 +26,20 @@ use crate::session::Negotiated;
 use crate::wire::{MpReach, Nlri, PathAttributes, Update};
 use crate::{Community, Family};
 
+mod loc_rib;
 mod monitoring;
 mod reflection;
 mod stale;
 #[cfg(test)]
 pub(super) mod tests;
 
+use loc_rib::{LocRib, Route};
 pub use monitoring::{Changes, Received};
 use reflection::Reflecting;
 pub use reflection::Reflections;
 
 /// How long a peer that is back may take to tell its routes, at most (RFC 4724 §4.2 asks for a bound).
 const STALE_LIMIT: Duration = Duration::from_secs(300);
-/// All peers lie between these.
-const FIRST_PEER: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
-const LAST_PEER: IpAddr = IpAddr::V6(Ipv6Addr::from_bits(u128::MAX));
 
 /// Routes of peers.
 #[derive(Debug)]
@@ -52,16 +50,11 @@ pub struct Learnt {
     /// By which next hops can be reached; `None`: not known, and any will do.
     links: Option<Links>,
     peers: BTreeMap<IpAddr, AdjRibIn>,
-    /// Each prefix with each peer that announces it, accepted or not.
-    holders: BTreeSet<(IpNet, IpAddr)>,
     /// Every path in use, once.
     paths: HashSet<Arc<Path>>,
-    /// The Loc-RIB: next hops by prefix, sorted.
-    routes: BTreeMap<IpNet, Arc<[NextHop]>>,
+    loc_rib: LocRib,
     /// Prefixes whose next hops changed since they were taken.
     changed: BTreeSet<IpNet>,
-    /// Those that were decided on last: prefixes that come together mostly have the same, and share their memory.
-    latest: Arc<[NextHop]>,
     /// What became different, while somebody monitors it.
     noted: Option<Changes>,
     reflecting: Reflecting,
@@ -102,11 +95,9 @@ impl Learnt {
             reserved: BTreeSet::new(),
             links: None,
             peers: BTreeMap::new(),
-            holders: BTreeSet::new(),
             paths: HashSet::new(),
-            routes: BTreeMap::new(),
+            loc_rib: LocRib::default(),
             changed: BTreeSet::new(),
-            latest: Arc::default(),
             noted: None,
             reflecting: Reflecting::default(),
         }
@@ -114,12 +105,12 @@ impl Learnt {
 
     /// How many prefixes there are routes to.
     pub fn len(&self) -> usize {
-        self.routes.len()
+        self.loc_rib.len()
     }
 
     /// Whether there is no route.
     pub fn is_empty(&self) -> bool {
-        self.routes.is_empty()
+        self.loc_rib.len() == 0
     }
 
     /// How many changes there are to take.
@@ -133,7 +124,7 @@ impl Learnt {
         while changes.len() < limit
             && let Some(prefix) = self.changed.pop_first()
         {
-            changes.push((prefix, self.routes.get(&prefix).cloned()));
+            changes.push((prefix, self.loc_rib.next_hops(&prefix).cloned()));
         }
         changes
     }
@@ -261,7 +252,10 @@ impl Learnt {
         }
         let Some(known) = self.peers.get_mut(&peer) else { return };
         known.says_end = negotiated.graceful_restart.as_ref().is_some_and(|graceful| !graceful.restarting);
-        let other = known.source.replace(source).is_some_and(|before| before != source);
+        let other = known.source.as_deref() != Some(&source);
+        if other {
+            known.source = Some(Arc::new(source));
+        }
         known.up = true;
         for family in Family::ALL {
             let state = known.family_mut(family);
@@ -376,7 +370,7 @@ impl Learnt {
     /// The session is to end.
     pub fn receive(&mut self, peer: IpAddr, update: &Update) -> Result<(), LimitExceeded> {
         let Some(known) = self.peers.get(&peer).filter(|known| known.up) else { return Ok(()) };
-        let interface = known.source.and_then(|source| source.interface);
+        let interface = known.source.as_ref().and_then(|source| source.interface);
         if let Some(family) = update.end_of_rib() {
             // What is told again meanwhile ends with its own mark.
             if !known.family(family).refreshing {
@@ -431,15 +425,14 @@ impl Learnt {
         }
         state.less_stale(usize::from(again));
         let held = Held { path: Arc::clone(path), stale: false, long_lived: false, accepted, offered };
-        if let Some(before) = state.routes.insert(nlri, held) {
-            self.forget(&before.path);
-        } else {
-            self.holders.insert((nlri.prefix, peer));
-        }
+        let before = state.routes.insert(nlri, held);
         if let Some(noted) = &mut self.noted {
             noted.received.insert((peer, nlri));
         }
         self.judge(peer, nlri);
+        if let Some(before) = before {
+            self.forget(&before.path);
+        }
         Ok(())
     }
 
@@ -455,10 +448,6 @@ impl Learnt {
         if limit.is_some_and(|limit| state.told() < limit.warn_at / 2) {
             state.nearness = Nearness::Far;
         }
-        if known.paths(prefix).next().is_none() {
-            self.holders.remove(&(prefix, peer));
-        }
-        self.forget(&gone.path);
         if let Some(noted) = &mut self.noted {
             noted.received.insert((peer, *nlri));
             if gone.accepted {
@@ -469,8 +458,10 @@ impl Learnt {
             self.reflecting.set(nlri, peer, false);
         }
         if gone.accepted {
+            self.loc_rib.remove(&prefix, peer, nlri.path_id);
             self.decide(prefix);
         }
+        self.forget(&gone.path);
     }
 
     /// Drops those routes of a peer that `goes` says.
@@ -506,17 +497,21 @@ impl Learnt {
             && !is_link_local(held.path.next_hop.address)
             && !held.path.attributes.communities.contains(&Community::NO_ADVERTISE);
         let Some(known) = self.peers.get_mut(&peer) else { return };
+        let source = known.source.clone().filter(|_| accepted);
         let state = known.family_mut(Family::of(&prefix));
         let Some(held) = state.routes.get_mut(&nlri) else { return };
         if std::mem::replace(&mut held.offered, offered) || offered {
             self.reflecting.set(&nlri, peer, offered);
         }
         let before = std::mem::replace(&mut held.accepted, accepted);
-        match (before, accepted) {
-            (false, false) => return,
-            (false, true) => state.accepted += 1,
-            (true, false) => state.accepted -= 1,
-            (true, true) => {}
+        if !before && !accepted {
+            return;
+        }
+        let path = Arc::clone(&held.path);
+        state.accepted = state.accepted - usize::from(before) + usize::from(accepted);
+        match source {
+            Some(source) => self.loc_rib.set(prefix, Route { path, source, path_id: nlri.path_id }),
+            None => self.loc_rib.remove(&prefix, peer, nlri.path_id),
         }
         if let Some(noted) = &mut self.noted {
             noted.accepted.insert((peer, nlri));
@@ -529,41 +524,14 @@ impl Learnt {
             || self.reserved.range(within(prefix)).next().is_some()
     }
 
-    /// Routes to a prefix that import policies let in, by next hops that can be reached.
-    fn usable_of(&self, prefix: IpNet) -> impl Iterator<Item = (&Arc<Path>, &Source)> {
-        let reached = |hop| self.links.as_ref().is_none_or(|links| links.reach(hop));
-        let holders = self.holders.range((prefix, FIRST_PEER)..=(prefix, LAST_PEER));
-        let peers = holders.filter_map(|(_, peer)| self.peers.get(peer));
-        peers.flat_map(move |peer| {
-            let paths = peer.paths(prefix).map(|(_, held)| held);
-            let usable = paths.filter(move |held| held.accepted && reached(&held.path.next_hop));
-            usable.filter_map(move |held| Some((&held.path, peer.source.as_ref()?)))
-        })
-    }
-
     /// Runs the decision process for a prefix.
     fn decide(&mut self, prefix: IpNet) {
         if let Some(noted) = &mut self.noted {
             noted.decided.insert(prefix);
         }
-        let candidates = self.usable_of(prefix).map(|(path, source)| Candidate { path, source });
-        let used = select(candidates.collect());
-        let mut next_hops: Vec<NextHop> = used.iter().map(|candidate| candidate.path.next_hop).collect();
-        next_hops.sort_unstable();
-        next_hops.dedup();
-        let before = self.routes.get(&prefix);
-        if before.map_or(&[][..], |before| before) == next_hops {
-            return;
+        if self.loc_rib.decide(&prefix, |hop| reached(self.links.as_ref(), hop)) {
+            self.changed.insert(prefix);
         }
-        if next_hops.is_empty() {
-            self.routes.remove(&prefix);
-        } else {
-            if *self.latest != *next_hops {
-                self.latest = next_hops.into();
-            }
-            self.routes.insert(prefix, Arc::clone(&self.latest));
-        }
-        self.changed.insert(prefix);
     }
 
     fn intern(&mut self, path: Path) -> Arc<Path> {
@@ -582,6 +550,11 @@ impl Learnt {
             self.paths.remove(path);
         }
     }
+}
+
+/// Whether a next hop can be reached, as far as links are known.
+fn reached(links: Option<&Links>, hop: &NextHop) -> bool {
+    links.is_none_or(|links| links.reach(hop))
 }
 
 /// What an UPDATE announces, by path. On a session between link-local addresses those of the interface's link are preferred

@@ -1,7 +1,7 @@
 //! Routes: what is to be announced, what each peer has been told, and what it has yet to be told.
 //!
 //! ```text
-//!   RouteChanges, Reflections ──► Loc-RIB: prefix → route
+//!   RouteChanges, Reflections ──► Loc-RIB: prefix → paths, the best first
 //!                       │ per Established peer, by its export policy: what differs from what it was sent
 //!                       ▼
 //!                    Adj-RIB-Out: sent, and pending grouped by attributes ──► UPDATEs, as full as they get
@@ -12,7 +12,7 @@
 //!
 //! What peers announce goes the other way: [`Learnt`] keeps what a peer's import policy asks for, and decides which of it
 //! is used. A route reflector keeps what internal peers announce besides, policy or not, and passes the best of it on to
-//! others of them (RFC 4456); they meet in the Loc-RIB. Between ASes nothing is passed on, in neither direction.
+//! others of them (RFC 4456), or all of it where they take several paths to a prefix (RFC 7911); they meet in the Loc-RIB. Between ASes nothing is passed on, in neither direction.
 
 mod adj_in;
 mod adj_out;
@@ -43,7 +43,7 @@ pub use adj_out::{FamilyOut, Written};
 pub use export::Export;
 pub use import::{ImportPolicy, LimitAction, MaxPrefixes, PrefixFilter, is_routable};
 pub use learnt::{Changes, FamilyCounts, Learnt, LearntChange, LimitExceeded, Received, Reflections};
-use loc_rib::LocRib;
+use loc_rib::{LocRib, OWN_PATH};
 pub use next_hop::{Links, NextHop};
 pub use path::{Identity, Path, Source};
 pub use policy::ExportPolicy;
@@ -57,6 +57,15 @@ pub struct RouteChanges {
     pub announce: Vec<(IpNet, Attributes)>,
     /// Routes that are no more.
     pub withdraw: Vec<IpNet>,
+}
+
+/// What [`Rib::reflect`] did.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Passed {
+    /// Some peer may have to be told something.
+    pub something: bool,
+    /// Prefixes of which another route is the best.
+    pub best: Vec<IpNet>,
 }
 
 /// The Loc-RIB, and an Adj-RIB-Out for each Established peer.
@@ -95,14 +104,14 @@ impl Rib {
         self.loc_rib.reflected()
     }
 
-    /// What is to be announced.
+    /// What is to be announced: of each prefix the best.
     pub fn routes(&self) -> impl Iterator<Item = (IpNet, &Arc<Route>)> {
-        self.loc_rib.iter().map(|(prefix, known)| (*prefix, known.route))
+        self.loc_rib.iter().filter_map(|(prefix, paths)| Some((*prefix, paths.best()?.route)))
     }
 
-    /// What is to be announced of a prefix.
+    /// What is to be announced of a prefix: the best.
     pub fn route(&self, prefix: &IpNet) -> Option<&Arc<Route>> {
-        self.loc_rib.get(prefix).map(|known| known.route)
+        self.loc_rib.get(prefix).best().map(|known| known.route)
     }
 
     /// Whether there is a route of our own to a prefix.
@@ -133,38 +142,41 @@ impl Rib {
             let kind = std::mem::take(&mut attributes.kind);
             let route = self.routes.intern(Route::Own(attributes));
             if self.loc_rib.set_own(prefix, Some((kind, route))) {
-                self.offer(prefix);
+                self.offer(prefix, &[]);
             }
         }
         for prefix in changes.withdraw {
             let prefix = prefix.trunc();
             if self.loc_rib.set_own(prefix, None) {
-                self.offer(prefix);
+                self.offer(prefix, &[OWN_PATH]);
             }
         }
         self.routes.sweep();
     }
 
-    /// Changes what is passed on; the prefixes of which something else is announced now.
-    pub fn reflect(&mut self, changes: Reflections) -> Vec<IpNet> {
-        let mut changed = Vec::new();
-        for (route, prefixes) in changes.announce {
-            let route = self.routes.intern(Route::Reflected(route));
-            let set = |prefix: &IpNet| self.loc_rib.set_reflected(*prefix, Some(&route));
-            changed.extend(prefixes.into_iter().filter(set));
+    /// Changes what is passed on; what became different.
+    pub fn reflect(&mut self, changes: Reflections) -> Passed {
+        let intern = |route| self.routes.intern(Route::Reflected(route));
+        let routes: Vec<Arc<Route>> = changes.routes.into_iter().map(intern).collect();
+        let mut passed = Passed::default();
+        for (prefix, paths) in changes.prefixes {
+            let named =
+                paths.into_iter().filter_map(|(name, route)| Some((name, Arc::clone(routes.get(route)?))));
+            if let Some(changed) = self.loc_rib.set_reflected(prefix, named.collect()) {
+                self.offer(prefix, &changed.gone);
+                passed.something = true;
+                passed.best.extend(changed.best.then_some(prefix));
+            }
         }
-        let unset = |prefix: &IpNet| self.loc_rib.set_reflected(*prefix, None);
-        changed.extend(changes.withdraw.into_iter().filter(unset));
-        changed.iter().for_each(|prefix| self.offer(*prefix));
         self.routes.sweep();
-        changed
+        passed
     }
 
-    /// Has every peer be told what there is now.
-    fn offer(&mut self, prefix: IpNet) {
-        let known = self.loc_rib.get(&prefix);
+    /// Has every peer be told what there is now, and that other paths are `gone`.
+    fn offer(&mut self, prefix: IpNet, gone: &[u32]) {
+        let paths = self.loc_rib.get(&prefix);
         for peer in self.peers.values_mut() {
-            peer.set(prefix, known, &mut self.routes);
+            peer.follow(prefix, paths, gone, &mut self.routes);
         }
     }
 
@@ -181,8 +193,8 @@ impl Rib {
     /// A session is Established: everything is to be sent, then End-of-RIB.
     pub fn peer_up(&mut self, peer: IpAddr, export: Export) {
         let mut out = AdjRibOut::new(export);
-        for (prefix, known) in self.loc_rib.iter() {
-            out.set(*prefix, Some(known), &mut self.routes);
+        for (prefix, paths) in self.loc_rib.iter() {
+            out.follow(*prefix, paths, &[], &mut self.routes);
         }
         self.peers.insert(peer, out);
     }

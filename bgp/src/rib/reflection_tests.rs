@@ -12,7 +12,7 @@ use super::learnt::tests::of_path;
 use super::{Export, ExportPolicy, Identity, Learnt, Rib, RouteChanges, Source};
 use crate::session::{Negotiated, PeerGracefulRestart};
 use crate::wire::{
-    AsPath, Context, Message, MpReach, MpUnreach, Origin, PathAttributes, RawAttribute, Update, frame,
+    AsPath, Context, Message, MpReach, MpUnreach, Nlri, Origin, PathAttributes, RawAttribute, Update, frame,
 };
 use crate::{Attributes, Community, Families, Family};
 
@@ -147,7 +147,7 @@ impl Reflector {
         let export = Export {
             policy: ExportPolicy::default(),
             asn: ASN,
-            context: Context { ibgp, ..IBGP },
+            context: Context { ibgp, add_path: negotiated.paths_sent, ..IBGP },
             enhanced_refresh: false,
             next_hops,
             role: None,
@@ -199,11 +199,13 @@ impl Reflector {
 
     /// What a peer has yet to be told.
     fn updates(&mut self, number: u8) -> Vec<Update> {
+        let add_path =
+            self.rib.export(address(number)).map_or(Families::NONE, |export| export.context.add_path);
         let mut bytes = Vec::new();
         self.rib.write(address(number), &mut bytes, usize::MAX);
         let (mut bytes, mut updates) = (&bytes[..], Vec::new());
         while let Some(length) = frame(bytes).unwrap() {
-            let context = Context { ibgp: number < 200, ..IBGP };
+            let context = Context { ibgp: number < 200, add_path, ..IBGP };
             let Ok(Message::Update(update)) = Message::decode(&bytes[..length], context) else {
                 panic!("not an UPDATE")
             };
@@ -608,15 +610,18 @@ fn step() -> impl Strategy<Value = Step> {
 type Announced = BTreeMap<(u8, u32), (u32, bool)>;
 
 /// What every peer holds, by what it was told.
-type Tables = BTreeMap<u8, BTreeMap<IpNet, u16>>;
+type Tables = BTreeMap<u8, BTreeMap<Nlri, u16>>;
+
+/// Those that take several paths to a prefix: a client, and another internal peer.
+const SEVERAL: [u8; 2] = [4, 101];
 
 fn read(reflector: &mut Reflector, tables: &mut Tables, peer: u8) {
     let Some(table) = tables.get_mut(&peer) else { return };
     for update in reflector.updates(peer) {
         for gone in update.unreachable() {
-            assert!(table.remove(&gone.prefix).is_some(), "{gone:?} withdrawn, was not announced");
+            assert!(table.remove(&gone).is_some(), "{gone:?} withdrawn, was not announced");
         }
-        table.extend(update.reachable().map(|nlri| (nlri.prefix, next_hop(&update))));
+        table.extend(update.reachable().map(|nlri| (nlri, next_hop(&update))));
     }
 }
 
@@ -656,7 +661,8 @@ proptest! {
                     routes.retain(|_, (_, stale)| kept && !std::mem::replace(stale, true));
                 }
                 Step::Up { peer } if !tables.contains_key(&peer) => {
-                    reflector.up(peer, Some(graceful(true)));
+                    let paths_sent = if SEVERAL.contains(&peer) { Families::ALL } else { Families::NONE };
+                    reflector.up_with(peer, &Negotiated { paths_sent, ..negotiated(peer, Some(graceful(true))) });
                     reflector.rib.set_client(address(peer), clients[&peer]);
                     reflector.learnt.set_client(address(peer), clients[&peer]);
                     reflector.follow();
@@ -682,22 +688,28 @@ proptest! {
             read(&mut reflector, &mut tables, peer);
         }
         for (peer, table) in &tables {
-            let expected = (0..6u8).filter_map(|prefix| {
+            let mut expected = Vec::new();
+            for prefix in 0..6u8 {
                 let net: IpNet = prefixes[usize::from(prefix)].parse().unwrap();
-                if own.get(&prefix).is_some_and(|here| *here) {
-                    return Some((net, 1));
-                }
-                let of = |from: u8| {
-                    let paths = announced.get(&from)?.range((prefix, 0)..=(prefix, u32::MAX));
-                    Some((paths.map(|(_, (local_pref, _))| *local_pref).max()?, from))
-                };
-                // The highest LOCAL_PREF, of these the lowest router id.
-                let (_, from) = all.iter().filter(|from| **from < 200).filter_map(|from| of(*from))
-                    .max_by_key(|&(local_pref, from)| (local_pref, std::cmp::Reverse(from)))?;
-                let told = *peer < 200 && *peer != from && (clients[&from] || clients[peer]);
-                told.then_some((net, u16::from(from)))
-            });
-            assert_eq!(*table, expected.collect(), "what {peer} holds");
+                // The highest LOCAL_PREF comes first, of these the lowest router id.
+                let mut paths: Vec<_> = all.iter().filter(|from| **from < 200).flat_map(|&from| {
+                    let paths = announced.get(&from).into_iter().flat_map(|all| all.range((prefix, 0)..=(prefix, u32::MAX)));
+                    paths.map(move |(_, (local_pref, _))| (std::cmp::Reverse(*local_pref), from))
+                }).collect();
+                paths.sort();
+                let own = own.get(&prefix).is_some_and(|here| *here);
+                let others = paths.into_iter().map(|(_, from)| from);
+                let offered: Vec<u8> = own.then_some(1).into_iter().chain(others).collect();
+                let considered = if SEVERAL.contains(peer) { offered.len() } else { offered.len().min(1) };
+                let told = |from: u8| from == 1 || *peer < 200 && *peer != from && (clients[&from] || clients[peer]);
+                let told = offered[..considered].iter().filter(|from| told(**from));
+                expected.extend(told.map(|from| (net, u16::from(*from))));
+            }
+            let mut held: Vec<_> = table.iter().map(|(nlri, hop)| (nlri.prefix, *hop)).collect();
+            held.sort_unstable();
+            expected.sort_unstable();
+            assert_eq!(held, expected, "what {peer} holds");
+            assert!(table.keys().all(|nlri| (nlri.path_id > 0) == SEVERAL.contains(peer)), "{table:?}");
         }
     }
 }

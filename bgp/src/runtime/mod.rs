@@ -92,7 +92,7 @@ impl Speaker {
     /// Makes `peers` the peers: adds, removes (CEASE/peer de-configured) and changes. Of two with one address the last counts.
     ///
     /// Sessions go on through changes of port, of who connects, retries, delays, send hold time, of who is a client, of the export
-    /// policy, by which what differs is announced again or withdrawn, and of next hops, with which everything of ours is announced
+    /// policy, by which what differs is announced again or withdrawn, of BFD, and of next hops, with which everything of ours is announced
     /// again; a new hold time is that of the next session. Any other change ends the peer's session
     /// (CEASE/other configuration change), and another begins.
     pub fn set_peers(&self, peers: Vec<PeerConfig>) {
@@ -158,8 +158,6 @@ impl Speaker {
     /// Ends every session as `how` says, the listeners, and what monitoring stations are told. Takes two seconds at most.
     pub async fn shutdown(mut self, how: Shutdown) {
         self.accepting.shutdown().await;
-        // Before peers miss its packets: that would be a failure to them.
-        self.shared.leave_bfd().await;
         let farewell = match how {
             Shutdown::GracefulRestart => Farewell::Silent,
             Shutdown::Cease => Farewell::Cease(Notification::cease(Cease::AdministrativeShutdown)),
@@ -170,6 +168,9 @@ impl Speaker {
             // However it ended, it has ended.
             let _ = task.await;
         }
+        // After the sessions: to a peer that still has one, the end of BFD may be a failure, whatever it is told, which would cost the routes
+        // that it keeps over a restart.
+        self.shared.leave_bfd().await;
         // Last, so that they are told how sessions ended.
         let stations = lock(&self.stations).stop();
         for task in stations {

@@ -228,7 +228,7 @@ impl PeerTask {
         self.stale_until = self.shared.learnt().deadline(self.config.address);
         self.watch_path();
         self.event(Event::ManualStart);
-        loop {
+        let another_follows = loop {
             let input = self.next_input().await;
             while self.closing.try_join_next().is_some() {}
             match input {
@@ -237,10 +237,16 @@ impl PeerTask {
                         // The whole speaker goes: no peer is to hear of it by way of another.
                         self.shared.learnt().freeze();
                     }
-                    break self.event(Event::ManualStop(farewell));
+                    // Nobody may come again from a range.
+                    let another_follows = farewell.begins_anew() && self.linger.is_none();
+                    self.event(Event::ManualStop(farewell));
+                    break another_follows;
                 }
                 Input::Reconfigured => self.reconfigured(),
-                Input::Gone => break self.event(Event::ManualStop(Farewell::Silent)),
+                Input::Gone => {
+                    self.event(Event::ManualStop(Farewell::Silent));
+                    break false;
+                }
                 Input::Accepted(stream) => self.accepted(stream),
                 Input::Dialled(result) => self.dialled(result),
                 Input::Readable(direction) => self.read(direction),
@@ -259,12 +265,18 @@ impl PeerTask {
                     };
                 }
                 Input::Gathered => self.sending = Sending::Writing,
-                Input::PathChanged => self.path_changed(),
+                Input::PathChanged => {
+                    // A peer that has closed its connection before it fell silent restarts.
+                    Direction::ALL.into_iter().for_each(|direction| self.read(direction));
+                    self.path_changed();
+                }
             }
             self.send_routes();
             Direction::ALL.into_iter().for_each(|direction| self.watch_output(direction));
+        };
+        if !another_follows {
+            self.forget_learnt();
         }
-        self.forget_learnt();
         self.shared.progress.send_replace(());
         while self.closing.join_next().await.is_some() {}
     }

@@ -74,8 +74,8 @@ impl Shared {
         let result = change(&mut learnt);
         let reflections = learnt.take_reflections();
         let mut rib = self.rib();
-        let changed = rib.reflect(reflections);
-        self.monitor.loc_rib_changed(&rib, &learnt, changed.iter());
+        let passed = rib.reflect(reflections);
+        self.monitor.loc_rib_changed(&rib, &learnt, passed.best.iter());
         if learnt.has_noted() {
             self.monitor.learnt_changes(&rib, &mut learnt);
         }
@@ -87,7 +87,7 @@ impl Shared {
         drop(rib);
         let news = learnt.pending() > 0;
         drop(learnt);
-        if complete || !changed.is_empty() {
+        if complete || passed.something {
             self.changed.send_replace(());
         }
         if news {

@@ -228,8 +228,7 @@ impl Session {
         }
         self.dial = Dial::Stopped;
         if running {
-            let again = matches!(farewell, Farewell::Cease(notification) if !notification.is_lasting());
-            actions.push(Action::Down(if again { Down::Reset } else { Down::Stopped }));
+            actions.push(Action::Down(if farewell.begins_anew() { Down::Reset } else { Down::Stopped }));
         }
     }
 

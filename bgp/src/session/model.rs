@@ -145,6 +145,13 @@ pub enum Farewell {
     Silent,
 }
 
+impl Farewell {
+    /// Whether it says that another session is to follow at once (RFC 8538 §5.1).
+    pub fn begins_anew(&self) -> bool {
+        matches!(self, Farewell::Cease(notification) if !notification.is_lasting())
+    }
+}
+
 /// What is to be done, in order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[expect(clippy::large_enum_variant, reason = "actions are carried out one at a time, not kept")]

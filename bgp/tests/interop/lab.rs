@@ -96,6 +96,15 @@ impl Lab {
         run(&format!("-n {peer} addr add {to}/64 dev link0 nodad"));
     }
 
+    /// Makes every address of the first range one of ours, and of the second one of the daemon's.
+    pub(crate) fn route_ranges(&self, ranges: [&str; 2]) {
+        for (side, namespace) in ["us", "peer"].map(|side| self.namespace(side)).iter().enumerate() {
+            let via = Lab::V4[1 - side];
+            run(&format!("-n {namespace} route add local {} dev lo", ranges[side]));
+            run(&format!("-n {namespace} route add {} via {via} dev link0", ranges[1 - side]));
+        }
+    }
+
     /// Gives our side of the link another IPv4 address.
     pub(crate) fn add_address(&self, address: IpAddr) {
         run(&format!("-n {} addr add {address}/24 dev link0", self.namespace("us")));

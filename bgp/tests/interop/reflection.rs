@@ -3,11 +3,12 @@
 //! All daemons are in one namespace, each with addresses of its own, and connect to us. One session over IPv4 bears both
 //! families.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
 use serde_json::Value;
+use sheave_bgp::session::AddPaths;
 use sheave_bgp::{
     Attributes, ImportPolicy, LearntChange, NextHop, PeerConfig, PrefixFilter, Speaker, SpeakerConfig,
 };
@@ -71,8 +72,8 @@ impl Reflecting for Bird {
                 "protocol bgp peer{} {{
                     local {v4} as {OUR_ASN}; neighbor {} as {OUR_ASN}; {reflects}
                     connect delay time 1; connect retry time 1; error wait time 1, 2;
-                    ipv4 {{ import all; export where {exported}; }};
-                    ipv6 {{ import all; export where {exported}; next hop address {v6}; }};
+                    ipv4 {{ import all; add paths rx; export where {exported}; }};
+                    ipv6 {{ import all; add paths rx; export where {exported}; next hop address {v6}; }};
                 }}\n",
                 peer.0,
                 peer.v4()
@@ -180,7 +181,8 @@ impl Reflecting for GoBgp {
             );
             for family in ["ipv4-unicast", "ipv6-unicast"] {
                 config += &format!(
-                    "[[neighbors.afi-safis]]\n[neighbors.afi-safis.config]\nafi-safi-name = \"{family}\"\n"
+                    "[[neighbors.afi-safis]]\n[neighbors.afi-safis.config]\nafi-safi-name = \"{family}\"\n\
+                     [neighbors.afi-safis.add-paths.config]\nreceive = true\n"
                 );
             }
         }
@@ -305,6 +307,99 @@ fn daemons_are_our_clients() {
     });
 }
 
+/// The next hops of all paths that there are to a prefix.
+fn next_hops_at_bird(lab: &Lab, prefix: &str) -> BTreeSet<String> {
+    let answer = lab.birdc(&format!("show route all {prefix}"));
+    let hop = |line: &str| Some(line.trim().strip_prefix("BGP.next_hop:")?.trim().to_owned());
+    answer.lines().filter_map(hop).collect()
+}
+
+fn next_hops_at_frr(lab: &Lab, prefix: &str) -> BTreeSet<String> {
+    let directory = lab.path("");
+    let command = format!("show bgp {} unicast {prefix} json", family(prefix));
+    let answer = lab.ask(&["vtysh", "--vty_socket", &directory, "-d", "bgpd", "-c", &command]);
+    let answer: Value = serde_json::from_str(&answer).unwrap_or_default();
+    let paths = answer["paths"].as_array().into_iter().flatten();
+    paths.filter_map(|path| Some(path["nexthops"][0]["ip"].as_str()?.to_owned())).collect()
+}
+
+fn next_hops_at_gobgp(lab: &Lab, prefix: &str) -> BTreeSet<String> {
+    let answer = gobgp(lab, &format!("global rib {prefix} -a {} -j", family(prefix)));
+    let answer: Value = serde_json::from_str(&answer).unwrap_or_default();
+    let attributes =
+        answer[prefix].as_array().into_iter().flatten().filter_map(|path| path["attrs"].as_array());
+    let hop = |attribute: &Value| Some(attribute["nexthop"].as_str()?.to_owned());
+    attributes.filter_map(|all| all.iter().find_map(hop)).collect()
+}
+
+/// Where several nodes announce a VIP, the reflector itself among them, clients that take several paths have all of them, as they come and
+/// go; without the option they have one.
+#[test]
+fn all_paths_to_clients() {
+    let programs = ["bird", "birdc", "../lib/frr/bgpd", "vtysh", "gobgpd", "gobgp"];
+    in_lab(&programs, |mut lab| async move {
+        const VIPS: [&str; 2] = ["192.0.2.80/32", "2001:db8:2::80/128"];
+        let (ours, nodes) = (Host(1), [Host(5), Host(6)]);
+        for host in [BIRD, FRR, GOBGP] {
+            lab.add_addresses_at_peer(host.next_hops());
+        }
+        let daemons: [&dyn Reflecting; 3] = [&Bird, &Frr, &GoBgp];
+        daemons.iter().for_each(|daemon| daemon.start(&mut lab, &[ours], false));
+        let speaker = start(speaker_config(Some(ours.v4()))).await;
+        speaker.set_reflector(Some(CLUSTER));
+        speaker.update(announce(&VIPS, &Attributes::default()));
+        let peers = |send| -> Vec<PeerConfig> {
+            let client = |host: Host| PeerConfig {
+                passive: true,
+                client: true,
+                add_paths: AddPaths { receive: false, send },
+                ..session(ours, host)
+            };
+            [BIRD, FRR, GOBGP].into_iter().chain(nodes).map(client).collect()
+        };
+        speaker.set_peers(peers(true));
+        let mut clients = Vec::new();
+        for host in nodes {
+            lab.add_address(host.v4());
+            let IpAddr::V4(router_id) = host.v4() else { unreachable!("it is one") };
+            let client = start(SpeakerConfig { router_id, ..speaker_config(None) }).await;
+            client.update(announce(&VIPS, &Attributes::default()));
+            client.set_peers(vec![PeerConfig { local_address: Some(host.v4()), ..session(host, ours) }]);
+            clients.push(client);
+        }
+
+        type Ask = fn(&Lab, &str) -> BTreeSet<String>;
+        let views: [Ask; 3] = [next_hops_at_bird, next_hops_at_frr, next_hops_at_gobgp];
+        let held = || views.map(|ask| VIPS.map(|vip| ask(&lab, vip)));
+        let all = |hosts: &[Host]| {
+            let hops =
+                [0, 1].map(|family| hosts.iter().map(move |host| host.next_hops()[family].to_string()));
+            vec![hops.map(Iterator::collect::<BTreeSet<_>>); 3]
+        };
+        let until = async |what: &str, hosts: &[Host]| {
+            lab.until(what, || held()[..] == all(hosts)[..], || format!("{:#?}", held())).await;
+        };
+        until("every node's path", &[ours, nodes[0], nodes[1]]).await;
+        clients[0].update(withdraw(&VIPS));
+        until("what one withdrew to go", &[ours, nodes[1]]).await;
+        speaker.update(withdraw(&VIPS));
+        until("the reflector's own to go", &[nodes[1]]).await;
+        clients[0].update(announce(&VIPS, &Attributes::default()));
+        until("the other again", &nodes).await;
+        speaker.set_peers(peers(false));
+        // FRR 8.4 sweeps no path of a peer behind one that it has again: it keeps the other until its stale timer has run out.
+        let [at_bird, _, at_gobgp] = views;
+        let best = || [at_bird, at_gobgp].iter().all(|ask| ask(&lab, VIPS[0]) == all(&nodes[..1])[0][0]);
+        lab.until("the best alone", best, || format!("{:#?}", held())).await;
+    });
+}
+
+/// A session between two of ours, or of ours with a daemon, whose own next hops are told in both families.
+fn session(own: Host, peer: Host) -> PeerConfig {
+    let (IpAddr::V4(v4), IpAddr::V6(v6)) = (own.v4(), own.v6()) else { unreachable!("they are") };
+    PeerConfig { next_hop_v4: Some(v4), next_hop_v6: Some(v6), ..peer_config(peer.v4(), OUR_ASN) }
+}
+
 /// Two of our speakers know of each other by way of a daemon's reflector.
 fn clients_of(daemon: &'static dyn Reflecting, host: Host) {
     in_lab(daemon.programs(), move |mut lab| async move {
@@ -323,13 +418,7 @@ fn clients_of(daemon: &'static dyn Reflecting, host: Host) {
             let IpAddr::V4(router_id) = own.v4() else { unreachable!("it is one") };
             let speaker = start(SpeakerConfig { router_id, ..speaker_config(Some(own.v4())) }).await;
             speaker.set_imports(&BTreeMap::from([(host.v4(), policy.clone())]));
-            let (IpAddr::V4(v4), IpAddr::V6(v6)) = (own.v4(), own.v6()) else { unreachable!("they are") };
-            speaker.set_peers(vec![PeerConfig {
-                passive: true,
-                next_hop_v4: Some(v4),
-                next_hop_v6: Some(v6),
-                ..peer_config(host.v4(), OUR_ASN)
-            }]);
+            speaker.set_peers(vec![PeerConfig { passive: true, ..session(own, host) }]);
             let prefixes = own.prefixes();
             speaker.update(announce(&prefixes.each_ref().map(String::as_str), &Attributes::default()));
             speaker

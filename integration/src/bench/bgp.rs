@@ -72,13 +72,14 @@ fn first_peer() -> Ipv4Addr {
 pub fn run(work: &Path) -> Result<()> {
     fs::create_dir_all(work)?;
     println!(
-        "median of {ROUNDS} (slowest); time from outside, CPU time of the speaker until then, its peak memory"
+        "median of {ROUNDS} (slowest); time from outside, CPU time of the speaker until then, its peak memory without pages of \
+         programs and libraries (and with them)"
     );
     println!(
         "\n{PREFIXES} prefixes with the same attributes to one peer; the fewest UPDATEs they fit in: {FEWEST_MESSAGES}"
     );
     println!(
-        "{:<8} {:>16} {:>8} {:>8} {:>14} {:>16} {:>8} {:>10}",
+        "{:<8} {:>16} {:>8} {:>8} {:>14} {:>16} {:>8} {:>17}",
         "", "announced", "CPU", "UPDATEs", "prefixes each", "withdrawn", "CPU", "memory"
     );
     for (subject, rows) in in_turn(|subject| sending(subject, work))? {
@@ -92,12 +93,12 @@ pub fn run(work: &Path) -> Result<()> {
             f64::from(PREFIXES) / f64::from(told.messages),
             times(&rows, |row| row.withdrawn.cost.time),
             cpu(&rows, |row| row.withdrawn.cost.cpu),
-            mebibytes(&rows, |row| row.peak),
+            mebibytes(&rows, |row| row.memory),
         );
     }
     for shared in [0, EACH / 2] {
         println!("\n{PEERS} peers × {EACH} prefixes to one speaker, {shared} of each the same for all peers");
-        println!("{:<8} {:>16} {:>16} {:>8} {:>10}", "", "sessions up", "all in its table", "CPU", "memory");
+        println!("{:<8} {:>16} {:>16} {:>8} {:>17}", "", "sessions up", "all in its table", "CPU", "memory");
         for (subject, rows) in in_turn(|subject| receiving(subject, shared, work))? {
             println!(
                 "{:<8} {} {} {} {}",
@@ -105,7 +106,7 @@ pub fn run(work: &Path) -> Result<()> {
                 times(&rows, |row| row.sessions),
                 times(&rows, |row| row.cost.time),
                 cpu(&rows, |row| row.cost.cpu),
-                mebibytes(&rows, |row| row.peak),
+                mebibytes(&rows, |row| row.memory),
             );
         }
     }
@@ -140,8 +141,10 @@ fn cpu<Row>(rows: &[Row], of: impl Fn(&Row) -> Duration) -> String {
     format!("{:>6.3} s", spread(rows, of).0.as_secs_f64())
 }
 
-fn mebibytes<Row>(rows: &[Row], of: impl Fn(&Row) -> u64) -> String {
-    format!("{:>6.1} MiB", spread(rows, of).0 as f64 / 1024.0)
+fn mebibytes<Row>(rows: &[Row], of: impl Fn(&Row) -> Memory) -> String {
+    let median = |of: &dyn Fn(&Row) -> u64| spread(rows, of).0 as f64 / 1024.0;
+    let own = median(&|row| of(row).peak - of(row).file);
+    format!("{own:>6.1} ({:.1}) MiB", median(&|row| of(row).peak))
 }
 
 /// What something took: by the clock, and of the speaker's CPU time.
@@ -159,8 +162,7 @@ struct Told {
 struct Sending {
     announced: Told,
     withdrawn: Told,
-    /// KiB.
-    peak: u64,
+    memory: Memory,
 }
 
 fn sending(subject: Subject, work: &Path) -> Result<Sending> {
@@ -177,9 +179,9 @@ fn sending(subject: Subject, work: &Path) -> Result<Sending> {
     let spent = memory::cpu_time(daemon.id())?;
     let began = subject.withdraw(&speaker, work, &daemon)?;
     let withdrawn = told(&mut session, &daemon, (began, spent), |update| update.unreachable().count())?;
-    let peak = Memory::of(daemon.id())?.peak;
+    let memory = Memory::of(daemon.id())?;
     daemon.kill();
-    Ok(Sending { announced, withdrawn, peak })
+    Ok(Sending { announced, withdrawn, memory })
 }
 
 /// Counts UPDATEs until all prefixes were in what `of` counts.
@@ -205,8 +207,7 @@ struct Receiving {
     /// From the first session to the last.
     sessions: Duration,
     cost: Cost,
-    /// KiB.
-    peak: u64,
+    memory: Memory,
 }
 
 fn receiving(subject: Subject, shared: u32, work: &Path) -> Result<Receiving> {
@@ -240,7 +241,7 @@ fn receiving(subject: Subject, shared: u32, work: &Path) -> Result<Receiving> {
         ensure!(held == PEERS * EACH, "{held} routes of {}", PEERS * EACH);
         Ok(())
     });
-    let peak = Memory::of(daemon.id())?.peak;
+    let memory = Memory::of(daemon.id())?;
     daemon.kill();
     for thread in threads {
         thread.join().map_err(|_| anyhow!("a feeder panicked"))???;
@@ -248,7 +249,7 @@ fn receiving(subject: Subject, shared: u32, work: &Path) -> Result<Receiving> {
     let (done, cpu) = done?;
     let (first, last) = sessions.first().zip(sessions.last()).context("no session")?;
     let cost = Cost { time: done.saturating_duration_since(*first), cpu: cpu - spent };
-    Ok(Receiving { sessions: *last - *first, cost, peak })
+    Ok(Receiving { sessions: *last - *first, cost, memory })
 }
 
 /// Waits until a speaker has `all`, and works no more: when it did last, and the CPU time it had used by then.

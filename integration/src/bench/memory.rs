@@ -12,6 +12,9 @@ pub struct Memory {
     pub peak: u64,
     /// What there is (`VmRSS`).
     pub resident: u64,
+    /// Of either, the pages of program and libraries that were used (`RssFile`): how many is up to the linker, the kernel drops
+    /// them where memory is scarce, and processes of one program share them.
+    pub file: u64,
 }
 
 impl Memory {
@@ -27,7 +30,7 @@ impl Memory {
             let value = line.and_then(|line| line.split_whitespace().next());
             value.with_context(|| format!("no {name} in {path}"))?.parse().context("a number")
         };
-        Ok(Self { peak: field("VmHWM:")?, resident: field("VmRSS:")? })
+        Ok(Self { peak: field("VmHWM:")?, resident: field("VmRSS:")?, file: field("RssFile:")? })
     }
 }
 

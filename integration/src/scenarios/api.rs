@@ -121,7 +121,7 @@ fn api_cluster(lab: &mut Lab) -> Result<()> {
 
 /// Waits until the directors named reach all endpoints by tunnel (or: some by nat), as IPVS's destinations show: those of nat are
 /// not the endpoints' own addresses.
-fn await_forwarding(lab: &Lab, service: &Service, directors: &[&str], tunnel: bool) -> Result<()> {
+pub(super) fn await_forwarding(lab: &Lab, service: &Service, directors: &[&str], tunnel: bool) -> Result<()> {
     let what = if tunnel { "tunnel alone" } else { "nat" };
     await_some(LIMIT, &format!("directors that use {what} for Service {}", service.name), || {
         for name in directors {
@@ -354,6 +354,10 @@ fn accepts_broken(lab: &mut Lab) -> Result<()> {
     lab.fabric.node(NODE)?.ns.ip("link del sheave4\nlink add sheave4 type dummy\n")?;
     server.await_annotation(2 * LIMIT, NODE, ACCEPTS_ANNOTATION, None)?;
     await_forwarding(lab, &service, &others, false)?;
+    // By nat a connection belongs to its director, and would not outlive the node's coming back among these.
+    for family in Family::BOTH {
+        lab.fabric.steer(service.vip(family), Some(lab.fabric.node(others[0])?))?;
+    }
     let loads = BothLoads::start(lab, &service)?;
     loads.await_answers(100)?;
     lab.fabric.node(NODE)?.ns.ip("link del sheave4\n")?;
@@ -363,6 +367,9 @@ fn accepts_broken(lab: &mut Lab) -> Result<()> {
     lab.await_applied(&service)?;
     loads.await_answers(100)?;
     loads.none_failed()?;
+    for family in Family::BOTH {
+        lab.fabric.steer(service.vip(family), None)?;
+    }
     lab.remove(&service)
 }
 

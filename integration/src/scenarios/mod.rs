@@ -8,6 +8,7 @@ mod beside;
 mod bmp;
 mod bulk;
 mod directors;
+mod drain;
 mod dynamic_peers;
 mod encapsulation;
 mod explain;
@@ -22,6 +23,7 @@ mod mesh;
 mod nat;
 mod node_ports;
 mod observe;
+mod order;
 mod paths;
 mod pods;
 mod policies;
@@ -60,6 +62,7 @@ pub fn all() -> Vec<(Kind, Scenario)> {
         guard::SCENARIOS,
         source_ranges::SCENARIOS,
         updates::SCENARIOS,
+        order::SCENARIOS,
         affinity::SCENARIOS,
         policies::SCENARIOS,
         node_ports::SCENARIOS,
@@ -79,10 +82,11 @@ pub fn all() -> Vec<(Kind, Scenario)> {
         dynamic_peers::SCENARIOS,
         leaf_spine::SCENARIOS,
         mesh::SCENARIOS,
+        drain::SCENARIOS,
         agent::SCENARIOS,
     ]
     .concat();
-    let with_api_server = [encapsulation::SCENARIOS, api::SCENARIOS].concat();
+    let with_api_server = [encapsulation::SCENARIOS, drain::WITH_API_SERVER, api::SCENARIOS].concat();
     [
         (Kind::Manifests, with_manifests),
         (Kind::Api, with_api_server),

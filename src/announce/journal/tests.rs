@@ -14,6 +14,7 @@ fn node() -> Node {
         deleting: false,
         to_be_deleted: false,
         excluded_from_load_balancers: false,
+        taints: Vec::new(),
     }
 }
 

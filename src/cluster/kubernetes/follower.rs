@@ -25,8 +25,6 @@ use crate::cluster::{Event, Watch, WatchState};
 
 /// How many events are told together at most, so that what follows can begin.
 const LARGEST_BATCH: usize = 1000;
-/// Objects per page, as of client-go.
-const PAGE: u32 = 500;
 /// Longest body of an error that is read.
 const LONGEST_ERROR: usize = 64 * 1024;
 
@@ -44,6 +42,8 @@ pub(super) struct Follower {
     state: Option<WatchState>,
     /// Heard, and not told yet.
     events: Vec<Event>,
+    /// What pages of the running list are read into, one after the other.
+    buffer: Vec<u8>,
 }
 
 /// How a request ended that did not fail.
@@ -67,6 +67,7 @@ impl Follower {
             names: Names::default(),
             state: None,
             events: Vec::new(),
+            buffer: Vec::new(),
         }
     }
 
@@ -129,21 +130,26 @@ impl Follower {
     async fn page(&mut self, token: Option<String>, limited: bool) -> Result<(), Failure> {
         let mut query = String::new();
         if limited {
-            query = format!("limit={PAGE}");
+            query = format!("limit={}", self.resource.page());
         }
         match &token {
             // A token is opaque; servers make it of what needs no encoding, but promise nothing.
             Some(token) => query += &format!("&continue={}", encode(token)),
             None => self.ledger.begin(),
         }
-        let body = self.body(self.get(&query).await?, usize::MAX).await?;
+        let response = self.get(&query).await?;
+        let buffer = std::mem::take(&mut self.buffer);
+        let body = self.body(response, buffer, usize::MAX).await?;
         let Page { items, version, next } = Page::read(&body)?;
         for item in items {
             let head = Head::read(self.resource, item, &mut self.names);
             self.ledger.listed(head, || item::read(self.resource, item, &mut self.names));
         }
         match next {
-            Some(token) => self.reflector.page(token),
+            Some(token) => {
+                self.reflector.page(token);
+                self.buffer = body;
+            }
             None => {
                 self.events = self.ledger.complete();
                 self.reflector.complete(version);
@@ -279,15 +285,20 @@ impl Follower {
         }
         let after = response.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok()?.parse().ok());
         // Without its body an error is still one.
-        let body = timeout(self.pace.answer, self.body(response, LONGEST_ERROR)).await;
+        let body = timeout(self.pace.answer, self.body(response, Vec::new(), LONGEST_ERROR)).await;
         let body = body.unwrap_or_else(|_| Ok(Vec::new())).unwrap_or_default();
         Err(Failure::refusal(status.as_u16(), after.map(Duration::from_secs), &body))
     }
 
-    /// Reads a body to its end, or to the piece in which it becomes `longest` bytes long.
-    async fn body(&self, response: Response<Body>, longest: usize) -> Result<Vec<u8>, Failure> {
+    /// Reads a body to its end, or to the piece in which it becomes `longest` bytes long, in place of what is in `read`.
+    async fn body(
+        &self,
+        response: Response<Body>,
+        mut read: Vec<u8>,
+        longest: usize,
+    ) -> Result<Vec<u8>, Failure> {
         let mut body = response.into_body();
-        let mut read = Vec::new();
+        read.clear();
         while read.len() < longest {
             let frame = timeout(self.pace.answer, body.frame())
                 .await

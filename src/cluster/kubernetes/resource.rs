@@ -48,6 +48,14 @@ impl Resource {
         }
     }
 
+    /// Objects per page of a list: client-go's 500, or less where each is long. A Node lists its images, 10 to 20 KiB of them.
+    pub(super) fn page(self) -> u32 {
+        match self {
+            Self::Services | Self::EndpointSlices | Self::ServiceCidrs => 500,
+            Self::Nodes => 100,
+        }
+    }
+
     /// Whether a server may lack it: ServiceCIDRs are served as v1 since Kubernetes 1.33.
     pub(super) fn is_optional(self) -> bool {
         self == Self::ServiceCidrs

@@ -39,6 +39,8 @@ pub(super) enum Part {
     Source,
     /// Health-check node ports.
     NodePorts,
+    /// VIPs that this node cannot forward.
+    Vips,
 }
 
 /// One thing to send.

@@ -76,14 +76,28 @@ impl Events {
 
     /// These are the warnings about health-check node ports of this node, and no others.
     pub fn node_ports(&mut self, warnings: impl IntoIterator<Item = Warning>) {
+        self.of_this_node(Part::NodePorts, "Listen", warnings);
+    }
+
+    /// These are the warnings about VIPs that this node does not announce because it cannot forward them, and no others.
+    pub fn vips(&mut self, warnings: impl IntoIterator<Item = Warning>) {
+        self.of_this_node(Part::Vips, "Announce", warnings);
+    }
+
+    fn of_this_node(
+        &mut self,
+        part: Part,
+        action: &'static str,
+        warnings: impl IntoIterator<Item = Warning>,
+    ) {
         let node = self.node.clone();
         let notices = warnings.into_iter().filter_map(Notice::of_warning).map(|notice| Notice {
             message: format!("on node {node}: {}", notice.message),
-            action: "Listen",
+            action,
             known_by: KnownBy::ThisNode,
             ..notice
         });
-        self.all_stand(Part::NodePorts, notices);
+        self.all_stand(part, notices);
     }
 
     /// The peers are so now.

@@ -1,7 +1,7 @@
 //! What there is to tell.
 
 use crate::cluster::{ObjectKey, Place, Problem, ServiceName};
-use crate::plan::{EXCLUDED_FROM_LOAD_BALANCERS, Warning};
+use crate::plan::{DRAIN_ASKED, EXCLUDED_FROM_LOAD_BALANCERS, Warning};
 
 /// What an Event says, apart from when and how often.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -44,8 +44,11 @@ impl Notice {
         let Warning { object, reason, message } = warning;
         Some(Self {
             regarding: regarding(&object)?,
-            // That is as its owner wants it.
-            kind: if reason == EXCLUDED_FROM_LOAD_BALANCERS { Kind::Normal } else { Kind::Warning },
+            kind: match reason {
+                // That is as its owner wants it.
+                DRAIN_ASKED | EXCLUDED_FROM_LOAD_BALANCERS => Kind::Normal,
+                _ => Kind::Warning,
+            },
             reason,
             action: "Plan",
             message,

@@ -16,6 +16,7 @@ use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
+use super::status;
 use crate::cluster::Protocol;
 use crate::plan::VipPort;
 
@@ -62,6 +63,8 @@ pub struct Agent {
     pub ready: bool,
     /// As [`Status::holding`](super::status::Status::holding).
     pub holding: bool,
+    /// How far its node has drained.
+    pub drain: status::Drain,
 }
 
 /// A Service, as far as it matters to the path of a packet.

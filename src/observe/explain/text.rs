@@ -15,7 +15,7 @@ impl fmt::Display for Explanation {
         let by = match agent {
             None => "planned from manifests".to_owned(),
             Some(Agent { version, ready: true, .. }) => format!("sheave {version}"),
-            Some(Agent { version, ready: false, holding: true }) => {
+            Some(Agent { version, ready: false, holding: true, .. }) => {
                 format!(
                     "sheave {version}, which waits for its source and announces what was announced before"
                 )
@@ -23,6 +23,8 @@ impl fmt::Display for Explanation {
             Some(Agent { version, .. }) => format!("sheave {version}, which waits for its source"),
         };
         writeln!(f, "Service {}, seen from {node} ({by})", service.name)?;
+        let drain = agent.iter().filter_map(|agent| agent.drain.words());
+        field(f, "drain", drain)?;
         if let Some(why) = &service.skipped {
             writeln!(f, "  left alone: {why}")?;
         }

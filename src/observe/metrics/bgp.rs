@@ -41,8 +41,13 @@ pub fn add_to(speaker: &SpeakerStatus, families: &mut Families) {
     );
     families.counter(
         "sheave_bfd_sessions_up_total",
-        "How often it was up",
+        "How often it came up",
         watched().map(|(labels, bfd)| (labels, float(bfd.ups))),
+    );
+    families.counter(
+        "sheave_bfd_sessions_failed_total",
+        "How often it went down, but for when an operator of either side took it down",
+        watched().map(|(labels, bfd)| (labels, float(bfd.failures))),
     );
     families.gauge(
         "sheave_bfd_detection_time_seconds",

@@ -12,6 +12,7 @@
 
 mod bgp;
 mod bmp;
+mod drain;
 mod exposition;
 mod process;
 mod snapshot;
@@ -33,6 +34,7 @@ use super::health::Health;
 use super::http::{Page, Site, Use};
 use super::status::Question;
 use crate::cluster::WatchState;
+pub use drain::DrainSnapshot;
 use exposition::Families;
 pub use snapshot::{ConntrackPass, Passes, Snapshot};
 pub use traffic::{Traffic, Wanted};

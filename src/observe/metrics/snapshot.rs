@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use sheave_bgp::{BmpStationStatus, LearntStatus, SpeakerStatus};
 
+use super::drain::DrainSnapshot;
 use super::exposition::{Families, Labels};
 use super::traffic::Traffic;
 use super::{bgp, bmp, traffic};
@@ -36,6 +37,8 @@ pub struct Snapshot {
     pub announcements: usize,
     /// Of these, how many peers are told now.
     pub announced: usize,
+    /// How far this node has drained.
+    pub drain: DrainSnapshot,
     /// Service ports with endpoints that a `Local` policy keeps this node from.
     pub without_local_endpoints: WithoutLocalEndpoints,
     /// What users should know of their objects, by reason.
@@ -149,6 +152,7 @@ impl Snapshot {
             &self.warnings,
         );
         by(families, "sheave_problems", "What is not as planned", "kind", &self.problems);
+        self.drain.add_to(families);
         self.add_without_local_endpoints(families);
         self.add_kernel(families);
         traffic::add_node(families);

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use sheave_bgp::runtime::{FamilyStatus, LastError, SessionStatus};
 use sheave_bgp::session::{Down, Negotiated, State};
 use sheave_bgp::{
-    BmpCounters, BmpStationStatus, Counters, FamilyCounts, LearntStatus, PeerStatus, SpeakerStatus,
+    BfdStatus, BmpCounters, BmpStationStatus, Counters, FamilyCounts, LearntStatus, PeerStatus, SpeakerStatus,
 };
 use sheave_ipvs::Stats;
 
@@ -120,7 +120,12 @@ fn peer() -> PeerStatus {
         since: SystemTime::UNIX_EPOCH + Duration::from_secs(7),
         uptime: Some(Duration::from_secs(5)),
         last_error: Some(LastError { at: SystemTime::UNIX_EPOCH, reason: Down::ConnectionClosed }),
-        bfd: None,
+        bfd: Some(BfdStatus {
+            detection_time: Duration::from_millis(150),
+            ups: 2,
+            failures: 1,
+            ..BfdStatus::default()
+        }),
         session: Some(SessionStatus {
             local: "10.0.0.1:179".parse().unwrap(),
             negotiated: Negotiated {
@@ -208,6 +213,7 @@ fn everything() -> String {
             external: ByFamily { ipv4: 0, ipv6: 2 },
             ..WithoutLocalEndpoints::default()
         },
+        drain: DrainSnapshot { since: Some(SystemTime::UNIX_EPOCH), ..DrainSnapshot::default() },
         problems: BTreeMap::from([("kernel", 0)]),
         passes: vec![("IPVS", Passes { ok: 4, failed: 1 })],
         traffic: wanted(VirtualServerMetrics::All, 10).pick(&planner, [(vip(80), stats)]),
@@ -257,6 +263,9 @@ fn the_exposition_is_valid() {
         "sheave_watch_up{resource=\"nodes\"} 0",
         "sheave_watch_down_since_timestamp_seconds{resource=\"nodes\"} 0",
         "sheave_bgp_session_up{peer=\"10.0.0.254\",asn=\"65001\"} 1",
+        "sheave_bfd_session_up{peer=\"10.0.0.254\",asn=\"65001\"} 0",
+        "sheave_bfd_sessions_failed_total{peer=\"10.0.0.254\",asn=\"65001\"} 1",
+        "sheave_bfd_detection_time_seconds{peer=\"10.0.0.254\",asn=\"65001\"} 0.15",
         "sheave_bgp_last_error_timestamp_seconds{peer=\"10.0.0.254\",asn=\"65001\",reason=\"ConnectionClosed\"} 0",
         "sheave_bgp_dynamic_peers{prefix=\"10.0.0.0/24\"} 2",
         "sheave_bgp_dynamic_peers_limit{prefix=\"10.0.0.0/24\"} 100",

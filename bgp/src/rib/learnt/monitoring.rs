@@ -7,10 +7,9 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 
-use super::Learnt;
+use super::{Learnt, reached};
 use crate::Family;
 use crate::rib::adj_in::Held;
-use crate::rib::decision::{Candidate, select};
 use crate::rib::path::Path;
 use crate::wire::Nlri;
 
@@ -87,16 +86,12 @@ impl Learnt {
 
     /// The best route to a prefix. With several of equal worth it is the one that tells them apart best (RFC 4271 §9.1.2.2).
     pub fn best(&self, prefix: IpNet) -> Option<Arc<Path>> {
-        let usable: Vec<_> = self.usable_of(prefix).collect();
-        let candidates = usable.iter().map(|&(path, source)| Candidate { path, source });
-        let best: *const Path = select(candidates.collect()).first()?.path;
-        let (path, _) = usable.iter().find(|(path, _)| Arc::as_ptr(path) == best)?;
-        Some(Arc::clone(path))
+        self.loc_rib.best(&prefix, |hop| reached(self.links.as_ref(), hop))
     }
 
     /// Prefixes that there is a route to.
     pub fn prefixes(&self) -> impl Iterator<Item = IpNet> {
-        self.routes.keys().copied()
+        self.loc_rib.used().map(|(prefix, _)| *prefix)
     }
 
     /// The best route to each prefix that there is one to.

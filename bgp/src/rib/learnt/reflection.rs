@@ -4,12 +4,14 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
 
 use ipnet::IpNet;
 
 use super::Learnt;
 use crate::rib::adj_in::AdjRibIn;
 use crate::rib::decision::{Candidate, select};
+use crate::rib::loc_rib::OWN_PATH;
 use crate::rib::path::{Path, Source};
 use crate::rib::route::Reflected;
 use crate::wire::{Nlri, RawAttribute};
@@ -17,10 +19,10 @@ use crate::wire::{Nlri, RawAttribute};
 /// What is different of what is passed on.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Reflections {
-    /// Routes, each with the prefixes that it is of from now on.
-    pub announce: Vec<(Reflected, Vec<IpNet>)>,
-    /// Prefixes that none is passed on to any more.
-    pub withdraw: Vec<IpNet>,
+    /// Routes that are passed on.
+    pub routes: Vec<Reflected>,
+    /// Prefixes, each with all paths to it from now on, the best first: their names (RFC 7911), and which of `routes`.
+    pub prefixes: Vec<(IpNet, Vec<(u32, usize)>)>,
 }
 
 /// The state of a reflector.
@@ -28,8 +30,8 @@ pub struct Reflections {
 pub(super) struct Reflecting {
     /// This speaker is one, with that CLUSTER_ID.
     cluster_id: Option<Ipv4Addr>,
-    /// Paths to a prefix that may be passed on, by peer and path identifier.
-    offered: BTreeMap<IpNet, BTreeSet<(IpAddr, u32)>>,
+    /// Paths to a prefix that may be passed on.
+    offered: BTreeMap<IpNet, Offered>,
     /// Prefixes of which something changed since it was taken.
     changed: BTreeSet<IpNet>,
     /// The speaker goes, and its peers are to keep what they have been told.
@@ -38,6 +40,33 @@ pub(super) struct Reflecting {
     awaited: (BTreeSet<IpAddr>, bool),
     /// They are waited for no longer.
     deferred_enough: bool,
+}
+
+/// Paths to a prefix that may be passed on.
+#[derive(Debug, Default)]
+struct Offered {
+    /// By peer and its path identifier: what they are called.
+    paths: BTreeMap<(IpAddr, u32), u32>,
+    /// The name that was given last.
+    latest: u32,
+}
+
+impl Offered {
+    fn insert(&mut self, path: (IpAddr, u32)) {
+        if self.paths.contains_key(&path) {
+            return;
+        }
+        // One that was not in use for as long as can be.
+        let mut name = self.latest;
+        loop {
+            name = name.wrapping_add(1).max(OWN_PATH + 1);
+            if !self.paths.values().any(|used| *used == name) {
+                break;
+            }
+        }
+        self.latest = name;
+        self.paths.insert(path, name);
+    }
 }
 
 impl Reflecting {
@@ -55,9 +84,9 @@ impl Reflecting {
         let Nlri { prefix, path_id } = *nlri;
         if offered {
             self.offered.entry(prefix).or_default().insert((peer, path_id));
-        } else if let Some(paths) = self.offered.get_mut(&prefix) {
-            paths.remove(&(peer, path_id));
-            if paths.is_empty() {
+        } else if let Some(offered) = self.offered.get_mut(&prefix) {
+            offered.paths.remove(&(peer, path_id));
+            if offered.paths.is_empty() {
                 self.offered.remove(&prefix);
             }
         }
@@ -88,7 +117,8 @@ impl Learnt {
     /// Makes a peer that there is a session with a client of this reflector, or not.
     pub fn set_client(&mut self, peer: IpAddr, client: bool) {
         let Some(source) = self.peers.get_mut(&peer).and_then(|known| known.source.as_mut()) else { return };
-        if std::mem::replace(&mut source.client, client) != client {
+        if source.client != client {
+            Arc::make_mut(source).client = client;
             self.judge_all(peer);
         }
     }
@@ -124,35 +154,42 @@ impl Learnt {
         if self.reflecting.frozen {
             return reflections;
         }
-        let mut groups: HashMap<(&Path, IpAddr), (&Source, Vec<IpNet>)> = HashMap::new();
-        for prefix in changed {
-            match self.passed_on(&prefix) {
-                Some(Candidate { path, source }) => {
-                    let (_, prefixes) = groups.entry((path, source.peer)).or_insert((source, Vec::new()));
-                    prefixes.push(prefix);
-                }
-                None => reflections.withdraw.push(prefix),
-            }
-        }
         let cluster_id = self.own.cluster_id;
-        let passed_on = groups
-            .into_iter()
-            .map(|((path, _), (source, prefixes))| (path.reflected(source, cluster_id), prefixes));
-        reflections.announce = passed_on.collect();
-        // In one order, whatever the table's.
-        reflections.announce.sort_unstable_by(|(one, _), (other, _)| one.cmp(other));
+        // A path is kept once, and looks different by whom it came from.
+        let mut known: HashMap<(*const Path, IpAddr), usize> = HashMap::new();
+        for prefix in changed {
+            let mut paths = Vec::new();
+            for (name, Candidate { path, source }) in self.passed_on(&prefix) {
+                let route = *known.entry((std::ptr::from_ref(path), source.peer)).or_insert_with(|| {
+                    reflections.routes.push(path.reflected(source, cluster_id));
+                    reflections.routes.len() - 1
+                });
+                paths.push((name, route));
+            }
+            reflections.prefixes.push((prefix, paths));
+        }
         reflections
     }
 
-    /// The route that is passed on of those that are offered.
-    fn passed_on(&self, prefix: &IpNet) -> Option<Candidate<'_>> {
-        let candidate = |&(peer, path_id)| {
+    /// The paths that are passed on, with their names: the best first.
+    fn passed_on(&self, prefix: &IpNet) -> Vec<(u32, Candidate<'_>)> {
+        let Some(offered) = self.reflecting.offered.get(prefix) else { return Vec::new() };
+        let candidate = |(&(peer, path_id), name): (&(IpAddr, u32), &u32)| {
             let known = self.peers.get(&peer)?;
             let held = known.get(&Nlri { prefix: *prefix, path_id })?;
-            Some(Candidate { path: &held.path, source: known.source.as_ref()? })
+            Some((*name, Candidate { path: &held.path, source: known.source.as_deref()? }))
         };
-        let offered = self.reflecting.offered.get(prefix)?;
-        select(offered.iter().filter_map(candidate).collect()).into_iter().next()
+        let mut paths: Vec<_> = offered.paths.iter().filter_map(candidate).collect();
+        let best = select(paths.iter().map(|(_, candidate)| *candidate).collect()).into_iter().next();
+        let is_best = |(_, path): &(u32, Candidate<'_>)| {
+            best.is_some_and(|best| {
+                std::ptr::eq(best.path, path.path) && best.source.peer == path.source.peer
+            })
+        };
+        if let Some(place) = paths.iter().position(is_best) {
+            paths[..=place].rotate_right(1);
+        }
+        paths
     }
 }
 

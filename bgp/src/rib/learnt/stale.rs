@@ -103,7 +103,7 @@ impl Learnt {
         let Some(held) = known.family_mut(Family::of(&nlri.prefix)).routes.get_mut(&nlri) else { return };
         held.long_lived = true;
         held.path = marked;
-        self.forget(&path);
         self.judge(peer, nlri);
+        self.forget(&path);
     }
 }

@@ -159,7 +159,7 @@ fn used(learnt: &Learnt) -> Vec<String> {
         let hops: Vec<String> = hops.iter().map(|hop| last(hop).to_string()).collect();
         format!("{prefix} via {}", hops.join(" "))
     };
-    learnt.routes.iter().map(words).collect()
+    learnt.loc_rib.used().map(words).collect()
 }
 
 fn counts(learnt: &Learnt, peer: u8) -> [(usize, usize); 2] {
@@ -171,7 +171,7 @@ fn counts(learnt: &Learnt, peer: u8) -> [(usize, usize); 2] {
 
 /// Nothing of anything is left.
 fn assert_empty(learnt: &Learnt) {
-    assert!(learnt.is_empty() && learnt.paths.is_empty() && learnt.holders.is_empty(), "{learnt:?}");
+    assert!(learnt.is_empty() && learnt.paths.is_empty() && learnt.loc_rib.is_empty(), "{learnt:?}");
 }
 
 #[test]
@@ -789,7 +789,7 @@ proptest! {
             };
         }
         let used: BTreeMap<IpNet, Vec<NextHop>> =
-            history.routes.iter().map(|(prefix, hops)| (*prefix, hops.to_vec())).collect();
+            history.loc_rib.used().map(|(prefix, hops)| (*prefix, hops.to_vec())).collect();
         assert_eq!(told, used);
 
         // And with the last of it nothing stays.

@@ -30,6 +30,53 @@ fn the_best_of_all_paths() {
     }
 }
 
+/// Who takes several has all that others announce, and ours: each keeps its name as others come, change and go (RFC 7911 §3), and the name
+/// of one that went is not soon another's.
+#[test]
+fn all_paths() {
+    for prefix in [A, V6] {
+        let mut reflector = Reflector::with([2, 3]);
+        reflector.up_with(4, &Negotiated { paths_sent: Families::ALL, ..negotiated(4, None) });
+        reflector.sent(4);
+        let names = |reflector: &mut Reflector| {
+            let mut told: Vec<String> = Vec::new();
+            for update in reflector.updates(4) {
+                let hop = next_hop(&update);
+                told.extend(update.reachable().map(|nlri| format!("+{} via {hop}", nlri.path_id)));
+                told.extend(update.unreachable().map(|nlri| format!("-{}", nlri.path_id)));
+            }
+            told.sort();
+            told
+        };
+        let preferred = |hop, local_pref| {
+            announce(hop, PathAttributes { local_pref: Some(local_pref), ..attributes() }, &[prefix])
+        };
+        reflector.receive(2, &preferred(21, 100));
+        reflector.receive(3, &preferred(31, 100));
+        reflector.receive(4, &preferred(41, 300));
+        assert_eq!(names(&mut reflector), ["+2 via 21", "+3 via 31"], "{prefix}: not its own");
+        reflector.receive(3, &preferred(31, 200));
+        assert_eq!(names(&mut reflector), ["+3 via 31"], "{prefix}: another order is no news");
+        let net = prefix.parse().unwrap();
+        let ours = RouteChanges { announce: vec![(net, Attributes::default())], withdraw: vec![] };
+        reflector.rib.apply(ours);
+        assert_eq!(names(&mut reflector), ["+1 via 1"], "{prefix}");
+        reflector.receive(2, &withdraw(&[prefix]));
+        reflector.receive(2, &preferred(22, 100));
+        assert_eq!(names(&mut reflector), ["+5 via 22", "-2"], "{prefix}");
+        // One that comes and goes unseen is not told of.
+        reflector.receive(3, &withdraw(&[prefix]));
+        reflector.receive(3, &preferred(32, 100));
+        reflector.receive(3, &withdraw(&[prefix]));
+        reflector.rib.apply(RouteChanges { announce: vec![], withdraw: vec![net] });
+        assert_eq!(names(&mut reflector), ["-1", "-3"], "{prefix}");
+        reflector.rib.refresh(address(4), Family::of(&net));
+        assert_eq!(names(&mut reflector), ["+5 via 22"], "{prefix}: asked again");
+        reflector.down(2, None);
+        assert_eq!(names(&mut reflector), ["-5"], "{prefix}");
+    }
+}
+
 /// A client that is away for long: what it announced is for those that know a last resort when they see one (RFC 9494 §4.3), and for
 /// nobody while there is anything else.
 #[test]

@@ -6,20 +6,23 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
-use tokio::net::UdpSocket;
 use tokio::sync::{mpsc, watch};
 
-use super::socket::Kind;
+use super::socket::{Kind, Listener};
 use super::{BfdPeer, BfdStatus, Command, socket};
-use crate::bfd::{Action, Key, Packet, PacketError, Session, SessionConfig, Signer, State};
+use crate::bfd::{Action, Packet, PacketError, Session, SessionConfig, Signer, State};
 use crate::runtime::socket::is_behind;
 use crate::session::Jitter;
 
 /// How many packets are taken in before timers and commands have their turn.
 const BATCH: usize = 64;
-/// How often all are told that sessions end, as packets get lost, and the time between.
+/// How many are looked at before one that is missed is said to be lost: more than wait in a listener.
+const BACKLOG: usize = 16_384;
+/// How often a side is told at once that a session ends, as packets get lost, and the time between.
 const FAREWELLS: u32 = 3;
 const FAREWELL_PAUSE: Duration = Duration::from_millis(20);
+/// The time between later ones.
+const FAREWELL_INTERVAL: Duration = Duration::from_secs(1);
 /// How soon a socket that could not be made is tried again.
 const SOCKET_AGAIN: Duration = Duration::from_secs(1);
 
@@ -32,9 +35,17 @@ struct Entry {
     failed: Option<(String, Instant)>,
     status: watch::Sender<BfdStatus>,
     deadline: Option<Instant>,
-    signer: Option<Signer>,
-    /// When the last packet came that was signed as it has to be.
-    signed: Option<Instant>,
+    signer: Signer,
+    /// Until then the other side may not count its packets from elsewhere.
+    counted: Option<Instant>,
+    /// It ends, and the other side is told.
+    farewell: Option<Farewell>,
+}
+
+/// AdminDown, which is no failure: for as long as it takes the other side to notice that nothing comes (RFC 5880 §6.8.16).
+struct Farewell {
+    said: u32,
+    until: Instant,
 }
 
 /// The sessions of this system.
@@ -45,7 +56,7 @@ pub(super) struct Engine {
     addresses: HashMap<IpAddr, Vec<u32>>,
     /// Discriminators by when they are due.
     deadlines: BTreeSet<(Instant, u32)>,
-    listeners: HashMap<Kind, UdpSocket>,
+    listeners: HashMap<Kind, Listener>,
     /// Why one could not be made, and when it is tried again.
     deaf: HashMap<Kind, (String, Instant)>,
     hash: RandomState,
@@ -68,6 +79,8 @@ impl Engine {
                     None => return,
                     Some(Command::Leave(done)) => {
                         self.leave().await;
+                        // Whoever is next may listen at once.
+                        self.listeners.clear();
                         let _ = done.send(());
                         return;
                     }
@@ -76,29 +89,42 @@ impl Engine {
                 () = timer => {}
                 kind = readable(&self.listeners) => self.receive(kind, &mut buffer),
             }
-            self.expire();
+            self.expire(&mut buffer);
         }
     }
 
     fn command(&mut self, command: Command) {
         let now = Instant::now();
         match command {
-            Command::Set(peer, config, key, status) => {
+            Command::Open(peer, config, keys, status) => {
                 let number = self.number_of(&peer).unwrap_or_else(|| self.add(&peer, config, now));
-                let sequence = u32::try_from(self.hash.hash_one((now, "sequence")) >> 32).unwrap_or(0);
+                let jitter = Jitter::seeded(self.hash.hash_one((number, now)));
                 let Some(entry) = self.entries.get_mut(&number) else { return };
+                // One that was about to end begins again, under its number: the other side still counts its packets.
+                entry.session = Session::new(config, number, jitter, now);
+                entry.farewell = None;
                 entry.status = status;
-                entry.sign_with(key, sequence);
+                entry.signer.set_keys(keys);
+                self.act(number, &[], now);
+            }
+            Command::Change(peer, config, keys) => {
+                let Some(number) = self.number_of(&peer) else { return };
+                let Some(entry) = self.entries.get_mut(&number) else { return };
+                entry.signer.set_keys(keys);
                 let actions = entry.session.reconfigure(config, now);
                 self.act(number, &actions, now);
             }
             Command::Remove(peer) => {
                 let Some(number) = self.number_of(&peer) else { return };
-                if let Some(numbers) = self.addresses.get_mut(&peer.address) {
-                    numbers.retain(|one| *one != number);
-                }
-                if let Some(at) = self.entries.remove(&number).and_then(|entry| entry.deadline) {
-                    self.deadlines.remove(&(at, number));
+                let Some(entry) = self.entries.get_mut(&number) else { return };
+                if entry.session.is_heard() {
+                    let actions = entry.session.take_down(now);
+                    let until = now + entry.session.remote_detection_time();
+                    entry.farewell = Some(Farewell { said: 0, until });
+                    self.act(number, &actions, now);
+                    self.bid_farewell(number, now);
+                } else {
+                    self.forget(number);
                 }
             }
             Command::Leave(_) => {}
@@ -123,20 +149,34 @@ impl Engine {
                 break number;
             }
         };
-        let jitter = Jitter::seeded(self.hash.hash_one((self.count, "jitter")));
+        let sequence = u32::try_from(self.hash.hash_one((now, "sequence")) >> 32).unwrap_or(0);
         let entry = Entry {
             peer: peer.clone(),
-            session: Session::new(config, number, jitter, now),
+            session: Session::new(config, number, Jitter::seeded(self.count), now),
             socket: None,
             failed: None,
             status: watch::channel(BfdStatus::default()).0,
             deadline: None,
-            signer: None,
-            signed: None,
+            signer: Signer::new(Vec::new(), sequence),
+            counted: None,
+            farewell: None,
         };
         self.entries.insert(number, entry);
         self.addresses.entry(peer.address).or_default().push(number);
         number
+    }
+
+    fn forget(&mut self, number: u32) {
+        let Some(entry) = self.entries.remove(&number) else { return };
+        if let Some(at) = entry.deadline {
+            self.deadlines.remove(&(at, number));
+        }
+        if let Some(numbers) = self.addresses.get_mut(&entry.peer.address) {
+            numbers.retain(|one| *one != number);
+            if numbers.is_empty() {
+                self.addresses.remove(&entry.peer.address);
+            }
+        }
     }
 
     /// Sees to it that packets to these sessions come in; why they do not, if so.
@@ -149,14 +189,18 @@ impl Engine {
         {
             return Some(why.clone());
         }
-        match socket::listen(kind) {
+        match Listener::new(kind) {
             Ok(listener) => {
                 self.deaf.remove(&kind);
                 self.listeners.insert(kind, listener);
                 None
             }
             Err(error) => {
-                let why = format!("BFD: UDP port {}: {error}", socket::port(kind.multihop));
+                let remedy = match error.kind() {
+                    io::ErrorKind::AddrInUse => ": another program of this node has it, stop its BFD",
+                    _ => "",
+                };
+                let why = format!("listen on UDP port {}: {error}{remedy}", socket::port(kind.multihop));
                 self.deaf.insert(kind, (why.clone(), now + SOCKET_AGAIN));
                 Some(why)
             }
@@ -167,31 +211,45 @@ impl Engine {
         for _ in 0..BATCH {
             let Some(listener) = self.listeners.get(&kind) else { return };
             // An error of a socket that only receives is about one packet, if not that there is none.
-            let Ok((length, from)) = listener.try_recv_from(buffer) else { return };
-            let bytes = &buffer[..length];
-            let packet = match Packet::decode(bytes) {
-                Ok(packet) => packet,
-                Err(error) => {
-                    tracing::debug!(%from, "BFD packet not taken: {error}");
-                    continue;
-                }
-            };
-            let Some(number) = self.find(kind.multihop, from, &packet) else {
-                tracing::debug!(%from, "BFD packet of no session");
-                continue;
-            };
-            let now = Instant::now();
-            let Some(entry) = self.entries.get_mut(&number) else { continue };
-            if let Err(error) = entry.verify(bytes, packet.multiplier, now) {
-                tracing::debug!(%from, "BFD packet not taken: {error}");
-                continue;
-            }
-            let actions = entry.session.received(&packet, now);
-            self.act(number, &actions, now);
+            let Ok((length, from)) = listener.told.try_recv_from(buffer) else { return };
+            self.received(kind, &buffer[..length], from);
         }
     }
 
-    /// Whose packet it is (RFC 5880 §6.8.6, RFC 5881 §3).
+    /// Takes in whatever has come, whether this thread was told of it or not.
+    fn catch_up(&mut self, kind: Kind, buffer: &mut [u8]) {
+        for _ in 0..BACKLOG {
+            let Some(listener) = self.listeners.get(&kind) else { return };
+            let Ok((length, from)) = listener.asked.recv_from(buffer) else { return };
+            self.received(kind, &buffer[..length], from);
+        }
+    }
+
+    fn received(&mut self, kind: Kind, bytes: &[u8], from: SocketAddr) {
+        let packet = match Packet::decode(bytes) {
+            Ok(packet) => packet,
+            Err(error) => {
+                tracing::debug!(%from, "BFD packet not taken: {error}");
+                return;
+            }
+        };
+        let Some(number) = self.find(kind.multihop, from, &packet) else {
+            tracing::debug!(%from, "BFD packet of no session");
+            return;
+        };
+        let now = Instant::now();
+        let Some(entry) = self.entries.get_mut(&number) else { return };
+        if let Err(error) = entry.verify(bytes, packet.multiplier, now) {
+            tracing::debug!(%from, "BFD packet not taken: {error}");
+            return;
+        }
+        let actions = entry.session.received(&packet, now);
+        // RFC 5880 §6.8.1, bfd.AuthSeqKnown.
+        entry.counted = Some(now + 2 * entry.session.detection_time());
+        self.act(number, &actions, now);
+    }
+
+    /// Whose packet it is (RFC 5880 §6.8.6, RFC 5881 §3). A number alone does not do: who guesses it from elsewhere is nobody.
     fn find(&self, multihop: bool, from: SocketAddr, packet: &Packet) -> Option<u32> {
         let is_of = |number: &u32| {
             self.entries.get(number).is_some_and(|entry| {
@@ -201,18 +259,33 @@ impl Engine {
                     && is_behind(peer.interface.as_deref(), from)
             })
         };
+        let goes_on = |number: &u32| self.entries.get(number).is_some_and(|entry| entry.farewell.is_none());
         match packet.receiver {
-            0 => self.numbers_at(from.ip()).find(is_of),
+            0 => self.numbers_at(from.ip()).filter(goes_on).find(is_of),
             number => Some(number).filter(is_of),
         }
     }
 
-    fn expire(&mut self) {
+    fn expire(&mut self, buffer: &mut [u8]) {
         let now = Instant::now();
+        let mut caught_up = Vec::new();
         while let Some((at, number)) = self.deadlines.first().copied().filter(|&(at, _)| at <= now) {
             self.deadlines.remove(&(at, number));
             let Some(entry) = self.entries.get_mut(&number) else { continue };
             entry.deadline = None;
+            if entry.farewell.is_some() {
+                self.bid_farewell(number, now);
+                continue;
+            }
+            if entry.session.is_overdue(now) {
+                // What came in time is not to be missed because this thread was late.
+                let kind = Kind::of(&entry.peer);
+                if !caught_up.contains(&kind) {
+                    caught_up.push(kind);
+                    self.catch_up(kind, buffer);
+                }
+            }
+            let Some(entry) = self.entries.get_mut(&number) else { continue };
             let actions = entry.session.timer(now);
             self.act(number, &actions, now);
         }
@@ -228,8 +301,15 @@ impl Engine {
                 Action::Changed => {}
             }
         }
-        entry.tell(actions.contains(&Action::Changed), deaf);
-        let due = entry.session.next_deadline();
+        entry.tell(deaf);
+        if entry.farewell.is_none() {
+            let due = entry.session.next_deadline();
+            self.due(number, due);
+        }
+    }
+
+    fn due(&mut self, number: u32, due: Option<Instant>) {
+        let Some(entry) = self.entries.get_mut(&number) else { return };
         if due != entry.deadline {
             if let Some(at) = entry.deadline {
                 self.deadlines.remove(&(at, number));
@@ -237,6 +317,24 @@ impl Engine {
             entry.deadline = due;
             self.deadlines.extend(due.map(|at| (at, number)));
         }
+    }
+
+    /// Says once more that a session ends, or that was it.
+    fn bid_farewell(&mut self, number: u32, now: Instant) {
+        let Some(entry) = self.entries.get_mut(&number) else { return };
+        let Some(farewell) = &mut entry.farewell else { return };
+        if now >= farewell.until {
+            return self.forget(number);
+        }
+        let pause = if farewell.said < FAREWELLS { FAREWELL_PAUSE } else { FAREWELL_INTERVAL };
+        if farewell.said > 0 {
+            let actions = entry.session.take_down(now);
+            self.act(number, &actions, now);
+        }
+        if let Some(farewell) = self.entries.get_mut(&number).and_then(|entry| entry.farewell.as_mut()) {
+            farewell.said += 1;
+        }
+        self.due(number, Some(now + pause));
     }
 
     async fn leave(&mut self) {
@@ -257,39 +355,29 @@ impl Engine {
 }
 
 impl Entry {
-    fn sign_with(&mut self, key: Option<Key>, sequence: u32) {
-        if self.signer.as_ref().map(Signer::key) != key.as_ref() {
-            self.signer = key.map(|key| Signer::new(key, sequence));
-            self.signed = None;
-        }
-    }
-
     /// Whether a packet is signed as it has to be, or has to be not.
     fn verify(&mut self, bytes: &[u8], multiplier: u8, now: Instant) -> Result<(), PacketError> {
-        let Some(signer) = &mut self.signer else {
-            return if Packet::is_signed(bytes) { Err(PacketError::Authentication) } else { Ok(()) };
-        };
-        if self.signed.is_some_and(|signed| now > signed + 2 * self.session.detection_time()) {
-            signer.forget();
+        if self.counted.is_some_and(|counted| now > counted) {
+            self.signer.forget();
         }
-        signer.verify(bytes, multiplier)?;
-        self.signed = Some(now);
-        Ok(())
+        self.signer.verify(bytes, multiplier)
     }
 
     fn send(&mut self, number: u32, packet: &Packet, now: Instant) {
         if self.socket.is_none() && self.failed.as_ref().is_none_or(|(_, again)| *again <= now) {
             match socket::connect(&self.peer, number) {
                 Ok(socket) => (self.socket, self.failed) = (Some(socket), None),
-                Err(error) => self.failed = Some((format!("BFD: {error}"), now + SOCKET_AGAIN)),
+                Err(error) => {
+                    let remedy = match error.kind() {
+                        io::ErrorKind::AddrNotAvailable => ": give this node the session's local address",
+                        _ => "",
+                    };
+                    self.failed = Some((format!("send: {error}{remedy}"), now + SOCKET_AGAIN));
+                }
             }
         }
         let Some(socket) = &self.socket else { return };
-        let bytes = match &mut self.signer {
-            Some(signer) => signer.sign(packet.encode()),
-            None => packet.encode().to_vec(),
-        };
-        match socket.send(&bytes) {
+        match socket.send(&self.signer.sign(packet.encode())) {
             Ok(_) => {}
             // Nobody listens there yet: an ICMP error to a packet before this one.
             Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {}
@@ -299,30 +387,39 @@ impl Entry {
         }
     }
 
-    fn tell(&self, changed: bool, deaf: Option<String>) {
+    fn tell(&self, deaf: Option<String>) {
         let session = &self.session;
         let problem = deaf.or_else(|| self.failed.as_ref().map(|(why, _)| why.clone()));
         self.status.send_if_modified(|status| {
             let before = status.clone();
-            let up = session.state() == State::Up;
-            status.ups += u64::from(changed && up && before.state != State::Up);
             status.state = session.state();
             status.remote_state = session.remote_state();
             status.remote_independent = session.remote_independent();
             status.diagnostic = session.diagnostic();
+            status.remote_diagnostic = session.remote_diagnostic();
             status.transmit_interval = session.transmit_interval();
+            status.receive_interval = session.receive_interval();
             status.detection_time = session.detection_time();
             status.problem = problem;
+            match (before.state == State::Up, status.state == State::Up) {
+                (false, true) => status.ups += 1,
+                // RFC 5882 §3.2: not so where an operator of either side has taken it down.
+                (true, false) => {
+                    let wanted = [status.state, status.remote_state].contains(&State::AdminDown);
+                    status.failures += u64::from(!wanted);
+                }
+                _ => {}
+            }
             *status != before
         });
     }
 }
 
 /// Which of the listeners has something.
-async fn readable(listeners: &HashMap<Kind, UdpSocket>) -> Kind {
+async fn readable(listeners: &HashMap<Kind, Listener>) -> Kind {
     std::future::poll_fn(|context| {
         for (kind, listener) in listeners {
-            if listener.poll_recv_ready(context).is_ready() {
+            if listener.told.poll_recv_ready(context).is_ready() {
                 return std::task::Poll::Ready(*kind);
             }
         }

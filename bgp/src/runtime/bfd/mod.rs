@@ -40,8 +40,8 @@ pub struct PeerBfd {
     pub session: SessionConfig,
     /// The peer may be several hops away (RFC 5883).
     pub multihop: bool,
-    /// What packets are signed with.
-    pub key: Option<Key>,
+    /// What packets are signed with: the first signs, any is taken; without any they are not signed.
+    pub keys: Vec<Key>,
 }
 
 /// What a session is like.
@@ -55,42 +55,43 @@ pub struct BfdStatus {
     pub remote_independent: bool,
     /// Why it last went down.
     pub diagnostic: Diagnostic,
+    /// Why the other's did, as it last told.
+    pub remote_diagnostic: Diagnostic,
     /// Between packets of this side.
     pub transmit_interval: Duration,
+    /// Between packets of the other.
+    pub receive_interval: Duration,
     /// How long silence takes to be noticed.
     pub detection_time: Duration,
-    /// How often it was up.
+    /// How often it came up.
     pub ups: u64,
+    /// How often it went down, but for when an operator of either side took it down, which says nothing of the path (RFC 5882 §3.2). What
+    /// goes down and up again before anyone looks shows here.
+    pub failures: u64,
     /// Why no packets can be sent or received.
     pub problem: Option<String>,
-}
-
-impl BfdStatus {
-    /// The path does not work: not so where an operator of the other side has taken the session down (RFC 5882 §3.2), nor where it never
-    /// was up.
-    pub fn is_failure(&self) -> bool {
-        self.ups > 0 && self.state != State::Up && self.remote_state != State::AdminDown
-    }
 }
 
 /// What the engine is told.
 #[derive(Debug)]
 enum Command {
-    /// Begin a session, or change it.
-    Set(BfdPeer, SessionConfig, Option<Key>, watch::Sender<BfdStatus>),
-    /// End it without a word.
+    /// Begin a session.
+    Open(BfdPeer, SessionConfig, Vec<Key>, watch::Sender<BfdStatus>),
+    /// Change it.
+    Change(BfdPeer, SessionConfig, Vec<Key>),
+    /// End it, and tell the peer for a while that this is no failure.
     Remove(BfdPeer),
-    /// Tell all peers that this is no failure, and end.
+    /// Tell all peers so, and end.
     Leave(oneshot::Sender<()>),
 }
 
-/// Runs BFD sessions. Dropped, it ends them without a word.
+/// Runs BFD sessions. Dropped with the last of them, it ends.
 #[derive(Clone, Debug)]
 pub struct Bfd {
     commands: mpsc::UnboundedSender<Command>,
 }
 
-/// A session. Dropped, it ends without a word.
+/// A session. Dropped, it ends: the peer is told so for as long as [`Bfd`] is there (AdminDown), which is no failure of the path.
 #[derive(Debug)]
 pub struct BfdSession {
     peer: BfdPeer,
@@ -112,11 +113,11 @@ impl Bfd {
         Ok(Bfd { commands })
     }
 
-    /// Begins a session with `peer`, whose packets are signed with `key` if there is one. There is one with each at a time.
-    pub fn open(&self, peer: BfdPeer, config: SessionConfig, key: Option<Key>) -> BfdSession {
+    /// Begins a session with `peer`, whose packets are signed with the first of `keys` if there is one. There is one with each at a time.
+    pub fn open(&self, peer: BfdPeer, config: SessionConfig, keys: Vec<Key>) -> BfdSession {
         let (sender, status) = watch::channel(BfdStatus::default());
         // An engine that is gone leaves every session down.
-        let _ = self.commands.send(Command::Set(peer.clone(), config, key, sender));
+        let _ = self.commands.send(Command::Open(peer.clone(), config, keys, sender));
         BfdSession { peer, bfd: self.clone(), status }
     }
 
@@ -153,12 +154,9 @@ impl BfdSession {
         self.status.clone()
     }
 
-    /// Changes intervals and the like; the session goes on, if the other side knows the key.
-    pub fn reconfigure(&mut self, config: SessionConfig, key: Option<Key>) {
-        let (sender, status) = watch::channel(self.status.borrow().clone());
-        if self.bfd.commands.send(Command::Set(self.peer.clone(), config, key, sender)).is_ok() {
-            self.status = status;
-        }
+    /// Changes intervals, keys and the like; the session goes on, if the other side knows the key.
+    pub fn reconfigure(&self, config: SessionConfig, keys: Vec<Key>) {
+        let _ = self.bfd.commands.send(Command::Change(self.peer.clone(), config, keys));
     }
 }
 

@@ -29,7 +29,9 @@ use crate::bmp::{self, Peer, PeerDown, PeerUp, View};
 use crate::rib::{Learnt, Rib, Route};
 use crate::session::{Down, Negotiated};
 use crate::wire::pack::Announcement;
-use crate::wire::{AsPath, Capability, Context, HEADER_LENGTH, Message, Open, Origin, PathAttributes, frame};
+use crate::wire::{
+    AsPath, Capability, Context, HEADER_LENGTH, Message, Nlri, Open, Origin, PathAttributes, frame,
+};
 use crate::{Families, Family};
 pub(super) use opens::Opens;
 pub(super) use station::Stations;
@@ -229,12 +231,12 @@ impl Monitor {
             &mut state,
             |tables| tables.loc_rib,
             |at, out| {
-                let mut groups: BTreeMap<(&Route, Family), Vec<IpNet>> = BTreeMap::new();
+                let mut groups: BTreeMap<(&Route, Family), Vec<Nlri>> = BTreeMap::new();
                 let mut others = Vec::new();
                 for prefix in prefixes {
                     match (rib.route(prefix), learnt.best(*prefix)) {
                         (Some(route), best) if route.is_own() || best.is_none() => {
-                            groups.entry((route, Family::of(prefix))).or_default().push(*prefix);
+                            groups.entry((route, Family::of(prefix))).or_default().push((*prefix).into());
                         }
                         (_, best) => others.push(((*prefix).into(), best)),
                     }
@@ -267,7 +269,7 @@ fn loc_rib_routes(
     view: View,
     route: &Route,
     family: Family,
-    prefixes: impl IntoIterator<Item = IpNet>,
+    prefixes: impl IntoIterator<Item = Nlri>,
     at: Duration,
     out: &mut Vec<u8>,
 ) {

@@ -13,11 +13,12 @@ use super::{BmpTables, LOC_RIB, Monitor, Subscriber, Subscription, Up, learnt, l
 use crate::Family;
 use crate::bmp::{self, Statistic, View};
 use crate::rib::{Export, FamilyOut, Learnt, Path, Received, Rib, Route};
+use crate::wire::Nlri;
 
 /// Sessions and tables at one moment: copied under the RIB's lock, made into messages without it.
 pub(super) struct Snapshot {
     tables: BmpTables,
-    loc_rib: Vec<(IpNet, Arc<Route>)>,
+    loc_rib: Vec<(Nlri, Arc<Route>)>,
     /// Routes of peers that import policies let in, where there are none of our own.
     best: Vec<(IpNet, Arc<Path>)>,
     loc_rib_complete: bool,
@@ -40,15 +41,15 @@ struct ReceivedSnapshot {
 struct FamilySnapshot {
     family: Family,
     next_hop: Option<IpAddr>,
-    routes: Vec<(IpNet, Arc<Route>)>,
+    routes: Vec<(Nlri, Arc<Route>)>,
     complete: bool,
 }
 
 /// Routes that share attributes, together.
-fn groups(routes: &[(IpNet, Arc<Route>)]) -> BTreeMap<(&Route, Family), Vec<IpNet>> {
-    let mut groups: BTreeMap<_, Vec<IpNet>> = BTreeMap::new();
-    for (prefix, route) in routes {
-        groups.entry((&**route, Family::of(prefix))).or_default().push(*prefix);
+fn groups(routes: &[(Nlri, Arc<Route>)]) -> BTreeMap<(&Route, Family), Vec<Nlri>> {
+    let mut groups: BTreeMap<_, Vec<Nlri>> = BTreeMap::new();
+    for (nlri, route) in routes {
+        groups.entry((&**route, Family::of(&nlri.prefix))).or_default().push(*nlri);
     }
     groups
 }
@@ -73,7 +74,7 @@ impl Monitor {
             let families = outs.map(|out| FamilySnapshot {
                 family: out.family(),
                 next_hop: out.next_hop(),
-                routes: out.routes().map(|(prefix, set)| (prefix, Arc::clone(set))).collect(),
+                routes: out.routes().map(|(nlri, set)| (nlri, Arc::clone(set))).collect(),
                 complete: out.end_of_rib_sent(),
             });
             let ins = tables.adj_rib_in || tables.adj_rib_in_post_policy;
@@ -98,7 +99,7 @@ impl Monitor {
         let best = best.filter(|(prefix, _)| !rib.has_own(prefix));
         let snapshot = Snapshot {
             tables,
-            loc_rib: own.map(|(prefix, set)| (prefix, Arc::clone(set))).collect(),
+            loc_rib: own.map(|(prefix, set)| (prefix.into(), Arc::clone(set))).collect(),
             best: best.collect(),
             loc_rib_complete: rib.is_complete(),
             peers: peers.collect(),
@@ -197,7 +198,6 @@ impl PeerSnapshot {
                 if let Some(announcement) =
                     self.export.announcement(of_family.family, of_family.next_hop, route)
                 {
-                    let prefixes = prefixes.into_iter().map(|prefix| self.export.nlri(prefix));
                     bmp::announcements(view, &announcement, prefixes, at, out);
                 }
             }

@@ -1,7 +1,6 @@
 //! BFD beside a peer's session (RFC 5882).
 
 use super::PeerTask;
-use crate::bfd::State;
 use crate::runtime::bfd::BfdPeer;
 use crate::session::Event;
 
@@ -20,27 +19,31 @@ impl PeerTask {
             multihop: bfd.multihop,
         };
         match &mut self.path {
-            Some(path) if *path.peer() == peer => path.reconfigure(bfd.session, bfd.key),
+            Some(path) if *path.peer() == peer => path.reconfigure(bfd.session, bfd.keys),
             path => {
                 // The one before goes first: there may be one with each peer.
                 *path = None;
-                *path = self.shared.bfd().map(|engine| engine.open(peer, bfd.session, bfd.key));
+                *path = self.shared.bfd().map(|engine| engine.open(peer, bfd.session, bfd.keys));
+                let status = self.path.as_mut().map(|path| path.look());
+                self.observed().bfd = status;
             }
         }
     }
 
-    /// The path is another than before: where it does not work, neither does the session. Of a peer whose connection is lost already
-    /// it says nothing new, unless its BFD outlives its control plane (RFC 5882 §4.3.2): then what is kept of its routes leads nowhere.
+    /// The path is another than before: where it has failed, so has the session. Of a peer whose connection is lost already, and which
+    /// may be restarting, it says nothing new: its BFD went with it. That it does not, a peer says by the C bit (RFC 5882 §4.3): then what
+    /// is kept of its routes leads nowhere. Our own bit, never set, is for what the peer may conclude of us.
     pub(super) fn path_changed(&mut self) {
         let Some(status) = self.path.as_mut().map(|path| path.look()) else { return };
-        let was_up =
-            self.observed().bfd.replace(status.clone()).is_some_and(|before| before.state == State::Up);
-        if !(was_up && status.is_failure()) {
+        let (failures, diagnostic, independent) =
+            (status.failures, status.diagnostic, status.remote_independent);
+        let before = self.observed().bfd.replace(status).map_or(0, |before| before.failures);
+        if failures == before {
             return;
         }
         if self.session.established().is_some() {
-            self.event(Event::PathDown(status.diagnostic));
-        } else if status.remote_independent {
+            self.event(Event::PathDown(diagnostic));
+        } else if independent {
             self.forget_learnt();
         }
     }
