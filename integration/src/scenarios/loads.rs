@@ -16,13 +16,13 @@ pub(super) struct BothLoads(pub(super) [Load; 2]);
 
 impl BothLoads {
     pub(super) fn start(lab: &Lab, service: &Service) -> Result<Self> {
-        Self::paced(lab, service, Duration::ZERO)
+        Self::patient(lab, service, Duration::ZERO, LIMIT)
     }
 
-    /// The same, each request so long after the last.
-    pub(super) fn paced(lab: &Lab, service: &Service, pause: Duration) -> Result<Self> {
+    /// The same, each request so long after the last, by clients that wait for so long.
+    pub(super) fn patient(lab: &Lab, service: &Service, pause: Duration, limit: Duration) -> Result<Self> {
         let [v4, v6] = Family::BOTH.map(|family| {
-            let request = Request::new(Tcp, service.vip(family), 80).within(LIMIT).pause(pause);
+            let request = Request::new(Tcp, service.vip(family), 80).within(limit).pause(pause);
             Load::of(&lab.fabric.client, request, 2)
         });
         Ok(Self([v4?, v6?]))

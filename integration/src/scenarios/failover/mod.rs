@@ -32,6 +32,8 @@ pub(super) fn scenarios() -> Vec<Scenario> {
 
 /// How long sessions and agents may take to come back.
 const LIMIT: Duration = Duration::from_secs(40);
+/// How long clients wait for an answer: TCP sends a first packet again after 1, 3 and 7 seconds, and each may meet another cut.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Connections of each family that stay open.
 const LONG: usize = 24;
@@ -64,7 +66,7 @@ impl Traffic {
         let long = vips.iter().map(|vip| Connections::open(client, Tcp, *vip, 80, count));
         let long = long.collect::<Result<_>>()?;
         let probes = vips.iter().map(|vip| Probe::start(client, *vip, 80)).collect::<Result<_>>()?;
-        let traffic = Self { loads: BothLoads::paced(lab, service, PAUSE)?, long, probes };
+        let traffic = Self { loads: BothLoads::patient(lab, service, PAUSE, PATIENCE)?, long, probes };
         traffic.loads.await_answers(30)?;
         Ok(traffic)
     }
