@@ -150,6 +150,7 @@ fn affinity_switched(lab: &mut Lab) -> Result<()> {
     for family in Family::BOTH {
         lab.fabric.steer(on.vip(family), Some(lab.fabric.node("node-a")?))?;
     }
+    let mut ports_of_client = 20_000..NODE_PORT;
     for (service, bound, when) in [(&on, true, "on"), (&off, false, "off"), (&on, true, "on again")] {
         lab.apply(service)?;
         for family in Family::BOTH {
@@ -161,8 +162,12 @@ fn affinity_switched(lab: &mut Lab) -> Result<()> {
                 (&pod, node_port),
             ] {
                 for protocol in [Tcp, Udp] {
-                    let request = Request::new(protocol, address, port);
-                    let answers = (0..FREE_REQUESTS).map(|_| Ok(request.send(from)?.endpoint));
+                    // Each from a port of its own: a UDP flow stays for five minutes where it is, whatever the affinity is by then.
+                    let request = |port_of_client| {
+                        Request::new(protocol, address, port).from_port(port_of_client).send(from)
+                    };
+                    let answers = ports_of_client.by_ref().take(FREE_REQUESTS);
+                    let answers = answers.map(|port_of_client| Ok(request(port_of_client)?.endpoint));
                     let seen = answers.collect::<Result<BTreeSet<String>>>()?;
                     ensure!(
                         bound == (seen.len() == 1),
