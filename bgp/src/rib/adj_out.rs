@@ -1,50 +1,70 @@
-//! Adj-RIB-Out: one Established peer's view of the Loc-RIB (RFC 4271 §3.2, §9.2): what its [group](super::group) is told, but for
-//! what comes from itself, and for what it has yet to be told.
+//! Adj-RIB-Out: one Established peer's view of the Loc-RIB (RFC 4271 §3.2, §9.2): what its [groups](super::group) are told, but for what
+//! comes from itself, and for what it has yet to be told.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use super::batch::{Batch, Change, Progress};
 use super::export::Export;
-use super::pending::{Held, Pending};
-use super::route::{Reflected, Route};
+use super::group::{Group, Groups, Terms};
+use super::loc_rib::LocRib;
+use super::route::{Reflected, Route, Routes};
 use crate::Family;
 use crate::wire::pack::{write_end_of_rib, write_route_refresh, write_withdrawal};
 use crate::wire::{Nlri, RefreshKind};
-
-/// What the peers of a group are told.
-pub(super) type Told = BTreeMap<Nlri, Arc<Route>>;
 
 /// All families of one peer.
 #[derive(Debug)]
 pub(super) struct AdjRibOut {
     export: Export,
-    families: Vec<FamilyOut>,
+    families: Vec<Sent>,
 }
 
 /// One family of one peer.
 #[derive(Debug)]
-pub struct FamilyOut {
+struct Sent {
     family: Family,
+    /// The group that it is in.
+    group: u64,
+    /// What ours is sent with.
     next_hop: Option<IpAddr>,
+    /// What it is to be sent with, again where it has been.
+    next_hop_to_be: Option<IpAddr>,
+    /// What it took of its group last, and how far that is told.
+    taken: Progress,
     /// How many paths the peer holds.
-    sent: usize,
-    pending: Pending,
+    held: usize,
     /// Routes whose attributes leave no room for a prefix in what this peer is sent.
     unfit: Vec<Arc<Route>>,
     end_of_rib_sent: bool,
     refresh: Refresh,
 }
 
-/// How far the answer to a ROUTE-REFRESH is, to a peer that wants to be told (RFC 7313 §4).
+/// How far the answer to a ROUTE-REFRESH is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Refresh {
     /// None is due.
     No,
-    /// The peer is to be told that it begins.
-    Begins,
-    /// It has been told, and is to be told of the end.
+    /// All is to be sent again; the peer wants to be told where that begins and ends (RFC 7313 §4), or not.
+    Due { marked: bool },
+    /// It has been told where it begins, and is to be told of the end.
     Begun,
+}
+
+/// One family of a peer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FamilyOut {
+    /// Which family.
+    pub family: Family,
+    /// What routes of ours are announced with; nothing is where it is not known.
+    pub next_hop: Option<IpAddr>,
+    /// How many prefixes the peer holds; of one that takes several paths to a prefix, how many paths.
+    pub sent: usize,
+    /// How many changes it may have yet to be told.
+    pub pending: usize,
+    /// Whether the peer knows that it holds everything.
+    pub end_of_rib_sent: bool,
 }
 
 /// What [`Rib::write`](super::Rib::write) did.
@@ -57,32 +77,7 @@ pub struct Written {
     pub drained: Option<u64>,
 }
 
-impl FamilyOut {
-    /// Which family.
-    pub fn family(&self) -> Family {
-        self.family
-    }
-
-    /// What routes are announced with; nothing is where it is not known.
-    pub fn next_hop(&self) -> Option<IpAddr> {
-        self.next_hop
-    }
-
-    /// How many prefixes the peer holds; of one that takes several paths to a prefix, how many paths.
-    pub fn sent(&self) -> usize {
-        self.sent
-    }
-
-    /// How many changes it has yet to be told.
-    pub fn pending(&self) -> usize {
-        self.pending.len()
-    }
-
-    /// Whether the peer knows that it holds everything.
-    pub fn end_of_rib_sent(&self) -> bool {
-        self.end_of_rib_sent
-    }
-
+impl Sent {
     /// Whether this peer is told a route that its group is told. Not what comes from itself; nor ours to where there is no way to us.
     fn takes(&self, export: &Export, route: &Arc<Route>) -> bool {
         let wanted = match &**route {
@@ -94,198 +89,273 @@ impl FamilyOut {
         wanted && !self.unfit.contains(route)
     }
 
-    /// What the peer holds of a path that its group has been told so; no change to it is pending from now on.
-    fn take_held(&mut self, export: &Export, path: &Nlri, told: Option<&Arc<Route>>) -> Held {
-        let held = self.pending.remove(path);
-        held.unwrap_or_else(|| Held::of(told.filter(|route| self.takes(export, route))))
+    /// Whether the peer holds something of a path that it is to be told of.
+    fn holds(&self, export: &Export, change: &Change) -> bool {
+        change.before.as_ref().is_some_and(|before| self.taken.is_of_held() || self.takes(export, before))
     }
 
-    /// The peer, which holds that of a path, is to hold what its group is told.
-    fn tell(&mut self, export: &Export, path: Nlri, held: Held, told: Option<&Arc<Route>>) {
-        let told = told.filter(|route| self.takes(export, route));
-        self.pending.add(path, held, told);
+    /// All that the peer holds.
+    fn all_held<'a>(&'a self, export: &Export, group: &'a Group) -> BTreeMap<Nlri, &'a Arc<Route>> {
+        let taken = group.taken(export.peer).filter(|(_, route)| self.takes(export, route));
+        let mut held: BTreeMap<_, _> = taken.collect();
+        for (_, change) in self.taken.left() {
+            match change.before.as_ref().filter(|_| self.holds(export, change)) {
+                Some(before) => held.insert(change.path, before),
+                None => held.remove(&change.path),
+            };
+        }
+        held
     }
 
-    /// Has those routes be told again, after a change to this peer, that are `concerned` by it.
-    fn tell_again(
+    /// Has the peer, which holds that, be told all that differs from what a group is told now; and of the same those routes again that are
+    /// to be `again`, or were and have not been yet.
+    fn catch_up(
         &mut self,
         export: &Export,
-        told: &Told,
-        concerned: impl Fn(&Route) -> bool,
-        change: impl FnOnce(&mut FamilyOut),
+        mut held: BTreeMap<Nlri, Arc<Route>>,
+        group: &mut Group,
+        again: impl Fn(&Route) -> bool,
     ) {
-        // Of these the group may not be told any more, or not yet again.
-        self.pending.hold_again(&concerned);
-        let family = self.family;
-        let concerned =
-            told.iter().filter(|(path, route)| Family::of(&path.prefix) == family && concerned(route));
-        let held = |(path, route)| self.take_held(export, path, Some(route)).again();
-        let held: Vec<Held> = concerned.clone().map(held).collect();
-        change(self);
-        for ((path, route), held) in concerned.zip(held) {
-            self.tell(export, *path, held, Some(route));
-        }
-    }
-
-    /// What it holds, but for what is about to be sent again.
-    fn holds<'a>(
-        &'a self,
-        export: &'a Export,
-        told: &'a Told,
-    ) -> impl Iterator<Item = (Nlri, &'a Arc<Route>)> {
-        let in_place = told.iter().filter(move |(path, route)| {
-            Family::of(&path.prefix) == self.family
-                && self.pending.held(path).is_none()
-                && self.takes(export, route)
-        });
-        let before = self.pending.all_held().filter_map(|(path, held)| match held {
-            Held::Route(route) => Some((path, route)),
-            Held::Nothing | Held::Again => None,
-        });
-        in_place.map(|(path, route)| (*path, route)).chain(before)
-    }
-
-    fn write(&mut self, export: &Export, out: &mut Vec<u8>, limit: usize) -> u64 {
-        let mut updates = 0;
-        if out.len() < limit && self.refresh == Refresh::Begins {
-            write_route_refresh(RefreshKind::Begin, self.family, out);
-            self.refresh = Refresh::Begun;
-        }
-        while out.len() < limit && !self.pending.withdrawals().is_empty() {
-            let mut paths = self.pending.withdrawals().iter().copied().peekable();
-            let count = write_withdrawal(self.family, export.context, &mut paths, out);
-            self.pending.withdrawn(count);
-            self.sent -= count;
-            updates += 1;
-        }
-        while out.len() < limit {
-            let Some((route, _)) = self.pending.first() else { break };
-            let route = Arc::clone(route);
-            let Some(announcement) = export.announcement(self.family, self.next_hop, &route) else {
-                self.give_up(route);
-                continue;
-            };
-            while let Some((_, paths)) =
-                self.pending.first().filter(|(next, _)| out.len() < limit && Arc::ptr_eq(next, &route))
-            {
-                let count = announcement.write(&mut paths.iter().copied().peekable(), out);
-                self.sent += self.pending.announced(count);
-                updates += 1;
+        let left = self.taken.left().filter(|(now, change)| now.is_some() && change.before.as_ref() == *now);
+        let left: BTreeSet<Nlri> = left.map(|(_, change)| change.path).collect();
+        let mut changes = Vec::new();
+        for (path, now) in group.now().filter(|(_, now)| self.takes(export, now)) {
+            let before = held.remove(&path);
+            if before.as_ref() != Some(now) || again(now) || left.contains(&path) {
+                changes.push((path, before, Some(Arc::clone(now))));
             }
         }
-        if out.len() < limit && self.pending.is_empty() && self.refresh == Refresh::Begun {
+        let gone = held.into_iter().map(|(path, before)| (path, Some(before), None));
+        self.taken = Progress::of(Arc::new(Batch::new(changes.into_iter().chain(gone), true)));
+        group.catch_up(export.peer);
+    }
+
+    /// Puts together what is to be told again, with all else that is to be told.
+    fn tell_again(&mut self, export: &Export, group: &mut Group, out: &mut Vec<u8>) {
+        let (all, ours) = (matches!(self.refresh, Refresh::Due { .. }), self.next_hop != self.next_hop_to_be);
+        if !all && !ours {
+            return;
+        }
+        if let Refresh::Due { marked } = self.refresh {
+            if marked {
+                write_route_refresh(RefreshKind::Begin, self.family, out);
+            }
+            self.refresh = if marked { Refresh::Begun } else { Refresh::No };
+        }
+        let held = owned(self.all_held(export, group));
+        if ours {
+            self.next_hop = self.next_hop_to_be;
+            self.unfit.clear();
+        }
+        self.catch_up(export, held, group, |route| all || ours && route.is_own());
+    }
+
+    fn write(&mut self, export: &Export, group: &mut Group, out: &mut Vec<u8>, limit: usize) -> u64 {
+        let mut updates = 0;
+        if out.len() < limit {
+            self.tell_again(export, group, out);
+        }
+        while out.len() < limit {
+            if !self.taken.is_done() {
+                updates += self.write_run(export, out, limit);
+            } else if let Some(batch) = group.take(export.peer) {
+                self.taken = Progress::of(batch);
+            } else {
+                break;
+            }
+        }
+        if out.len() < limit && self.refresh == Refresh::Begun {
             write_route_refresh(RefreshKind::End, self.family, out);
             self.refresh = Refresh::No;
         }
         updates
     }
 
-    /// The attributes of what is announced next leave no room for a prefix: what the peer holds of these is no longer true.
-    fn give_up(&mut self, route: Arc<Route>) {
-        let paths = self.pending.give_up_first();
-        tracing::error!(
-            prefixes = paths.len(),
-            first = ?paths.first().map(|(path, _)| path.prefix),
-            "attributes do not fit into a message, not announced: use fewer communities"
-        );
-        self.unfit.push(route);
-        for (path, held) in paths {
-            self.pending.add(path, held, None);
+    /// Writes what is left of paths that share what they are announced with, up to the limit.
+    fn write_run(&mut self, export: &Export, out: &mut Vec<u8>, limit: usize) -> u64 {
+        let Some((now, _)) = self.taken.next() else { return 0 };
+        let now = now.filter(|now| self.takes(export, now)).cloned();
+        let announcement = now.as_ref().map(|now| export.announcement(self.family, self.next_hop, now));
+        if let (Some(now), Some(None)) = (&now, &announcement) {
+            tracing::error!(
+                prefixes = self.taken.next().map(|(_, changes)| changes.len()),
+                first = ?self.taken.next().and_then(|(_, changes)| Some(changes.first()?.path.prefix)),
+                "attributes do not fit into a message, not announced: use fewer communities"
+            );
+            // From now on it is one that the peer is not told.
+            self.unfit.push(Arc::clone(now));
+            return 0;
         }
+        let run = self.taken.run();
+        let mut updates = 0;
+        while out.len() < limit && self.taken.run() == run {
+            let Some((_, changes)) = self.taken.next() else { break };
+            let told = |change: &&Change| announcement.is_some() || self.holds(export, change);
+            let paths = || changes.iter().enumerate().filter(|(_, change)| told(change));
+            let mut next = paths().map(|(_, change)| change.path).peekable();
+            let count = match announcement.as_ref().and_then(Option::as_ref) {
+                Some(announcement) => announcement.write(&mut next, out),
+                None => write_withdrawal(self.family, export.context, &mut next, out),
+            };
+            let done = match count.checked_sub(1).and_then(|last| paths().nth(last)) {
+                Some((last, _)) => last + 1,
+                // Nothing of it concerns this peer.
+                None => changes.len(),
+            };
+            if announcement.is_some() {
+                self.held += changes.iter().take(done).filter(|change| !self.holds(export, change)).count();
+            } else {
+                self.held -= count;
+            }
+            self.taken.advance(done);
+            updates += u64::from(count > 0);
+        }
+        updates
     }
+
+    fn has_changes(&self, peer: IpAddr, group: &Group) -> bool {
+        !self.taken.is_done()
+            || !group.has_taken_all(peer)
+            || matches!(self.refresh, Refresh::Due { .. })
+            || self.next_hop != self.next_hop_to_be
+    }
+}
+
+fn owned(held: BTreeMap<Nlri, &Arc<Route>>) -> BTreeMap<Nlri, Arc<Route>> {
+    held.into_iter().map(|(path, route)| (path, Arc::clone(route))).collect()
 }
 
 impl AdjRibOut {
     /// Of a peer that holds nothing yet.
-    pub(super) fn new(export: Export) -> AdjRibOut {
-        let families = export.next_hops.iter().map(|&(family, next_hop)| FamilyOut {
-            family,
-            next_hop,
-            sent: 0,
-            pending: Pending::default(),
-            unfit: Vec::new(),
-            end_of_rib_sent: false,
-            refresh: Refresh::No,
-        });
-        AdjRibOut { families: families.collect(), export }
+    pub(super) fn new(
+        export: Export,
+        groups: &mut Groups,
+        loc_rib: &LocRib,
+        routes: &mut Routes,
+    ) -> AdjRibOut {
+        let mut families = Vec::new();
+        for &(family, next_hop) in &export.next_hops {
+            families.push(Sent {
+                family,
+                group: groups.join(export.peer, Terms::of(&export, family), loc_rib, routes),
+                next_hop,
+                next_hop_to_be: next_hop,
+                taken: Progress::default(),
+                held: 0,
+                unfit: Vec::new(),
+                end_of_rib_sent: false,
+                refresh: Refresh::No,
+            });
+        }
+        AdjRibOut { export, families }
     }
 
-    pub(super) fn families(&self) -> &[FamilyOut] {
-        &self.families
+    /// The peer is no more.
+    pub(super) fn leave(&self, groups: &mut Groups) {
+        for sent in &self.families {
+            groups.leave(self.export.peer, sent.group);
+        }
     }
 
     pub(super) fn export(&self) -> &Export {
         &self.export
     }
 
-    /// To be changed only where the group is changed with it.
-    pub(super) fn export_mut(&mut self) -> &mut Export {
-        &mut self.export
+    /// Families, each with the group that it is in.
+    fn families<'a>(&'a self, groups: &'a Groups) -> impl Iterator<Item = (&'a Sent, &'a Group)> {
+        self.families.iter().filter_map(|sent| Some((sent, groups.get(sent.group)?)))
     }
 
-    /// The group is told `now` of a path, and was told `before`.
-    pub(super) fn follow(&mut self, path: Nlri, before: Option<&Arc<Route>>, now: Option<&Arc<Route>>) {
-        let family = Family::of(&path.prefix);
-        if let Some(out) = self.families.iter_mut().find(|out| out.family == family) {
-            let held = out.take_held(&self.export, &path, before);
-            out.tell(&self.export, path, held, now);
+    /// How far each family is.
+    pub(super) fn state(&self, groups: &Groups) -> Vec<FamilyOut> {
+        let state = |(sent, group): (&Sent, &Group)| {
+            let again = if let Refresh::Due { .. } = sent.refresh { sent.held } else { 0 };
+            FamilyOut {
+                family: sent.family,
+                next_hop: sent.next_hop,
+                sent: sent.held,
+                pending: sent.taken.len() + group.untaken(self.export.peer) + again,
+                end_of_rib_sent: sent.end_of_rib_sent,
+            }
+        };
+        self.families(groups).map(state).collect()
+    }
+
+    /// What the peer holds of a family.
+    pub(super) fn held(&self, family: Family, groups: &Groups) -> Vec<(Nlri, Arc<Route>)> {
+        let of_family = self.families(groups).filter(|(sent, _)| sent.family == family);
+        of_family.flat_map(|(sent, group)| owned(sent.all_held(&self.export, group))).collect()
+    }
+
+    /// Changes what decides what the peer is told: it is told what differs.
+    pub(super) fn change(
+        &mut self,
+        change: impl FnOnce(&mut Export),
+        groups: &mut Groups,
+        loc_rib: &LocRib,
+        routes: &mut Routes,
+    ) {
+        change(&mut self.export);
+        let (export, peer) = (&self.export, self.export.peer);
+        for sent in &mut self.families {
+            let (from, terms) = (sent.group, Terms::of(export, sent.family));
+            let Some(group) = groups.get(from).filter(|group| *group.terms() != terms) else { continue };
+            let held = owned(sent.all_held(export, group));
+            let to = groups.join(peer, terms, loc_rib, routes);
+            if let Some(group) = groups.get_mut(to) {
+                sent.catch_up(export, held, group, |_| false);
+                sent.group = to;
+            }
+            groups.leave(peer, from);
         }
     }
 
-    /// Takes other next hops for what is ours, of all that the group is told.
-    pub(super) fn set_next_hops(&mut self, next_hops: &[(Family, Option<IpAddr>)], told: &Told) {
-        for out in &mut self.families {
-            let next_hop = next_hops.iter().find(|(family, _)| *family == out.family);
-            if let Some((_, next_hop)) = next_hop.filter(|(_, next_hop)| *next_hop != out.next_hop) {
-                out.tell_again(&self.export, told, Route::is_own, |out| {
-                    out.next_hop = *next_hop;
-                    out.unfit.clear();
-                });
+    /// Takes other next hops for what is ours.
+    pub(super) fn set_next_hops(&mut self, next_hops: &[(Family, Option<IpAddr>)]) {
+        for sent in &mut self.families {
+            if let Some((_, next_hop)) = next_hops.iter().find(|(family, _)| *family == sent.family) {
+                sent.next_hop_to_be = *next_hop;
             }
         }
     }
 
-    /// Sends all of what the group is told again.
-    pub(super) fn refresh(&mut self, family: Family, told: &Told) {
-        let Some(out) = self.families.iter_mut().find(|out| out.family == family) else { return };
-        // RFC 7313 §4: not before End-of-RIB, until which the peer holds nothing stale that an end could sweep.
-        if self.export.enhanced_refresh && out.end_of_rib_sent {
-            out.refresh = Refresh::Begins;
+    /// Sends all of a family again.
+    pub(super) fn refresh(&mut self, family: Family) {
+        if let Some(sent) = self.families.iter_mut().find(|sent| sent.family == family) {
+            // RFC 7313 §4: not before End-of-RIB, until which the peer holds nothing stale that an end could sweep.
+            let marked = self.export.enhanced_refresh && sent.end_of_rib_sent;
+            sent.refresh = Refresh::Due { marked };
         }
-        out.tell_again(&self.export, told, |_| true, |_| {});
     }
 
-    /// What the peer holds of a family, but for what is about to be sent again, of all that the group is told.
-    pub(super) fn holds<'a>(
-        &'a self,
-        family: Family,
-        told: &'a Told,
-    ) -> impl Iterator<Item = (Nlri, &'a Arc<Route>)> {
-        let of_family = self.families.iter().filter(move |out| out.family == family);
-        of_family.flat_map(|out| out.holds(&self.export, told))
+    pub(super) fn has_changes(&self, groups: &Groups) -> bool {
+        self.families(groups).any(|(sent, group)| sent.has_changes(self.export.peer, group))
     }
 
-    pub(super) fn has_changes(&self) -> bool {
-        self.families.iter().any(|out| !out.pending.is_empty())
-    }
-
-    pub(super) fn has_pending(&self, end_of_rib_held: bool) -> bool {
-        self.has_changes()
+    pub(super) fn has_pending(&self, groups: &Groups, end_of_rib_held: bool) -> bool {
+        self.has_changes(groups)
             || self
                 .families
                 .iter()
-                .any(|out| out.refresh != Refresh::No || !end_of_rib_held && !out.end_of_rib_sent)
+                .any(|sent| sent.refresh != Refresh::No || !end_of_rib_held && !sent.end_of_rib_sent)
     }
 
-    pub(super) fn write(&mut self, out: &mut Vec<u8>, limit: usize, end_of_rib_held: bool) -> Written {
+    pub(super) fn write(
+        &mut self,
+        groups: &mut Groups,
+        out: &mut Vec<u8>,
+        limit: usize,
+        end_of_rib_held: bool,
+    ) -> Written {
         let mut written = Written::default();
-        for family in &mut self.families {
-            written.updates += family.write(&self.export, out, limit);
-            let complete = family.pending.is_empty() && out.len() < limit;
+        for sent in &mut self.families {
+            let Some(group) = groups.get_mut(sent.group) else { continue };
+            written.updates += sent.write(&self.export, group, out, limit);
+            let complete = !sent.has_changes(self.export.peer, group) && out.len() < limit;
             // Also for a family that nothing is announced of: nothing is all there is.
-            if complete && !family.end_of_rib_sent && !end_of_rib_held {
-                write_end_of_rib(family.family, out);
-                family.end_of_rib_sent = true;
+            if complete && !sent.end_of_rib_sent && !end_of_rib_held {
+                write_end_of_rib(sent.family, out);
+                sent.end_of_rib_sent = true;
                 written.updates += 1;
             }
         }

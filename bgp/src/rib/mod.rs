@@ -4,14 +4,14 @@
 //!   RouteChanges, Reflections ──► Loc-RIB: prefix → paths, the best first
 //!                       │ per group of peers that are told the same: what export policies make of it
 //!                       ▼
-//!                    update group: what its peers are told
-//!                       │ per Established peer
+//!                    update group: what its peers are told, and what has changed of it by attributes
+//!                       │ per Established peer, as soon as it can read
 //!                       ▼
-//!                    Adj-RIB-Out: what it has yet to be told, by attributes ──► UPDATEs, as full as they get
+//!                    Adj-RIB-Out: how far the peer is ──► UPDATEs, as full as they get
 //! ```
 //!
-//! A pending change is an entry for its prefix, not a message: a peer that reads slowly costs no more than one entry
-//! for each prefix, and is told the latest state only. A change that is undone before it was sent is not sent.
+//! A pending change is an entry for its prefix, not a message: a peer that reads slowly costs no more than one entry for each prefix,
+//! and takes the latest state when it can read again. A change that is undone before it was taken is not sent.
 //!
 //! What peers announce goes the other way: [`Learnt`] keeps what a peer's import policy asks for, and decides which of it
 //! is used. A route reflector keeps what internal peers announce besides, policy or not, and passes the best of it on to
@@ -19,6 +19,7 @@
 
 mod adj_in;
 mod adj_out;
+mod batch;
 mod decision;
 mod export;
 mod group;
@@ -27,7 +28,6 @@ mod learnt;
 mod loc_rib;
 mod next_hop;
 mod path;
-mod pending;
 mod policy;
 mod route;
 
@@ -36,6 +36,7 @@ mod reflection_tests;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -46,7 +47,7 @@ use crate::{Attributes, Family};
 use adj_out::AdjRibOut;
 pub use adj_out::{FamilyOut, Written};
 pub use export::Export;
-use group::{Group, Groups};
+use group::Groups;
 pub use import::{ImportPolicy, LimitAction, MaxPrefixes, PrefixFilter, is_routable};
 pub use learnt::{Changes, FamilyCounts, Learnt, LearntChange, LimitExceeded, Received, Reflections};
 use loc_rib::{LocRib, OWN_PATH};
@@ -79,8 +80,9 @@ pub struct Passed {
 pub struct Rib {
     loc_rib: LocRib,
     routes: Routes,
-    /// The Established peers.
     groups: Groups,
+    /// The Established peers.
+    peers: BTreeMap<IpAddr, AdjRibOut>,
     /// After a restart: not all routes of our own are in yet.
     own_awaited: bool,
     /// After a restart: peers have yet to tell what is passed on.
@@ -199,26 +201,30 @@ impl Rib {
 
     /// A session is Established: everything is to be sent, then End-of-RIB.
     pub fn peer_up(&mut self, peer: IpAddr, export: Export) {
-        self.groups.join(peer, export, &self.loc_rib, &mut self.routes);
+        self.peer_down(peer);
+        let out = AdjRibOut::new(export, &mut self.groups, &self.loc_rib, &mut self.routes);
+        self.peers.insert(peer, out);
     }
 
     /// A session is over.
     pub fn peer_down(&mut self, peer: IpAddr) {
-        self.groups.leave(peer);
+        if let Some(out) = self.peers.remove(&peer) {
+            out.leave(&mut self.groups);
+        }
     }
 
     /// The peer wants to be sent all of a family again (RFC 2918).
     pub fn refresh(&mut self, peer: IpAddr, family: Family) {
-        if let Some((out, told)) = self.groups.of_mut(peer).and_then(|group| group.member_mut(peer)) {
-            out.refresh(family, told);
+        if let Some(out) = self.peers.get_mut(&peer) {
+            out.refresh(family);
         }
     }
 
     /// Changes what an Established peer is told to send to; what is ours of a family whose next hop is another is announced
     /// again, and nothing withdrawn unless there is none any more.
     pub fn set_next_hops(&mut self, peer: IpAddr, next_hops: &[(Family, Option<IpAddr>)]) {
-        if let Some((out, told)) = self.groups.of_mut(peer).and_then(|group| group.member_mut(peer)) {
-            out.set_next_hops(next_hops, told);
+        if let Some(out) = self.peers.get_mut(&peer) {
+            out.set_next_hops(next_hops);
         }
     }
 
@@ -235,46 +241,42 @@ impl Rib {
     }
 
     fn change(&mut self, peer: IpAddr, change: impl FnOnce(&mut Export)) {
-        self.groups.change(peer, change, &self.loc_rib, &mut self.routes);
+        if let Some(out) = self.peers.get_mut(&peer) {
+            out.change(change, &mut self.groups, &self.loc_rib, &mut self.routes);
+        }
     }
 
-    /// How many changes a peer has yet to be told.
+    /// How many changes a peer may have yet to be told.
     pub fn changes(&self, peer: IpAddr) -> usize {
-        self.families(peer).iter().map(FamilyOut::pending).sum()
+        self.families(peer).iter().map(|family| family.pending).sum()
     }
 
     /// Whether [`Rib::write`] would write something to this peer.
     pub fn has_pending(&self, peer: IpAddr) -> bool {
-        self.peer(peer).is_some_and(|out| out.has_pending(!self.is_complete()))
+        self.peers.get(&peer).is_some_and(|out| out.has_pending(&self.groups, !self.is_complete()))
     }
 
     /// Appends UPDATEs for this peer to `out`, until nothing is pending or `out` has reached `limit` bytes.
     pub fn write(&mut self, peer: IpAddr, out: &mut Vec<u8>, limit: usize) -> Written {
         let end_of_rib_held = !self.is_complete();
-        let Some((adj_out, _)) = self.groups.of_mut(peer).and_then(|group| group.member_mut(peer)) else {
-            return Written::default();
-        };
-        let mut written = adj_out.write(out, limit, end_of_rib_held);
-        written.drained = (!adj_out.has_changes()).then_some(self.sequence);
+        let Some(adj_out) = self.peers.get_mut(&peer) else { return Written::default() };
+        let mut written = adj_out.write(&mut self.groups, out, limit, end_of_rib_held);
+        written.drained = (!adj_out.has_changes(&self.groups)).then_some(self.sequence);
         written
-    }
-
-    fn peer(&self, peer: IpAddr) -> Option<&AdjRibOut> {
-        self.groups.of(peer).and_then(|group| group.member(peer))
     }
 
     /// How a peer is told of routes, while it is Established.
     pub fn export(&self, peer: IpAddr) -> Option<&Export> {
-        self.peer(peer).map(AdjRibOut::export)
+        self.peers.get(&peer).map(AdjRibOut::export)
     }
 
-    /// What the peer has been told, for each negotiated family; empty while it is not Established.
-    pub fn families(&self, peer: IpAddr) -> &[FamilyOut] {
-        self.peer(peer).map_or(&[], AdjRibOut::families)
+    /// How far the peer has been told of each negotiated family; empty while it is not Established.
+    pub fn families(&self, peer: IpAddr) -> Vec<FamilyOut> {
+        self.peers.get(&peer).map(|out| out.state(&self.groups)).unwrap_or_default()
     }
 
-    /// What the peer holds of a family, but for what is about to be sent again.
-    pub fn holds(&self, peer: IpAddr, family: Family) -> impl Iterator<Item = (Nlri, &Arc<Route>)> {
-        self.groups.of(peer).into_iter().flat_map(move |group: &Group| group.holds(peer, family))
+    /// What the peer holds of a family.
+    pub fn held(&self, peer: IpAddr, family: Family) -> Vec<(Nlri, Arc<Route>)> {
+        self.peers.get(&peer).map(|out| out.held(family, &self.groups)).unwrap_or_default()
     }
 }

@@ -137,7 +137,7 @@ impl PeerStatus {
             session: observed.session.as_ref().map(|session| SessionStatus {
                 local: session.local,
                 negotiated: session.negotiated.clone(),
-                families: rib.families(config.address).iter().map(FamilyStatus::from).collect(),
+                families: rib.families(config.address).into_iter().map(FamilyStatus::from).collect(),
             }),
             counters: observed.counters,
             bfd: observed.bfd.clone(),
@@ -155,14 +155,9 @@ impl PeerStatus {
     }
 }
 
-impl From<&FamilyOut> for FamilyStatus {
-    fn from(out: &FamilyOut) -> FamilyStatus {
-        FamilyStatus {
-            family: out.family(),
-            next_hop: out.next_hop(),
-            prefixes_sent: out.sent(),
-            prefixes_pending: out.pending(),
-            end_of_rib_sent: out.end_of_rib_sent(),
-        }
+impl From<FamilyOut> for FamilyStatus {
+    fn from(out: FamilyOut) -> FamilyStatus {
+        let FamilyOut { family, next_hop, sent, pending, end_of_rib_sent } = out;
+        FamilyStatus { family, next_hop, prefixes_sent: sent, prefixes_pending: pending, end_of_rib_sent }
     }
 }

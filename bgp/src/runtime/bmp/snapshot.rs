@@ -70,12 +70,12 @@ impl Monitor {
         let mut state = lock(&self.state);
         let peers = state.up.values().filter_map(|up| {
             let peer = up.peer.address;
-            let outs = rib.families(peer).iter().filter(|_| tables.adj_rib_out);
+            let outs = rib.families(peer).into_iter().filter(|_| tables.adj_rib_out);
             let families = outs.map(|out| FamilySnapshot {
-                family: out.family(),
-                next_hop: out.next_hop(),
-                routes: rib.holds(peer, out.family()).map(|(nlri, set)| (nlri, Arc::clone(set))).collect(),
-                complete: out.end_of_rib_sent(),
+                family: out.family,
+                next_hop: out.next_hop,
+                routes: rib.held(peer, out.family),
+                complete: out.end_of_rib_sent,
             });
             let ins = tables.adj_rib_in || tables.adj_rib_in_post_policy;
             let received = Family::ALL.into_iter().filter_map(|family| {
@@ -132,8 +132,8 @@ impl Monitor {
             let mut statistics = Vec::new();
             if tables.adj_rib_out {
                 let families = rib.families(peer);
-                statistics.push(Statistic::AdjRibOut(families.iter().map(|out| out.sent() as u64).sum()));
-                let of = |out: &FamilyOut| Statistic::AdjRibOutOf(out.family(), out.sent() as u64);
+                statistics.push(Statistic::AdjRibOut(families.iter().map(|out| out.sent as u64).sum()));
+                let of = |out: &FamilyOut| Statistic::AdjRibOutOf(out.family, out.sent as u64);
                 statistics.extend(families.iter().map(of));
             }
             if (tables.adj_rib_in || tables.adj_rib_in_post_policy) && learnt.keeps(peer) {
