@@ -32,7 +32,7 @@ use crate::wait::await_some;
 /// How often each figure is taken; odd, for the median.
 const ROUNDS: usize = 5;
 /// What a speaker sends, all with the same attributes: to how many peers how many prefixes.
-const TABLES: [Table; 2] = [Table { peers: 1, prefixes: 100_000 }, Table { peers: PEERS, prefixes: 10_000 }];
+const TABLES: [Table; 2] = [Table { peers: 1, prefixes: 100_000 }, Table { peers: PEERS, prefixes: 5_000 }];
 /// How many peers a speaker receives from, each with attributes of its own.
 const PEERS: u32 = 100;
 /// What each of them sends.
