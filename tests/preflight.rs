@@ -26,7 +26,14 @@ fn plan() -> NodePlan {
 
 fn wants() -> Wants {
     let schedulers = BTreeSet::from([Scheduler::Mh, Scheduler::Rr]);
-    Wants { schedulers, acceptance: AcceptedIn::Node, bgp_port: Some(179), answering: Some(Vec::new()) }
+    let bfd_ports = [3784].into();
+    Wants {
+        schedulers,
+        acceptance: AcceptedIn::Node,
+        bgp_port: Some(179),
+        bfd_ports,
+        answering: Some(Vec::new()),
+    }
 }
 
 async fn look(node: &Node) -> Vec<Finding> {
@@ -277,6 +284,11 @@ fn what_some_of_a_config_cannot_have() {
             0
         );
         drop(bird);
+        for any in ["0.0.0.0", "[::]"] {
+            let bfdd = std::net::UdpSocket::bind(format!("{any}:3784")).unwrap();
+            assert_one(&look(node).await, Fail, "BFD port 3784", "preflight listens there");
+            drop(bfdd);
+        }
         assert_eq!(complaints(node).await, []);
     });
 }

@@ -49,7 +49,7 @@ const REMOTE: &str = "node-b";
 
 /// One case, as a process of its own.
 #[derive(Clone, Debug, Subcommand)]
-#[expect(missing_docs, reason = "how many Services, where to keep files, the other namespace")]
+#[expect(missing_docs, reason = "how many of what, where to keep files, the other namespace")]
 pub enum Case {
     /// (a) the agent's apply path.
     Agent {
@@ -67,8 +67,8 @@ pub enum Case {
     Idle { services: u16, state: PathBuf },
     /// A source and its plan.
     Source { kubeconfig: PathBuf },
-    /// A BGP speaker that sends.
-    Announce,
+    /// A BGP speaker that sends so many prefixes to so many peers.
+    Announce { peers: u32, prefixes: u32 },
     /// A BGP speaker that receives.
     Receive,
 }
@@ -190,7 +190,7 @@ pub fn run_case(case: &Case) -> Result<()> {
         Case::Change { services, state } => change(*services, state),
         Case::Idle { services, state } => idle(*services, state),
         Case::Source { kubeconfig } => source::run(kubeconfig),
-        Case::Announce => bgp::announce(),
+        Case::Announce { peers, prefixes } => bgp::announce(*peers, *prefixes),
         Case::Receive => bgp::receive(),
     }
 }

@@ -17,7 +17,7 @@ use crate::plan::{Forwarding, Planner};
 /// Look whether this node is ready for an agent, and say what to do where it is not
 ///
 /// Looks at capabilities, the kernel, IPVS and modules, `nft`, sysctls, uplinks and their MTU, names, addresses and the
-/// BGP port that the agent needs, other owners of Services (kube-proxy, kube-router, virtual servers of unknown origin),
+/// ports of BGP and BFD that the agent needs, other owners of Services (kube-proxy, kube-router, virtual servers of unknown origin),
 /// CNIs that Sheave does not work beside (Cilium, Calico's eBPF) or that keep pods from accepting themselves, and
 /// nftables rules of others that would drop its packets, or answers of Services to clients here, or use its mark bits
 /// (docs/cni.md).
@@ -145,6 +145,7 @@ fn wants(planner: &Planner) -> Wants {
         schedulers: planned.chain([services.scheduler.external, services.scheduler.internal]).collect(),
         acceptance: services.acceptance,
         bgp_port: router.asn.map(|_| router.listen.port).filter(|port| *port != 0),
+        bfd_ports: router.bfd_is_multihop().into_iter().map(sheave_bgp::bfd::port).collect(),
         answering: (services.forwarding.internal == Forwarding::Tunnel)
             .then(|| services.service_cidrs.clone()),
     }

@@ -1,5 +1,6 @@
 //! The config file.
 
+use std::collections::BTreeSet;
 use std::marker::PhantomData;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -115,6 +116,17 @@ impl Router {
     /// Whether there is anyone to have a session with.
     pub fn has_peers(&self) -> bool {
         !(self.peers.is_empty() && self.dynamic_peers.is_empty())
+    }
+
+    /// Whether BFD beside sessions is over one hop, over several, or both.
+    pub fn bfd_is_multihop(&self) -> BTreeSet<bool> {
+        let mesh = self.mesh.iter().zip(self.asn).map(|(mesh, asn)| Peer {
+            bfd: mesh.bfd.clone(),
+            ..Peer::new(Ipv4Addr::UNSPECIFIED.into(), asn)
+        });
+        let ranges = self.dynamic_peers.iter().map(DynamicPeer::template);
+        let of = |peer: Peer| Some(peer.has_multihop_bfd(peer.bfd.as_ref()?, self.asn));
+        self.peers.iter().cloned().chain(ranges).chain(mesh).filter_map(of).collect()
     }
 
     /// Peers by name and ranges, and the export policy of each.

@@ -24,3 +24,8 @@ pub use session::{Action, Session, SessionConfig};
 pub const PORT: u16 = 3784;
 /// Where those over several hops go (RFC 5883 §5).
 pub const MULTIHOP_PORT: u16 = 4784;
+
+/// Where the packets of a session go that may be over several hops, or not.
+pub fn port(multihop: bool) -> u16 {
+    if multihop { MULTIHOP_PORT } else { PORT }
+}

@@ -1,18 +1,19 @@
-//! Adj-RIB-Out: one Established peer's view of the Loc-RIB (RFC 4271 §3.2, §9.2).
+//! Adj-RIB-Out: one Established peer's view of the Loc-RIB (RFC 4271 §3.2, §9.2): what its [group](super::group) is told, but for
+//! what comes from itself, and for what it has yet to be told.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use ipnet::IpNet;
-
 use super::export::Export;
-use super::loc_rib::{LocRib, Paths};
-use super::policy::ExportPolicy;
-use super::route::{Route, Routes};
+use super::pending::{Held, Pending};
+use super::route::{Reflected, Route};
 use crate::Family;
-use crate::wire::pack::{Announcement, write_end_of_rib, write_route_refresh, write_withdrawal};
+use crate::wire::pack::{write_end_of_rib, write_route_refresh, write_withdrawal};
 use crate::wire::{Nlri, RefreshKind};
+
+/// What the peers of a group are told.
+pub(super) type Told = BTreeMap<Nlri, Arc<Route>>;
 
 /// All families of one peer.
 #[derive(Debug)]
@@ -26,11 +27,11 @@ pub(super) struct AdjRibOut {
 pub struct FamilyOut {
     family: Family,
     next_hop: Option<IpAddr>,
-    /// The peer takes several paths to a prefix, each with its name (RFC 7911); otherwise it is told the best, without one.
-    several: bool,
-    /// What the peer holds. `None` where it is to be sent again whatever it was.
-    sent: BTreeMap<Nlri, Option<Arc<Route>>>,
+    /// How many paths the peer holds.
+    sent: usize,
     pending: Pending,
+    /// Routes whose attributes leave no room for a prefix in what this peer is sent.
+    unfit: Vec<Arc<Route>>,
     end_of_rib_sent: bool,
     refresh: Refresh,
 }
@@ -46,17 +47,6 @@ enum Refresh {
     Begun,
 }
 
-/// Changes the peer has yet to be told: at most one for each path.
-#[derive(Debug, Default)]
-struct Pending {
-    /// Paths that are withdrawn.
-    withdraw: BTreeSet<Nlri>,
-    /// What others are announced with.
-    announced: HashMap<Nlri, Arc<Route>>,
-    /// The paths of `announced`, by what they are announced with.
-    announce: BTreeMap<Arc<Route>, BTreeSet<Nlri>>,
-}
-
 /// What [`Rib::write`](super::Rib::write) did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Written {
@@ -65,46 +55,6 @@ pub struct Written {
     /// All changes up to this one have been written (see [`Rib::sequence`](super::Rib::sequence)); `None` where
     /// some are left.
     pub drained: Option<u64>,
-}
-
-impl Pending {
-    fn len(&self) -> usize {
-        self.withdraw.len() + self.announced.len()
-    }
-
-    fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    fn remove(&mut self, path: &Nlri) {
-        self.withdraw.remove(path);
-        self.unannounce(path);
-    }
-
-    fn unannounce(&mut self, path: &Nlri) {
-        // Most often there is nothing to look for.
-        if self.announced.is_empty() {
-            return;
-        }
-        let Some(route) = self.announced.remove(path) else { return };
-        if let Some(group) = self.announce.get_mut(&route) {
-            group.remove(path);
-            if group.is_empty() {
-                self.announce.remove(&route);
-            }
-        }
-    }
-
-    fn withdraw(&mut self, path: Nlri) {
-        self.unannounce(&path);
-        self.withdraw.insert(path);
-    }
-
-    fn announce(&mut self, path: Nlri, route: &Arc<Route>) {
-        self.remove(&path);
-        self.announce.entry(Arc::clone(route)).or_default().insert(path);
-        self.announced.insert(path, Arc::clone(route));
-    }
 }
 
 impl FamilyOut {
@@ -120,12 +70,7 @@ impl FamilyOut {
 
     /// How many prefixes the peer holds; of one that takes several paths to a prefix, how many paths.
     pub fn sent(&self) -> usize {
-        self.sent.len()
-    }
-
-    /// What it holds, but for what is about to be sent again.
-    pub fn routes(&self) -> impl Iterator<Item = (Nlri, &Arc<Route>)> {
-        self.sent.iter().filter_map(|(path, sent)| Some((*path, sent.as_ref()?)))
+        self.sent
     }
 
     /// How many changes it has yet to be told.
@@ -138,54 +83,66 @@ impl FamilyOut {
         self.end_of_rib_sent
     }
 
-    /// The peer is to hold what it is told of what there is for a prefix, and nothing of what is `gone` of it.
-    fn follow(
+    /// Whether this peer is told a route that its group is told. Not what comes from itself; nor ours to where there is no way to us.
+    fn takes(&self, export: &Export, route: &Arc<Route>) -> bool {
+        let wanted = match &**route {
+            Route::Own(_) => self.next_hop.is_some(),
+            Route::Reflected(Reflected { from, attributes, .. }) => {
+                *from != export.peer && attributes.originator_id != Some(export.router_id)
+            }
+        };
+        wanted && !self.unfit.contains(route)
+    }
+
+    /// What the peer holds of a path that its group has been told so; no change to it is pending from now on.
+    fn take_held(&mut self, export: &Export, path: &Nlri, told: Option<&Arc<Route>>) -> Held {
+        let held = self.pending.remove(path);
+        held.unwrap_or_else(|| Held::of(told.filter(|route| self.takes(export, route))))
+    }
+
+    /// The peer, which holds that of a path, is to hold what its group is told.
+    fn tell(&mut self, export: &Export, path: Nlri, held: Held, told: Option<&Arc<Route>>) {
+        let told = told.filter(|route| self.takes(export, route));
+        self.pending.add(path, held, told);
+    }
+
+    /// Has those routes be told again, after a change to this peer, that are `concerned` by it.
+    fn tell_again(
         &mut self,
         export: &Export,
-        prefix: IpNet,
-        paths: Paths<'_>,
-        gone: &[u32],
-        routes: &mut Routes,
+        told: &Told,
+        concerned: impl Fn(&Route) -> bool,
+        change: impl FnOnce(&mut FamilyOut),
     ) {
-        if !self.several {
-            let told = paths.best().and_then(|known| export.told(&prefix, known, routes));
-            return self.set(prefix.into(), told.as_ref());
-        }
-        for path_id in gone {
-            self.set(Nlri { prefix, path_id: *path_id }, None);
-        }
-        for (path_id, known) in paths.named() {
-            self.set(Nlri { prefix, path_id }, export.told(&prefix, known, routes).as_ref());
-        }
-    }
-
-    fn set(&mut self, path: Nlri, target: Option<&Arc<Route>>) {
-        // Ours are not told to where there is no way to us.
-        let target = target.filter(|route| self.next_hop.is_some() || !route.is_own());
-        let in_place = match (self.sent.get(&path), target) {
-            (None, None) => true,
-            (Some(Some(sent)), Some(target)) => sent == target,
-            _ => false,
-        };
-        match target {
-            _ if in_place => self.pending.remove(&path),
-            None => self.pending.withdraw(path),
-            Some(route) => self.pending.announce(path, route),
-        }
-    }
-
-    /// Has those routes be told that are ours, or all: again, where they have been.
-    fn send_again(&mut self, export: &Export, loc_rib: &LocRib, routes: &mut Routes, ours_alone: bool) {
-        let concerned = |route: &Route| !ours_alone || route.is_own();
-        for sent in self.sent.values_mut() {
-            if sent.as_deref().is_some_and(concerned) {
-                *sent = None;
-            }
-        }
+        // Of these the group may not be told any more, or not yet again.
+        self.pending.hold_again(&concerned);
         let family = self.family;
-        for (prefix, paths) in loc_rib.iter().filter(|(prefix, _)| Family::of(prefix) == family) {
-            self.follow(export, *prefix, paths, &[], routes);
+        let concerned =
+            told.iter().filter(|(path, route)| Family::of(&path.prefix) == family && concerned(route));
+        let held = |(path, route)| self.take_held(export, path, Some(route)).again();
+        let held: Vec<Held> = concerned.clone().map(held).collect();
+        change(self);
+        for ((path, route), held) in concerned.zip(held) {
+            self.tell(export, *path, held, Some(route));
         }
+    }
+
+    /// What it holds, but for what is about to be sent again.
+    fn holds<'a>(
+        &'a self,
+        export: &'a Export,
+        told: &'a Told,
+    ) -> impl Iterator<Item = (Nlri, &'a Arc<Route>)> {
+        let in_place = told.iter().filter(move |(path, route)| {
+            Family::of(&path.prefix) == self.family
+                && self.pending.held(path).is_none()
+                && self.takes(export, route)
+        });
+        let before = self.pending.all_held().filter_map(|(path, held)| match held {
+            Held::Route(route) => Some((path, route)),
+            Held::Nothing | Held::Again => None,
+        });
+        in_place.map(|(path, route)| (*path, route)).chain(before)
     }
 
     fn write(&mut self, export: &Export, out: &mut Vec<u8>, limit: usize) -> u64 {
@@ -194,22 +151,26 @@ impl FamilyOut {
             write_route_refresh(RefreshKind::Begin, self.family, out);
             self.refresh = Refresh::Begun;
         }
-        while out.len() < limit && !self.pending.withdraw.is_empty() {
-            let mut prefixes = self.pending.withdraw.iter().copied().peekable();
-            let count = write_withdrawal(self.family, export.context, &mut prefixes, out);
-            for _ in 0..count {
-                if let Some(path) = self.pending.withdraw.pop_first() {
-                    self.sent.remove(&path);
-                }
-            }
+        while out.len() < limit && !self.pending.withdrawals().is_empty() {
+            let mut paths = self.pending.withdrawals().iter().copied().peekable();
+            let count = write_withdrawal(self.family, export.context, &mut paths, out);
+            self.pending.withdrawn(count);
+            self.sent -= count;
             updates += 1;
         }
         while out.len() < limit {
-            let Some(group) = self.pending.announce.first_entry() else { break };
-            let route = Arc::clone(group.key());
-            match export.announcement(self.family, self.next_hop, &route) {
-                Some(announcement) => updates += self.write_group(&route, &announcement, out, limit),
-                None => self.give_up(&route),
+            let Some((route, _)) = self.pending.first() else { break };
+            let route = Arc::clone(route);
+            let Some(announcement) = export.announcement(self.family, self.next_hop, &route) else {
+                self.give_up(route);
+                continue;
+            };
+            while let Some((_, paths)) =
+                self.pending.first().filter(|(next, _)| out.len() < limit && Arc::ptr_eq(next, &route))
+            {
+                let count = announcement.write(&mut paths.iter().copied().peekable(), out);
+                self.sent += self.pending.announced(count);
+                updates += 1;
             }
         }
         if out.len() < limit && self.pending.is_empty() && self.refresh == Refresh::Begun {
@@ -219,56 +180,30 @@ impl FamilyOut {
         updates
     }
 
-    /// Writes the paths that share `route`, up to the limit.
-    fn write_group(
-        &mut self,
-        route: &Arc<Route>,
-        announcement: &Announcement,
-        out: &mut Vec<u8>,
-        limit: usize,
-    ) -> u64 {
-        let mut updates = 0;
-        let Some(mut group) = self.pending.announce.remove(route) else { return 0 };
-        while out.len() < limit && !group.is_empty() {
-            let mut prefixes = group.iter().copied().peekable();
-            let count = announcement.write(&mut prefixes, out);
-            for _ in 0..count {
-                if let Some(path) = group.pop_first() {
-                    self.pending.announced.remove(&path);
-                    self.sent.insert(path, Some(Arc::clone(route)));
-                }
-            }
-            updates += 1;
-        }
-        if !group.is_empty() {
-            self.pending.announce.insert(Arc::clone(route), group);
-        }
-        updates
-    }
-
-    /// The attributes leave no room for a prefix: what the peer holds of these is no longer true.
-    fn give_up(&mut self, route: &Arc<Route>) {
-        let group = self.pending.announce.remove(route).unwrap_or_default();
+    /// The attributes of what is announced next leave no room for a prefix: what the peer holds of these is no longer true.
+    fn give_up(&mut self, route: Arc<Route>) {
+        let paths = self.pending.give_up_first();
         tracing::error!(
-            prefixes = group.len(),
-            first = ?group.first().map(|path| path.prefix),
+            prefixes = paths.len(),
+            first = ?paths.first().map(|(path, _)| path.prefix),
             "attributes do not fit into a message, not announced: use fewer communities"
         );
-        for path in group {
-            self.pending.announced.remove(&path);
-            self.set(path, None);
+        self.unfit.push(route);
+        for (path, held) in paths {
+            self.pending.add(path, held, None);
         }
     }
 }
 
 impl AdjRibOut {
+    /// Of a peer that holds nothing yet.
     pub(super) fn new(export: Export) -> AdjRibOut {
         let families = export.next_hops.iter().map(|&(family, next_hop)| FamilyOut {
             family,
             next_hop,
-            several: export.context.add_path.contains(family),
-            sent: BTreeMap::new(),
+            sent: 0,
             pending: Pending::default(),
+            unfit: Vec::new(),
             end_of_rib_sent: false,
             refresh: Refresh::No,
         });
@@ -283,60 +218,51 @@ impl AdjRibOut {
         &self.export
     }
 
-    /// The peer is to hold what it is told of what there is for `prefix`, and nothing of the paths that are `gone`.
-    pub(super) fn follow(&mut self, prefix: IpNet, paths: Paths<'_>, gone: &[u32], routes: &mut Routes) {
-        let family = Family::of(&prefix);
+    /// To be changed only where the group is changed with it.
+    pub(super) fn export_mut(&mut self) -> &mut Export {
+        &mut self.export
+    }
+
+    /// The group is told `now` of a path, and was told `before`.
+    pub(super) fn follow(&mut self, path: Nlri, before: Option<&Arc<Route>>, now: Option<&Arc<Route>>) {
+        let family = Family::of(&path.prefix);
         if let Some(out) = self.families.iter_mut().find(|out| out.family == family) {
-            out.follow(&self.export, prefix, paths, gone, routes);
+            let held = out.take_held(&self.export, &path, before);
+            out.tell(&self.export, path, held, now);
         }
     }
 
-    /// Takes another policy: what differs by it is announced again, or withdrawn where it does not pass any more.
-    pub(super) fn set_policy(&mut self, policy: &ExportPolicy, loc_rib: &LocRib, routes: &mut Routes) {
-        if self.export.policy != *policy {
-            self.export.policy = policy.clone();
-            for (prefix, paths) in loc_rib.iter() {
-                self.follow(*prefix, paths, &[], routes);
-            }
-        }
-    }
-
-    /// Makes the peer a client of this reflector, or not: it is told more then, or less.
-    pub(super) fn set_client(&mut self, client: bool, loc_rib: &LocRib, routes: &mut Routes) {
-        if std::mem::replace(&mut self.export.client, client) != client {
-            for (prefix, paths) in loc_rib.iter() {
-                self.follow(*prefix, paths, &[], routes);
-            }
-        }
-    }
-
-    /// Takes other next hops for what is ours.
-    pub(super) fn set_next_hops(
-        &mut self,
-        next_hops: &[(Family, Option<IpAddr>)],
-        loc_rib: &LocRib,
-        routes: &mut Routes,
-    ) {
+    /// Takes other next hops for what is ours, of all that the group is told.
+    pub(super) fn set_next_hops(&mut self, next_hops: &[(Family, Option<IpAddr>)], told: &Told) {
         for out in &mut self.families {
-            let Some((_, next_hop)) = next_hops.iter().find(|(family, _)| *family == out.family) else {
-                continue;
-            };
-            if out.next_hop == *next_hop {
-                continue;
+            let next_hop = next_hops.iter().find(|(family, _)| *family == out.family);
+            if let Some((_, next_hop)) = next_hop.filter(|(_, next_hop)| *next_hop != out.next_hop) {
+                out.tell_again(&self.export, told, Route::is_own, |out| {
+                    out.next_hop = *next_hop;
+                    out.unfit.clear();
+                });
             }
-            out.next_hop = *next_hop;
-            out.send_again(&self.export, loc_rib, routes, true);
         }
     }
 
-    /// Sends everything again.
-    pub(super) fn refresh(&mut self, family: Family, loc_rib: &LocRib, routes: &mut Routes) {
+    /// Sends all of what the group is told again.
+    pub(super) fn refresh(&mut self, family: Family, told: &Told) {
         let Some(out) = self.families.iter_mut().find(|out| out.family == family) else { return };
         // RFC 7313 §4: not before End-of-RIB, until which the peer holds nothing stale that an end could sweep.
         if self.export.enhanced_refresh && out.end_of_rib_sent {
             out.refresh = Refresh::Begins;
         }
-        out.send_again(&self.export, loc_rib, routes, false);
+        out.tell_again(&self.export, told, |_| true, |_| {});
+    }
+
+    /// What the peer holds of a family, but for what is about to be sent again, of all that the group is told.
+    pub(super) fn holds<'a>(
+        &'a self,
+        family: Family,
+        told: &'a Told,
+    ) -> impl Iterator<Item = (Nlri, &'a Arc<Route>)> {
+        let of_family = self.families.iter().filter(move |out| out.family == family);
+        of_family.flat_map(|out| out.holds(&self.export, told))
     }
 
     pub(super) fn has_changes(&self) -> bool {

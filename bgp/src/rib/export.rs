@@ -1,12 +1,9 @@
-//! Which routes a peer is told, and how they look to it (RFC 4271 §5.1, RFC 4456).
+//! What a peer is like, and how routes look to it (RFC 4271 §5.1).
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::sync::Arc;
-
-use ipnet::IpNet;
 
 use super::policy::ExportPolicy;
-use super::route::{Known, Reflected, Route, Routes};
+use super::route::{Reflected, Route};
 use crate::wire::pack::Announcement;
 use crate::wire::{AsPath, Context, Origin, PathAttributes, Role};
 use crate::{Attributes, Community, Families, Family};
@@ -45,33 +42,6 @@ pub struct Export {
 }
 
 impl Export {
-    /// What the peer is told of a route, if anything: of ours what its policy makes of it; one that is passed on as it is, by RFC 4456
-    /// §6, if the policy lets its prefix pass and the session can carry its next hop; and by RFC 9494 §4.3, if it is a last resort, to
-    /// those that know what that is.
-    pub(super) fn told(&self, prefix: &IpNet, known: Known<'_>, routes: &mut Routes) -> Option<Arc<Route>> {
-        let Known { kind, route } = known;
-        match &**route {
-            Route::Own(attributes) => {
-                self.policy.passes(prefix, kind).then(|| match self.policy.changed(attributes) {
-                    None => Arc::clone(route),
-                    Some(changed) => routes.intern(Route::Own(changed)),
-                })
-            }
-            Route::Reflected(Reflected { from, of_client, next_hop, attributes }) => {
-                let fits = next_hop.is_ipv4() == matches!(prefix, IpNet::V4(_)) || self.extended_next_hop;
-                let told = self.context.ibgp
-                    && (*of_client || self.client)
-                    && *from != self.peer
-                    && attributes.originator_id != Some(self.router_id)
-                    && fits
-                    && (!attributes.communities.contains(&Community::LLGR_STALE)
-                        || self.long_lived.contains(Family::of(prefix)))
-                    && self.policy.passes_on(prefix);
-                told.then(|| Arc::clone(route))
-            }
-        }
-    }
-
     /// What a route of the family is announced with, `own` being the next hop of ours; `None` where there is none, or the
     /// attributes leave no room for a prefix.
     pub fn announcement(&self, family: Family, own: Option<IpAddr>, route: &Route) -> Option<Announcement> {

@@ -2,9 +2,12 @@
 //!
 //! ```text
 //!   RouteChanges, Reflections ──► Loc-RIB: prefix → paths, the best first
-//!                       │ per Established peer, by its export policy: what differs from what it was sent
+//!                       │ per group of peers that are told the same: what export policies make of it
 //!                       ▼
-//!                    Adj-RIB-Out: sent, and pending grouped by attributes ──► UPDATEs, as full as they get
+//!                    update group: what its peers are told
+//!                       │ per Established peer
+//!                       ▼
+//!                    Adj-RIB-Out: what it has yet to be told, by attributes ──► UPDATEs, as full as they get
 //! ```
 //!
 //! A pending change is an entry for its prefix, not a message: a peer that reads slowly costs no more than one entry
@@ -18,11 +21,13 @@ mod adj_in;
 mod adj_out;
 mod decision;
 mod export;
+mod group;
 mod import;
 mod learnt;
 mod loc_rib;
 mod next_hop;
 mod path;
+mod pending;
 mod policy;
 mod route;
 
@@ -31,16 +36,17 @@ mod reflection_tests;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
 
+use crate::wire::Nlri;
 use crate::{Attributes, Family};
 use adj_out::AdjRibOut;
 pub use adj_out::{FamilyOut, Written};
 pub use export::Export;
+use group::{Group, Groups};
 pub use import::{ImportPolicy, LimitAction, MaxPrefixes, PrefixFilter, is_routable};
 pub use learnt::{Changes, FamilyCounts, Learnt, LearntChange, LimitExceeded, Received, Reflections};
 use loc_rib::{LocRib, OWN_PATH};
@@ -73,7 +79,8 @@ pub struct Passed {
 pub struct Rib {
     loc_rib: LocRib,
     routes: Routes,
-    peers: BTreeMap<IpAddr, AdjRibOut>,
+    /// The Established peers.
+    groups: Groups,
     /// After a restart: not all routes of our own are in yet.
     own_awaited: bool,
     /// After a restart: peers have yet to tell what is passed on.
@@ -175,8 +182,8 @@ impl Rib {
     /// Has every peer be told what there is now, and that other paths are `gone`.
     fn offer(&mut self, prefix: IpNet, gone: &[u32]) {
         let paths = self.loc_rib.get(&prefix);
-        for peer in self.peers.values_mut() {
-            peer.follow(prefix, paths, gone, &mut self.routes);
+        for group in self.groups.iter_mut() {
+            group.follow(prefix, paths, gone, &mut self.routes);
         }
     }
 
@@ -192,47 +199,43 @@ impl Rib {
 
     /// A session is Established: everything is to be sent, then End-of-RIB.
     pub fn peer_up(&mut self, peer: IpAddr, export: Export) {
-        let mut out = AdjRibOut::new(export);
-        for (prefix, paths) in self.loc_rib.iter() {
-            out.follow(*prefix, paths, &[], &mut self.routes);
-        }
-        self.peers.insert(peer, out);
+        self.groups.join(peer, export, &self.loc_rib, &mut self.routes);
     }
 
     /// A session is over.
     pub fn peer_down(&mut self, peer: IpAddr) {
-        self.peers.remove(&peer);
+        self.groups.leave(peer);
     }
 
     /// The peer wants to be sent all of a family again (RFC 2918).
     pub fn refresh(&mut self, peer: IpAddr, family: Family) {
-        if let Some(out) = self.peers.get_mut(&peer) {
-            out.refresh(family, &self.loc_rib, &mut self.routes);
+        if let Some((out, told)) = self.groups.of_mut(peer).and_then(|group| group.member_mut(peer)) {
+            out.refresh(family, told);
         }
     }
 
     /// Changes what an Established peer is told to send to; what is ours of a family whose next hop is another is announced
     /// again, and nothing withdrawn unless there is none any more.
     pub fn set_next_hops(&mut self, peer: IpAddr, next_hops: &[(Family, Option<IpAddr>)]) {
-        if let Some(out) = self.peers.get_mut(&peer) {
-            out.set_next_hops(next_hops, &self.loc_rib, &mut self.routes);
+        if let Some((out, told)) = self.groups.of_mut(peer).and_then(|group| group.member_mut(peer)) {
+            out.set_next_hops(next_hops, told);
         }
     }
 
-    /// Makes an Established peer a client of this reflector, or not.
+    /// Makes an Established peer a client of this reflector, or not: it is told more then, or less.
     pub fn set_client(&mut self, peer: IpAddr, client: bool) {
-        if let Some(out) = self.peers.get_mut(&peer) {
-            out.set_client(client, &self.loc_rib, &mut self.routes);
-        }
+        self.change(peer, |export| export.client = client);
     }
 
     /// Changes of which routes an Established peer is told, and with what: attributes that change are announced again, and what does
     /// not pass any more is withdrawn.
     pub fn set_policy(&mut self, peer: IpAddr, policy: &ExportPolicy) {
-        if let Some(out) = self.peers.get_mut(&peer) {
-            out.set_policy(policy, &self.loc_rib, &mut self.routes);
-            self.routes.sweep();
-        }
+        self.change(peer, |export| export.policy = policy.clone());
+        self.routes.sweep();
+    }
+
+    fn change(&mut self, peer: IpAddr, change: impl FnOnce(&mut Export)) {
+        self.groups.change(peer, change, &self.loc_rib, &mut self.routes);
     }
 
     /// How many changes a peer has yet to be told.
@@ -242,25 +245,36 @@ impl Rib {
 
     /// Whether [`Rib::write`] would write something to this peer.
     pub fn has_pending(&self, peer: IpAddr) -> bool {
-        self.peers.get(&peer).is_some_and(|out| out.has_pending(!self.is_complete()))
+        self.peer(peer).is_some_and(|out| out.has_pending(!self.is_complete()))
     }
 
     /// Appends UPDATEs for this peer to `out`, until nothing is pending or `out` has reached `limit` bytes.
     pub fn write(&mut self, peer: IpAddr, out: &mut Vec<u8>, limit: usize) -> Written {
         let end_of_rib_held = !self.is_complete();
-        let Some(adj_out) = self.peers.get_mut(&peer) else { return Written::default() };
+        let Some((adj_out, _)) = self.groups.of_mut(peer).and_then(|group| group.member_mut(peer)) else {
+            return Written::default();
+        };
         let mut written = adj_out.write(out, limit, end_of_rib_held);
         written.drained = (!adj_out.has_changes()).then_some(self.sequence);
         written
     }
 
+    fn peer(&self, peer: IpAddr) -> Option<&AdjRibOut> {
+        self.groups.of(peer).and_then(|group| group.member(peer))
+    }
+
     /// How a peer is told of routes, while it is Established.
     pub fn export(&self, peer: IpAddr) -> Option<&Export> {
-        self.peers.get(&peer).map(AdjRibOut::export)
+        self.peer(peer).map(AdjRibOut::export)
     }
 
     /// What the peer has been told, for each negotiated family; empty while it is not Established.
     pub fn families(&self, peer: IpAddr) -> &[FamilyOut] {
-        self.peers.get(&peer).map_or(&[], AdjRibOut::families)
+        self.peer(peer).map_or(&[], AdjRibOut::families)
+    }
+
+    /// What the peer holds of a family, but for what is about to be sent again.
+    pub fn holds(&self, peer: IpAddr, family: Family) -> impl Iterator<Item = (Nlri, &Arc<Route>)> {
+        self.groups.of(peer).into_iter().flat_map(move |group: &Group| group.holds(peer, family))
     }
 }

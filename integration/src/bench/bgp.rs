@@ -1,8 +1,8 @@
 //! BGP: this speaker beside BIRD, FRR and GoBGP, one after the other on the same two cores. Their peers are the same for
 //! all: sessions written by hand that send what was encoded beforehand, and count.
 //!
-//! Sending: a speaker has [`PREFIXES`] before its peer connects. The clock starts with the peer's KEEPALIVE and stops with
-//! the last prefix; then with the word to withdraw all, and the last withdrawal.
+//! Sending: a speaker has a table before its peers connect, one after the other. The clock starts with the first one's KEEPALIVE
+//! and stops with the last prefix to the last of them; then with the word to withdraw all, and the last withdrawal.
 //! Receiving: [`PEERS`] connect, each when the one before has its session (BIRD keeps 8 connections waiting, and loses
 //! some of more), and sends [`EACH`] as soon as it has. The clock starts with the first session and stops when the
 //! speaker, left alone all the while, was seen to work last; only then it is asked whether it has them all.
@@ -21,9 +21,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, ensure};
 use ipnet::Ipv4Net;
-use sheave_bgp::wire::Update;
 
-use self::peer::Session;
 pub use self::speaker::{announce, receive};
 use self::subject::Subject;
 use super::memory::{self, Memory};
@@ -33,8 +31,8 @@ use crate::wait::await_some;
 
 /// How often each figure is taken; odd, for the median.
 const ROUNDS: usize = 5;
-/// What a speaker sends to one peer, all with the same attributes.
-const PREFIXES: u32 = 100_000;
+/// What a speaker sends, all with the same attributes: to how many peers how many prefixes.
+const TABLES: [Table; 2] = [Table { peers: 1, prefixes: 100_000 }, Table { peers: PEERS, prefixes: 10_000 }];
 /// How many peers a speaker receives from, each with attributes of its own.
 const PEERS: u32 = 100;
 /// What each of them sends.
@@ -48,8 +46,26 @@ const LIMIT: Duration = Duration::from_secs(100);
 const LOOK: Duration = Duration::from_millis(5);
 /// A speaker that has worked for less than a fifth of each look for so long is done, or waits.
 const QUIET: Duration = Duration::from_millis(300);
-/// UPDATEs without a byte to spare: header 19, lengths 4, ORIGIN 4, AS_PATH 9, NEXT_HOP 7, each prefix 5 of 4096 octets.
-const FEWEST_MESSAGES: u32 = PREFIXES.div_ceil((4096 - 19 - 4 - 4 - 9 - 7) / 5);
+
+/// What is sent.
+#[derive(Clone, Copy)]
+struct Table {
+    peers: u32,
+    prefixes: u32,
+}
+
+impl Table {
+    /// To whom.
+    fn peers(self) -> impl Iterator<Item = Ipv4Addr> {
+        peers().take(self.peers as usize)
+    }
+
+    /// How many UPDATEs to each peer there are without a byte to spare: header 19, lengths 4, ORIGIN 4, AS_PATH 9, NEXT_HOP 7, each
+    /// prefix 5 of 4096 octets.
+    fn fewest_messages(self) -> u32 {
+        self.prefixes.div_ceil((4096 - 19 - 4 - 4 - 9 - 7) / 5)
+    }
+}
 
 fn prefix(number: u32) -> Ipv4Net {
     Ipv4Addr::from_bits(Ipv4Addr::new(11, 0, 0, 0).to_bits() + number).into()
@@ -58,11 +74,6 @@ fn prefix(number: u32) -> Ipv4Net {
 /// The addresses of peers.
 fn peers() -> impl Iterator<Item = Ipv4Addr> {
     (1..=PEERS).map(|number| Ipv4Addr::from_bits(Ipv4Addr::new(10, 255, 1, 0).to_bits() + number))
-}
-
-/// The one that is sent to.
-fn first_peer() -> Ipv4Addr {
-    Ipv4Addr::new(10, 255, 1, 1)
 }
 
 /// Measures all and prints a row for each.
@@ -75,26 +86,30 @@ pub fn run(work: &Path) -> Result<()> {
         "median of {ROUNDS} (slowest); time from outside, CPU time of the speaker until then, its peak memory without pages of \
          programs and libraries (and with them)"
     );
-    println!(
-        "\n{PREFIXES} prefixes with the same attributes to one peer; the fewest UPDATEs they fit in: {FEWEST_MESSAGES}"
-    );
-    println!(
-        "{:<8} {:>16} {:>8} {:>8} {:>14} {:>16} {:>8} {:>17}",
-        "", "announced", "CPU", "UPDATEs", "prefixes each", "withdrawn", "CPU", "memory"
-    );
-    for (subject, rows) in in_turn(|subject| sending(subject, work))? {
-        let told = &rows[0].announced;
+    for table in TABLES {
+        let Table { peers, prefixes } = table;
         println!(
-            "{:<8} {} {} {:>8} {:>14.1} {} {} {}",
-            subject.name(),
-            times(&rows, |row| row.announced.cost.time),
-            cpu(&rows, |row| row.announced.cost.cpu),
-            told.messages,
-            f64::from(PREFIXES) / f64::from(told.messages),
-            times(&rows, |row| row.withdrawn.cost.time),
-            cpu(&rows, |row| row.withdrawn.cost.cpu),
-            mebibytes(&rows, |row| row.memory),
+            "\n{prefixes} prefixes with the same attributes, to {peers} peers; the fewest UPDATEs to each that they fit in: {}",
+            table.fewest_messages()
         );
+        println!(
+            "{:<8} {:>16} {:>8} {:>8} {:>14} {:>16} {:>8} {:>17}",
+            "", "announced", "CPU", "UPDATEs", "prefixes each", "withdrawn", "CPU", "memory"
+        );
+        for (subject, rows) in in_turn(|subject| sending(subject, table, work))? {
+            let messages = rows[0].announced.messages;
+            println!(
+                "{:<8} {} {} {:>8} {:>14.1} {} {} {}",
+                subject.name(),
+                times(&rows, |row| row.announced.cost.time),
+                cpu(&rows, |row| row.announced.cost.cpu),
+                messages / peers,
+                f64::from(prefixes * peers) / f64::from(messages),
+                times(&rows, |row| row.withdrawn.cost.time),
+                cpu(&rows, |row| row.withdrawn.cost.cpu),
+                mebibytes(&rows, |row| row.memory),
+            );
+        }
     }
     for shared in [0, EACH / 2] {
         println!("\n{PEERS} peers × {EACH} prefixes to one speaker, {shared} of each the same for all peers");
@@ -153,7 +168,7 @@ struct Cost {
     cpu: Duration,
 }
 
-/// What was told, until all of it was.
+/// What was told, until all of it was: to all peers.
 struct Told {
     cost: Cost,
     messages: u32,
@@ -165,41 +180,51 @@ struct Sending {
     memory: Memory,
 }
 
-fn sending(subject: Subject, work: &Path) -> Result<Sending> {
-    let (peer, speaker) = link()?;
-    let mut daemon = subject.sends(&speaker, work)?;
+fn sending(subject: Subject, table: Table, work: &Path) -> Result<Sending> {
+    let (feeders, speaker) = link()?;
+    let mut daemon = subject.sends(table, &speaker, work)?;
     await_some(LIMIT, "the routes", || {
         daemon.ensure_running().map_err(|error| format!("{error:#}"))?;
-        subject.has_loaded(&speaker, work).map_err(|error| format!("{error:#}"))
+        subject.has_loaded(table, &speaker, work).map_err(|error| format!("{error:#}"))
     })?;
-    let stream = peer.enter(|| peer::connect(first_peer()))?.with_context(|| daemon.log_tail(30))?;
     let spent = memory::cpu_time(daemon.id())?;
-    let (mut session, began) = Session::open(stream, first_peer())?;
-    let announced = told(&mut session, &daemon, (began, spent), |update| update.reachable().count())?;
-    let spent = memory::cpu_time(daemon.id())?;
-    let began = subject.withdraw(&speaker, work, &daemon)?;
-    let withdrawn = told(&mut session, &daemon, (began, spent), |update| update.unreachable().count())?;
-    let memory = Memory::of(daemon.id())?;
+    let (mut threads, mut reports, mut ups) = (Vec::new(), Vec::new(), Vec::new());
+    for address in table.peers() {
+        let (report, of_peer) = mpsc::channel();
+        threads.push(feeders.thread(move || peer::count(address, table.prefixes, &report))?);
+        // The thread says why, if there is none.
+        let Ok(up) = of_peer.recv_timeout(LIMIT) else { break };
+        ups.push(up.at);
+        reports.push(of_peer);
+    }
+    let told = ups.iter().min().context("no session").and_then(|began| {
+        let announced = told(&reports, &daemon, (*began, spent))?;
+        let spent = memory::cpu_time(daemon.id())?;
+        let began = subject.withdraw(table, &speaker, work, &daemon)?;
+        Ok((announced, told(&reports, &daemon, (began, spent))?))
+    });
+    let (memory, log) = (Memory::of(daemon.id())?, daemon.log_tail(30));
     daemon.kill();
+    for thread in threads {
+        thread.join().map_err(|_| anyhow!("a peer panicked"))??.with_context(|| log.clone())?;
+    }
+    let (announced, withdrawn) = told?;
     Ok(Sending { announced, withdrawn, memory })
 }
 
-/// Counts UPDATEs until all prefixes were in what `of` counts.
+/// Waits until all peers have been told all.
 fn told(
-    session: &mut Session,
+    reports: &[mpsc::Receiver<peer::Report>],
     daemon: &Daemon,
     (began, spent): (Instant, Duration),
-    of: impl Fn(&Update) -> usize,
 ) -> Result<Told> {
-    let (mut left, mut messages) = (PREFIXES, 0);
-    while left > 0 {
-        for update in session.hear().with_context(|| format!("{left} prefixes were left"))? {
-            let count = u32::try_from(of(&update))?;
-            left = left.saturating_sub(count);
-            messages += u32::from(count > 0);
-        }
+    let (mut end, mut messages) = (began, 0);
+    for of_peer in reports {
+        let report = of_peer.recv_timeout(LIMIT).context("a peer was not told all")?;
+        end = end.max(report.at);
+        messages += report.messages;
     }
-    let cost = Cost { time: began.elapsed(), cpu: memory::cpu_time(daemon.id())? - spent };
+    let cost = Cost { time: end - began, cpu: memory::cpu_time(daemon.id())? - spent };
     Ok(Told { cost, messages })
 }
 

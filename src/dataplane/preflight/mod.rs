@@ -9,7 +9,7 @@
 //!   pods       whether they could accept themselves
 //!   owners     kube-proxy and others who work on the same kernel state
 //!   cni        CNIs that go round netfilter, or keep pods from answering as a virtual IP
-//!   ports      who listens on the BGP port
+//!   ports      who has the ports of BGP and BFD
 //!   rules      nftables rules of others that our packets meet
 //!   clients    those among them that answers of Services meet, on their way to pods and programs here
 //! ```
@@ -88,6 +88,8 @@ pub struct Wants {
     pub acceptance: AcceptedIn,
     /// Where the agent listens for BGP; `None`: nowhere.
     pub bgp_port: Option<u16>,
+    /// Where it takes in packets of BFD.
+    pub bfd_ports: BTreeSet<u16>,
     /// Clients on this node get answers straight from endpoints, with virtual IPs of these ranges (and of the plan) as
     /// their sources; `None`: they get none so.
     pub answering: Option<Vec<IpNet>>,
@@ -135,7 +137,8 @@ pub async fn preflight(settings: &Settings, wants: &Wants, plan: &NodePlan) -> V
     }
     let uplinks: Vec<&str> = network.uplinks.iter().map(|uplink| uplink.name.as_str()).collect();
     findings.push(pods::check(plan, wants.acceptance, &cni.source_checks(&uplinks)));
-    findings.extend(ports::bgp(wants.bgp_port));
+    findings.extend(wants.bgp_port.map(ports::bgp));
+    findings.extend(wants.bfd_ports.iter().map(|port| ports::bfd(*port)));
     findings.extend(owners::judge_kube_proxy(&evidence, settings.mark_mask));
     findings.extend(owners::processes());
     findings.extend(cni::check(&cni));

@@ -10,7 +10,7 @@ use tokio::sync::{mpsc, watch};
 
 use super::socket::{Kind, Listener};
 use super::{BfdPeer, BfdStatus, Command, socket};
-use crate::bfd::{Action, Packet, PacketError, Session, SessionConfig, Signer, State};
+use crate::bfd::{self, Action, Packet, PacketError, Session, SessionConfig, Signer, State};
 use crate::runtime::socket::is_behind;
 use crate::session::Jitter;
 
@@ -200,7 +200,7 @@ impl Engine {
                     io::ErrorKind::AddrInUse => ": another program of this node has it, stop its BFD",
                     _ => "",
                 };
-                let why = format!("listen on UDP port {}: {error}{remedy}", socket::port(kind.multihop));
+                let why = format!("listen on UDP port {}: {error}{remedy}", bfd::port(kind.multihop));
                 self.deaf.insert(kind, (why.clone(), now + SOCKET_AGAIN));
                 Some(why)
             }

@@ -39,11 +39,6 @@ impl Kind {
     }
 }
 
-/// The port of a session that may go over several hops, or not.
-pub(super) fn port(multihop: bool) -> u16 {
-    if multihop { bfd::MULTIHOP_PORT } else { bfd::PORT }
-}
-
 /// What takes in packets of one kind: one socket, of which the reactor tells that it has something, and which can be asked at any time.
 pub(super) struct Listener {
     pub(super) told: UdpSocket,
@@ -61,7 +56,7 @@ impl Listener {
 
 fn listen(Kind { v6, multihop }: Kind) -> io::Result<std::net::UdpSocket> {
     let any = if v6 { IpAddr::V6(Ipv6Addr::UNSPECIFIED) } else { Ipv4Addr::UNSPECIFIED.into() };
-    let address = SocketAddr::new(any, port(multihop));
+    let address = SocketAddr::new(any, bfd::port(multihop));
     let socket = Socket::new(Domain::for_address(address), Type::DGRAM.nonblocking(), Some(Protocol::UDP))?;
     if v6 {
         socket.set_only_v6(true)?;
@@ -90,7 +85,7 @@ fn listen(Kind { v6, multihop }: Kind) -> io::Result<std::net::UdpSocket> {
 /// The interface, the local address or a way to the peer is missing.
 pub(super) fn connect(peer: &BfdPeer, number: u32) -> io::Result<std::net::UdpSocket> {
     let interface = peer.interface.as_deref();
-    let to = scoped(interface, peer.address, port(peer.multihop))?;
+    let to = scoped(interface, peer.address, bfd::port(peer.multihop))?;
     let socket = Socket::new(Domain::for_address(to), Type::DGRAM.nonblocking(), Some(Protocol::UDP))?;
     let any = if to.is_ipv6() { IpAddr::V6(Ipv6Addr::UNSPECIFIED) } else { Ipv4Addr::UNSPECIFIED.into() };
     if to.is_ipv6() {

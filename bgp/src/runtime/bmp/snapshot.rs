@@ -74,7 +74,7 @@ impl Monitor {
             let families = outs.map(|out| FamilySnapshot {
                 family: out.family(),
                 next_hop: out.next_hop(),
-                routes: out.routes().map(|(nlri, set)| (nlri, Arc::clone(set))).collect(),
+                routes: rib.holds(peer, out.family()).map(|(nlri, set)| (nlri, Arc::clone(set))).collect(),
                 complete: out.end_of_rib_sent(),
             });
             let ins = tables.adj_rib_in || tables.adj_rib_in_post_policy;

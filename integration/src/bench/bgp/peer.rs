@@ -65,15 +65,6 @@ impl Session {
         Ok((Self { stream, bytes: Vec::new(), buffer: vec![0; 256 * 1024].into() }, Instant::now()))
     }
 
-    /// The UPDATEs that come next: none where it is something else.
-    pub fn hear(&mut self) -> Result<Vec<Update>> {
-        let messages = self.read()?.context("the speaker closed the connection")?;
-        Ok(messages
-            .into_iter()
-            .filter_map(|message| if let Message::Update(update) = message { Some(update) } else { None })
-            .collect())
-    }
-
     /// What comes next, as whole messages: `None` where that is the end.
     fn read(&mut self) -> Result<Option<Vec<Message>>> {
         let read = self.stream.read(&mut self.buffer).context("reading from the speaker")?;
@@ -93,6 +84,41 @@ impl Session {
         self.bytes.drain(..done);
         Ok(Some(messages))
     }
+}
+
+/// What a peer has seen so far.
+pub struct Report {
+    /// When the last of it came.
+    pub at: Instant,
+    /// UPDATEs that told of prefixes, since the last report.
+    pub messages: u32,
+}
+
+/// Connects, and reports three times: that the session is up (at the time of this side's KEEPALIVE), that so many prefixes were
+/// announced, and that so many were withdrawn.
+pub fn count(address: Ipv4Addr, prefixes: u32, reports: &mpsc::Sender<Report>) -> Result<()> {
+    let (mut session, mut at) = Session::open(connect(address)?, address)?;
+    let (mut up, mut messages) = (false, 0);
+    for of in [|update: &Update| update.reachable().count(), |update: &Update| update.unreachable().count()] {
+        let mut left = prefixes;
+        while left > 0 {
+            let next = session.read()?.context("the speaker closed the connection")?;
+            if !up && next.contains(&Message::Keepalive) {
+                up = true;
+                ensure!(reports.send(Report { at, messages: 0 }).is_ok(), "nobody waits for it");
+            }
+            at = Instant::now();
+            for message in &next {
+                let Message::Update(update) = message else { continue };
+                let count = u32::try_from(of(update))?;
+                left = left.saturating_sub(count);
+                messages += u32::from(count > 0);
+            }
+        }
+        ensure!(reports.send(Report { at, messages }).is_ok(), "nobody waits for it");
+        messages = 0;
+    }
+    Ok(())
 }
 
 /// Prefixes that a peer has by one path of its own, as UPDATEs.

@@ -9,26 +9,27 @@ use ipnet::IpNet;
 use sheave_bgp::{Attributes, ImportPolicy, PeerConfig, PrefixFilter, RouteChanges, Speaker, SpeakerConfig};
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::{PEER_ASN, PREFIXES, SPEAKER, SPEAKER_ASN, first_peer, peers, prefix};
+use super::{PEER_ASN, SPEAKER, SPEAKER_ASN, Table, peers, prefix};
 
 /// How many changes are taken at once, as the agent does.
 const BATCH: usize = 1_000;
 /// Until it is looked at whether there is more, though no change was told: a route that is not used.
 const LOOK: Duration = Duration::from_millis(100);
 
-/// Announces all until SIGUSR1, then withdraws them. Prints how many it has when it has them.
+/// Announces so many prefixes to so many peers until SIGUSR1, then withdraws them. Prints how many it has when it has them.
 ///
 /// # Errors
 /// When it cannot start.
-pub fn announce() -> Result<()> {
-    let prefixes = || (0..PREFIXES).map(|number| IpNet::from(prefix(number)));
+pub fn announce(peers: u32, prefixes: u32) -> Result<()> {
+    let table = Table { peers, prefixes };
+    let prefixes = || (0..table.prefixes).map(|number| IpNet::from(prefix(number)));
     run(async {
         let mut withdraw = signal(SignalKind::user_defined1())?;
         let speaker = start().await?;
         let all = prefixes().map(|prefix| (prefix, Attributes::default())).collect();
         speaker.update(RouteChanges { announce: all, withdraw: Vec::new() });
-        speaker.set_peers(vec![passive(first_peer())]);
-        println!("{PREFIXES}");
+        speaker.set_peers(table.peers().map(passive).collect());
+        println!("{}", table.prefixes);
         withdraw.recv().await;
         speaker.update(RouteChanges { announce: Vec::new(), withdraw: prefixes().collect() });
         std::future::pending().await

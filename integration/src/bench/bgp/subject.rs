@@ -12,7 +12,7 @@ use std::time::Instant;
 use anyhow::{Context, Result, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 
-use super::{LIMIT, PEER_ASN, PREFIXES, SPEAKER, SPEAKER_ASN, first_peer, peers, prefix};
+use super::{LIMIT, PEER_ASN, SPEAKER, SPEAKER_ASN, Table, peers, prefix};
 use crate::netns::NetNs;
 use crate::process::{self, Daemon};
 use crate::wait::await_some;
@@ -38,38 +38,43 @@ impl Subject {
         }
     }
 
-    /// Starts one that has, or is about to have, all prefixes for its only peer.
-    pub fn sends(self, speaker: &NetNs, work: &Path) -> Result<Daemon> {
+    /// Starts one that has, or is about to have, all prefixes for its peers.
+    pub fn sends(self, table: Table, speaker: &NetNs, work: &Path) -> Result<Daemon> {
         match self {
-            Self::Sheave => sheave("announce", speaker, work),
+            Self::Sheave => {
+                let [peers, prefixes] = [table.peers, table.prefixes].map(|number| number.to_string());
+                sheave(&["announce", &peers, &prefixes], speaker, work)
+            }
             Self::Bird => {
                 let mut routes = String::new();
-                for number in 0..PREFIXES {
+                for number in 0..table.prefixes {
                     writeln!(routes, "route {} blackhole;", prefix(number))?;
                 }
-                let peer = first_peer();
-                let text = format!(
-                    "protocol static loaded {{ ipv4; {routes} }}
-                     protocol bgp {{ local {SPEAKER} as {SPEAKER_ASN}; neighbor {peer} as {PEER_ASN}; passive on;
-                       ipv4 {{ import none; export all; next hop self; }}; }}"
-                );
+                let mut text = format!("protocol static loaded {{ ipv4; {routes} }}\n");
+                for peer in table.peers() {
+                    writeln!(
+                        text,
+                        "protocol bgp {{ local {SPEAKER} as {SPEAKER_ASN}; neighbor {peer} as {PEER_ASN}; passive on;
+                           ipv4 {{ import none; export all; next hop self; }}; }}"
+                    )?;
+                }
                 bird(&text, speaker, work)
             }
             Self::Frr => {
                 let mut networks = String::new();
-                for number in 0..PREFIXES {
+                for number in 0..table.prefixes {
                     writeln!(networks, "  network {}", prefix(number))?;
                 }
-                frr([first_peer()], &networks, speaker, work)
+                frr(table.peers(), &networks, speaker, work)
             }
             Self::GoBgp => {
-                let daemon = gobgp([first_peer()], "accept-route", speaker, work)?;
-                let table = work.join("table.mrt");
-                fs::write(&table, mrt())?;
+                let daemon = gobgp(table.peers(), "accept-route", speaker, work)?;
+                let dump = work.join("table.mrt");
+                fs::write(&dump, mrt(table.prefixes))?;
                 await_some(LIMIT, "gobgpd", || {
                     speaker.run("gobgp global").map_err(|error| format!("{error:#}"))
                 })?;
-                speaker.run(&format!("gobgp mrt inject global {}", table.display()))?;
+                speaker.run(&format!("gobgp mrt inject global {}", dump.display()))?;
                 Ok(daemon)
             }
         }
@@ -78,7 +83,7 @@ impl Subject {
     /// Starts one that takes all that its peers announce, and tells them nothing.
     pub fn receives(self, speaker: &NetNs, work: &Path) -> Result<Daemon> {
         match self {
-            Self::Sheave => sheave("receive", speaker, work),
+            Self::Sheave => sheave(&["receive"], speaker, work),
             Self::Bird => {
                 let mut text = String::new();
                 for peer in peers() {
@@ -102,7 +107,7 @@ impl Subject {
     }
 
     /// Whether it has all that it is to send.
-    pub fn has_loaded(self, speaker: &NetNs, work: &Path) -> Result<()> {
+    pub fn has_loaded(self, table: Table, speaker: &NetNs, work: &Path) -> Result<()> {
         let loaded = match self {
             Self::Frr => {
                 let answer = vtysh(speaker, work, &["show bgp ipv4 unicast statistics json"])?;
@@ -111,7 +116,7 @@ impl Subject {
             }
             Self::Sheave | Self::Bird | Self::GoBgp => self.held(speaker, work)?,
         };
-        ensure!(loaded == PREFIXES, "{loaded} prefixes");
+        ensure!(loaded == table.prefixes, "{loaded} prefixes");
         Ok(())
     }
 
@@ -142,7 +147,7 @@ impl Subject {
     }
 
     /// Tells it to withdraw all; when that was. The start of `vtysh` and `gobgp` counts.
-    pub fn withdraw(self, speaker: &NetNs, work: &Path, daemon: &Daemon) -> Result<Instant> {
+    pub fn withdraw(self, table: Table, speaker: &NetNs, work: &Path, daemon: &Daemon) -> Result<Instant> {
         match self {
             Self::Sheave => {
                 let pid = Pid::from_raw(i32::try_from(daemon.id())?).context("a process")?;
@@ -158,12 +163,15 @@ impl Subject {
             }
             Self::Frr => {
                 let router = format!("router bgp {SPEAKER_ASN}");
-                let deny = format!("neighbor {} route-map none out", first_peer());
+                let deny = table.peers().map(|peer| format!("neighbor {peer} route-map none out"));
+                let deny: Vec<String> = deny.collect();
                 let delay = "bgp route-map delay-timer 0";
                 let family = "address-family ipv4 unicast";
-                vtysh(speaker, work, &["configure terminal", delay, &router, family, &deny])?;
+                let mut configure = vec!["configure terminal", delay, &router, family];
+                configure.extend(deny.iter().map(String::as_str));
+                vtysh(speaker, work, &configure)?;
                 let began = Instant::now();
-                vtysh(speaker, work, &[&format!("clear bgp ipv4 unicast {} soft out", first_peer())])?;
+                vtysh(speaker, work, &["clear bgp ipv4 unicast * soft out"])?;
                 Ok(began)
             }
             Self::GoBgp => {
@@ -185,9 +193,9 @@ fn start(command: Command, speaker: &NetNs, work: &Path) -> Result<Daemon> {
     speaker.daemon(command, &log(work))
 }
 
-fn sheave(case: &str, speaker: &NetNs, work: &Path) -> Result<Daemon> {
+fn sheave(case: &[&str], speaker: &NetNs, work: &Path) -> Result<Daemon> {
     let mut command = Command::new(std::env::current_exe()?);
-    command.args(["bench-case", case]);
+    command.arg("bench-case").args(case);
     start(command, speaker, work)
 }
 
@@ -289,7 +297,7 @@ fn gobgp(
 }
 
 /// All prefixes as a dump of a table (RFC 6396 §4.3), what `gobgp mrt inject` reads.
-fn mrt() -> Vec<u8> {
+fn mrt(prefixes: u32) -> Vec<u8> {
     const PEER_INDEX_TABLE: u16 = 1;
     const RIB_IPV4_UNICAST: u16 = 2;
     /// `gobgp` ends as soon as it has sent the last, which ends the call before gobgpd has read all of it: what may be
@@ -310,8 +318,8 @@ fn mrt() -> Vec<u8> {
     // ORIGIN IGP, an empty AS_PATH, NEXT_HOP.
     let attributes = [&[0x40, 1, 1, 0, 0x40, 2, 0, 0x40, 3, 4], &SPEAKER.octets()[..]].concat();
     let length = [0, u8::try_from(attributes.len()).unwrap_or(u8::MAX)];
-    let last = std::iter::repeat_n(PREFIXES - 1, AGAIN);
-    for number in (0..PREFIXES).chain(last) {
+    let last = std::iter::repeat_n(prefixes - 1, AGAIN);
+    for number in (0..prefixes).chain(last) {
         let address = prefix(number).addr().octets();
         // One entry: of peer 0, at a time.
         let entry: [&[u8]; 4] = [&[0, 1], &[0, 0], &[0; 4], &length];
