@@ -13,3 +13,10 @@ pub mod observe;
 pub mod plan;
 pub mod tables;
 mod yaml;
+
+// Builders that tests here and in `tests/` share; these know this crate by its name.
+#[cfg(test)]
+#[path = "../tests/builders/mod.rs"]
+mod builders;
+#[cfg(test)]
+extern crate self as sheave;

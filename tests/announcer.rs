@@ -1,6 +1,8 @@
 //! The announcer, reconfigured while it runs, against peers on the loopback.
 #![cfg(test)]
 
+mod builders;
+
 use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::path::Path;
 use std::time::Duration;
@@ -10,11 +12,13 @@ use kube::config::{KubeConfigOptions, Kubeconfig};
 use serde_json::json;
 use sheave::announce::{Announcer, Journal};
 use sheave::config::{Config, Router};
-use sheave::plan::{Announcement, AnnouncementKind, NodePlan};
+use sheave::plan::{AnnouncementKind, NodePlan};
 use sheave_apiserver::{Options, Server};
 use sheave_bgp::session::State;
 use sheave_bgp::{Password, PeerConfig, PeerStatus, Speaker, SpeakerConfig};
 use tokio::runtime::Handle;
+
+use self::builders::mk_announcement;
 
 /// How long anything may take.
 const LIMIT: Duration = Duration::from_secs(30);
@@ -77,19 +81,8 @@ fn router(peers: &[String], more: &str) -> Router {
 /// A plan with one prefix that needs nothing of the kernel.
 fn plan() -> NodePlan {
     let prefix: IpNet = "10.244.1.0/24".parse().unwrap();
-    let announcement = Announcement {
-        prefix,
-        kind: AnnouncementKind::PodCIDR,
-        service: None,
-        local: false,
-        communities: [].into(),
-        large_communities: [].into(),
-        local_pref: None,
-        med: None,
-        as_path_prepend: 0,
-    };
     let mut plan = NodePlan::new("node-a");
-    plan.announcements.insert(prefix, announcement);
+    plan.announcements.insert(prefix, mk_announcement(prefix, AnnouncementKind::PodCIDR));
     plan
 }
 

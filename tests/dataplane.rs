@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a failure is the report of a test")]
 
+mod builders;
 #[path = "dataplane/clients.rs"]
 mod clients;
 mod namespace;
@@ -10,13 +11,14 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-use sheave::cluster::{Accepts, Encapsulation, Protocol, ServiceName};
+use sheave::cluster::{Accepts, Encapsulation, Protocol};
 use sheave::dataplane::{self, Dataplane, Lock, Settings};
 use sheave::plan::{
-    AcceptedIn, Delta, Destination, Forwarding, NodePlan, Rewrite, RewriteKey, RewriteSide, Scheduler,
-    SchedulerFlags, SourceRange, VipKind, VipPort, VirtualServer,
+    Delta, Destination, Forwarding, NodePlan, RewriteKey, RewriteSide, SourceRange, VipKind, VipPort,
+    VirtualServer,
 };
 
+use self::builders::{mk_destination, mk_rewrite, mk_virtual_server};
 use self::namespace::{Node, address, dump, in_namespace, shell};
 
 /// Longer than between two looks of an agent.
@@ -30,15 +32,7 @@ fn vip(text: &str, protocol: Protocol, port: u16) -> VipPort {
 fn serve(plan: &mut NodePlan, vip: VipPort, kind: VipKind, endpoints: &[(&str, Forwarding)]) -> Delta {
     let destinations: Vec<Destination> = endpoints
         .iter()
-        .map(|(endpoint, forwarding)| Destination {
-            address: address(endpoint),
-            port: 8080,
-            forwarding: *forwarding,
-            encapsulation: Encapsulation::Ipip,
-            weight: 1,
-            node: None,
-            terminating: false,
-        })
+        .map(|(endpoint, forwarding)| mk_destination(address(endpoint), *forwarding))
         .collect();
     let mut delta = Delta { virtual_servers: BTreeSet::from([vip]), ..Delta::default() };
     let mut rewrites = std::collections::HashMap::new();
@@ -50,14 +44,7 @@ fn serve(plan: &mut NodePlan, vip: VipPort, kind: VipKind, endpoints: &[(&str, F
             _ => continue,
         };
         let key = RewriteKey { endpoint: destination.address, side, vip };
-        let rewrite = Rewrite {
-            target_port: 8080,
-            accepted_in: AcceptedIn::Node,
-            local,
-            terminating: false,
-            dispensable: false,
-        };
-        rewrites.insert(key, rewrite);
+        rewrites.insert(key, mk_rewrite(local));
     }
     let old = plan.rewrites.extract_if(|key, _| key.vip == vip && !rewrites.contains_key(key));
     delta.rewrites.extend(old.map(|(key, _)| key));
@@ -66,21 +53,7 @@ fn serve(plan: &mut NodePlan, vip: VipPort, kind: VipKind, endpoints: &[(&str, F
     if kind != VipKind::NodePort && plan.vips.insert(vip.address, 1).is_none() {
         delta.vips.insert(vip.address);
     }
-    plan.virtual_servers.insert(
-        vip,
-        VirtualServer {
-            vip,
-            service: ServiceName { namespace: "default".into(), name: "web".into() },
-            service_port: None,
-            kind,
-            scheduler: Scheduler::Mh,
-            scheduler_flags: SchedulerFlags { fallback: true, port: true },
-            persistence: None,
-            destinations,
-            internal: None,
-            drops: false,
-        },
-    );
+    plan.virtual_servers.insert(vip, VirtualServer { destinations, ..mk_virtual_server(vip, kind) });
     delta
 }
 

@@ -2,19 +2,20 @@
 
 #![expect(clippy::unwrap_used, reason = "a failure is the report of a test")]
 
+mod builders;
 mod namespace;
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-use sheave::cluster::{Encapsulation, Protocol, ServiceName};
+use sheave::cluster::Protocol;
 use sheave::dataplane::{Asked, Dataplane};
 use sheave::observe::explain::Kernel;
 use sheave::plan::{
-    AcceptedIn, Destination, Forwarding, NodePlan, Rewrite, RewriteKey, RewriteSide, Scheduler,
-    SchedulerFlags, SourceRange, VipKind, VipPort, VirtualServer,
+    Forwarding, NodePlan, RewriteKey, RewriteSide, SourceRange, VipKind, VipPort, VirtualServer,
 };
 
+use self::builders::{mk_destination, mk_rewrite, mk_virtual_server};
 use self::namespace::{address, dump, in_namespace, shell};
 
 /// How often an agent looks.
@@ -49,46 +50,19 @@ fn plan() -> (NodePlan, Vec<Asked>) {
     ] {
         let vip = VipPort { address: address(vip), port: 80, protocol: Protocol::Tcp };
         let endpoints = [(own, Forwarding::Tunnel), (remote, Forwarding::Tunnel), (outside, Forwarding::Nat)];
-        let mut destinations = endpoints.map(|(endpoint, forwarding)| Destination {
-            address: address(endpoint),
-            port: 8080,
-            forwarding,
-            encapsulation: Encapsulation::Ipip,
-            weight: 1,
-            node: None,
-            terminating: false,
-        });
+        let mut destinations =
+            endpoints.map(|(endpoint, forwarding)| mk_destination(address(endpoint), forwarding));
         destinations.sort();
-        let rewrite = |local| Rewrite {
-            target_port: 8080,
-            accepted_in: AcceptedIn::Node,
-            local,
-            terminating: false,
-            dispensable: false,
-        };
         plan.rewrites.extend(HashMap::from([
-            (RewriteKey { endpoint: address(own), side: RewriteSide::Endpoint, vip }, rewrite(true)),
-            (RewriteKey { endpoint: address(outside), side: RewriteSide::Director, vip }, rewrite(false)),
+            (RewriteKey { endpoint: address(own), side: RewriteSide::Endpoint, vip }, mk_rewrite(true)),
+            (RewriteKey { endpoint: address(outside), side: RewriteSide::Director, vip }, mk_rewrite(false)),
         ]));
         plan.vips.insert(vip.address, 1);
         if kind == VipKind::LoadBalancerIP {
             plan.source_ranges.insert(vip, SourceRange { vip, allow: [source.parse().unwrap()].into() });
         }
-        plan.virtual_servers.insert(
-            vip,
-            VirtualServer {
-                vip,
-                service: ServiceName { namespace: "default".into(), name: "web".into() },
-                service_port: None,
-                kind,
-                scheduler: Scheduler::Mh,
-                scheduler_flags: SchedulerFlags { fallback: true, port: true },
-                persistence: None,
-                destinations: destinations.into(),
-                internal: None,
-                drops: false,
-            },
-        );
+        let server = VirtualServer { destinations: destinations.into(), ..mk_virtual_server(vip, kind) };
+        plan.virtual_servers.insert(vip, server);
         asked.push(Asked { vip, endpoints: [own, remote, outside].map(address).into() });
     }
     (plan, asked)

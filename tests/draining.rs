@@ -1,6 +1,8 @@
 //! What a peer is told on the wire while a node drains, comes back, and is restarted in between.
 #![cfg(test)]
 
+mod builders;
+
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::Path;
@@ -17,6 +19,8 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::Handle;
 use tokio::time::timeout;
+
+use self::builders::mk_announcement;
 
 const ASN: u32 = 64512;
 const LIMIT: Duration = Duration::from_secs(30);
@@ -110,17 +114,7 @@ fn words(update: &Update) -> Vec<String> {
 }
 
 fn announcement(prefix: &str, kind: AnnouncementKind) -> Announcement {
-    Announcement {
-        prefix: prefix.parse().unwrap(),
-        kind,
-        service: None,
-        local: false,
-        communities: [].into(),
-        large_communities: [].into(),
-        local_pref: Some(200),
-        med: None,
-        as_path_prepend: 0,
-    }
+    Announcement { local_pref: Some(200), ..mk_announcement(prefix.parse().unwrap(), kind) }
 }
 
 /// Two VIPs, a pod CIDR and a route of a kernel table.

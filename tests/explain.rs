@@ -4,8 +4,11 @@
 
 #![expect(clippy::unwrap_used, reason = "a failure is the report of a test")]
 
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+mod golden;
+
+use std::process::Output;
+
+use self::golden::{golden, sheave};
 
 const CLUSTER: [&str; 6] = ["--manifests", "explain", "--config", "explain.config.yaml", "--node", "node-a"];
 const QUICKSTART: [&str; 6] = [
@@ -17,27 +20,13 @@ const QUICKSTART: [&str; 6] = [
     "node-a",
 ];
 
-fn fixtures() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures")
-}
-
 fn explain(args: &[&str]) -> Output {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_sheave"));
-    command.arg("explain").args(args).current_dir(fixtures()).output().unwrap()
+    sheave(&[&["explain"][..], args].concat())
 }
 
-fn golden(file: &str, args: &[&str]) {
-    let output = explain(args);
-    assert_eq!(String::from_utf8_lossy(&output.stderr), "", "{args:?}");
-    assert_eq!(output.status.code(), Some(0), "{args:?}");
-    let path = fixtures().join("golden/explain").join(file);
-    let printed = String::from_utf8(output.stdout).unwrap();
-    if std::env::var_os("UPDATE_GOLDEN").is_some() {
-        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-        std::fs::write(&path, &printed).unwrap();
-    }
-    let expected = std::fs::read_to_string(&path).unwrap_or_default();
-    assert!(printed == expected, "{} differs from:\n{printed}", path.display());
+/// The golden file of what is explained.
+fn explained(file: &str, args: &[&str]) {
+    golden(&format!("explain/{file}"), &[&["explain"][..], args].concat());
 }
 
 #[test]
@@ -50,7 +39,7 @@ fn services_of_the_quick_start() {
         ("signalling.txt", "192.0.2.29:2905/sctp"),
         ("peers.txt", "default/peers"),
     ] {
-        golden(file, &[&QUICKSTART[..], &[target]].concat());
+        explained(file, &[&QUICKSTART[..], &[target]].concat());
     }
 }
 
@@ -65,7 +54,7 @@ fn services_that_are_not_as_their_owners_may_think() {
         ("hints-and-class.txt", "shop/near"),
         ("other-proxy.txt", "shop/meshed"),
     ] {
-        golden(file, &[&CLUSTER[..], &[target]].concat());
+        explained(file, &[&CLUSTER[..], &[target]].concat());
     }
 }
 
@@ -73,17 +62,17 @@ fn services_that_are_not_as_their_owners_may_think() {
 fn a_service_that_clients_within_the_cluster_reach_otherwise() {
     let cluster =
         CLUSTER.map(|arg| if arg == "explain.config.yaml" { "explain-internal.config.yaml" } else { arg });
-    golden("internal-nat.txt", &[&cluster[..], &["shop/edge"]].concat());
+    explained("internal-nat.txt", &[&cluster[..], &["shop/edge"]].concat());
 }
 
 #[test]
 fn json_has_every_key() {
-    golden("local-policy.json", &[&CLUSTER[..], &["192.0.2.1:80", "-o", "json"]].concat());
+    explained("local-policy.json", &[&CLUSTER[..], &["192.0.2.1:80", "-o", "json"]].concat());
 }
 
 #[test]
 fn an_address_that_is_not_bound_leads_to_whoever_names_it() {
-    golden("denied.txt", &[&CLUSTER[..], &["203.0.113.5:80"]].concat());
+    explained("denied.txt", &[&CLUSTER[..], &["203.0.113.5:80"]].concat());
 }
 
 #[test]

@@ -2,14 +2,16 @@
 
 #![expect(clippy::unwrap_used, reason = "a failure is the report of a test")]
 
+mod builders;
 mod namespace;
 
 use std::collections::BTreeSet;
 
-use sheave::cluster::{Encapsulation, Protocol, ServiceName};
+use sheave::cluster::{Encapsulation, Protocol};
 use sheave::dataplane::{Dataplane, Finding, Settings, Severity, Wants, preflight};
-use sheave::plan::{AcceptedIn, NodePlan, Scheduler, SchedulerFlags, VipKind, VipPort, VirtualServer};
+use sheave::plan::{AcceptedIn, NodePlan, Scheduler, VipKind, VipPort};
 
+use self::builders::mk_virtual_server;
 use self::namespace::{Node, address, dump, in_namespace, shell};
 
 /// This node, and a virtual server without endpoints on TCP 10.96.0.80:80.
@@ -17,19 +19,7 @@ fn plan() -> NodePlan {
     let mut plan = NodePlan::default();
     plan.node.addresses = vec![address("10.0.0.11"), address("fd00:10::11")];
     let vip = VipPort { address: address("10.96.0.80"), port: 80, protocol: Protocol::Tcp };
-    let server = VirtualServer {
-        vip,
-        service: ServiceName { namespace: "default".into(), name: "web".into() },
-        service_port: None,
-        kind: VipKind::ClusterIP,
-        scheduler: Scheduler::Mh,
-        scheduler_flags: SchedulerFlags::default(),
-        persistence: None,
-        destinations: Vec::new(),
-        internal: None,
-        drops: false,
-    };
-    plan.virtual_servers.insert(vip, server);
+    plan.virtual_servers.insert(vip, mk_virtual_server(vip, VipKind::ClusterIP));
     plan.vips.insert(vip.address, 1);
     plan
 }

@@ -2,21 +2,22 @@
 
 #![expect(clippy::unwrap_used, reason = "a failure is the report of a test")]
 
+mod builders;
 mod namespace;
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
-use sheave::cluster::{Encapsulation, Protocol, ServiceName};
+use sheave::cluster::Protocol;
 use sheave::config::MarkMask;
 use sheave::dataplane::{Dataplane, Settings};
 use sheave::plan::{
-    AcceptedIn, Announcement, AnnouncementKind, Delta, Destination, Forwarding, NodePlan, Rewrite,
-    RewriteKey, RewriteSide, Scheduler, SchedulerFlags, VipKind, VipPort, VirtualServer,
+    Announcement, AnnouncementKind, Delta, Forwarding, NodePlan, RewriteKey, RewriteSide, VipKind, VipPort,
 };
 use sheave_ipvs::{Operation, ServiceKey};
 
+use self::builders::{mk_announcement, mk_destination, mk_rewrite, mk_virtual_server};
 use self::namespace::{Node, address, dump, in_namespace, shell};
 
 /// How often an agent looks.
@@ -33,20 +34,8 @@ fn without_endpoints() -> NodePlan {
     plan.node.tunnel_sources = ["10.0.0.11", "fd00:10::11"].map(address).into();
     for vip in VIPS {
         let vip = VipPort { address: address(vip), port: 80, protocol: Protocol::Tcp };
-        let server = VirtualServer {
-            vip,
-            service: ServiceName { namespace: "default".into(), name: "web".into() },
-            service_port: None,
-            kind: VipKind::LoadBalancerIP,
-            scheduler: Scheduler::Mh,
-            scheduler_flags: SchedulerFlags { fallback: true, port: true },
-            persistence: None,
-            destinations: Vec::new(),
-            internal: None,
-            drops: false,
-        };
         plan.vips.insert(vip.address, 1);
-        plan.virtual_servers.insert(vip, server);
+        plan.virtual_servers.insert(vip, mk_virtual_server(vip, VipKind::LoadBalancerIP));
     }
     plan
 }
@@ -61,25 +50,10 @@ fn endpoints_come(plan: &mut NodePlan) -> Delta {
         } else {
             ["fd00:244:1::a", "fd00:244:2::a"]
         };
-        let destination = |endpoint: &str| Destination {
-            address: address(endpoint),
-            port: 8080,
-            forwarding: Forwarding::Tunnel,
-            encapsulation: Encapsulation::Ipip,
-            weight: 1,
-            node: None,
-            terminating: false,
-        };
+        let destination = |endpoint: &str| mk_destination(address(endpoint), Forwarding::Tunnel);
         plan.virtual_servers.get_mut(&vip).unwrap().destinations = endpoints.map(destination).into();
         let key = RewriteKey { endpoint: address(endpoints[0]), side: RewriteSide::Endpoint, vip };
-        let rewrite = Rewrite {
-            target_port: 8080,
-            accepted_in: AcceptedIn::Node,
-            local: true,
-            terminating: false,
-            dispensable: false,
-        };
-        plan.rewrites.extend(HashMap::from([(key, rewrite)]));
+        plan.rewrites.insert(key, mk_rewrite(true));
         announce(plan, vip);
         delta.virtual_servers.insert(vip);
         delta.rewrites.insert(key);
@@ -90,15 +64,8 @@ fn endpoints_come(plan: &mut NodePlan) -> Delta {
 
 fn announce(plan: &mut NodePlan, vip: VipPort) {
     let announcement = Announcement {
-        prefix: vip.address.into(),
-        kind: AnnouncementKind::LoadBalancerIP,
         service: Some(plan.virtual_servers[&vip].service.clone()),
-        local: false,
-        communities: [].into(),
-        large_communities: [].into(),
-        local_pref: None,
-        med: None,
-        as_path_prepend: 0,
+        ..mk_announcement(vip.address.into(), AnnouncementKind::LoadBalancerIP)
     };
     plan.announcements.insert(announcement.prefix, announcement);
 }
@@ -319,24 +286,9 @@ fn a_vip_whose_endpoints_are_all_out_of_reach_is_not_announced() {
         let nat = |plan: &mut NodePlan, vip: &str, endpoint: &str| {
             let vip = VipPort { address: address(vip), port: 80, protocol: Protocol::Tcp };
             let server = plan.virtual_servers.get_mut(&vip).unwrap();
-            server.destinations = vec![Destination {
-                address: address(endpoint),
-                port: 8080,
-                forwarding: Forwarding::Nat,
-                encapsulation: Encapsulation::Ipip,
-                weight: 1,
-                node: None,
-                terminating: false,
-            }];
+            server.destinations = vec![mk_destination(address(endpoint), Forwarding::Nat)];
             let key = RewriteKey { endpoint: address(endpoint), side: RewriteSide::Director, vip };
-            let rewrite = Rewrite {
-                target_port: 8080,
-                accepted_in: AcceptedIn::Node,
-                local: false,
-                terminating: false,
-                dispensable: false,
-            };
-            plan.rewrites.insert(key, rewrite);
+            plan.rewrites.insert(key, mk_rewrite(false));
             announce(plan, vip);
             Delta {
                 virtual_servers: BTreeSet::from([vip]),

@@ -248,6 +248,11 @@ impl Service {
         addresses::external_vip(family, self.number)
     }
 
+    /// That of both families.
+    pub fn vips(&self) -> [IpAddr; 2] {
+        Family::BOTH.map(|family| self.vip(family))
+    }
+
     /// Its cluster IP.
     pub fn cluster_ip(&self, family: Family) -> IpAddr {
         addresses::cluster_ip(family, self.number)

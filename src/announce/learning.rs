@@ -178,6 +178,7 @@ mod tests {
     use std::net::IpAddr;
 
     use super::*;
+    use crate::builders::mk_announcement;
 
     fn net(text: &str) -> IpNet {
         text.parse().unwrap()
@@ -185,18 +186,7 @@ mod tests {
 
     fn announcement(prefix: &str, kind: AnnouncementKind) -> (IpNet, Announcement) {
         let prefix = net(prefix);
-        let announcement = Announcement {
-            prefix,
-            kind,
-            service: None,
-            local: false,
-            communities: [].into(),
-            large_communities: [].into(),
-            local_pref: None,
-            med: None,
-            as_path_prepend: 0,
-        };
-        (prefix, announcement)
+        (prefix, mk_announcement(prefix, kind))
     }
 
     /// What one change touches leads to what a look at everything would.

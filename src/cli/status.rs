@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use super::{Format, failed, print};
+use crate::observe::columns::columns;
 use crate::observe::status::{self, Health, Imported, Status};
 
 /// Show health, watches, peers, announcements, virtual servers with their endpoints, and problems of the local agent
@@ -261,20 +262,14 @@ fn health_words(health: &Health) -> String {
     words
 }
 
-/// A table with columns as wide as their widest cell; nothing where there are no rows.
+/// A table; nothing where there are no rows.
 fn section<const N: usize>(text: &mut String, head: [&str; N], rows: impl Iterator<Item = [String; N]>) {
-    let rows: Vec<[String; N]> = rows.collect();
-    if rows.is_empty() {
+    let rows: Vec<[String; N]> = std::iter::once(head.map(String::from)).chain(rows).collect();
+    if rows.len() == 1 {
         return;
     }
-    let width = |column: usize| {
-        rows.iter().map(|row| row[column].len()).chain([head[column].len()]).max().unwrap_or_default()
-    };
-    let widths: [usize; N] = std::array::from_fn(width);
     text.push('\n');
-    for row in std::iter::once(&head.map(String::from)).chain(&rows) {
-        let cells = row.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}"));
-        let line = cells.collect::<Vec<_>>().join("  ");
+    for line in columns(&rows) {
         let _ = writeln!(text, "{}", line.trim_end());
     }
 }

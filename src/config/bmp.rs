@@ -71,8 +71,8 @@ fn port_of<'de, D: Deserializer<'de>>(d: D) -> Result<u16, D::Error> {
 
 fn statistics_of<'de, D: Deserializer<'de>>(d: D) -> Result<Duration, D::Error> {
     let time = duration(d)?;
-    if !time.is_zero() && time < Duration::from_secs(1) {
-        return Err(D::Error::custom("an interval of reports is 0s (never) or at least 1s"));
+    if !time.is_zero() && !(Duration::from_secs(1)..=Duration::from_secs(86400)).contains(&time) {
+        return Err(D::Error::custom("an interval of reports is 0s (never) or 1s to 24h"));
     }
     Ok(time)
 }

@@ -141,35 +141,21 @@ mod tests {
     use sheave_ipvs::{DestinationEntry, ForwardingMethod, ServiceKey, Stats};
 
     use super::*;
-    use crate::cluster::{Encapsulation, Protocol, ServiceName};
+    use crate::builders::{mk_destination, mk_virtual_server};
+    use crate::cluster::Protocol;
     use crate::dataplane::reconcile::{self, Wanted};
-    use crate::plan::{self, Forwarding, Scheduler, SchedulerFlags, VipKind, VipPort};
+    use crate::plan::{Forwarding, VipKind, VipPort};
 
     fn ip(last: u8) -> IpAddr {
         [10, 244, 2, last].into()
     }
 
     fn server() -> VirtualServer {
-        let destination = |last, forwarding| plan::Destination {
-            address: ip(last),
-            port: 8080,
-            forwarding,
-            encapsulation: Encapsulation::Ipip,
-            weight: 1,
-            node: None,
-            terminating: false,
-        };
+        let vip = VipPort { address: [192, 0, 2, 80].into(), port: 80, protocol: Protocol::Tcp };
+        let destination = |last, forwarding| mk_destination(ip(last), forwarding);
         VirtualServer {
-            vip: VipPort { address: [192, 0, 2, 80].into(), port: 80, protocol: Protocol::Tcp },
-            service: ServiceName { namespace: "default".into(), name: "web".into() },
-            service_port: None,
-            kind: VipKind::LoadBalancerIP,
-            scheduler: Scheduler::Mh,
-            scheduler_flags: SchedulerFlags { fallback: true, port: true },
-            persistence: None,
             destinations: vec![destination(10, Forwarding::Tunnel), destination(11, Forwarding::Nat)],
-            internal: None,
-            drops: false,
+            ..mk_virtual_server(vip, VipKind::LoadBalancerIP)
         }
     }
 

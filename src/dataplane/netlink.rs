@@ -77,11 +77,7 @@ impl Socket {
         net::send(&self.socket, &request.encode(self.sequence), SendFlags::empty())?;
         let mut datagram = vec![0; DATAGRAM];
         loop {
-            let (length, _) = match net::recv(&self.socket, &mut datagram[..], RecvFlags::empty()) {
-                Err(Errno::INTR) => continue,
-                received => received?,
-            };
-            let mut rest = &datagram[..length];
+            let mut rest = self.receive(&mut datagram)?;
             while !rest.is_empty() {
                 let (message, more) = parse(rest).ok_or_else(cut_short)?;
                 rest = more;
@@ -113,11 +109,7 @@ impl Socket {
         let mut outcomes = Vec::with_capacity(requests.len());
         let mut datagram = vec![0; DATAGRAM];
         while outcomes.len() < requests.len() {
-            let (length, _) = match net::recv(&self.socket, &mut datagram[..], RecvFlags::empty()) {
-                Err(Errno::INTR) => continue,
-                received => received?,
-            };
-            let mut rest = &datagram[..length];
+            let mut rest = self.receive(&mut datagram)?;
             while !rest.is_empty() {
                 let (message, more) = parse(rest).ok_or_else(cut_short)?;
                 rest = more;
@@ -128,6 +120,17 @@ impl Socket {
             }
         }
         Ok(outcomes)
+    }
+
+    /// The next datagram.
+    fn receive<'a>(&self, buffer: &'a mut [u8]) -> io::Result<&'a [u8]> {
+        let length = loop {
+            match net::recv(&self.socket, &mut *buffer, RecvFlags::empty()) {
+                Err(Errno::INTR) => {}
+                received => break received?.0,
+            }
+        };
+        Ok(&buffer[..length])
     }
 }
 
@@ -152,7 +155,8 @@ impl Request<'_> {
 
 /// One attribute.
 pub fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
-    let length = u16::try_from(NLA_HDRLEN + value.len()).expect("a value is a name or an address");
+    let length = u16::try_from(NLA_HDRLEN + value.len())
+        .expect("a value is a name, an address, or what another attribute held");
     let mut bytes = length.to_ne_bytes().to_vec();
     bytes.extend(kind.to_ne_bytes());
     bytes.extend(value);

@@ -2,8 +2,8 @@ use proptest::prelude::*;
 use sheave_ipvs::Stats;
 
 use super::*;
-use crate::cluster::ServiceName;
-use crate::plan::{SchedulerFlags, VipKind};
+use crate::builders::{mk_destination, mk_virtual_server};
+use crate::plan::VipKind;
 
 /// What `ip_vs_ctl.c` does with operations, as far as it matters here.
 #[derive(Clone, Debug, Default)]
@@ -71,29 +71,15 @@ fn planned(protocol: cluster::Protocol, scheduler: Scheduler, endpoints: &[(u8, 
     let mut destinations: Vec<_> = endpoints
         .iter()
         .map(|&(last, weight)| crate::plan::Destination {
-            address: IpAddr::from([10, 244, 0, last]),
-            port: 8080,
-            forwarding: Forwarding::Tunnel,
-            encapsulation: Encapsulation::Ipip,
             weight,
-            node: None,
             terminating: weight == 0,
+            ..mk_destination(IpAddr::from([10, 244, 0, last]), Forwarding::Tunnel)
         })
         .collect();
     destinations.sort();
     destinations.dedup_by_key(|destination| destination.address);
-    VirtualServer {
-        vip: VipPort { address: IpAddr::from([10, 96, 0, 80]), port: 80, protocol },
-        service: ServiceName { namespace: "default".into(), name: "web".into() },
-        service_port: None,
-        kind: VipKind::ClusterIP,
-        scheduler,
-        scheduler_flags: SchedulerFlags { fallback: true, port: true },
-        persistence: None,
-        destinations,
-        internal: None,
-        drops: false,
-    }
+    let vip = VipPort { address: IpAddr::from([10, 96, 0, 80]), port: 80, protocol };
+    VirtualServer { scheduler, destinations, ..mk_virtual_server(vip, VipKind::ClusterIP) }
 }
 
 /// Without memory of destinations that the plan had with weight 0.

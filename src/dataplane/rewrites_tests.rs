@@ -1,9 +1,10 @@
 //! What becomes of a rewrite that leaves the plan, and of what conntrack knows of it.
 
 use super::*;
-use crate::cluster::{Protocol, ServiceName};
+use crate::builders::{mk_rewrite, mk_virtual_server};
+use crate::cluster::Protocol;
 use crate::config::MarkMask;
-use crate::plan::{Scheduler, SchedulerFlags, VipKind, VipPort, VirtualServer};
+use crate::plan::{VipKind, VipPort};
 
 fn key(protocol: Protocol) -> RewriteKey {
     let vip = VipPort { address: "10.96.0.80".parse().unwrap(), port: 80, protocol };
@@ -11,25 +12,13 @@ fn key(protocol: Protocol) -> RewriteKey {
 }
 
 fn rewrite(terminating: bool) -> Rewrite {
-    Rewrite { target_port: 8080, accepted_in: AcceptedIn::Node, local: true, terminating, dispensable: false }
+    Rewrite { terminating, ..mk_rewrite(true) }
 }
 
 fn plan(vip: VipPort, served: bool) -> NodePlan {
     let mut plan = NodePlan::default();
     if served {
-        let server = VirtualServer {
-            vip,
-            service: ServiceName { namespace: "default".into(), name: "web".into() },
-            service_port: None,
-            kind: VipKind::ClusterIP,
-            scheduler: Scheduler::Mh,
-            scheduler_flags: SchedulerFlags::default(),
-            persistence: None,
-            destinations: Vec::new(),
-            internal: None,
-            drops: false,
-        };
-        plan.virtual_servers.insert(vip, server);
+        plan.virtual_servers.insert(vip, mk_virtual_server(vip, VipKind::ClusterIP));
     }
     plan
 }

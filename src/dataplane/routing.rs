@@ -64,6 +64,20 @@ pub async fn list(handle: &Handle) -> Result<BTreeMap<IpNet, Route>, RouteError>
 /// # Errors
 /// [`RouteError`] when the kernel does not answer.
 pub async fn list_all(handle: &Handle) -> Result<Vec<(IpNet, Route)>, RouteError> {
+    list_of(handle, PROTOCOL, "list routes", parse).await
+}
+
+/// What `parse` makes of the routes with a protocol number, in any table.
+///
+/// # Errors
+/// [`RouteError`], with that action, when the kernel does not answer.
+pub async fn list_of<T>(
+    handle: &Handle,
+    protocol: u8,
+    action: &str,
+    parse: impl Fn(&RouteMessage) -> Option<T>,
+) -> Result<Vec<T>, RouteError> {
+    let protocol = RouteProtocol::Other(protocol);
     let mut routes = Vec::new();
     for mut request in
         [RouteMessageBuilder::<Ipv4Addr>::new().build(), RouteMessageBuilder::<Ipv6Addr>::new().build()]
@@ -71,13 +85,11 @@ pub async fn list_all(handle: &Handle) -> Result<Vec<(IpNet, Route)>, RouteError
         // With strict checking, which the connection has, the kernel filters by what the header says.
         request.header.table = RouteHeader::RT_TABLE_UNSPEC;
         request.header.kind = RouteType::Unspec;
-        request.header.protocol = RouteProtocol::Other(PROTOCOL);
+        request.header.protocol = protocol;
         let mut answer = std::pin::pin!(handle.route().get(request).execute());
-        while let Some(message) = answer.try_next().await.map_err(RouteError::of("list routes"))? {
-            if message.header.protocol == RouteProtocol::Other(PROTOCOL)
-                && let Some((prefix, route)) = parse(&message)
-            {
-                routes.push((prefix, route));
+        while let Some(message) = answer.try_next().await.map_err(RouteError::of(action))? {
+            if message.header.protocol == protocol {
+                routes.extend(parse(&message));
             }
         }
     }

@@ -1,5 +1,6 @@
 use super::super::http::tests::get;
 use super::*;
+use crate::builders::mk_node;
 
 /// What the loop tells, `Duration`s being seconds since the start.
 enum Told {
@@ -14,17 +15,7 @@ use Told::{Down, NoNode, Node as Told_Node, Queued, Updated};
 const GOOD_NODE: Told = Told_Node { deleting: false, tainted: false };
 
 fn node(deleting: bool, to_be_deleted: bool) -> Node {
-    Node {
-        name: "node-a".into(),
-        annotations: BTreeMap::new(),
-        addresses: vec!["10.0.0.1".parse().unwrap(), "fd00::1".parse().unwrap()],
-        pod_cidrs: Vec::new(),
-        zone: None,
-        deleting,
-        to_be_deleted,
-        excluded_from_load_balancers: false,
-        taints: Vec::new(),
-    }
+    Node { deleting, to_be_deleted, ..mk_node("node-a", &["10.0.0.1", "fd00::1"]) }
 }
 
 fn told(history: &[Told], start: Instant, wall: SystemTime) -> Health {

@@ -8,6 +8,7 @@
 //! ```
 
 pub mod accepts;
+pub(crate) mod columns;
 pub mod events;
 pub mod explain;
 mod health;

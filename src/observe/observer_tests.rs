@@ -6,34 +6,20 @@ use serde_json::Value;
 
 use super::super::http::tests::{eventually, free_port, get};
 use super::*;
-use crate::cluster::{Node, Service, ServiceName, TrafficPolicy, Watch};
+use crate::builders::{mk_node, mk_service, name};
+use crate::cluster::{Node, Service, TrafficPolicy, Watch};
 use crate::config::Config;
 
 fn local(port: u16) -> SocketAddr {
     SocketAddr::from(([127, 0, 0, 1], port))
 }
 
-fn name(name: &str) -> ServiceName {
-    ServiceName { namespace: "default".into(), name: name.into() }
-}
-
 fn service(service: &str, health_check_node_port: u16) -> Event {
     let service = Service {
-        name: name(service),
-        created: None,
-        annotations: BTreeMap::new(),
-        skipped: None,
         cluster_ips: vec!["10.96.0.80".parse().unwrap()],
-        external_ips: Vec::new(),
-        load_balancer_ips: Vec::new(),
-        load_balancer_class: None,
-        source_ranges: Vec::new(),
-        ports: Vec::new(),
-        client_ip_affinity: None,
         external_traffic_policy: TrafficPolicy::Local,
-        internal_traffic_policy: TrafficPolicy::Cluster,
-        traffic_distribution: None,
         health_check_node_port: Some(health_check_node_port),
+        ..mk_service(service)
     };
     Event::Apply(Object::Service(Arc::new(service)))
 }
@@ -43,17 +29,7 @@ fn node(deleting: bool) -> Event {
 }
 
 fn own_node(deleting: bool) -> Node {
-    Node {
-        name: "node-a".into(),
-        annotations: BTreeMap::new(),
-        addresses: vec![local(0).ip()],
-        pod_cidrs: Vec::new(),
-        zone: None,
-        deleting,
-        to_be_deleted: false,
-        excluded_from_load_balancers: false,
-        taints: Vec::new(),
-    }
+    Node { deleting, ..mk_node("node-a", &["127.0.0.1"]) }
 }
 
 /// Planner and observer, driven as the loop drives them.

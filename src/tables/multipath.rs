@@ -6,17 +6,16 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
-use futures_util::TryStreamExt as _;
 use ipnet::IpNet;
 use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::route::{
-    RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType, RouteVia,
+    RouteAttribute, RouteMessage, RouteProtocol, RouteScope, RouteType, RouteVia,
 };
 use rtnetlink::{Handle, RouteMessageBuilder, RouteNextHopBuilder};
 use sheave_bgp::NextHop;
 
 use crate::dataplane::error::{RouteError, is_absent};
-use crate::dataplane::routing::ip;
+use crate::dataplane::routing::{ip, list_of};
 
 /// Route protocol number of routes that are learnt (`rtm_protocol`, linux/rtnetlink.h): unassigned there and in iproute2's
 /// `rt_protos`.
@@ -38,22 +37,7 @@ pub(super) type Key = (u32, IpNet);
 
 /// All routes of ours, in any table.
 pub(super) async fn list(handle: &Handle) -> Result<Vec<(Key, Ways)>, RouteError> {
-    let mut routes = Vec::new();
-    for mut request in
-        [RouteMessageBuilder::<Ipv4Addr>::new().build(), RouteMessageBuilder::<Ipv6Addr>::new().build()]
-    {
-        // With strict checking, which the connection has, the kernel filters by what the header says.
-        request.header.table = RouteHeader::RT_TABLE_UNSPEC;
-        request.header.kind = RouteType::Unspec;
-        request.header.protocol = RouteProtocol::Other(PROTOCOL);
-        let mut answer = std::pin::pin!(handle.route().get(request).execute());
-        while let Some(message) = answer.try_next().await.map_err(RouteError::of("list learnt routes"))? {
-            if message.header.protocol == RouteProtocol::Other(PROTOCOL) {
-                routes.extend(parse(&message));
-            }
-        }
-    }
-    Ok(routes)
+    list_of(handle, PROTOCOL, "list learnt routes", parse).await
 }
 
 /// Adds a route; with `replaces`, in place of the one of ours that is there. Another's stays.

@@ -17,19 +17,20 @@ use std::time::{Duration, Instant};
 
 use nix::sched::{CloneFlags, unshare};
 use rustix::net::{AddressFamily, SocketType, ipproto};
-use sheave::cluster::{Encapsulation, Protocol, ServiceName};
+use sheave::cluster::Protocol;
 use sheave::dataplane::{Dataplane, DataplaneError};
 use sheave::plan::{
-    AcceptedIn, Delta, Destination, Forwarding, NodePlan, Rewrite, RewriteKey, RewriteSide, Scheduler,
-    SchedulerFlags, VipKind, VipPort, VirtualServer,
+    Delta, Destination, Forwarding, NodePlan, RewriteKey, RewriteSide, VipKind, VipPort, VirtualServer,
 };
 
+use super::builders::{mk_destination, mk_rewrite, mk_virtual_server};
 use super::namespace::{self, address, in_namespace, shell};
 
 /// Longer than any answer takes here.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// What is refused is so before a SYN is sent again.
 const AT_ONCE: Duration = Duration::from_millis(700);
+/// Where pods listen: the port of the builders' endpoints.
 const PORT: u16 = 8080;
 
 type Job = Box<dyn FnOnce() + Send>;
@@ -161,15 +162,7 @@ fn connect(to: SocketAddr, patience: Duration) -> io::Result<TcpStream> {
 }
 
 fn destination(endpoint: &str, forwarding: Forwarding, weight: u32) -> Destination {
-    Destination {
-        address: address(endpoint),
-        port: PORT,
-        forwarding,
-        encapsulation: Encapsulation::Ipip,
-        weight,
-        node: None,
-        terminating: weight == 0,
-    }
+    Destination { weight, terminating: weight == 0, ..mk_destination(address(endpoint), forwarding) }
 }
 
 /// What is served: for both families, from outside by `near` alone, from within the cluster by `far`.
@@ -197,29 +190,15 @@ fn plan() -> (NodePlan, Vec<VipPort>) {
                 if forwarding == Forwarding::Nat { RewriteSide::Director } else { RewriteSide::Endpoint };
             for endpoint in [near, far] {
                 let key = RewriteKey { endpoint: address(endpoint), side, vip };
-                let rewrite = Rewrite {
-                    target_port: PORT,
-                    accepted_in: AcceptedIn::Node,
-                    local: true,
-                    terminating: false,
-                    dispensable: false,
-                };
-                plan.rewrites.insert(key, rewrite);
+                plan.rewrites.insert(key, mk_rewrite(true));
             }
             if kind != VipKind::NodePort {
                 *plan.vips.entry(vip.address).or_default() += 1;
             }
             let server = VirtualServer {
-                vip,
-                service: ServiceName { namespace: "default".into(), name: "web".into() },
-                service_port: None,
-                kind,
-                scheduler: Scheduler::Mh,
-                scheduler_flags: SchedulerFlags { fallback: true, port: true },
-                persistence: None,
                 destinations: vec![destination(near, forwarding, 1)],
                 internal: Some(vec![destination(far, forwarding, 1)]),
-                drops: false,
+                ..mk_virtual_server(vip, kind)
             };
             plan.virtual_servers.insert(vip, server);
             vips.push(vip);

@@ -1,4 +1,4 @@
-//! Builders of objects, and a plan as lines of text that a test can be read by.
+//! A cluster as one node sees it, and a plan as lines of text that a test can be read by.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -6,41 +6,18 @@ use std::sync::Arc;
 
 use foldhash::HashMap;
 use sheave::cluster::{
-    Accepts, Annotations, Encapsulation, Endpoint, EndpointPort, EndpointSlice, LoadBalancerIp, Node,
-    Protocol, Service, ServiceName, ServicePort, SliceName, TrafficPolicy,
+    Accepts, Encapsulation, Endpoint, EndpointPort, EndpointSlice, LoadBalancerIp, Protocol, Service,
+    ServicePort, SliceName,
 };
 use sheave::config::{Config, ServiceSettings};
 use sheave::plan::{
     AcceptedIn, Destination, Explanation, NodeContext, ServicePlan, VirtualServer, explain, service,
 };
 
+pub(crate) use crate::builders::{mk_node, mk_service, name};
+
 pub(crate) fn ip(text: &str) -> IpAddr {
     text.parse().unwrap()
-}
-
-pub(crate) fn name(name: &str) -> ServiceName {
-    ServiceName { namespace: "default".into(), name: name.into() }
-}
-
-/// A Service without ports and addresses.
-pub(crate) fn mk_service(of: &str) -> Service {
-    Service {
-        name: name(of),
-        created: None,
-        annotations: Annotations::new(),
-        skipped: None,
-        cluster_ips: Vec::new(),
-        external_ips: Vec::new(),
-        load_balancer_ips: Vec::new(),
-        load_balancer_class: None,
-        source_ranges: Vec::new(),
-        ports: Vec::new(),
-        client_ip_affinity: None,
-        external_traffic_policy: TrafficPolicy::Cluster,
-        internal_traffic_policy: TrafficPolicy::Cluster,
-        traffic_distribution: None,
-        health_check_node_port: None,
-    }
 }
 
 pub(crate) fn mk_port(name: &str, port: u16) -> ServicePort {
@@ -67,20 +44,6 @@ pub(crate) fn mk_endpoint(text: &str) -> Endpoint {
         None => (text, None),
     };
     Endpoint { address: ip(address), ready: true, serving: true, terminating: false, node, hints: None }
-}
-
-pub(crate) fn mk_node(name: &str, addresses: &[&str]) -> Node {
-    Node {
-        name: name.into(),
-        annotations: Annotations::new(),
-        addresses: addresses.iter().map(|address| ip(address)).collect(),
-        pod_cidrs: Vec::new(),
-        zone: None,
-        deleting: false,
-        to_be_deleted: false,
-        excluded_from_load_balancers: false,
-        taints: Vec::new(),
-    }
 }
 
 /// node-a's view of `default/web`: a ClusterIP with a remapped port, an endpoint on each of three nodes, of which

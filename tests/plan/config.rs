@@ -539,7 +539,11 @@ fn errors_name_file_line_field_and_remedy() {
         ),
         (
             "router:\n  bmp:\n  - {address: 10.0.0.9, statisticsInterval: 10ms}\n",
-            "sheave.yaml:3: router.bmp[0].statisticsInterval: an interval of reports is 0s (never) or at least 1s",
+            "sheave.yaml:3: router.bmp[0].statisticsInterval: an interval of reports is 0s (never) or 1s to 24h",
+        ),
+        (
+            "router:\n  bmp:\n  - {address: 10.0.0.9, statisticsInterval: 500000000000years}\n",
+            "sheave.yaml:3: router.bmp[0].statisticsInterval: an interval of reports is 0s (never) or 1s to 24h",
         ),
         (
             "router:\n  bmp:\n  - {address: 10.0.0.9, tables: [locRIB]}\n",

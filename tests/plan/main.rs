@@ -3,12 +3,16 @@
 
 mod aggregates;
 mod build;
+#[path = "../builders/mod.rs"]
+mod builders;
 mod config;
 mod conflicts;
 mod drain;
 mod endpoints;
 mod explain;
 mod forwarding;
+#[path = "../golden/mod.rs"]
+mod golden;
 mod index;
 mod manifests;
 mod mesh;

@@ -35,6 +35,8 @@ mod model;
 mod open;
 
 #[cfg(test)]
+pub(crate) mod fixtures;
+#[cfg(test)]
 mod tests;
 
 pub use error::{PeerIncompatible, PeerMisbehaved, SessionError};

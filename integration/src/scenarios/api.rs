@@ -196,7 +196,7 @@ fn api_peers(lab: &mut Lab) -> Result<()> {
     let all_peers = peers(lab.fabric.node(NODE)?, |_| true);
     let directs = |lab: &Lab, leaf: usize| -> Result<bool> {
         let leaf = &lab.fabric.leaves[leaf];
-        let vips = Family::BOTH.map(|family| service.vip(family));
+        let vips = service.vips();
         let directors =
             vips.iter().map(|vip| lab.fabric.directors(leaf, *vip)).collect::<Result<Vec<_>>>()?;
         Ok(directors.iter().all(|directors| directors.contains(NODE)))

@@ -186,7 +186,7 @@ fn drain(lab: &mut Lab) -> Result<()> {
     await_on_all(lab, &service, true)?;
     let begin = Instant::now();
     ensure_sessions_since(lab, begin)?;
-    let vips = Family::BOTH.map(|family| service.vip(family));
+    let vips = service.vips();
     let mut traffic = Steady::start(&vips.map(|vip| (&lab.fabric.client, vip)))?;
     traffic.check()?;
     let node = lab.fabric.node(NODE)?;
@@ -288,7 +288,7 @@ fn last_director(lab: &mut Lab) -> Result<()> {
     lab.restart_with(NODE, CONFIG)?;
     lab.source.apply(&service)?;
     await_on_all(lab, &service, true)?;
-    let vips = Family::BOTH.map(|family| service.vip(family));
+    let vips = service.vips();
     let mut traffic = Steady::start(&vips.map(|vip| (&lab.fabric.client, vip)))?;
     let refused = process::run(command(lab, "drain", &["--wait", "--timeout", "12s"]), "");
     let refused = format!("{:#}", refused.err().context("it has drained")?);
@@ -358,7 +358,7 @@ fn by_node(lab: &mut Lab) -> Result<()> {
     lab.apply(&service)?;
     // Connections that are forwarded by nat do not survive a change of director.
     await_forwarding(lab, &service, &["node-a", "node-b", "node-c"], true)?;
-    let vips = Family::BOTH.map(|family| service.vip(family));
+    let vips = service.vips();
     let mut traffic = Steady::start(&vips.map(|vip| (&lab.fabric.client, vip)))?;
     let set_taints = |taints: Value| server.change_node(NODE, |node| node["spec"]["taints"] = taints);
 
@@ -428,7 +428,7 @@ fn without_source(lab: &mut Lab) -> Result<()> {
     lab.apply(&service)?;
     // Connections that are forwarded by nat do not survive a change of director.
     await_forwarding(lab, &service, &["node-a", "node-b", "node-c"], true)?;
-    let vips = Family::BOTH.map(|family| service.vip(family));
+    let vips = service.vips();
     let mut traffic = Steady::start(&vips.map(|vip| (&lab.fabric.client, vip)))?;
 
     restart_without_source(lab, &server, "serving")?;

@@ -7,10 +7,10 @@ use serde_json::Value;
 use sheave::cluster::Protocol::Tcp;
 
 use super::Scenario;
+use super::announced::apply_local;
 use super::loads::BothLoads;
-use crate::cluster::Service;
 use crate::fabric::addresses::Family;
-use crate::lab::{Lab, POD_PORT};
+use crate::lab::Lab;
 use crate::traffic::Request;
 use crate::wait::await_some;
 
@@ -55,12 +55,7 @@ fn dynamic_peers(lab: &mut Lab) -> Result<()> {
         ensure!(ROUTER.contains(range), "{peer}");
     }
 
-    // With endpoints here alone, no other node announces it.
-    let service = Service::new("to-ranges", 59)
-        .port(Tcp, 80, POD_PORT)
-        .spec("externalTrafficPolicy", "Local")
-        .endpoints([lab.fabric.pod("a1")?, lab.fabric.pod("a2")?]);
-    lab.source.apply(&service)?;
+    let service = apply_local(lab, "to-ranges", 59, &["a1", "a2"])?;
     for family in Family::BOTH {
         await_some(LIMIT, &format!("an answer over {family}"), || {
             Request::new(Tcp, service.vip(family), 80)

@@ -1,18 +1,18 @@
 //! Routes of the leaves in the kernel of a node, by its import policies.
 
-use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use sheave::cluster::Protocol::Tcp;
 
 use super::Scenario;
+use super::announced::{apply_local, await_directors};
 use super::loads::BothLoads;
-use super::tables::{Watch, await_directors, is_ready};
+use super::tables::{Watch, is_ready};
 use crate::cluster::Service;
 use crate::fabric::Leaf;
 use crate::fabric::addresses::{self, Family};
-use crate::lab::{Lab, POD_PORT};
+use crate::lab::Lab;
 use crate::process;
 use crate::traffic::Request;
 use crate::wait::await_some;
@@ -127,18 +127,13 @@ fn import(lab: &mut Lab) -> Result<()> {
     // Behind a learnt route, before the default one: the node knows no way to clients but what it learns.
     node.ip(&CLIENTS.map(|prefix| format!("route add unreachable {prefix} metric 10000\n")).concat())?;
 
-    // With an endpoint here alone, no other node announces it or answers.
-    let service = Service::new("by-import", 61)
-        .port(Tcp, 80, POD_PORT)
-        .spec("externalTrafficPolicy", "Local")
-        .endpoints([lab.fabric.pod("a1")?]);
-    lab.source.apply(&service)?;
+    // No other node answers.
+    let service = apply_local(lab, "by-import", 61, &["a1"])?;
     let ask = |lab: &Lab, family| {
         Request::new(Tcp, service.vip(family), 80).within(Duration::from_secs(2)).send(&lab.fabric.client)
     };
-    let only_here = BTreeSet::from([NODE.to_owned()]);
     lab.start_agent(NODE)?;
-    await_directors(lab, &service, &only_here)?;
+    await_directors(lab, &service.vips(), &[NODE])?;
     for family in Family::BOTH {
         ensure!(ask(lab, family).is_err(), "{family}: answered, though nothing is imported");
     }
@@ -146,7 +141,7 @@ fn import(lab: &mut Lab) -> Result<()> {
     std::fs::write(lab.config(NODE), config(""))?;
     lab.start_agent(NODE)?;
     await_learnt(lab, 2)?;
-    await_directors(lab, &service, &only_here)?;
+    await_directors(lab, &service.vips(), &[NODE])?;
     for family in Family::BOTH {
         ask(lab, family).with_context(|| format!("{family}, by learnt routes"))?;
     }

@@ -8,10 +8,11 @@ use serde_json::Value;
 use sheave::cluster::Protocol::Tcp;
 
 use super::Scenario;
-use super::tables::{Watch, await_directors};
+use super::announced::{apply_local, await_directors};
+use super::tables::Watch;
 use crate::cluster::Service;
 use crate::fabric::addresses::{self, Family};
-use crate::lab::{Lab, POD_PORT};
+use crate::lab::Lab;
 use crate::traffic::{Load, Request};
 use crate::wait::await_some;
 
@@ -95,20 +96,14 @@ fn configure_leaves(lab: &Lab, unnumbered: bool) -> Result<()> {
 fn leaf_spine(lab: &mut Lab) -> Result<()> {
     let node = lab.fabric.node(NODE)?.ns.clone();
     lab.restart_with(NODE, "")?;
-    // With endpoints here alone, no other node announces it.
-    let service = Service::new("by-leaves", 63)
-        .port(Tcp, 80, POD_PORT)
-        .spec("externalTrafficPolicy", "Local")
-        .endpoints([lab.fabric.pod("a1")?, lab.fabric.pod("a2")?]);
-    lab.source.apply(&service)?;
-    let only_here = BTreeSet::from([NODE.to_owned()]);
-    await_directors(lab, &service, &only_here)?;
+    let service = apply_local(lab, "by-leaves", 63, &["a1", "a2"])?;
+    await_directors(lab, &service.vips(), &[NODE])?;
 
     configure(lab, NUMBERED)?;
     await_sessions(lab, LIMIT, "sessions with both gateways of both families", |up| {
         *up == gateways(&[1, 2])
     })?;
-    await_directors(lab, &service, &only_here)?;
+    await_directors(lab, &service.vips(), &[NODE])?;
     let hop = |family, leaf| format!("nexthop via {} dev leaf{leaf}", addresses::leaf_link(family, leaf, 1));
     let default = |leaves: &[u8]| -> String {
         let hops = |family| leaves.iter().map(|leaf| hop(family, *leaf)).collect::<Vec<_>>().join(" ");
@@ -137,7 +132,7 @@ fn leaf_spine(lab: &mut Lab) -> Result<()> {
     lab.fabric.unnumber(lab.fabric.node(NODE)?)?;
     configure(lab, UNNUMBERED)?;
     await_sessions(lab, LIMIT, "sessions with both leaves", |up| by_interface(up, &[1, 2]))?;
-    await_directors(lab, &service, &only_here)?;
+    await_directors(lab, &service.vips(), &[NODE])?;
     await_defaults(lab, 2)?;
     for leaf in &lab.fabric.leaves {
         for (family, gateway) in [(Family::V4, "via inet6 fe80::"), (Family::V6, "via fe80::")] {
@@ -228,7 +223,7 @@ fn restarted(lab: &mut Lab, service: &Service) -> Result<()> {
         lab.start_agent(NODE)?;
         await_sessions(lab, LIMIT, "both after a restart", |up| by_interface(up, &[1, 2]))?;
         await_defaults(lab, 2)?;
-        await_directors(lab, service, &BTreeSet::from([NODE.to_owned()]))?;
+        await_directors(lab, &service.vips(), &[NODE])?;
         for family in Family::BOTH {
             let request = Request::new(Tcp, service.vip(family), 80);
             request.send(&lab.fabric.client).with_context(|| format!("{family}, after a restart"))?;

@@ -2,6 +2,7 @@
 
 mod affinity;
 mod agent;
+mod announced;
 mod api;
 mod ask;
 mod beside;

@@ -9,8 +9,8 @@ use anyhow::{Context, Result, bail, ensure};
 use serde_json::json;
 use sheave::cluster::Protocol::{self, Sctp, Tcp, Udp};
 
-use super::Scenario;
 use super::ask::{expect, expect_seen_as, refused, silence};
+use super::{Scenario, announced};
 use crate::cluster::{Condition, Endpoint, Service};
 use crate::fabric::addresses::{self, Family};
 use crate::lab::{Lab, POD_PORT};
@@ -129,25 +129,10 @@ impl Way<'_> {
     }
 }
 
-/// Waits until the leaves send a virtual IP to exactly these nodes.
-fn await_directors(lab: &mut Lab, vips: impl IntoIterator<Item = IpAddr>, nodes: &[&str]) -> Result<()> {
-    let wanted: BTreeSet<String> = nodes.iter().map(ToString::to_string).collect();
-    for vip in vips {
-        await_some(LIMIT, &format!("{vip} goes to {nodes:?}"), || {
-            for leaf in &lab.fabric.leaves {
-                let directors = lab.fabric.directors(leaf, vip).map_err(|error| format!("{error:#}"))?;
-                if directors != wanted {
-                    return Err(format!("{}: to {directors:?}", leaf.name()));
-                }
-            }
-            Ok(())
-        })?;
-    }
+/// Waits until both leaves send what comes for these addresses to exactly these nodes, while every agent runs on.
+fn await_directors(lab: &mut Lab, vips: [IpAddr; 2], nodes: &[&str]) -> Result<()> {
+    announced::await_directors(lab, &vips, nodes)?;
     lab.ensure_running()
-}
-
-fn both(address: impl Fn(Family) -> IpAddr) -> [IpAddr; 2] {
-    Family::BOTH.map(address)
 }
 
 fn endpoints(lab: &Lab, names: &[&str]) -> Result<Vec<Endpoint>> {
@@ -165,8 +150,8 @@ fn external_local(lab: &mut Lab) -> Result<()> {
         .spec("externalTrafficPolicy", "Local")
         .endpoints(endpoints(lab, &["b1", "b2", "c1"])?);
     lab.source.apply(&service)?;
-    await_directors(lab, both(|family| service.vip(family)), &["node-b", "node-c"])?;
-    await_directors(lab, both(external_ip), &["node-b", "node-c"])?;
+    await_directors(lab, service.vips(), &["node-b", "node-c"])?;
+    await_directors(lab, Family::BOTH.map(external_ip), &["node-b", "node-c"])?;
     for family in Family::BOTH {
         let own = [("node-a", &[][..]), ("node-b", &["b1", "b2"]), ("node-c", &["c1"])];
         for (name, endpoints) in own {
@@ -204,7 +189,7 @@ fn external_local(lab: &mut Lab) -> Result<()> {
 
     let moved = service.endpoints(endpoints(lab, &["a1"])?);
     lab.source.apply(&moved)?;
-    await_directors(lab, both(|family| moved.vip(family)), &["node-a"])?;
+    await_directors(lab, moved.vips(), &["node-a"])?;
     for family in Family::BOTH {
         let request = Request::new(Tcp, moved.vip(family), 80);
         expect_seen_as(&lab.fabric.client, request, "a1", addresses::client(family))?;
@@ -220,7 +205,7 @@ fn internal_local(lab: &mut Lab) -> Result<()> {
         .spec("internalTrafficPolicy", "Local")
         .endpoints(endpoints(lab, &["b1", "c1", "c2"])?);
     lab.source.apply(&service)?;
-    await_directors(lab, both(|family| service.vip(family)), &NODES)?;
+    await_directors(lab, service.vips(), &NODES)?;
     for family in Family::BOTH {
         let own = [("node-a", &[][..]), ("node-b", &["b1"]), ("node-c", &["c1", "c2"])];
         for (name, endpoints) in own {
@@ -260,7 +245,7 @@ fn both_local(lab: &mut Lab) -> Result<()> {
         .spec("internalTrafficPolicy", "Local")
         .endpoints(endpoints(lab, &["a1", "b1"])?);
     lab.source.apply(&service)?;
-    await_directors(lab, both(|family| service.vip(family)), &["node-a", "node-b"])?;
+    await_directors(lab, service.vips(), &["node-a", "node-b"])?;
     for family in Family::BOTH {
         let (vip, cluster_ip) = (service.vip(family), service.cluster_ip(family));
         for (name, endpoint) in [("node-a", "a1"), ("node-b", "b1")] {
@@ -378,7 +363,7 @@ fn not_ours(lab: &mut Lab) -> Result<()> {
         Ok(Service::new(name, number).port(Tcp, 80, POD_PORT).endpoints(endpoints(lab, &["b1"])?))
     };
     let ingress = |service: Service| {
-        let ips = Family::BOTH.map(|family| service.vip(family));
+        let ips = service.vips();
         service.ingress(ips.map(|ip| json!({"ip": ip, "ipMode": "Proxy"})).to_vec())
     };
     let proxied = ingress(plain("proxied", 87)?.node_port(NODE_PORT));
@@ -391,7 +376,7 @@ fn not_ours(lab: &mut Lab) -> Result<()> {
     // What was told before it has been followed, too.
     lab.apply(&witness)?;
     for service in [&proxied, &of_other_class, &of_other_proxy] {
-        await_directors(lab, both(|family| service.vip(family)), &[])?;
+        await_directors(lab, service.vips(), &[])?;
     }
     for family in Family::BOTH {
         let pod = &lab.fabric.pod("a1")?.ns;
@@ -427,7 +412,7 @@ fn excluded_node(lab: &mut Lab) -> Result<()> {
     const LABEL: &str = "node.kubernetes.io/exclude-from-external-load-balancers";
     let service = Service::new("excluding", 91).port(Tcp, 80, POD_PORT).endpoints(endpoints(lab, &["b1"])?);
     lab.apply(&service)?;
-    let vips = both(|family| service.vip(family));
+    let vips = service.vips();
     set_label(lab, "node-b", LABEL, Some(""))?;
     await_directors(lab, vips, &["node-a", "node-c"])?;
     for family in Family::BOTH {

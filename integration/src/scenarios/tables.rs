@@ -1,6 +1,5 @@
 //! What is announced besides VIPs one by one, and how: routes of kernel tables, by the node's own BIRD, aggregates.
 
-use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -9,6 +8,7 @@ use anyhow::{Context, Result, ensure};
 use sheave::cluster::Protocol::Tcp;
 
 use super::Scenario;
+use super::announced::{apply_local, await_directors};
 use super::loads::BothLoads;
 use crate::cluster::Service;
 use crate::fabric::Direction;
@@ -180,14 +180,8 @@ fn host_bird(lab: &mut Lab) -> Result<()> {
     lab.start_agent(NODE)?;
     let bird = start_bird(lab, &node, BIRD)?;
 
-    // With endpoints here alone, no other node announces it.
-    let service = Service::new("by-bird", 56)
-        .port(Tcp, 80, POD_PORT)
-        .spec("externalTrafficPolicy", "Local")
-        .endpoints([lab.fabric.pod("a1")?, lab.fabric.pod("a2")?]);
-    lab.source.apply(&service)?;
-    let only_here = BTreeSet::from([NODE.to_owned()]);
-    await_directors(lab, &service, &only_here)?;
+    let service = apply_local(lab, "by-bird", 56, &["a1", "a2"])?;
+    await_directors(lab, &service.vips(), &[NODE])?;
     for family in Family::BOTH {
         Request::new(Tcp, service.vip(family), 80).send(&lab.fabric.client)?;
     }
@@ -205,16 +199,16 @@ fn host_bird(lab: &mut Lab) -> Result<()> {
     // Elsewhere, and back.
     let elsewhere = service.clone().endpoints([lab.fabric.pod("b1")?]);
     lab.source.apply(&elsewhere)?;
-    await_directors(lab, &service, &BTreeSet::from(["node-b".to_owned()]))?;
+    await_directors(lab, &service.vips(), &["node-b"])?;
     ensure!(!node.run("ip route show table 120")?.contains("192.0.2.56"), "the route is still in the table");
     lab.source.apply(&service)?;
-    await_directors(lab, &service, &only_here)?;
+    await_directors(lab, &service.vips(), &[NODE])?;
 
     lab.stop_agent(NODE)?;
     let mut cleanup = lab.sheave(NODE, "cleanup");
     cleanup.arg("--config").arg(lab.config(NODE));
     process::run(cleanup, "")?;
-    await_directors(lab, &service, &BTreeSet::new())?;
+    await_directors(lab, &service.vips(), &[])?;
     lab.source.remove(&service)?;
     lab.start_agent(NODE)?;
     drop(bird);
@@ -236,21 +230,6 @@ fn start_bird(lab: &Lab, node: &NetNs, config: &str) -> Result<Daemon> {
     Ok(bird)
 }
 
-/// Waits until both leaves send for a Service to exactly these nodes.
-pub(super) fn await_directors(lab: &Lab, service: &Service, expected: &BTreeSet<String>) -> Result<()> {
-    await_some(LIMIT, &format!("{} goes to {expected:?}", service.name), || {
-        for leaf in &lab.fabric.leaves {
-            for family in Family::BOTH {
-                let directors =
-                    lab.fabric.directors(leaf, service.vip(family)).map_err(|error| format!("{error:#}"))?;
-                if directors != *expected {
-                    return Err(format!("{}, {family}: {directors:?}", leaf.name()));
-                }
-            }
-        }
-        Ok(())
-    })
-}
 const AGGREGATES: [&str; 2] = ["192.0.2.0/25", "2001:db8:2::/65"];
 
 /// Waits until both leaves have learnt each of these prefixes from exactly these nodes.

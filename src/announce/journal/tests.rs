@@ -1,34 +1,24 @@
 use std::os::unix::fs::PermissionsExt as _;
 
 use super::*;
+use crate::builders::{mk_announcement, mk_node};
 use crate::cluster::Annotations;
 use crate::plan::AnnouncementKind;
 
 fn node() -> Node {
     Node {
-        name: "node-a".into(),
         annotations: Annotations::from([("sheave.io/asn".into(), "64512".into())]),
-        addresses: vec!["10.0.0.1".parse().unwrap()],
-        pod_cidrs: Vec::new(),
-        zone: None,
-        deleting: false,
-        to_be_deleted: false,
-        excluded_from_load_balancers: false,
-        taints: Vec::new(),
+        ..mk_node("node-a", &["10.0.0.1"])
     }
 }
 
 fn announcement(prefix: IpNet) -> Announcement {
     Announcement {
-        prefix,
-        kind: AnnouncementKind::LoadBalancerIP,
-        service: None,
-        local: false,
         communities: BTreeSet::from([1]),
         large_communities: BTreeSet::from([(1, 2, 3)]),
         local_pref: Some(100),
-        med: None,
         as_path_prepend: 2,
+        ..mk_announcement(prefix, AnnouncementKind::LoadBalancerIP)
     }
 }
 

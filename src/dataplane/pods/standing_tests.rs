@@ -13,6 +13,7 @@ use super::super::nft::NftError;
 use super::enter::{Id, Namespace};
 use super::worker::{Done, Order, Outcome, Worker};
 use super::{GRACE, Inside, Pair, PodError, Pods, Surroundings};
+use crate::builders::mk_rewrite;
 use crate::cluster::Protocol;
 use crate::dataplane::sysctl::Sysctls;
 use crate::plan::{AcceptedIn, NodePlan, Rewrite, RewriteKey, RewriteSide, VipPort};
@@ -89,13 +90,7 @@ impl World {
         let key = key(vip);
         match accepted_in {
             Some(accepted_in) => {
-                let rewrite = Rewrite {
-                    target_port: 80,
-                    accepted_in,
-                    local: true,
-                    terminating: false,
-                    dispensable: false,
-                };
+                let rewrite = Rewrite { target_port: 80, accepted_in, ..mk_rewrite(true) };
                 self.plan.rewrites.insert(key, rewrite);
             }
             None => drop(self.plan.rewrites.remove(&key)),

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 
 use super::inside::{Inside, Table};
 use super::pairs::{Pair, Pairs};
+use crate::builders::mk_rewrite;
 use crate::cluster::Protocol::{self, Sctp, Tcp, Udp};
 use crate::plan::{AcceptedIn, Rewrite, RewriteKey, RewriteSide, VipPort};
 
@@ -129,13 +130,7 @@ fn update(pairs: &mut Pairs, steps: &[Step], now: Instant) -> BTreeSet<IpAddr> {
             let key = RewriteKey { endpoint: ip(POD), side: RewriteSide::Endpoint, vip: *vip };
             (
                 key,
-                to.map(|(target_port, accepted_in)| Rewrite {
-                    target_port,
-                    accepted_in,
-                    local: true,
-                    terminating: false,
-                    dispensable: false,
-                }),
+                to.map(|(target_port, accepted_in)| Rewrite { target_port, accepted_in, ..mk_rewrite(true) }),
             )
         })
         .collect();
@@ -225,13 +220,6 @@ fn what_is_back_in_time_lingers_no_more() {
 fn a_director_s_rewrites_are_none_of_a_pod_s() {
     let mut pairs = Pairs::default();
     let key = RewriteKey { endpoint: ip(POD), side: RewriteSide::Director, vip: vip(VIP, Tcp, 80) };
-    let rewrite = Rewrite {
-        target_port: 80,
-        accepted_in: AcceptedIn::Node,
-        local: false,
-        terminating: false,
-        dispensable: false,
-    };
-    assert!(pairs.update([(&key, Some(&rewrite))], Instant::now()).is_empty());
+    assert!(pairs.update([(&key, Some(&mk_rewrite(false)))], Instant::now()).is_empty());
     assert_eq!(pairs.keys().count(), 0);
 }

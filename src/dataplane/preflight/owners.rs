@@ -161,8 +161,8 @@ mod tests {
 
     use super::super::Severity;
     use super::*;
-    use crate::cluster::ServiceName;
-    use crate::plan::{Scheduler, SchedulerFlags, VipKind, VirtualServer};
+    use crate::builders::mk_virtual_server;
+    use crate::plan::VipKind;
 
     fn key(address: &str) -> ServiceKey {
         ServiceKey::Address {
@@ -176,19 +176,7 @@ mod tests {
     fn virtual_servers_of_others() {
         let mut plan = NodePlan::default();
         let vip = reconcile::vip_port(&key("10.96.0.80")).unwrap();
-        let server = VirtualServer {
-            vip,
-            service: ServiceName { namespace: "default".into(), name: "web".into() },
-            service_port: None,
-            kind: VipKind::ClusterIP,
-            scheduler: Scheduler::Rr,
-            scheduler_flags: SchedulerFlags::default(),
-            persistence: None,
-            destinations: Vec::new(),
-            internal: None,
-            drops: false,
-        };
-        plan.virtual_servers.insert(vip, server);
+        plan.virtual_servers.insert(vip, mk_virtual_server(vip, VipKind::ClusterIP));
         let others = ["192.0.2.1", "192.0.2.2", "192.0.2.3", "192.0.2.4"].map(key);
         for (case, foreign, severity, words) in [
             ("none", vec![], Severity::Ok, "none"),

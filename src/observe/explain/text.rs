@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::net::SocketAddr;
 
+use super::super::columns::columns;
 use super::{Agent, Announcement, Endpoint, Explanation, Kernel, KernelServer, VirtualServer};
 
 /// Width of the labels at the left.
@@ -168,18 +169,10 @@ fn write_endpoints(
     internal_differs: bool,
 ) -> fmt::Result {
     let same_family = |endpoint: &&Endpoint| endpoint.address.is_ipv4() == server.address.is_ipv4();
-    let rows: Vec<_> =
-        endpoints.iter().filter(same_family).map(|endpoint| row(endpoint, internal_differs)).collect();
-    let width = |column: usize| rows.iter().map(|(cells, _)| cells[column].len()).max().unwrap_or_default();
-    let widths = [width(0), width(1), width(2), width(3)];
-    let mut lines: Vec<String> = rows
-        .iter()
-        .map(|(cells, why)| {
-            let cells: Vec<String> =
-                cells.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}")).collect();
-            format!("{}  {why}", cells.join("  "))
-        })
-        .collect();
+    let rows = endpoints.iter().filter(same_family).map(|endpoint| row(endpoint, internal_differs));
+    let (rows, whys): (Vec<_>, Vec<_>) = rows.unzip();
+    let mut lines: Vec<String> =
+        columns(&rows).zip(whys).map(|(cells, why)| format!("{cells}  {why}")).collect();
     let others = endpoints.len() - rows.len();
     if rows.is_empty() {
         lines.push(match others {

@@ -10,7 +10,7 @@ use sheave_bgp::{
 use sheave_ipvs::Stats;
 
 use super::*;
-use crate::cluster::{Protocol, ServiceName, Watch};
+use crate::cluster::{Protocol, Watch};
 use crate::config::{Config, VirtualServerMetrics};
 use crate::plan::{ByFamily, Planner, VipPort, WithoutLocalEndpoints};
 
@@ -162,25 +162,15 @@ fn vip(number: u8) -> VipPort {
 
 /// A planner with Services of one virtual server each; `metrics` is their annotation.
 fn planner(services: &[(&str, u8, Option<&str>)]) -> Planner {
-    use crate::cluster::{Event, Object, Service, ServicePort, TrafficPolicy};
+    use crate::builders::mk_service;
+    use crate::cluster::{Event, Object, Service, ServicePort};
     let mut planner = Planner::new("node-a", Config::default());
     planner.handle(services.iter().map(|(name, number, metrics)| {
         Event::Apply(Object::Service(Arc::new(Service {
-            name: ServiceName { namespace: "default".into(), name: (*name).into() },
-            created: None,
             annotations: metrics.iter().map(|value| ("sheave.io/metrics".into(), (*value).into())).collect(),
-            skipped: None,
             cluster_ips: vec![vip(*number).address],
-            external_ips: Vec::new(),
-            load_balancer_ips: Vec::new(),
-            load_balancer_class: None,
-            source_ranges: Vec::new(),
             ports: vec![ServicePort { name: None, protocol: Protocol::Tcp, port: 80, node_port: None }],
-            client_ip_affinity: None,
-            external_traffic_policy: TrafficPolicy::Cluster,
-            internal_traffic_policy: TrafficPolicy::Cluster,
-            traffic_distribution: None,
-            health_check_node_port: None,
+            ..mk_service(name)
         })))
     }));
     planner

@@ -1,7 +1,9 @@
 //! Several paths of a client to a prefix (RFC 7911), and those that are a last resort (RFC 9494).
 
 use super::*;
+use crate::rib::RouteChanges;
 use crate::session::LongLived;
+use crate::{Attributes, Community};
 
 /// One of all paths is passed on, the best; when it goes, the next.
 #[test]

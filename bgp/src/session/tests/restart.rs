@@ -1,8 +1,8 @@
-//! What the end of a session means for routes (RFC 4724, RFC 8538).
+//! Graceful restart: what is offered, and what the end of a session means for routes (RFC 4724, RFC 8538, RFC 9494).
 
 use super::*;
 use crate::session::{LongLived, SessionError};
-use crate::wire::LongLivedFamily;
+use crate::wire::{GracefulRestartCapability, LongLivedFamily};
 
 fn offer() -> RestartOffer {
     RestartOffer { restart_time: 120, restarting: false, stale_time: None }
@@ -146,4 +146,57 @@ fn long_lived_is_offered() {
         let family = |afi, stale_time| LongLivedFamily { afi, safi: 1, forwarding: restarting, stale_time };
         assert_eq!(told, stale_time.map(|time| vec![family(1, time), family(2, time)]));
     }
+}
+
+/// Which restart flags stand in the first OPEN and in later ones (RFC 4724 §3, §4.1).
+#[test]
+fn restart_flags() {
+    let flags = |bench: &mut Bench, event: Event<'_>| {
+        let actions = bench.event(event);
+        let Some(Action::Send(_, bytes)) = actions.last() else { panic!("{actions:?}") };
+        let context = Context { four_octet_asn: true, ..Context::default() };
+        let Ok(Message::Open(open)) = Message::decode(bytes, context) else { panic!("not an OPEN") };
+        open.capabilities.into_iter().find_map(|capability| match capability {
+            Capability::GracefulRestart(c) => {
+                assert_eq!((c.restart_time, c.families.len()), (120, 2));
+                Some((c.restarting, c.families.iter().all(|f| f.forwarding)))
+            }
+            _ => None,
+        })
+    };
+    for (restarting, first, later) in
+        [(false, (false, false), (false, true)), (true, (true, true), (false, true))]
+    {
+        let graceful_restart = Some(RestartOffer { restart_time: 120, restarting, stale_time: None });
+        let mut bench = Bench::started(SessionConfig { graceful_restart, ..config() });
+        assert_eq!(flags(&mut bench, Event::TcpConnected), Some(first));
+        bench.told(Outgoing, &Message::Open(peer_open()));
+        bench.told(Outgoing, &Message::Keepalive);
+        bench.event(Event::TcpClosed(Outgoing));
+        bench.expire();
+        assert_eq!(flags(&mut bench, Event::TcpConnected), Some(later));
+    }
+    assert_eq!(flags(&mut Bench::started(config()), Event::TcpConnected), None);
+}
+
+/// RFC 4724 §5: a new connection is how a restarted peer shows itself.
+#[test]
+fn restarted_peer_replaces_its_connection() {
+    let mut bench = Bench::connected(config());
+    let mut open = peer_open();
+    open.capabilities.push(Capability::GracefulRestart(GracefulRestartCapability {
+        restarting: false,
+        notification: false,
+        restart_time: 60,
+        families: Vec::new(),
+    }));
+    bench.told(Outgoing, &Message::Open(open.clone()));
+    bench.told(Outgoing, &Message::Keepalive);
+    // So soon it is no restart, but a connection that was begun beside the other.
+    assert_eq!(words(&bench.event(Event::TcpAccepted)), [""; 0]);
+    bench.now += Duration::from_secs(5);
+    let actions = bench.event(Event::TcpAccepted);
+    assert_eq!(words(&actions), ["close", "down", "accept", "send incoming OPEN"]);
+    bench.told(Incoming, &Message::Open(open));
+    assert_eq!(words(&bench.told(Incoming, &Message::Keepalive)), ["up incoming"]);
 }

@@ -3,7 +3,8 @@
 use anyhow::Result;
 
 use super::super::Scenario;
-use super::{LIMIT, Traffic, await_all_ways, await_directors, service, vips};
+use super::super::announced::await_directors;
+use super::{LIMIT, Traffic, await_all_ways, service};
 use crate::cluster::Service;
 use crate::fabric::Watch;
 use crate::lab::Lab;
@@ -64,7 +65,7 @@ fn restarts_alone(lab: &mut Lab) -> Result<()> {
     lab.fabric.watch(Watch::Graceful)?;
     let service = service(lab, "alone", 76, &["a1", "a2"])?.spec("externalTrafficPolicy", "Local");
     lab.source.apply(&service)?;
-    await_directors(lab, &vips(&service), &[NODE])?;
+    await_directors(lab, &service.vips(), &[NODE])?;
     await_bfd(lab, NODE)?;
     let mut traffic = Traffic::start(lab, &service)?;
     for end in [End::Terminated, End::Killed, End::Upgraded] {
@@ -84,7 +85,7 @@ fn restarts_alone(lab: &mut Lab) -> Result<()> {
 
 fn remove(lab: &mut Lab, service: &Service) -> Result<()> {
     lab.source.remove(service)?;
-    await_directors(lab, &vips(service), &[])
+    await_directors(lab, &service.vips(), &[])
 }
 
 fn await_ready(lab: &Lab, node: &str) -> Result<()> {

@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 
 use super::super::Scenario;
-use super::{Traffic, await_all_ways, service, vips};
+use super::{Traffic, await_all_ways, service};
 use crate::fabric::addresses::Family;
 use crate::fabric::{Direction, RouteClock, Silence};
 use crate::lab::Lab;
@@ -54,7 +54,7 @@ fn power_cut(lab: &mut Lab) -> Result<()> {
     let mut traffic = Traffic::start(lab, &service)?;
     lab.fabric.reset_counters()?;
     traffic.goes_on(lab)?;
-    for vip in vips(&service) {
+    for vip in service.vips() {
         let packets = lab.fabric.packets(Direction::To, "node-a", vip)?;
         ensure!(packets > 0, "nothing for {vip} went by node-a");
     }

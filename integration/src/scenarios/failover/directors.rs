@@ -4,7 +4,8 @@ use anyhow::Result;
 use serde_json::{Value, json};
 
 use super::super::Scenario;
-use super::{Traffic, await_all_ways, await_directors, service, vips};
+use super::super::announced::await_directors;
+use super::{Traffic, await_all_ways, service};
 use crate::lab::Lab;
 
 pub(super) const SCENARIOS: &[Scenario] = &[Scenario {
@@ -24,10 +25,10 @@ fn director_leaves(lab: &mut Lab) -> Result<()> {
     for node in nodes {
         lab.source.change_node(node, |object| object["metadata"]["labels"] = json!({LABEL: "true"}))?;
         let others = nodes.into_iter().filter(|other| *other != node).collect::<Vec<_>>();
-        await_directors(lab, &vips(&service), &others)?;
+        await_directors(lab, &service.vips(), &others)?;
         traffic.goes_on(lab)?;
         lab.source.change_node(node, |object| object["metadata"]["labels"] = Value::Null)?;
-        await_directors(lab, &vips(&service), &nodes)?;
+        await_directors(lab, &service.vips(), &nodes)?;
         traffic.goes_on(lab)?;
     }
     traffic.none_failed(lab)?;

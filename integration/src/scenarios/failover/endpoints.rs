@@ -5,8 +5,9 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 
 use super::super::Scenario;
+use super::super::announced::await_directors;
 use super::super::termination::Ended;
-use super::{LIMIT, Traffic, await_directors, service, vips};
+use super::{LIMIT, Traffic, service};
 use crate::cluster::{Condition, Endpoint, Service};
 use crate::fabric::Pod;
 use crate::fabric::addresses::Family;
@@ -58,7 +59,7 @@ fn roll(
         let changed = with(lab, pods, other)?;
         let Some(directors) = directors else { return lab.apply(&changed) };
         lab.source.apply(&changed)?;
-        await_directors(lab, &vips(&changed), directors)
+        await_directors(lab, &changed.vips(), directors)
     };
     apply(lab, &pods, None)?;
     // What a client keeps open longer than a pod takes to terminate ends with it.

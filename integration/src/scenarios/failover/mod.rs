@@ -8,14 +8,13 @@ mod directors;
 mod endpoints;
 mod peers;
 
-use std::collections::BTreeSet;
-use std::net::IpAddr;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use sheave::cluster::Protocol::{Tcp, Udp};
 
 use super::Scenario;
+use super::announced::await_directors;
 use super::loads::BothLoads;
 use crate::cluster::Service;
 use crate::fabric::addresses::Family;
@@ -62,7 +61,7 @@ impl Traffic {
     /// The same with so many that stay open.
     fn with_long(lab: &Lab, service: &Service, count: usize) -> Result<Self> {
         let client = &lab.fabric.client;
-        let vips = Family::BOTH.map(|family| service.vip(family));
+        let vips = service.vips();
         let long = vips.iter().map(|vip| Connections::open(client, Tcp, *vip, 80, count));
         let long = long.collect::<Result<_>>()?;
         let probes = vips.iter().map(|vip| Probe::start(client, *vip, 80)).collect::<Result<_>>()?;
@@ -96,29 +95,9 @@ impl Traffic {
     }
 }
 
-/// Waits until both leaves send what comes for these addresses to exactly these nodes.
-fn await_directors(lab: &Lab, vips: &[IpAddr], expected: &[&str]) -> Result<()> {
-    let expected: BTreeSet<String> = expected.iter().map(|name| (*name).to_owned()).collect();
-    await_some(LIMIT, &format!("{vips:?} to {expected:?}"), || {
-        for leaf in &lab.fabric.leaves {
-            for vip in vips {
-                let found = lab.fabric.directors(leaf, *vip).map_err(|error| format!("{error:#}"))?;
-                if found != expected {
-                    return Err(format!("{}: {vip} to {found:?}", leaf.name()));
-                }
-            }
-        }
-        Ok(())
-    })
-}
-
-fn vips(service: &Service) -> [IpAddr; 2] {
-    Family::BOTH.map(|family| service.vip(family))
-}
-
 /// Waits until all that routes knows every way: each node has both leaves, the spine too, and both leaves have all nodes.
 fn await_all_ways(lab: &Lab, service: &Service) -> Result<()> {
-    await_directors(lab, &vips(service), &["node-a", "node-b", "node-c"])?;
+    await_directors(lab, &service.vips(), &["node-a", "node-b", "node-c"])?;
     let both = |what: &str, ns: &crate::netns::NetNs, route: &str, family: Family| {
         await_some(LIMIT, &format!("{what}: {route} by both leaves"), || {
             let routes = ns.run(&format!("ip {} route show {route}", family.flag()));

@@ -1,6 +1,11 @@
 //! Several paths of one peer to a prefix (RFC 7911).
 
+use proptest::collection::vec;
+use proptest::prelude::{Just, Strategy, proptest};
+
+use super::history::route;
 use super::*;
+use crate::rib::{LimitAction, MaxPrefixes};
 use crate::wire::{AttributeError, AttributeProblem, Handling, Nlri};
 
 fn path(id: u32, host: u8, asns: &[u32], prefixes: &[&str]) -> Update {

@@ -9,10 +9,9 @@ use ipnet::IpNet;
 use proptest::collection::vec;
 use proptest::prelude::{any, proptest};
 
-use super::{
-    PEERS, PREFIXES, Step, address, everything, learnt, links, negotiated, net, of_path, restart, source,
-    step, withdraw,
-};
+use super::history::{PEERS, PREFIXES, Step, links, step};
+use super::updates::{of_path, withdraw};
+use super::{address, everything, learnt, negotiated, net, restart, source};
 use crate::Family;
 use crate::rib::learnt::{Changes, Learnt};
 use crate::rib::path::Path;

@@ -1,8 +1,86 @@
-//! Peers that are away for a while, beyond what RFC 4724 has.
+//! Peers that are away for a while (RFC 4724, RFC 8538, RFC 9494).
 
 use super::*;
 use crate::Community;
 use crate::session::LongLived;
+
+/// RFC 4724 §4.2, step by step.
+#[test]
+fn a_restarting_peer_is_helped() {
+    let start = Instant::now();
+    let at = |seconds| start + Duration::from_secs(seconds);
+    let up = || {
+        let mut learnt = Learnt::new(OWN);
+        learnt.set_policy(address(2), Some(everything()));
+        learnt.peer_up(source(2), &negotiated(Some(restart(false))), start);
+        assert!(!learnt.is_complete());
+        learnt.receive(address(2), &announce(2, attributes(&[65001]), &[A, B, V6])).unwrap();
+        for family in Family::ALL {
+            learnt.receive(address(2), &Update::end_of_rib_marker(family)).unwrap();
+        }
+        assert!(learnt.is_complete());
+        learnt
+    };
+    let lost = || {
+        let mut learnt = up();
+        learnt.peer_down(address(2), Some(&negotiated(Some(restart(false)))), start);
+        assert_eq!((learnt.len(), learnt.is_complete()), (3, false));
+        learnt
+    };
+
+    let mut learnt = up();
+    learnt.peer_down(address(2), None, start);
+    assert_empty(&learnt);
+
+    // It does not come back; attempts that fail are no loss.
+    let mut learnt = lost();
+    learnt.peer_down(address(2), None, at(60));
+    assert_eq!(learnt.deadline(address(2)), Some(at(120)));
+    learnt.expire(address(2), at(119));
+    assert_eq!(learnt.len(), 3);
+    learnt.expire(address(2), at(120));
+    assert_empty(&learnt);
+    assert_eq!(learnt.deadline(address(2)), None);
+
+    // It comes back, and tells of one route less.
+    let mut learnt = lost();
+    learnt.take_changes(9);
+    learnt.peer_up(source(2), &negotiated(Some(restart(true))), at(100));
+    learnt.receive(address(2), &announce(2, attributes(&[65001]), &[A, V6])).unwrap();
+    learnt.expire(address(2), at(121));
+    assert_eq!(learnt.take_changes(9), []);
+    learnt.receive(address(2), &Update::end_of_rib_marker(Family::Ipv4Unicast)).unwrap();
+    learnt.receive(address(2), &Update::end_of_rib_marker(Family::Ipv6Unicast)).unwrap();
+    assert_eq!(learnt.take_changes(9), [(net(B), None)]);
+    assert_eq!((learnt.deadline(address(2)), learnt.is_complete()), (None, true));
+
+    // It comes back, and never says that that was all.
+    let mut learnt = lost();
+    learnt.peer_up(source(2), &negotiated(Some(restart(true))), at(100));
+    learnt.receive(address(2), &announce(2, attributes(&[65001]), &[A])).unwrap();
+    learnt.expire(address(2), at(400));
+    assert_eq!(used(&learnt), [format!("{A} via 2")]);
+
+    // It has not kept its forwarding, or does not say anything of it.
+    for offered in [None, Some(restart(false))] {
+        let mut learnt = lost();
+        learnt.peer_up(source(2), &negotiated(offered), at(10));
+        assert_empty(&learnt);
+    }
+
+    // It goes again before it has told all: what was stale already is gone.
+    let mut learnt = lost();
+    learnt.peer_up(source(2), &negotiated(Some(restart(true))), at(10));
+    learnt.receive(address(2), &announce(2, attributes(&[65001]), &[A])).unwrap();
+    learnt.peer_down(address(2), Some(&negotiated(Some(restart(true)))), at(20));
+    assert_eq!((used(&learnt), learnt.deadline(address(2))), (vec![format!("{A} via 2")], Some(at(140))));
+
+    // One family alone.
+    let mut learnt = up();
+    let ipv6 = PeerGracefulRestart { families: vec![(Family::Ipv6Unicast, true)], ..restart(true) };
+    learnt.peer_down(address(2), Some(&negotiated(Some(ipv6))), start);
+    assert_eq!(used(&learnt), [format!("{V6} via 2")]);
+}
 
 /// Both sides keep routes over NOTIFICATIONs (RFC 8538 §4.1): what is stale outlives further ends of the session, for so long in all.
 #[test]

@@ -9,7 +9,7 @@ use crate::Families;
 use crate::bmp::{Peer, PeerUp};
 use crate::rib::{Export, ExportPolicy, Identity, ImportPolicy, PrefixFilter, Source};
 use crate::runtime::bmp::{Subscription, Up};
-use crate::session::{Negotiated, PeerGracefulRestart};
+use crate::session::{Negotiated, PeerGracefulRestart, fixtures};
 use crate::wire::{AsPath, AttributeError, AttributeProblem, Handling, Origin, PathAttributes};
 
 const PEER: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 2));
@@ -129,26 +129,12 @@ fn source() -> Source {
 
 /// With graceful restart.
 fn negotiated(paths_received: Families) -> Negotiated {
-    Negotiated {
-        asn: 65001,
-        router_id: [10, 0, 0, 2].into(),
-        hold_time: Duration::ZERO,
-        families: Families::ALL,
-        extended_next_hop: false,
-        four_octet_asn: true,
-        route_refresh: true,
-        enhanced_refresh: false,
-        extended_messages: false,
-        graceful_restart: Some(PeerGracefulRestart {
-            restarting: true,
-            restart_time: Duration::from_secs(60),
-            families: Family::ALL.map(|family| (family, true)).into(),
-        }),
-        graceful_notification: false,
-        long_lived: Vec::new(),
-        paths_received,
-        paths_sent: Families::NONE,
-    }
+    let graceful_restart = Some(PeerGracefulRestart {
+        restarting: true,
+        restart_time: Duration::from_secs(60),
+        families: Family::ALL.map(|family| (family, true)).into(),
+    });
+    Negotiated { graceful_restart, paths_received, ..fixtures::negotiated(65001, [10, 0, 0, 2].into()) }
 }
 
 /// A RIB with a session on which nothing is sent.

@@ -9,25 +9,23 @@
 //! - all that there is comes in answer to ROUTE-REFRESH;
 //! - paths have names in the families and directions that both sides agreed on, and there alone;
 //! - in the end one session stands, with the other's routes and no stale one.
-//!
-//! Everything follows from the seed. A failure names it; `SEED=n cargo test -p sheave-bgp --test simulation` runs it
-//! alone, `SEEDS=n` so many.
 
-#![expect(clippy::unwrap_used, reason = "what fails here fails the test")]
+mod node;
+mod plan;
+mod stale;
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
+use std::collections::{BTreeSet, BinaryHeap};
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::{Duration, Instant};
 
-use ipnet::IpNet;
-use sheave_bgp::rib::{Export, ExportPolicy, Rib};
-use sheave_bgp::session::{
-    Action, AddPaths, Backoff, Direction, Down, Event, Farewell, Jitter, Negotiated, RestartOffer, Session,
-    SessionConfig, State,
-};
+use sheave_bgp::rib::{Export, ExportPolicy};
+use sheave_bgp::session::{Action, Direction, Event, Farewell, State};
 use sheave_bgp::wire::{Cease, Context, Message, Notification, RefreshKind, RouteRefresh};
-use sheave_bgp::{Attributes, Families, Family, RouteChanges};
+use sheave_bgp::{Families, Family};
+
+use self::node::{Link, Node, address, family};
+use crate::random::Random;
 
 const SEEDS: u64 = 10_000;
 /// How long each side is waited for when it restarts, in seconds.
@@ -37,33 +35,6 @@ const TROUBLE: Duration = Duration::from_secs(120);
 /// How long after that everything must be well: what is waited for an OPEN on a connection that hangs, the longest
 /// pause, and some.
 const RECOVERY: Duration = Duration::from_secs(300);
-
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    fn below(&mut self, limit: u64) -> u64 {
-        self.next() % limit
-    }
-
-    fn index(&mut self, length: usize) -> usize {
-        usize::try_from(self.below(length as u64)).unwrap()
-    }
-
-    fn chance(&mut self, percent: u64) -> bool {
-        self.below(100) < percent
-    }
-
-    fn millis(&mut self, limit: u64) -> Duration {
-        Duration::from_millis(1 + self.below(limit))
-    }
-}
 
 /// Something that will happen at a node.
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -113,46 +84,6 @@ enum Happening {
     Refresh,
 }
 
-/// A TCP connection.
-struct Link {
-    dialler: usize,
-    /// Whether each node's end is open.
-    open: [bool; 2],
-    hangs: bool,
-    /// When the latest bytes arrive at each node, since they arrive in order.
-    latest: [Instant; 2],
-}
-
-struct Node {
-    config: SessionConfig,
-    session: Session,
-    rib: Rib,
-    /// What is to be announced, by MED.
-    routes: BTreeMap<IpNet, u32>,
-    /// When each prefix was last changed.
-    changed: BTreeMap<IpNet, Instant>,
-    /// What a restarted process has yet to find out, and since when it knows all.
-    unknown: BTreeMap<IpNet, u32>,
-    all_known: Option<Instant>,
-    /// Which process this is, and whether it started with forwarding kept.
-    life: u64,
-    kept: bool,
-    suspended: Option<Instant>,
-    /// The link of each direction.
-    links: BTreeMap<Direction, usize>,
-    dialling: Option<usize>,
-    negotiated: Option<Negotiated>,
-    /// What the peer has announced.
-    learnt: BTreeMap<IpNet, u32>,
-    /// Of that, what is left of an earlier session.
-    stale: BTreeSet<IpNet>,
-    /// When that session ended.
-    stale_since: Instant,
-    /// What is to come in answer to ROUTE-REFRESH.
-    awaited: BTreeSet<IpNet>,
-    complete: Families,
-}
-
 struct Simulation {
     random: Random,
     now: Instant,
@@ -163,135 +94,7 @@ struct Simulation {
     count: u64,
 }
 
-fn address(node: usize) -> IpAddr {
-    IpAddr::V4(if node == 0 { Ipv4Addr::new(10, 0, 0, 1) } else { Ipv4Addr::new(10, 0, 0, 2) })
-}
-
-impl Node {
-    fn new(config: SessionConfig, seed: u64, now: Instant) -> Node {
-        let kept = config.graceful_restart.is_some_and(|offer| offer.restarting);
-        Node {
-            session: Session::new(config.clone(), Jitter::seeded(seed)),
-            config,
-            rib: Rib::new(kept),
-            routes: BTreeMap::new(),
-            changed: BTreeMap::new(),
-            unknown: BTreeMap::new(),
-            all_known: Some(now),
-            life: 0,
-            kept,
-            suspended: None,
-            links: BTreeMap::new(),
-            dialling: None,
-            negotiated: None,
-            learnt: BTreeMap::new(),
-            stale: BTreeSet::new(),
-            stale_since: now,
-            awaited: BTreeSet::new(),
-            complete: Families::NONE,
-        }
-    }
-
-    fn direction(&self, link: usize) -> Option<Direction> {
-        self.links.iter().find(|(_, known)| **known == link).map(|(direction, _)| *direction)
-    }
-
-    fn apply(&mut self, prefix: IpNet, med: Option<u32>) {
-        self.unknown.remove(&prefix);
-        let mut changes = RouteChanges::default();
-        match med {
-            Some(med) => {
-                self.routes.insert(prefix, med);
-                changes.announce.push((prefix, Attributes { med: Some(med), ..Attributes::default() }));
-            }
-            None => {
-                self.routes.remove(&prefix);
-                changes.withdraw.push(prefix);
-            }
-        }
-        self.rib.apply(changes);
-    }
-
-    /// Takes stale routes out; returns which.
-    fn sweep(&mut self, is_swept: impl Fn(IpNet) -> bool) -> Vec<IpNet> {
-        let swept: Vec<IpNet> = self.stale.iter().copied().filter(|prefix| is_swept(*prefix)).collect();
-        for prefix in &swept {
-            self.stale.remove(prefix);
-            self.learnt.remove(prefix);
-        }
-        swept
-    }
-}
-
-fn family(prefix: IpNet) -> Family {
-    if prefix.addr().is_ipv4() { Family::Ipv4Unicast } else { Family::Ipv6Unicast }
-}
-
 impl Simulation {
-    fn new(seed: u64) -> Simulation {
-        let mut random = Random(seed);
-        let now = Instant::now();
-        let ibgp = random.chance(50);
-        let passive = random.below(3);
-        let nodes = [0, 1].map(|node| {
-            let asns = if ibgp { [64512, 64512] } else { [64512, 65001] };
-            let IpAddr::V4(router_id) = address(node) else { unreachable!() };
-            let config = SessionConfig {
-                asn: asns[node],
-                router_id,
-                peer_asn: Some(asns[1 - node]),
-                passive: passive == node as u64,
-                hold_time: 9,
-                send_hold_time: None,
-                // Longer than what goes to and fro, and shorter.
-                delay_open: random.chance(30).then(|| random.millis(3000)),
-                connect_retry: Backoff { initial: Duration::from_secs(1), max: Duration::from_secs(10) },
-                families: Families::ALL,
-                extended_next_hop: false,
-                role: None,
-                graceful_restart: random.chance(50).then_some(RestartOffer {
-                    restart_time: RESTART_TIME,
-                    restarting: false,
-                    stale_time: None,
-                }),
-                add_paths: AddPaths { receive: random.chance(50), send: random.chance(50) },
-            };
-            Node::new(config, random.next(), now)
-        });
-        let mut simulation = Simulation {
-            random,
-            now,
-            trouble_ends: now + TROUBLE,
-            nodes,
-            links: Vec::new(),
-            agenda: BinaryHeap::new(),
-            count: 0,
-        };
-        for node in [0, 1] {
-            for _ in 0..100 {
-                let at = simulation.random.millis(TROUBLE.as_secs() * 1000);
-                simulation.plan(at, node, Happening::RoutesChange);
-            }
-            let faults: [fn() -> Happening; 8] = [
-                || Happening::Cut,
-                || Happening::Hang,
-                || Happening::Restart { kept: false },
-                || Happening::Restart { kept: true },
-                || Happening::Stop { lasting: false },
-                || Happening::Stop { lasting: true },
-                || Happening::Suspend,
-                || Happening::Refresh,
-            ];
-            for _ in 0..simulation.random.below(16) {
-                let at = simulation.random.millis(TROUBLE.as_secs() * 1000);
-                let fault = faults[simulation.random.index(faults.len())];
-                simulation.plan(at, node, fault());
-            }
-            simulation.session(node, Event::ManualStart);
-        }
-        simulation
-    }
-
     fn plan(&mut self, after: Duration, node: usize, happening: Happening) {
         self.plan_at(self.now + after, node, happening);
     }
@@ -417,57 +220,6 @@ impl Simulation {
         }
     }
 
-    /// A session stands. Routes of families that the peer has not kept are gone (RFC 4724 §4.2).
-    fn up(&mut self, node: usize, direction: Direction, negotiated: Negotiated) {
-        let kept = negotiated.graceful_restart.as_ref().map_or(&[][..], |restart| &restart.families[..]);
-        let other = &self.nodes[1 - node];
-        // Unless the OPEN is of a process that is gone already.
-        let other_is_there = self.links[self.nodes[node].links[&direction]].open[1 - node];
-        let must_be_kept = other.kept && other_is_there;
-        let swept = self.nodes[node].sweep(|prefix| !kept.contains(&(family(prefix), true)));
-        assert!(swept.is_empty() || !must_be_kept, "a restart with routes kept costs {swept:?}");
-        self.nodes[node].complete = Families::NONE;
-        self.nodes[node].negotiated = Some(negotiated);
-    }
-
-    /// A session, or an attempt at one, is over. Routes stay if the peer has asked for that, and both sides for it where there
-    /// was a NOTIFICATION; those that were stale already then do too.
-    fn down(&mut self, node: usize, reason: &Down) {
-        let now = self.now;
-        let this = &mut self.nodes[node];
-        let Some(negotiated) = this.negotiated.take() else { return };
-        this.awaited.clear();
-        this.complete = Families::NONE;
-        if !negotiated.graceful_notification {
-            this.sweep(|_| true);
-        }
-        this.stale = this.learnt.keys().copied().collect();
-        this.stale_since = now;
-        let helps = this.config.graceful_restart.is_some();
-        match negotiated.graceful_restart {
-            Some(restart) if helps && reason.may_be_restart(negotiated.graceful_notification) => {
-                let families: Vec<Family> = restart.families.iter().map(|(family, _)| *family).collect();
-                this.sweep(|prefix| !families.contains(&family(prefix)));
-                self.plan(restart.restart_time, node, Happening::StaleExpire);
-            }
-            _ => drop(this.sweep(|_| true)),
-        }
-    }
-
-    /// The peer has told all routes of a family: what it has not is gone, and must not be anything that it still wants. A
-    /// process that starts cold makes no such promise until it knows its routes.
-    fn end_of_rib(&mut self, node: usize, of: Family) {
-        let since = self.nodes[node].stale_since;
-        self.nodes[node].complete.insert(of);
-        let swept = self.nodes[node].sweep(|prefix| family(prefix) == of);
-        let other = &self.nodes[1 - node];
-        let promised = other.kept || other.all_known.is_some_and(|known| known < since);
-        for prefix in swept {
-            let unchanged = other.routes.contains_key(&prefix) && other.changed[&prefix] < since;
-            assert!(!(promised && unchanged), "End-of-RIB before {prefix}, which was there before");
-        }
-    }
-
     fn close(&mut self, node: usize, link: usize) {
         if std::mem::take(&mut self.links[link].open[node]) {
             self.transmit(node, link, Happening::Closed { link });
@@ -504,7 +256,7 @@ impl Simulation {
             Happening::Bytes { link, bytes } => {
                 if let Some(direction) = self.nodes[node].direction(link) {
                     // In two pieces, as TCP may do.
-                    let (first, second) = bytes.split_at(self.random.index(bytes.len() + 1));
+                    let (first, second) = bytes.split_at(self.random.below(bytes.len() + 1));
                     self.session(node, Event::Received(direction, first));
                     if self.nodes[node].direction(link) == Some(direction) {
                         self.session(node, Event::Received(direction, second));
@@ -614,7 +366,7 @@ impl Simulation {
     }
 
     fn refresh(&mut self, node: usize) {
-        let of = Family::ALL[self.random.index(2)];
+        let of = Family::ALL[self.random.below(2)];
         let this = &mut self.nodes[node];
         let Some(direction) = this.session.established().map(|(direction, _)| direction) else { return };
         let Some(&link) = this.links.get(&direction) else { return };
@@ -674,30 +426,7 @@ impl Simulation {
     }
 }
 
-fn environment(name: &str) -> Option<u64> {
-    std::env::var(name).ok().map(|value| value.parse().unwrap())
-}
-
 #[test]
 fn sessions_converge() {
-    let seeds = match environment("SEED") {
-        Some(seed) => seed..seed + 1,
-        None => 0..environment("SEEDS").unwrap_or(SEEDS),
-    };
-    // Each thread takes its share.
-    let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    std::thread::scope(|scope| {
-        for thread in 0..threads {
-            let seeds = seeds.clone().skip(thread).step_by(threads);
-            scope.spawn(move || {
-                for seed in seeds {
-                    let outcome = std::panic::catch_unwind(|| Simulation::new(seed).run());
-                    assert!(
-                        outcome.is_ok(),
-                        "seed {seed}: SEED={seed} cargo test -p sheave-bgp --test simulation"
-                    );
-                }
-            });
-        }
-    });
+    crate::with_seeds("sessions_converge", SEEDS, |seed| Simulation::new(seed).run());
 }

@@ -1,7 +1,7 @@
 //! Route reflectors, clients and other nodes of one AS in simulated time: whatever happened, everybody ends up with a way to
 //! all that is announced, and to nothing else.
 //!
-//! Sessions are taken for granted here (`simulation` is about these): they come and go as a whole, and carry real UPDATEs,
+//! Sessions are taken for granted here (`sessions` is about these): they come and go as a whole, and carry real UPDATEs,
 //! which are late. Routes change, some of them announced by several nodes; sessions are lost, with and without graceful
 //! restart; nodes start anew, cold or with their routes kept; a reflector is none for a while, or a client none of its. What
 //! must hold:
@@ -9,23 +9,22 @@
 //! - in the end no next hop is of a node that does not announce the prefix, and nobody lacks a prefix;
 //! - where nodes only restart with their routes kept, one after the other, nobody is without a route at any time to what one
 //!   node announces.
-//!
-//! Everything follows from the seed. A failure names it; `SEED=n cargo test -p sheave-bgp --test reflection_simulation` runs
-//! it alone, `SEEDS=n` so many.
 
-#![expect(clippy::unwrap_used, reason = "what fails here fails the test")]
+mod node;
+mod plan;
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
-use std::net::{IpAddr, Ipv4Addr};
-use std::sync::Arc;
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
-use sheave_bgp::rib::{Export, Identity, Learnt, NextHop, Rib, Source};
-use sheave_bgp::session::{Negotiated, PeerGracefulRestart};
+use sheave_bgp::rib::{Export, Source};
 use sheave_bgp::wire::{Context, Message, Update, frame};
-use sheave_bgp::{Attributes, ExportPolicy, Families, Family, ImportPolicy, PrefixFilter, RouteChanges};
+use sheave_bgp::{Attributes, ExportPolicy, Families, Family, RouteChanges};
+
+use self::node::{Node, Role, address, negotiated, next_hop, router_id, tables};
+use crate::random::Random;
 
 const SEEDS: u64 = 1_000;
 const ASN: u32 = 64512;
@@ -38,64 +37,6 @@ const APART: Duration = Duration::from_secs(200);
 const SHARED: std::ops::Range<usize> = 0..4;
 const CONTEXT: Context =
     Context { four_octet_asn: true, ibgp: true, extended_messages: false, add_path: Families::NONE };
-
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    fn below(&mut self, limit: usize) -> usize {
-        usize::try_from(self.next() % limit as u64).unwrap()
-    }
-
-    fn chance(&mut self, percent: usize) -> bool {
-        self.below(100) < percent
-    }
-
-    fn millis(&mut self, limit: usize) -> Duration {
-        Duration::from_millis(1 + self.below(limit) as u64)
-    }
-
-    fn within(&mut self, limit: Duration) -> Duration {
-        self.millis(usize::try_from(limit.as_millis()).unwrap())
-    }
-}
-
-/// What a session with that node agrees on.
-fn negotiated(peer: usize, restarting: bool, forwarding: bool) -> Negotiated {
-    Negotiated {
-        asn: ASN,
-        router_id: router_id(peer),
-        hold_time: Duration::from_secs(9),
-        families: Families::ALL,
-        extended_next_hop: false,
-        four_octet_asn: true,
-        route_refresh: true,
-        enhanced_refresh: false,
-        extended_messages: false,
-        graceful_restart: Some(PeerGracefulRestart {
-            restarting,
-            restart_time: RESTART_TIME,
-            families: Family::ALL.map(|family| (family, forwarding)).into(),
-        }),
-        graceful_notification: false,
-        long_lived: Vec::new(),
-        paths_received: Families::NONE,
-        paths_sent: Families::NONE,
-    }
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Role {
-    Reflector(Ipv4Addr),
-    Client,
-    Plain,
-}
 
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Happening {
@@ -151,19 +92,6 @@ enum Happening {
     },
 }
 
-struct Node {
-    role: Role,
-    learnt: Learnt,
-    rib: Rib,
-    /// What it announces, by LOCAL_PREF.
-    routes: BTreeMap<IpNet, u32>,
-    /// What it uses of what it has learnt.
-    table: BTreeMap<IpNet, Arc<[NextHop]>>,
-    /// Which process this is, and whether it started with forwarding kept.
-    life: u64,
-    kept: bool,
-}
-
 struct Network {
     random: Random,
     now: Instant,
@@ -182,25 +110,6 @@ struct Network {
     gentle: bool,
 }
 
-fn number(node: usize) -> u8 {
-    u8::try_from(node + 1).unwrap()
-}
-
-fn address(node: usize) -> IpAddr {
-    [10, 0, 0, number(node)].into()
-}
-
-fn next_hop(node: usize, family: Family) -> IpAddr {
-    match family {
-        Family::Ipv4Unicast => address(node),
-        Family::Ipv6Unicast => [0xfd00, 0, 0, 0, 0, 0, 0, u16::from(number(node))].into(),
-    }
-}
-
-fn router_id(node: usize) -> Ipv4Addr {
-    [10, 9, 9, number(node)].into()
-}
-
 fn prefix(n: usize) -> IpNet {
     let n = u8::try_from(n).unwrap();
     match n % 2 {
@@ -209,85 +118,7 @@ fn prefix(n: usize) -> IpNet {
     }
 }
 
-fn tables(node: usize, role: Role, peers: &[usize], restarting: bool) -> (Learnt, Rib) {
-    let own = Identity { asn: ASN, router_id: router_id(node), cluster_id: router_id(node) };
-    let mut learnt = Learnt::new(own);
-    let everything = |within: &str| {
-        let within: IpNet = within.parse().unwrap();
-        PrefixFilter { within, min_length: 0, max_length: within.max_prefix_len() }
-    };
-    let policy =
-        ImportPolicy { prefixes: vec![everything("0.0.0.0/0"), everything("::/0")], max_prefixes: None };
-    learnt.set_policies(&peers.iter().map(|peer| (address(*peer), policy.clone())).collect());
-    if let Role::Reflector(cluster_id) = role {
-        learnt.set_reflector(Some(cluster_id));
-    }
-    learnt.await_peers(peers.iter().map(|peer| address(*peer)), false);
-    (learnt, Rib::new(restarting))
-}
-
 impl Network {
-    fn new(seed: u64) -> Network {
-        let mut random = Random(seed);
-        let mut roles = Vec::new();
-        let reflectors = 1 + random.below(3);
-        let one_cluster = random.chance(30);
-        for reflector in 0..reflectors {
-            let cluster = if one_cluster { 0 } else { reflector };
-            roles.push(Role::Reflector([9, 9, 9, number(cluster)].into()));
-        }
-        roles.extend((0..2 + random.below(4)).map(|_| Role::Client));
-        roles.extend((0..random.below(3)).map(|_| Role::Plain));
-
-        let mut sessions = BTreeMap::new();
-        for one in 0..roles.len() {
-            for other in one + 1..roles.len() {
-                // Reflectors come first: clients have sessions with these alone.
-                if one < reflectors || roles[one] == Role::Plain && roles[other] == Role::Plain {
-                    sessions.insert((one, other), None);
-                }
-            }
-        }
-        // Clients need not be of all reflectors, where these hear of each other's: in one cluster they do not.
-        for client in (0..roles.len()).filter(|node| roles[*node] == Role::Client && !one_cluster) {
-            let kept = random.below(reflectors);
-            for reflector in (0..reflectors).filter(|reflector| *reflector != kept) {
-                if random.chance(50) {
-                    sessions.remove(&(reflector, client));
-                }
-            }
-        }
-        let now = Instant::now();
-        let gentle = random.chance(30);
-        let mut network = Network {
-            random,
-            now,
-            start: now,
-            nodes: Vec::new(),
-            sessions,
-            latest: BTreeMap::new(),
-            writing: BTreeSet::new(),
-            expiring: BTreeMap::new(),
-            agenda: BinaryHeap::new(),
-            count: 0,
-            gentle,
-        };
-        for (node, role) in roles.into_iter().enumerate() {
-            let (learnt, rib) = tables(node, role, &network.peers(node), false);
-            let (routes, table) = (BTreeMap::new(), BTreeMap::new());
-            network.nodes.push(Node { role, learnt, rib, routes, table, life: 0, kept: false });
-            for _ in 0..5 {
-                network.change_route(node);
-            }
-        }
-        for (one, other) in network.sessions.keys().copied().collect::<Vec<_>>() {
-            let after = network.random.millis(3000);
-            network.plan(after, Happening::Up { one, other, lives: [0, 0] });
-        }
-        network.plan_trouble();
-        network
-    }
-
     fn peers(&self, node: usize) -> Vec<usize> {
         let pairs = self.sessions.keys();
         pairs
@@ -297,47 +128,6 @@ impl Network {
                 _ => None,
             })
             .collect()
-    }
-
-    fn plan_trouble(&mut self) {
-        let count = self.nodes.len();
-        if self.gentle {
-            for turn in 1..=3 {
-                let node = self.random.below(count);
-                self.plan(APART * turn, Happening::Restart { node, kept: true });
-            }
-            return;
-        }
-        let pairs: Vec<(usize, usize)> = self.sessions.keys().copied().collect();
-        for _ in 0..30 {
-            let after = self.random.within(TROUBLE);
-            let node = self.random.below(count);
-            self.plan(after, Happening::RouteChange { node });
-        }
-        for _ in 0..self.random.below(15) {
-            let after = self.random.within(TROUBLE);
-            let node = self.random.below(count);
-            let (one, other) = pairs[self.random.below(pairs.len())];
-            let yes = self.random.chance(60);
-            let lasts = self.random.millis(20_000);
-            match self.random.below(5) {
-                0 | 1 => self.plan(after, Happening::Down { one, other, graceful: yes }),
-                2 => self.plan(after, Happening::Restart { node, kept: yes }),
-                3 => {
-                    self.plan(after, Happening::Reflector { node, on: false });
-                    self.plan(TROUBLE.max(after + lasts), Happening::Reflector { node, on: true });
-                }
-                // The lower one is a reflector in each pair with a client.
-                _ if self.nodes[other].role == Role::Client => {
-                    self.plan(after, Happening::Client { node: one, peer: other, client: false });
-                    self.plan(
-                        TROUBLE.max(after + lasts),
-                        Happening::Client { node: one, peer: other, client: true },
-                    );
-                }
-                _ => {}
-            }
-        }
     }
 
     fn plan(&mut self, after: Duration, happening: Happening) {
@@ -626,30 +416,7 @@ impl Network {
     }
 }
 
-fn environment(name: &str) -> Option<u64> {
-    std::env::var(name).ok().map(|value| value.parse().unwrap())
-}
-
 #[test]
 fn networks_converge() {
-    let seeds = match environment("SEED") {
-        Some(seed) => seed..seed + 1,
-        None => 0..environment("SEEDS").unwrap_or(SEEDS),
-    };
-    // Each thread takes its share.
-    let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    std::thread::scope(|scope| {
-        for thread in 0..threads {
-            let seeds = seeds.clone().skip(thread).step_by(threads);
-            scope.spawn(move || {
-                for seed in seeds {
-                    let outcome = std::panic::catch_unwind(|| Network::new(seed).run());
-                    assert!(
-                        outcome.is_ok(),
-                        "seed {seed}: SEED={seed} cargo test -p sheave-bgp --test reflection_simulation"
-                    );
-                }
-            });
-        }
-    });
+    crate::with_seeds("networks_converge", SEEDS, |seed| Network::new(seed).run());
 }
