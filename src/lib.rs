@@ -12,4 +12,5 @@ pub mod drain;
 pub mod observe;
 pub mod plan;
 pub mod tables;
+pub mod version;
 mod yaml;
