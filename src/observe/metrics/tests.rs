@@ -301,9 +301,8 @@ fn a_peer_without_a_session_has_its_series_whatever_the_reason() {
         peers,
         refused: 0,
     };
-    let absent = vec![("10.0.0.253".into(), 65001), ("eth1".into(), 0)];
     let no_speaker = Snapshot {
-        absent: absent.clone(),
+        absent: vec![("10.0.0.253".into(), 65001), ("eth1".into(), 0)],
         empty_ranges: vec![range("10.0.0.0/24", 0)],
         ..Snapshot::default()
     };
