@@ -12,6 +12,7 @@ pub mod drain;
 pub mod observe;
 pub mod plan;
 pub mod tables;
+pub mod version;
 mod yaml;
 
 // Builders that tests here and in `tests/` share; these know this crate by its name.

@@ -10,9 +10,10 @@ use std::time::Duration;
 use ipnet::IpNet;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use serde_json::json;
-use sheave::announce::{Announcer, Journal};
+use sheave::announce::{Announcer, Counts, Journal};
+use sheave::cluster::manifest::Manifests;
 use sheave::config::{Config, Router};
-use sheave::plan::{AnnouncementKind, NodePlan};
+use sheave::plan::{AnnouncementKind, NodePlan, Planner};
 use sheave_apiserver::{Options, Server};
 use sheave_bgp::session::State;
 use sheave_bgp::{Password, PeerConfig, PeerStatus, Speaker, SpeakerConfig};
@@ -107,6 +108,17 @@ fn session(announcer: &Announcer, peer: &Peer) -> Option<PeerStatus> {
     announcer.status()?.peers.into_iter().find(|status| status.address == peer.address)
 }
 
+/// How many prefixes of [`plan`] are meant for somebody, and how many of them are announced.
+fn counts(announcer: &Announcer) -> (usize, usize) {
+    let Counts { planned, announced } = announcer.counts(&plan());
+    (planned, announced)
+}
+
+/// Names, ASNs and reasons of those that are configured and that the speaker does not know of.
+fn missing(announcer: &Announcer) -> Vec<(&str, u32, &str)> {
+    announcer.missing().map(|peer| (&*peer.name, peer.asn, &*peer.why)).collect()
+}
+
 fn is_up(announcer: &Announcer, peer: &Peer) -> bool {
     session(announcer, peer).is_some_and(|session| session.state == State::Established)
 }
@@ -196,6 +208,7 @@ async fn peers_are_told_by_their_export_policies() {
     .await;
     assert_eq!(announcer.withheld_from(&plan(), &prefix), ["127.0.0.2"]);
     assert!(announcer.announces(&plan(), &prefix));
+    assert_eq!(counts(&announcer), (1, 1));
 
     configure(&mut announcer, &peers("none", "none")).await;
     until(&mut announcer, "the prefix to go", |_| {
@@ -203,9 +216,53 @@ async fn peers_are_told_by_their_export_policies() {
     })
     .await;
     assert!(!announcer.announces(&plan(), &prefix), "there is nobody to tell");
-    assert_eq!(announcer.announced(), 0);
+    assert_eq!(counts(&announcer), (0, 0), "and nobody is meant to be told");
     for peer in [&first, &second] {
         assert_eq!(session(&announcer, peer).unwrap().counters.established, 1);
+    }
+    announcer.stop().await;
+}
+
+/// What an aggregate stands for is announced, by it; what no export policy lets pass is nobody's loss.
+#[tokio::test]
+async fn what_an_aggregate_stands_for_counts_as_announced() {
+    let peer = Peer::start(22, None).await;
+    let text = "{announce: {aggregate: [192.0.2.0/24]}, services: {externalIPs: {allow: [192.0.2.0/24]}}}";
+    let mut planner = Planner::new("node-a", Config::parse(Path::new("sheave.yaml"), text).unwrap());
+    planner.handle(Manifests::new("examples/quickstart/manifests").scan().unwrap());
+    let plan = planner.plan();
+    let within: IpNet = "192.0.2.0/24".parse().unwrap();
+    let unheld: IpNet = "192.0.2.80/32".parse().unwrap();
+    let planned = plan.announcements.len();
+    let vips =
+        plan.announcements.keys().filter(|prefix| **prefix != within && within.contains(*prefix)).count();
+    assert!(plan.announcements.contains_key(&within) && plan.announcements.contains_key(&unheld) && vips > 1);
+
+    let mut announcer = announcer(&router(&[], "")).await;
+    let of = |export: &str| router(&[peer.written(&format!(", export: {export}"))], "");
+    // Name, export policy, what the kernel does not hold, how many are meant for the peer, how many of them are announced.
+    for (name, export, missing, meant, announced) in [
+        ("all", "all", None, planned, planned),
+        (
+            "one VIP is not held, nor can the aggregate be announced",
+            "all",
+            Some(unheld),
+            planned,
+            planned - 2,
+        ),
+        ("nothing is for the peer", "none", Some(unheld), 0, 0),
+        (
+            "what is not held is not for the peer",
+            "{prefixes: [{prefix: \"2001:db8::/32\", le: 128}]}",
+            Some(unheld),
+            planned - vips - 1,
+            planned - vips - 1,
+        ),
+    ] {
+        configure(&mut announcer, &of(export)).await;
+        announcer.update(plan, |announcement| Some(announcement.prefix) != missing, None).await;
+        let Counts { planned, announced: told } = announcer.counts(plan);
+        assert_eq!((planned, told), (meant, announced), "{name}");
     }
     announcer.stop().await;
 }
@@ -249,12 +306,12 @@ async fn bmp_stations() {
 
     let mut announcer = announcer(&router(&[], &bmp)).await;
     until(&mut announcer, "the station", connected).await;
-    assert_eq!(announcer.announced(), 0, "there is no peer");
+    assert_eq!(counts(&announcer), (0, 0), "there is no peer");
 
     let peer = Peer::start(2, None).await;
     configure(&mut announcer, &router(&[peer.written("")], &bmp)).await;
     until(&mut announcer, "the session", |announcer| is_up(announcer, &peer)).await;
-    assert_eq!(announcer.announced(), 1);
+    assert_eq!(counts(&announcer), (1, 1));
     assert_eq!(announcer.bmp_stations()[0].counters.connections, 1, "it was not connected anew");
 
     let since = session(&announcer, &peer).unwrap().since;
@@ -285,6 +342,11 @@ async fn ranges_of_peers() {
         })
     })
     .await;
+    let ranges = |announcer: &Announcer| -> Vec<(String, usize, usize)> {
+        let ranges = announcer.missing_ranges().into_iter();
+        ranges.map(|range| (range.prefix.to_string(), range.limit, range.peers)).collect()
+    };
+    assert_eq!(ranges(&announcer), [("127.0.0.0/27".to_owned(), 100, 0)]);
 
     let peer = Peer::start(20, None).await;
     let connect = |password: &str| {
@@ -297,6 +359,7 @@ async fn ranges_of_peers() {
     std::fs::write(&path, "first\n").unwrap();
     until(&mut announcer, "the session", |announcer| is_up(announcer, &peer)).await;
     assert_eq!(session(&announcer, &peer).unwrap().range, "127.0.0.0/27".parse().ok());
+    assert_eq!(ranges(&announcer), [], "the speaker has it");
     until(&mut announcer, "the prefix", |_| peer.prefixes_received() == 1).await;
 
     std::fs::write(&path, "second\n").unwrap();
@@ -329,11 +392,13 @@ async fn passwords_come_from_files_and_change_live() {
     );
     assert_eq!(announcer.problems(), [problem]);
     assert_eq!(session(&announcer, &signed), None);
+    assert_eq!(missing(&announcer), [("127.0.0.5", PEER_ASN, "no session without its password")]);
     let since = session(&announcer, &open).unwrap().since;
 
     std::fs::write(&path, "hunter2\n").unwrap();
     until(&mut announcer, "the signed session", |announcer| is_up(announcer, &signed)).await;
     assert_eq!(announcer.problems(), [""; 0]);
+    assert_eq!(missing(&announcer), []);
 
     // Changed on both sides.
     signed.expect(Some("correct horse"));
@@ -522,6 +587,9 @@ async fn what_keeps_the_speaker_from_starting_is_a_problem_and_tried_again() {
     let mut announcer = Announcer::new(Handle::current(), None, journal());
     announcer.configure(&router(&[peer.written("")], ""), "node-a", &[]).await;
     assert!(announcer.problems()[0].contains("sheave.io/router-id"), "{:?}", announcer.problems());
+    // The peer is there, with the reason: whoever watches sessions must not see nothing.
+    let is_missing = |announcer: &Announcer, word: &str| matches!(missing(announcer)[..], [("127.0.0.7", PEER_ASN, why)] if why.contains(word));
+    assert!(is_missing(&announcer, "sheave.io/router-id"), "{:?}", missing(&announcer));
 
     let taken = TcpListener::bind("0.0.0.0:0").unwrap();
     let port = taken.local_addr().unwrap().port();
@@ -529,9 +597,13 @@ async fn what_keeps_the_speaker_from_starting_is_a_problem_and_tried_again() {
     wanted.listen.port = port;
     configure(&mut announcer, &wanted).await;
     assert!(announcer.problems()[0].contains("Address already in use"), "{:?}", announcer.problems());
+    assert!(is_missing(&announcer, "Address already in use"), "{:?}", missing(&announcer));
+    announcer.update(&plan(), |_| true, None).await;
+    assert_eq!(counts(&announcer), (1, 0), "meant for the peer, and it cannot be told");
     drop(taken);
     until(&mut announcer, "the session", |announcer| is_up(announcer, &peer)).await;
     assert_eq!(announcer.problems(), [""; 0]);
+    assert_eq!((counts(&announcer), missing(&announcer)), ((1, 1), vec![]));
 
     wanted.asn = None;
     configure(&mut announcer, &wanted).await;

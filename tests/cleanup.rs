@@ -29,6 +29,7 @@ fn a_journal_that_cannot_be_removed_does_not_keep_the_kernel_from_being_cleaned(
     let (told, errors) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert_eq!(output.status.code(), Some(1), "{errors}");
     assert!(errors.contains("error: the journal of announcements in"), "{errors}");
+    assert!(errors.contains("`kubectl annotate node node-a sheave.io/accepts-`"), "{errors}");
     let cleaned = told.contains("nothing of Sheave's is here");
     assert!(cleaned || errors.matches("error: ").count() == 2, "stdout: {told}\nstderr: {errors}");
 }

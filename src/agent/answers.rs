@@ -13,6 +13,7 @@ use crate::dataplane::Asked;
 use crate::observe::explain::{self, Explanation, Target, Told};
 use crate::observe::metrics::Snapshot;
 use crate::observe::status::{self, Status};
+use crate::version;
 
 impl Agent {
     /// What `sheave status` asks for.
@@ -34,7 +35,7 @@ impl Agent {
         let speaker = self.announcer.status();
         Status {
             node: self.planner.node().into(),
-            version: env!("CARGO_PKG_VERSION").into(),
+            version: version::text().into(),
             ready: self.ready,
             holding: self.held.is_some(),
             drain: self.drain_status(),
@@ -81,7 +82,7 @@ impl Agent {
             if self.ready { error.to_string() } else { format!("{error} (the agent waits for its source)") }
         })?;
         explanation.agent = Some(explain::Agent {
-            version: env!("CARGO_PKG_VERSION").into(),
+            version: version::text().into(),
             ready: self.ready,
             holding: self.held.is_some(),
             drain: self.drain_status(),
@@ -136,6 +137,7 @@ impl Agent {
         problems.insert("table", usize::from(self.tables.problem.is_some()));
         problems.insert("drain", self.draining.problems().count());
         let plan = self.planner.plan();
+        let counts = self.announcer.counts(self.held.as_ref().unwrap_or(plan));
         Snapshot {
             ready: self.ready,
             holding: self.held.is_some(),
@@ -146,8 +148,8 @@ impl Agent {
             vips: plan.vips.len(),
             rewrites: plan.rewrites.len(),
             health_check_node_ports: self.observer.health_check_node_ports(),
-            announcements: plan.announcements.len(),
-            announced: self.announcer.announced(),
+            announcements: counts.planned,
+            announced: counts.announced,
             drain: self.drain_snapshot(),
             without_local_endpoints: plan.without_local_endpoints,
             warnings: self.observer.warning_counts(&self.planner),
@@ -157,6 +159,8 @@ impl Agent {
             ipvs_time: self.dataplane.ipvs_time(),
             traffic: wanted.pick(&self.planner, listed),
             speaker: self.announcer.status(),
+            absent: self.announcer.missing().map(|Missing { name, asn, .. }| (name.clone(), *asn)).collect(),
+            empty_ranges: self.announcer.missing_ranges(),
             bmp: self.announcer.bmp_stations(),
             learnt: self.announcer.learns(),
             imported: self.announcer.imported(),
@@ -176,12 +180,16 @@ fn bmp_station(station: BmpStationStatus) -> status::BmpStation {
     }
 }
 
-fn peers(speaker: Option<SpeakerStatus>, learnt: &LearntStatus, missing: &[Missing]) -> Vec<status::Peer> {
+fn peers<'a>(
+    speaker: Option<SpeakerStatus>,
+    learnt: &LearntStatus,
+    missing: impl Iterator<Item = &'a Missing>,
+) -> Vec<status::Peer> {
     let count = |peer: &IpAddr, of: fn(&FamilyCounts) -> usize| {
         learnt.peers.get(peer).map(|families| families.iter().map(|(_, counts)| of(counts)).sum())
     };
     let sessions = speaker.into_iter().flat_map(|speaker| speaker.peers);
-    let missing = missing.iter().map(|Missing { name, asn, why, .. }| status::Peer {
+    let missing = missing.map(|Missing { name, asn, why, .. }| status::Peer {
         address: name.clone(),
         asn: *asn,
         range: None,

@@ -32,12 +32,12 @@ use tracing::{debug, info, warn};
 use self::announced::{holds, left_out, touched};
 use self::draining::Draining;
 use self::leaving::{Leaving, SETTLE};
-use crate::announce::{Announcer, Journal, Saved};
+use crate::announce::{Announcer, Journal, Missing, Saved};
 use crate::cluster::{Event, Object, ObjectKey, Problem};
 use crate::config::Config;
 use crate::dataplane::{Dataplane, DataplaneError, Settings};
 use crate::observe::accepts::Accepts;
-use crate::observe::events::Events;
+use crate::observe::events::{Absent, Events};
 use crate::observe::status::Question;
 use crate::observe::{Observer, Pass};
 use crate::plan::{Announcement, AnnouncementKind, Delta, NodePlan, Planner, Warning};
@@ -346,7 +346,7 @@ impl Agent {
         }
         self.observer.hold(node);
         warn!(
-            announcements = self.announcer.announced(),
+            announcements = self.announcer.counts(&held).announced,
             "the source is late: what was announced before goes on, as far as the kernel forwards it"
         );
         self.held = Some(held);
@@ -493,9 +493,12 @@ impl Agent {
         }
         self.drain().await;
         if let Some(events) = &mut self.events {
-            if let Some(speaker) = self.announcer.status() {
-                events.peers(&speaker);
-            }
+            let absent = self.announcer.missing().map(|Missing { name, asn, why, .. }| Absent {
+                name,
+                asn: *asn,
+                why,
+            });
+            events.peers(self.announcer.status().as_ref(), absent);
             if let Some(warnings) = self.observer.changed_warnings() {
                 events.node_ports(warnings);
             }

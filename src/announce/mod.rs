@@ -14,6 +14,7 @@ mod journal;
 mod learning;
 mod passwords;
 mod sessions;
+mod told;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -35,6 +36,7 @@ use crate::tables::{ExportTable, FollowingLinks, ImportTable};
 use discovery::Discovery;
 pub use journal::{Journal, Saved, remove as remove_journal};
 use passwords::Passwords;
+pub use told::Counts;
 
 /// How long a step waits for peers to be told of the one before. One that does not read must not hold up the others.
 const FLUSH_LIMIT: Duration = Duration::from_secs(1);
@@ -78,6 +80,8 @@ pub struct Announcer {
     found: BTreeMap<String, Vec<IpAddr>>,
     /// Peers that have yet to be found.
     missing: Vec<Missing>,
+    /// Peers that were found, and that the speaker does not know of: for want of a password, or of a speaker.
+    barred: Vec<Missing>,
     /// As the speaker was told of them last.
     peers: Vec<PeerConfig>,
     dynamic: Vec<DynamicPeers>,
@@ -109,10 +113,10 @@ pub enum News {
     Surroundings,
 }
 
-/// A peer that is configured without an address and was not found yet.
+/// A peer that is configured, and that there is nothing to be had of as yet: it has not been found, or there can be no session with it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Missing {
-    /// Its name: the interface, or the default gateway of a family.
+    /// Its name: that of its session; as long as it has not been found, the interface or the default gateway of a family.
     pub name: String,
     /// Its ASN; 0 where that is the peer's to tell.
     pub asn: u32,
@@ -158,6 +162,7 @@ impl Announcer {
             discovery: Discovery::new(runtime.clone()),
             found: BTreeMap::new(),
             missing: Vec::new(),
+            barred: Vec::new(),
             peers: Vec::new(),
             dynamic: Vec::new(),
             runtime,
@@ -225,11 +230,6 @@ impl Announcer {
         if self.configured.as_ref().is_some_and(|configured| finds(&configured.router)) {
             self.apply().await;
         }
-    }
-
-    /// Peers that have yet to be found.
-    pub fn missing(&self) -> &[Missing] {
-        &self.missing
     }
 
     /// Where peers are, by their names in the config.
@@ -328,11 +328,18 @@ impl Announcer {
         };
         let places = self.discovery.places(&router.peers);
         let (mut peers, mut found) = (Vec::new(), BTreeMap::<String, Vec<IpAddr>>::new());
+        // Those that may have a session if the speaker runs, and those that may not.
+        let (mut ready, mut barred) = (Vec::new(), Vec::new());
         for (name, address, peer) in places.found {
             found.entry(name).or_default().push(address);
             imports.extend(peer.import.clone().map(|import| (address, import)));
             let before = self.peers.iter().find(|config| config.address == address);
-            peers.extend(with_password(format!("peer {}", peer.name()), &peer, address, before));
+            let config = with_password(format!("peer {}", peer.name()), &peer, address, before);
+            let (name, asn) = (peer.name(), peer.asn.number(router.asn).unwrap_or_default());
+            let why = "no session without its password".into();
+            let of = if config.is_some() { &mut ready } else { &mut barred };
+            of.push(Missing { name, asn, why, imports: false });
+            peers.extend(config);
         }
         let mut missing = Vec::new();
         for (peer, why) in places.missing {
@@ -375,6 +382,10 @@ impl Announcer {
                 }
             }
         }
+        if self.speaker.is_none() {
+            let why = problems.last().cloned().unwrap_or_default();
+            barred.extend(ready.into_iter().map(|peer| Missing { why: why.clone(), ..peer }));
+        }
         if let Some(Running { speaker, config, .. }) = &self.speaker {
             // What a session brings is judged from its beginning.
             speaker.set_imports(&imports);
@@ -395,6 +406,7 @@ impl Announcer {
         }
         self.found = found;
         self.missing = missing;
+        self.barred = barred;
         for problem in problems.iter().filter(|problem| !self.problems.contains(problem)) {
             warn!("{problem}");
         }
@@ -529,43 +541,6 @@ impl Announcer {
         if let Some(Running { speaker, .. }) = &self.speaker {
             speaker.initial_routes_complete();
         }
-    }
-
-    /// Whether a prefix is announced now, itself or by its aggregate, as far as there is anyone to tell.
-    pub fn announces(&self, plan: &NodePlan, prefix: &IpNet) -> bool {
-        let told = self.aggregate_of(plan, prefix).unwrap_or(*prefix);
-        self.selection.announced().get(&told).is_some_and(|announcement| self.has_hearer(announcement))
-    }
-
-    /// The peers by name, and ranges, that are not told of a prefix because of their export policies.
-    pub fn withheld_from(&self, plan: &NodePlan, prefix: &IpNet) -> Vec<String> {
-        let told = self.aggregate_of(plan, prefix).unwrap_or(*prefix);
-        let announcement = self.selection.announced().get(&told).or_else(|| plan.announcements.get(&told));
-        let (Some(Announcement { prefix, kind, .. }), Some(configured)) = (announcement, &self.configured)
-        else {
-            return Vec::new();
-        };
-        let exports = configured.router.exports();
-        let withheld = exports.filter(|(_, export)| !export.passes(prefix, kind.number()));
-        withheld.map(|(peer, _)| peer).collect()
-    }
-
-    /// The aggregate that is announced in place of a prefix.
-    pub fn aggregate_of(&self, plan: &NodePlan, prefix: &IpNet) -> Option<IpNet> {
-        self.selection.aggregate_of(plan, prefix)
-    }
-
-    /// How many prefixes are announced now, as far as there is anyone to tell.
-    pub fn announced(&self) -> usize {
-        self.selection.announced().values().filter(|announcement| self.has_hearer(announcement)).count()
-    }
-
-    /// Whether there is a peer to tell, or a table to write to: monitoring stations alone make nobody send packets here.
-    fn has_hearer(&self, announcement: &Announcement) -> bool {
-        let Announcement { prefix, kind, .. } = announcement;
-        let mut exports = self.configured.iter().flat_map(|configured| configured.router.exports());
-        self.speaker.is_some() && exports.any(|(_, export)| export.passes(prefix, kind.number()))
-            || self.export.as_ref().is_some_and(|export| export.holds(prefix))
     }
 
     /// The speaker's monitoring stations.

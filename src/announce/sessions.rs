@@ -14,8 +14,8 @@ use sheave_bgp::{
 use super::AnnounceError;
 use crate::config::{self, AddressFamily, BmpTable, DynamicPeer, NextHop, Peer, PeerAsn, Role, Router};
 
-/// How long a peer of a range that is down is still shown: for as long as someone may take to look.
-const LINGER: Duration = Duration::from_secs(300);
+/// How long a peer of a range that is down is still shown: for alerts on it to fire, and for somebody to look.
+const LINGER: Duration = Duration::from_secs(15 * 60);
 
 /// What all sessions share, not restarting. `auto` is what an automatic router id is.
 pub(super) fn speaker_config(

@@ -19,6 +19,7 @@ use crate::cluster::kubernetes::{Pace, connect, follow};
 use crate::cluster::manifest::{Manifests, watch};
 use crate::config::Config;
 use crate::observe::{Observer, status};
+use crate::version;
 
 /// Run on this node: program the kernel, announce over BGP, follow every change
 ///
@@ -158,7 +159,7 @@ fn start(config: Config, node: &str, source: Source) -> Result<(), String> {
                 _ = interrupt.recv() => info!("SIGINT: kernel state stays, sessions end"),
             }
         };
-        info!(node, version = env!("CARGO_PKG_VERSION"), "start");
+        info!(node, version = version::text(), "start");
         agent.run(receiver, questions, stop).await.map_err(|error| error.to_string())
     });
     background.shutdown_timeout(BACKGROUND_LIMIT);

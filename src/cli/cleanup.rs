@@ -29,9 +29,9 @@ const GRACE: Duration = Duration::from_secs(5);
 /// Before that, the annotation sheave.io/accepts is taken off this node's Node, so that the other nodes reach its
 /// endpoints without the help of this one, and 5 seconds are waited for them to hear it. Connections that are
 /// older and go on for longer end: they are still tunnelled. Where no API server is known (no Pod, no --kubeconfig, no
-/// $KUBECONFIG, no ~/.kube/config), there is no annotation to take away; where it does not answer, that is said, the
-/// kernel is cleaned all the same, and the exit code is 1: run it again, or
-/// `kubectl annotate node NODE sheave.io/accepts-`.
+/// $KUBECONFIG, no ~/.kube/config), the annotation is not looked for, which is said: on a node of a cluster, take it away yourself
+/// before, with `kubectl annotate node NODE sheave.io/accepts-`, or the other nodes go on tunnelling to this one. Where the
+/// server does not answer, that is said too, the kernel is cleaned all the same, and the exit code is 1.
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = "\
 Examples:
@@ -131,7 +131,13 @@ async fn tell(kubeconfig: Option<&Path>, node: &str) -> Result<(), String> {
     let what = format!("annotation {ACCEPTS_ANNOTATION} of Node {node}");
     let client = match connect(kubeconfig).await {
         Ok(client) => client,
-        Err(ConnectError::Unknown) => return Ok(()),
+        Err(ConnectError::Unknown) => {
+            eprintln!(
+                "note: no API server is known here, so {what} was not looked for: if this is a node of a cluster, other nodes go on \
+                 tunnelling to it until `kubectl annotate node {node} {ACCEPTS_ANNOTATION}-` (or give --kubeconfig FILE)"
+            );
+            return Ok(());
+        }
         Err(error) => return Err(format!("{what}: {error}")),
     };
     if accepts::remove(&client, node).await.map_err(|error| format!("{what}: {error}"))? {

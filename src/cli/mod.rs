@@ -16,6 +16,8 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use serde::Serialize;
 
+use crate::version;
+
 pub use plan::json as plan_json;
 
 /// Kubernetes Services by IPVS with direct server return, announced over BGP.
@@ -23,7 +25,7 @@ pub use plan::json as plan_json;
 /// On every node, Sheave turns Services into IPVS virtual servers in tunnel mode, takes in tunnelled packets for
 /// the node's own endpoints, and announces the virtual IPs over BGP. It replaces kube-proxy and the BGP speaker.
 #[derive(Debug, Parser)]
-#[command(name = "sheave", version, propagate_version = true, max_term_width = 100)]
+#[command(name = "sheave", version = version::text(), propagate_version = true, max_term_width = 100)]
 struct Cli {
     #[command(subcommand)]
     command: Command,

@@ -223,7 +223,8 @@ fn table(status: &Status) -> String {
             let none = server.destinations.is_empty().then(|| {
                 let [service, kind, vip, scheduler] = head.clone();
                 let empty = || "-".to_string();
-                [service, kind, vip, scheduler, "none: refused".into(), empty(), empty(), empty(), empty()]
+                let none = if server.drops { "none: dropped" } else { "none: refused" };
+                [service, kind, vip, scheduler, none.into(), empty(), empty(), empty(), empty()]
             });
             let of_all = server.destinations.iter().map(|destination| ("", destination));
             let internal =
@@ -384,6 +385,28 @@ PEER      ASN    STATE        UP  PREFIXES  RECEIVED  ACCEPTED  LAST ERROR
 
 BFD WITH  STATE  PEER'S STATE  SENT EVERY  HEARD EVERY  SILENCE NOTICED AFTER  UP  FAILED  LAST DOWN                       PEER'S LAST DOWN       PROBLEM
 10.0.0.2  Down   AdminDown     1s          50ms         150ms                  2   1       neighbor signaled session down  administratively down  -
+";
+        assert!(text.ends_with(shown), "{text}");
+    }
+
+    #[test]
+    fn what_becomes_of_packets_without_an_endpoint_is_shown() {
+        let server = |vip: &str, drops| status::VirtualServer {
+            service: "default/web".into(),
+            kind: "LoadBalancerIP".into(),
+            vip: vip.into(),
+            scheduler: "mh".into(),
+            in_kernel: false,
+            drops,
+            destinations: Vec::new(),
+            internal: None,
+        };
+        let virtual_servers = vec![server("TCP 192.0.2.80:80", false), server("TCP 192.0.2.81:80", true)];
+        let text = table(&Status { virtual_servers, ..status(true, true) });
+        let shown = "
+SERVICE      KIND            VIRTUAL SERVER     SCHEDULER  ENDPOINT       FORWARDING  WEIGHT  ACTIVE  INACTIVE
+default/web  LoadBalancerIP  TCP 192.0.2.80:80  mh         none: refused  -           -       -       -
+default/web  LoadBalancerIP  TCP 192.0.2.81:80  mh         none: dropped  -           -       -       -
 ";
         assert!(text.ends_with(shown), "{text}");
     }

@@ -342,7 +342,7 @@ impl Default for Observe {
         Self {
             metrics: Some(SocketAddr::from(([0, 0, 0, 0], 10249))),
             health: Some(SocketAddr::from(([0, 0, 0, 0], 10256))),
-            virtual_server_metrics: VirtualServerMetrics::All,
+            virtual_server_metrics: VirtualServerMetrics::Annotated,
             virtual_server_metrics_limit: 2000,
             status: PathBuf::from("/run/sheave/status.sock"),
         }

@@ -32,6 +32,7 @@ pub fn describe(
                 vip: server.vip.to_string(),
                 scheduler: format!("{:?}", server.scheduler).to_lowercase(),
                 in_kernel: entry.is_some(),
+                drops: server.drops,
                 destinations: destinations(&server.destinations, entry),
                 internal: differs.then(|| destinations(wishes::internal(server), internal)),
             }

@@ -4,9 +4,10 @@
 //! agent's loop ──queued, updated, node, watch──► [Health] ◄──reads── HTTP task
 //! ```
 //!
-//! The HTTP task never asks the loop: one that hangs in the kernel must show. `/healthz` and `/livez` answer as
-//! kube-proxy's do, since load balancers and the cluster autoscaler are built on that; an API server that is away
-//! changes neither, because forwarding goes on.
+//! The HTTP task never asks the loop: one that hangs in the kernel must show. `/healthz` answers as kube-proxy's does, since
+//! load balancers and the cluster autoscaler are built on that; an API server that is away does not change it, because
+//! forwarding goes on. `/livez` is for whoever kills an agent that does not answer: the loop hangs. A kernel that refuses something
+//! is no reason: forwarding goes on as it is, and an agent that is killed again and again loses its routes for want of sessions.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -35,6 +36,8 @@ struct State {
     updated: Option<SystemTime>,
     /// The oldest work that is not in the kernel yet.
     pending_since: Option<Instant>,
+    /// When the loop last took something up, which it does every second while it is free.
+    taken_up: Option<Instant>,
     node_eligible: bool,
     /// Another node is to be used.
     drains: bool,
@@ -80,13 +83,16 @@ struct WatchDown {
 struct ReadyReport {
     ready: bool,
     synced: bool,
+    healthy: bool,
     watches_down: Vec<WatchDown>,
 }
 
 impl Health {
     /// The loop takes something up.
     pub fn queued(&self, now: Instant) {
-        self.lock().pending_since.get_or_insert(now);
+        let mut state = self.lock();
+        state.pending_since.get_or_insert(now);
+        state.taken_up = Some(now);
     }
 
     /// The kernel holds everything.
@@ -138,7 +144,7 @@ impl Health {
         self.lock().watches.clone()
     }
 
-    /// Whether nothing waits for too long, as `/livez` tells.
+    /// Whether no change waits for too long, as `/healthz` tells.
     pub fn is_healthy(&self, now: Instant) -> bool {
         self.lock().is_healthy(now)
     }
@@ -164,16 +170,17 @@ impl Health {
     /// `/livez`.
     pub fn livez(&self, now: Instant, time: SystemTime) -> Page {
         let state = self.lock().clone();
-        let healthy = state.is_healthy(now);
-        state.report(healthy, healthy, None, time)
+        let alive = state.is_alive(now);
+        state.report(alive, alive, None, time)
     }
 
     /// `/readyz`.
-    pub fn readyz(&self) -> Page {
+    pub fn readyz(&self, now: Instant) -> Page {
         let state = self.lock().clone();
-        let report =
-            ReadyReport { ready: state.ready, synced: state.synced, watches_down: state.watches_down() };
-        json(state.ready, &report)
+        let healthy = state.is_healthy(now);
+        let ready = state.ready && healthy;
+        let (synced, watches_down) = (state.synced, state.watches_down());
+        json(ready, &ReadyReport { ready, synced, healthy, watches_down })
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -184,8 +191,16 @@ impl Health {
 impl State {
     /// As in kube-proxy, a start takes as long as it takes; but once the kernel was worked on, it must take that too.
     fn is_healthy(&self, now: Instant) -> bool {
-        (self.updated.is_none() && !self.ready)
-            || self.pending_since.is_none_or(|since| now.saturating_duration_since(since) < TIMEOUT)
+        self.is_starting() || is_recent(self.pending_since, now)
+    }
+
+    /// The loop goes round, whatever the kernel says to it.
+    fn is_alive(&self, now: Instant) -> bool {
+        self.is_starting() || is_recent(self.taken_up, now)
+    }
+
+    fn is_starting(&self) -> bool {
+        self.updated.is_none() && !self.ready
     }
 
     fn is_eligible(&self) -> bool {
@@ -221,6 +236,11 @@ impl State {
             })
             .collect()
     }
+}
+
+/// Whether that was less than [`TIMEOUT`] ago, if it was.
+fn is_recent(since: Option<Instant>, now: Instant) -> bool {
+    since.is_none_or(|since| now.saturating_duration_since(since) < TIMEOUT)
 }
 
 /// Go's zero time, which kube-proxy prints before the first sync.
@@ -259,7 +279,7 @@ impl Site for HealthSite {
                 self.metrics.livez.with_label_values(&[page.status.as_str()]).inc();
                 Some(page)
             }
-            "/readyz" => Some(self.health.readyz()),
+            "/readyz" => Some(self.health.readyz(now)),
             _ => None,
         }
     }

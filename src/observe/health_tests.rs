@@ -40,7 +40,7 @@ fn text(page: &Page) -> String {
 }
 
 #[test]
-fn codes_are_those_of_kube_proxy() {
+fn codes_are_those_of_kube_proxy_but_for_a_kernel_that_refuses() {
     let (start, wall) = (Instant::now(), SystemTime::now());
     let timeout = TIMEOUT.as_secs();
     // Name, history, seconds since the start, /healthz, /livez.
@@ -49,11 +49,26 @@ fn codes_are_those_of_kube_proxy() {
         ("starting up", vec![GOOD_NODE], 0, 200, 200),
         ("a long start is no failure", vec![GOOD_NODE, Queued(0)], 10 * timeout, 200, 200),
         ("synced", vec![GOOD_NODE, Queued(0), Updated], 1, 200, 200),
-        ("long idle", vec![GOOD_NODE, Queued(0), Updated], 100 * timeout, 200, 200),
+        ("long idle", vec![GOOD_NODE, Queued(100 * timeout), Updated], 100 * timeout, 200, 200),
         ("a change waits", vec![GOOD_NODE, Updated, Queued(10)], 10 + timeout - 1, 200, 200),
         ("a change waits too long", vec![GOOD_NODE, Updated, Queued(10)], 10 + timeout, 503, 503),
-        ("the oldest counts", vec![GOOD_NODE, Updated, Queued(0), Queued(timeout - 1)], timeout, 503, 503),
-        ("it recovers", vec![GOOD_NODE, Updated, Queued(0), Updated], 2 * timeout, 200, 200),
+        (
+            "the kernel refuses, the loop goes on",
+            vec![GOOD_NODE, Updated, Queued(0), Queued(timeout - 1)],
+            timeout,
+            503,
+            200,
+        ),
+        ("… for hours", vec![GOOD_NODE, Updated, Queued(0), Queued(36_000)], 36_000, 503, 200),
+        ("then the loop hangs", vec![GOOD_NODE, Updated, Queued(0), Queued(10)], 10 + timeout, 503, 503),
+        ("idle, and the loop hangs", vec![GOOD_NODE, Queued(0), Updated], timeout, 200, 503),
+        (
+            "it recovers",
+            vec![GOOD_NODE, Updated, Queued(0), Queued(2 * timeout), Updated],
+            2 * timeout,
+            200,
+            200,
+        ),
         ("a clock that steps back", vec![GOOD_NODE, Updated, Queued(100)], 0, 200, 200),
         ("the Node is deleted", vec![Told_Node { deleting: true, tainted: false }, Updated], 0, 503, 200),
         ("the Node is tainted", vec![Told_Node { deleting: false, tainted: true }, Updated], 0, 503, 200),
@@ -120,7 +135,7 @@ fn what_is_not_heard_of_is_told_without_the_reason() {
     let start = Instant::now();
     let health = told(&[GOOD_NODE, Updated, Down("nodes")], start, SystemTime::UNIX_EPOCH);
     let down = r#""watchesDown":[{"resource":"nodes","since":"1970-01-01T00:00:00.000000000Z"}]"#;
-    for page in [health.healthz(start, SystemTime::now()), health.readyz()] {
+    for page in [health.healthz(start, SystemTime::now()), health.readyz(start)] {
         let body = text(&page);
         assert!(body.contains(down) && !body.contains("secret"), "{body}");
     }
@@ -129,14 +144,24 @@ fn what_is_not_heard_of_is_told_without_the_reason() {
 }
 
 #[test]
-fn ready_once_announcements_may_be_made() {
-    let health = Health::default();
+fn ready_once_announcements_may_be_made_and_while_the_kernel_takes_changes() {
+    let (health, start) = (Health::default(), Instant::now());
+    let page = |now| {
+        let page = health.readyz(now);
+        (page.status.as_u16(), text(&page))
+    };
+    let body = |ready, synced, healthy| {
+        format!(r#"{{"ready":{ready},"synced":{synced},"healthy":{healthy},"watchesDown":[]}}"#)
+    };
     for (synced, ready, status) in [(false, false, 503), (true, false, 503), (true, true, 200)] {
         health.started(synced, ready);
-        let page = health.readyz();
-        assert_eq!(page.status, status);
-        assert_eq!(page.body, format!(r#"{{"ready":{ready},"synced":{synced},"watchesDown":[]}}"#));
+        assert_eq!(page(start), (status, body(ready, synced, true)));
     }
+    health.queued(start);
+    assert_eq!(page(start + TIMEOUT / 2), (200, body(true, true, true)));
+    assert_eq!(page(start + TIMEOUT), (503, body(false, true, false)), "it refuses a change for a minute");
+    health.updated(SystemTime::now());
+    assert_eq!(page(start + TIMEOUT), (200, body(true, true, true)));
 }
 
 #[tokio::test]

@@ -150,13 +150,18 @@ async fn a_loop_that_hangs_shows_and_can_still_be_scraped() {
         .checked_sub(2 * super::super::health::TIMEOUT)
         .expect("this machine runs for some minutes");
     agent.observer.begin(since);
-    for path in ["/healthz", "/livez"] {
+    for path in ["/healthz", "/livez", "/readyz"] {
         assert_eq!(get(health, path).await.status, 503, "{path}");
+    }
+    // It comes round, and the kernel has not taken the change.
+    agent.turn(Vec::new(), true, false);
+    for (path, status) in [("/healthz", 503), ("/livez", 200), ("/readyz", 503)] {
+        assert_eq!(get(health, path).await.status, status, "{path}");
     }
     let answer = get(metrics, "/metrics").await;
     assert_eq!(answer.status, 200);
     assert!(answer.body.contains("sheave_scrape_complete 0\n"), "{}", answer.body);
-    assert!(answer.body.contains("kubeproxy_proxy_healthz_total{code=\"503\"} 1\n"), "{}", answer.body);
+    assert!(answer.body.contains("kubeproxy_proxy_healthz_total{code=\"503\"} 2\n"), "{}", answer.body);
 }
 
 #[tokio::test]

@@ -285,6 +285,8 @@ pub struct VirtualServer {
     pub scheduler: String,
     /// What the kernel has; false without destinations too.
     pub in_kernel: bool,
+    /// No destination takes connections, and packets are dropped, not refused: a traffic policy keeps this node from the endpoints there are.
+    pub drops: bool,
     /// Its destinations: those planned, then those that drain.
     pub destinations: Vec<Destination>,
     /// Those of clients within the cluster (this node and its pods), where they have a service of their own in the kernel.

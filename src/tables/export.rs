@@ -53,6 +53,11 @@ impl ExportTable {
         })
     }
 
+    /// Whether there is a table to write to.
+    pub fn is_wanted(&self) -> bool {
+        self.table.is_some()
+    }
+
     /// Whether the table has a route to that prefix.
     pub fn holds(&self, prefix: &IpNet) -> bool {
         self.table.is_some_and(|table| self.held.contains_key(&(table, *prefix)))

@@ -26,7 +26,7 @@ router: {asn: 64512, routerId: auto, listen: {port: 179}, gracefulRestart: {rest
 announce: {clusterIPs: false, externalIPs: true, loadBalancerIPs: true, podCIDRs: false, kernelTables: [], aggregate: [], communities: []}
 services: {forwarding: tunnel, encapsulation: ipip, acceptance: node, serviceCIDRs: [], nodePortAddresses: [primary],
   scheduler: {external: mh, internal: rr}, externalIPs: {allow: []}, markMask: 0x3fff}
-observe: {metrics: \"0.0.0.0:10249\", health: \"0.0.0.0:10256\", virtualServerMetrics: all,
+observe: {metrics: \"0.0.0.0:10249\", health: \"0.0.0.0:10256\", virtualServerMetrics: annotated,
   virtualServerMetricsLimit: 2000, status: /run/sheave/status.sock}
 drain: {annotation: true, taints: [], wait: 5s, limit: 1m}
 ";

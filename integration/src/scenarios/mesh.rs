@@ -16,7 +16,7 @@ use crate::wait::await_some;
 /// How long agents and sessions may take to come up.
 const LIMIT: Duration = Duration::from_secs(40);
 const CONFIG: &str = include_str!("../../../examples/route-reflector/sheave.yaml");
-const NODES: &str = include_str!("../../../examples/route-reflector/nodes.yaml");
+const NODES: &str = include_str!("../../../examples/route-reflector/manifests/nodes.yaml");
 /// Where pods are.
 const PODS: [&str; 2] = ["10.244.0.0/16", "fd00:244::/32"];
 

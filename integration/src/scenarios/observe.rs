@@ -43,7 +43,10 @@ pub(super) const SCENARIOS: &[Scenario] = &[
 
 fn metrics(lab: &mut Lab) -> Result<()> {
     const CONNECTIONS: usize = 12;
-    let service = Service::new("counted", 60).port(Tcp, 80, POD_PORT).endpoints([lab.fabric.pod("a1")?]);
+    let service = Service::new("counted", 60)
+        .annotate("sheave.io/metrics", "true")
+        .port(Tcp, 80, POD_PORT)
+        .endpoints([lab.fabric.pod("a1")?]);
     lab.apply(&service)?;
     let client = lab.fabric.client.clone();
     for family in Family::BOTH {

@@ -31,6 +31,7 @@ use tokio::sync::mpsc;
 
 use self::ledger::{Ledger, Part, Telling};
 pub use self::notice::{Kind, KnownBy, Notice};
+pub use self::peers::Absent;
 use self::peers::{Peer, Peers};
 use crate::cluster::{Accepts, ObjectKey, Problem, ServiceName};
 use crate::plan::{NodePlan, Warning};
@@ -100,10 +101,11 @@ impl Events {
         self.all_stand(part, notices);
     }
 
-    /// The peers are so now.
-    pub fn peers(&mut self, speaker: &SpeakerStatus) {
+    /// The peers are so now; without a speaker all are among `absent`.
+    pub fn peers<'a>(&mut self, speaker: Option<&SpeakerStatus>, absent: impl Iterator<Item = Absent<'a>>) {
         let (now, clock) = (Instant::now(), SystemTime::now());
-        for notice in self.peers.look(&self.node, speaker.peers.iter().map(Peer::from), now) {
+        let sessions = speaker.into_iter().flat_map(|speaker| &speaker.peers).map(Peer::from);
+        for notice in self.peers.look(&self.node, sessions.chain(absent.map(Peer::from)), now) {
             self.ledger.happened(notice, now, clock);
         }
     }

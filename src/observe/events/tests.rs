@@ -214,9 +214,9 @@ mod peers {
     const NAME: &str = "BGP peer 192.0.2.1 (AS 65001)";
 
     fn peer(established: bool, times: u64, last_error: Option<&str>) -> Peer {
-        let address = [192, 0, 2, 1].into();
         Peer {
-            address,
+            name: "192.0.2.1".into(),
+            interface: None,
             asn: 65001,
             dynamic: false,
             established,
@@ -227,15 +227,23 @@ mod peers {
 
     /// Looks once per step, so many seconds apart; reasons and messages.
     fn told(steps: impl IntoIterator<Item = (u64, Option<Peer>)>) -> Vec<String> {
+        let strip = |(reason, message): (&str, String)| {
+            format!("{reason}{}", message.strip_prefix(NAME).expect("the peer is named"))
+        };
+        told_of_all(steps).into_iter().map(strip).collect()
+    }
+
+    fn told_of_all(
+        steps: impl IntoIterator<Item = (u64, impl IntoIterator<Item = Peer>)>,
+    ) -> Vec<(&'static str, String)> {
         let mut peers = Peers::default();
         let mut now = Instant::now();
         let mut told = Vec::new();
-        for (seconds, peer) in steps {
+        for (seconds, at) in steps {
             now += Duration::from_secs(seconds);
-            for notice in peers.look("node-a", peer, now) {
+            for notice in peers.look("node-a", at, now) {
                 assert_eq!(notice.regarding, ObjectKey::Node("node-a".into()));
-                let rest = notice.message.strip_prefix(NAME).expect("the peer is named");
-                told.push(format!("{}{rest}", notice.reason));
+                told.push((notice.reason, notice.message));
             }
         }
         told
@@ -282,6 +290,69 @@ mod peers {
         let steps = [(0, refused()), (59, refused()), (1, refused()), (600, refused())];
         let expected = "PeerDown: there has been no session since it was configured: connection refused";
         assert_eq!(told(steps), [expected]);
+    }
+
+    /// A peer that is configured and that there is no session with: not found, no password, no speaker.
+    fn absent(name: &str, why: &str) -> Peer {
+        Peer::from(Absent { name, asn: 65001, why })
+    }
+
+    #[test]
+    fn one_that_there_can_be_no_session_with_is_down() {
+        let no_speaker = || Some(absent("192.0.2.1", "port 179 is taken"));
+        let steps = [
+            (0, Some(peer(true, 1, None))),
+            (1, no_speaker()),
+            // It has been told why, and that there was one is known.
+            (100, no_speaker()),
+            (1, Some(peer(false, 0, None))),
+            (1, Some(peer(true, 1, None))),
+        ];
+        assert_eq!(
+            told(steps),
+            [
+                "PeerUp: the session is established",
+                "PeerDown: the session ended: port 179 is taken",
+                "PeerUp: the session is established"
+            ]
+        );
+        assert_eq!(
+            told([(0, no_speaker()), (59, no_speaker()), (1, no_speaker()), (600, no_speaker())]),
+            ["PeerDown: there has been no session since it was configured: port 179 is taken"]
+        );
+    }
+
+    #[test]
+    fn one_that_is_not_to_be_found_any_more_is_down() {
+        let found = |established, times| Peer {
+            name: "fe80::1%eth1".into(),
+            interface: Some("eth1".into()),
+            ..peer(established, times, None)
+        };
+        let lost = || absent("eth1", "interface eth1 is down, or not there");
+        let other =
+            || Peer { name: "fe80::2%eth2".into(), interface: Some("eth2".into()), ..peer(true, 1, None) };
+        let steps = [
+            (0, vec![lost(), other()]),
+            (1, vec![found(false, 0), other()]),
+            (1, vec![found(true, 1), other()]),
+            (1, vec![lost(), other()]),
+            (100, vec![lost(), other()]),
+            (1, vec![found(true, 1), other()]),
+        ];
+        let of = |what: &str| format!("BGP peer fe80::{what}");
+        assert_eq!(
+            told_of_all(steps),
+            [
+                ("PeerUp", of("2%eth2 (AS 65001): the session is established")),
+                ("PeerUp", of("1%eth1 (AS 65001): the session is established")),
+                (
+                    "PeerDown",
+                    of("1%eth1 (AS 65001): the session ended: interface eth1 is down, or not there")
+                ),
+                ("PeerUp", of("1%eth1 (AS 65001): the session is established")),
+            ]
+        );
     }
 
     #[test]

@@ -15,6 +15,24 @@ use super::snapshot::{float, number};
 /// Name, help, and what to read.
 type Count<From, Number> = (&'static str, &'static str, fn(&From) -> Number);
 
+/// Adds whether there is a session with each peer; `absent` are those that none can be made with.
+pub fn add_up<'a>(
+    sessions: impl Iterator<Item = &'a PeerStatus>,
+    absent: &[(String, u32)],
+    families: &mut Families,
+) {
+    let sessions = sessions.map(|peer| (peer.name(), peer.asn, peer.state == State::Established));
+    let absent = absent.iter().map(|(name, asn)| (name.clone(), *asn, false));
+    let peers: Vec<_> = sessions.chain(absent).map(|(name, asn, up)| (name, asn.to_string(), up)).collect();
+    let labels: Vec<_> =
+        peers.iter().map(|(name, asn, up)| ([("peer", name.as_str()), ("asn", asn.as_str())], *up)).collect();
+    families.gauge(
+        "sheave_bgp_session_up",
+        "Whether the session with a peer is Established",
+        labels.iter().map(|(labels, up)| (&labels[..], f64::from(*up))),
+    );
+}
+
 /// Adds the families of all sessions.
 pub fn add_to(speaker: &SpeakerStatus, families: &mut Families) {
     let peers: Vec<(String, String, &PeerStatus)> =
@@ -23,11 +41,6 @@ pub fn add_to(speaker: &SpeakerStatus, families: &mut Families) {
         .iter()
         .map(|(address, asn, peer)| ([("peer", address.as_str()), ("asn", asn.as_str())], *peer))
         .collect();
-    families.gauge(
-        "sheave_bgp_session_up",
-        "Whether the session with a peer is Established",
-        labels.iter().map(|(labels, peer)| (&labels[..], f64::from(peer.state == State::Established))),
-    );
     families.gauge(
         "sheave_bgp_session_state_since_timestamp_seconds",
         "Since when the session is in its state",
@@ -134,13 +147,13 @@ pub fn add_to(speaker: &SpeakerStatus, families: &mut Families) {
         "Prefixes that are passed on between internal peers, as route reflector",
         [(&[][..], number(speaker.reflected))],
     );
-    add_ranges(&speaker.dynamic, families);
 }
 
-fn add_ranges(ranges: &[DynamicPeersStatus], families: &mut Families) {
-    let prefixes: Vec<_> = ranges.iter().map(|range| range.prefix.to_string()).collect();
+/// Adds the families of ranges that peers connect from.
+pub fn add_ranges<'a>(ranges: impl Iterator<Item = &'a DynamicPeersStatus>, families: &mut Families) {
+    let ranges: Vec<_> = ranges.map(|range| (range.prefix.to_string(), range)).collect();
     let ranges: Vec<_> =
-        prefixes.iter().zip(ranges).map(|(prefix, range)| ([("prefix", prefix.as_str())], range)).collect();
+        ranges.iter().map(|(prefix, range)| ([("prefix", prefix.as_str())], *range)).collect();
     families.gauge(
         "sheave_bgp_dynamic_peers",
         "Peers that have connected from a range, including those that went a short while ago",

@@ -34,6 +34,7 @@ use super::health::Health;
 use super::http::{Page, Site, Use};
 use super::status::Question;
 use crate::cluster::WatchState;
+use crate::version;
 pub use drain::DrainSnapshot;
 use exposition::Families;
 pub use snapshot::{ConntrackPass, Passes, Snapshot};
@@ -209,8 +210,8 @@ impl Metrics {
         let mut families = Families::default();
         families.gauge(
             "sheave_build_info",
-            "1, with the version of the agent",
-            [&[("version", env!("CARGO_PKG_VERSION"))][..]].map(|labels| (labels, 1.0)),
+            "1, with the version of the agent and the commit it was built from",
+            [(&[("version", version::NUMBER), ("revision", version::REVISION)][..], 1.0)],
         );
         families.gauge(
             "sheave_scrape_complete",

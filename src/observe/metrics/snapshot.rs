@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use sheave_bgp::{BmpStationStatus, LearntStatus, SpeakerStatus};
+use sheave_bgp::{BmpStationStatus, DynamicPeersStatus, LearntStatus, SpeakerStatus};
 
 use super::drain::DrainSnapshot;
 use super::exposition::{Families, Labels};
@@ -33,7 +33,7 @@ pub struct Snapshot {
     pub rewrites: usize,
     /// Health-check node ports.
     pub health_check_node_ports: usize,
-    /// Planned prefixes.
+    /// Planned prefixes that somebody is to be told of.
     pub announcements: usize,
     /// Of these, how many peers are told now.
     pub announced: usize,
@@ -55,6 +55,10 @@ pub struct Snapshot {
     pub traffic: Traffic,
     /// BGP sessions, where there are peers.
     pub speaker: Option<SpeakerStatus>,
+    /// Name and ASN of each peer that is configured and not among these.
+    pub absent: Vec<(String, u32)>,
+    /// The same of ranges.
+    pub empty_ranges: Vec<DynamicPeersStatus>,
     /// Monitoring stations.
     pub bmp: Vec<BmpStationStatus>,
     /// What is learnt of peers, where there are any.
@@ -124,8 +128,16 @@ impl Snapshot {
                 "Whether what an agent before announced goes on being announced, because the source is late",
                 self.holding.into(),
             ),
-            ("sheave_announcements", "Planned prefixes", self.announcements),
-            ("sheave_announced_prefixes", "Prefixes that peers are told now", self.announced),
+            (
+                "sheave_announcements",
+                "Planned prefixes that the export policy of some peer lets pass",
+                self.announcements,
+            ),
+            (
+                "sheave_announced_prefixes",
+                "Those of them that are announced now, themselves or by an aggregate",
+                self.announced,
+            ),
             (
                 "sheave_imported_routes",
                 "Routes learnt of peers that the kernel holds, to all of their next hops",
@@ -157,6 +169,10 @@ impl Snapshot {
         self.add_kernel(families);
         traffic::add_node(families);
         self.traffic.add_to(families);
+        let sessions = self.speaker.iter().flat_map(|speaker| &speaker.peers);
+        bgp::add_up(sessions, &self.absent, families);
+        let ranges = self.speaker.iter().flat_map(|speaker| &speaker.dynamic);
+        bgp::add_ranges(ranges.chain(&self.empty_ranges), families);
         if let Some(speaker) = &self.speaker {
             bgp::add_to(speaker, families);
         }

@@ -281,6 +281,54 @@ fn the_exposition_is_valid() {
     assert_eq!(buckets("kubeproxy_sync_proxy_rules_duration_seconds"), 15 + 1);
 }
 
+/// Whoever watches sessions must not see nothing where there is none.
+#[test]
+fn a_peer_without_a_session_has_its_series_whatever_the_reason() {
+    let render = |snapshot: &Snapshot| Metrics::default().render(&Health::default(), Some(snapshot));
+    let range = |prefix: &str, peers| sheave_bgp::DynamicPeersStatus {
+        prefix: prefix.parse().unwrap(),
+        limit: 100,
+        peers,
+        refused: 0,
+    };
+    let no_speaker = Snapshot {
+        absent: vec![("10.0.0.253".into(), 65001), ("eth1".into(), 0)],
+        empty_ranges: vec![range("10.0.0.0/24", 0)],
+        ..Snapshot::default()
+    };
+    let speaker = SpeakerStatus {
+        asn: 64512,
+        router_id: std::net::Ipv4Addr::LOCALHOST,
+        routes: 0,
+        reflected: 0,
+        peers: vec![peer()],
+        dynamic: vec![range("10.1.0.0/24", 2)],
+    };
+    let down = [
+        "sheave_bgp_session_up{peer=\"10.0.0.253\",asn=\"65001\"} 0",
+        "sheave_bgp_session_up{peer=\"eth1\",asn=\"0\"} 0",
+        "sheave_bgp_dynamic_peers{prefix=\"10.0.0.0/24\"} 0",
+        "sheave_bgp_dynamic_peers_limit{prefix=\"10.0.0.0/24\"} 100",
+    ];
+    let up = [
+        "sheave_bgp_session_up{peer=\"10.0.0.254\",asn=\"65001\"} 1",
+        "sheave_bgp_dynamic_peers{prefix=\"10.1.0.0/24\"} 2",
+    ];
+    let texts = [render(&no_speaker), render(&Snapshot { speaker: Some(speaker), ..no_speaker })];
+    for (name, text, lines) in [
+        ("no speaker", &texts[0], &down[..]),
+        ("beside a session", &texts[1], &down[..]),
+        ("the session", &texts[1], &up[..]),
+    ] {
+        read(text);
+        for line in lines {
+            assert!(text.lines().any(|has| has == *line), "{name}: {line} in\n{text}");
+        }
+    }
+    let families = read(&render(&Snapshot::default()));
+    assert!(!families.contains_key("sheave_bgp_session_up"), "nobody is configured");
+}
+
 #[test]
 fn without_the_loop_what_is_counted_is_still_told() {
     let families = read(&Metrics::default().render(&Health::default(), None));
