@@ -15,6 +15,7 @@ use crate::{Families, Family};
 
 mod add_paths;
 mod restart;
+mod several;
 
 use Direction::{Incoming, Outgoing};
 
