@@ -19,6 +19,7 @@ mod adj_out;
 mod decision;
 mod export;
 mod import;
+mod interned;
 mod learnt;
 mod loc_rib;
 mod next_hop;

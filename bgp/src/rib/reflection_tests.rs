@@ -16,6 +16,7 @@ use crate::wire::{
 };
 use crate::{Attributes, Community, Families, Family};
 
+mod left_over;
 mod paths;
 
 const ASN: u32 = 64512;

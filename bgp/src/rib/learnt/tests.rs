@@ -17,6 +17,7 @@ use crate::wire::{AsPath, MpReach, MpUnreach, Origin, PathAttributes, Role, Upda
 use crate::{Families, Family};
 
 mod add_paths;
+mod limits;
 mod monitoring;
 mod restart;
 
