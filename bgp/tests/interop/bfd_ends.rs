@@ -3,9 +3,10 @@
 use std::net::{IpAddr, UdpSocket};
 use std::time::Duration;
 
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use sheave_bgp::bfd::{Diagnostic, PORT, Packet, SessionConfig, State};
 use sheave_bgp::session::{Backoff, State as BgpState};
-use sheave_bgp::{Bfd, DynamicPeers, GracefulRestart, PeerBfd, PeerConfig, SpeakerConfig};
+use sheave_bgp::{Bfd, BfdSession, DynamicPeers, GracefulRestart, PeerBfd, PeerConfig, SpeakerConfig};
 
 use crate::bfd::{FRR, MS, PATIENCE, PEER_BFD, beside, frr, one_hop, patient, start_frr_watched, watched};
 use crate::bird::{BIRD_ASN, PROGRAMS};
@@ -109,6 +110,35 @@ fn nothing_is_left() {
         until("the socket that listens", || sockets() > 0).await;
         say(&lab, Lab::V4, 1000 * MS, 3);
         until("the peer to be heard", || status.borrow().state == State::Init).await;
+    });
+}
+
+/// Of a thousand that end at once each is told for a while; of more it is said once, as each keeps a socket meanwhile.
+#[test]
+fn many_that_end_at_once() {
+    const MOST: usize = 1024;
+    in_lab(&[], |lab| async move {
+        let limit = getrlimit(Resource::Nofile);
+        setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }).unwrap();
+        lab.route_ranges(["10.1.0.0/16", "10.2.0.0/16"]);
+        let addresses: Vec<IpAddr> = (1..=1100_u16)
+            .map(|number| {
+                let [high, low] = number.to_be_bytes();
+                [10, 2, high, low].into()
+            })
+            .collect();
+        let bfd = Bfd::start().unwrap();
+        let open = |address: &IpAddr| bfd.open(one_hop(*address), patient(), Vec::new());
+        let sessions: Vec<_> = addresses.iter().map(open).collect();
+        let statuses: Vec<_> = sessions.iter().map(BfdSession::status).collect();
+        until("all sessions to begin", || sockets() == addresses.len() + 1).await;
+        let theirs = || addresses.iter().map(|address| [Lab::V4[0], *address]);
+        lab.at_peer(|| theirs().for_each(|addresses| say_there(addresses, 1000 * MS, u8::MAX)));
+        let heard = || statuses.iter().all(|status| status.borrow().state == State::Init);
+        until("all peers to be heard", heard).await;
+        drop(sessions);
+        until("those beyond the limit to go", || sockets() == MOST + 1).await;
+        until("all to go", || sockets() == 0).await;
     });
 }
 
