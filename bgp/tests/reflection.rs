@@ -138,6 +138,39 @@ async fn a_speaker_becomes_a_reflector() {
     assert!(reflector.status().peers.iter().all(|peer| peer.counters.established == 1));
 }
 
+/// Whether a peer is a client counts for what it announced though it is away: what is kept of that goes to others accordingly.
+#[tokio::test]
+async fn a_peer_that_is_away_becomes_a_client_and_none() {
+    // Changes that its session survives, and that take another.
+    for survives in [true, false] {
+        let port = free_port();
+        let listen = Some(vec![SocketAddr::new(address(REFLECTOR), port)]);
+        let reflector = Speaker::start(SpeakerConfig { listen, ..config(REFLECTOR) }).await.unwrap();
+        reflector.set_reflector(Some([9, 9, 9, 9].into()));
+        let set = |is_client: bool, number_of_changes: u8| {
+            let peer = |number, client| PeerConfig {
+                passive: true,
+                client,
+                multihop: Some(if survives || number != 2 { 9 } else { number_of_changes }),
+                ..PeerConfig::new(address(number), ASN)
+            };
+            reflector.set_peers(vec![peer(2, is_client), peer(3, false)]);
+        };
+        set(true, 1);
+        let first = client(2, port, config(2)).await;
+        let second = client(3, port, config(3)).await;
+        announce(&first, &["10.244.2.0/24"]);
+        until("it to learn", || second.learnt().routes == 1).await;
+        first.shutdown(Shutdown::GracefulRestart).await;
+        until("the end of the session", || reflector.status().peers[0].session.is_none()).await;
+        set(false, 2);
+        until("one's to go that is no client", || second.learnt().routes == 0).await;
+        set(true, 3);
+        until("a client's to come", || second.learnt().routes == 1).await;
+        assert_eq!(reflector.status().peers[1].counters.established, 1);
+    }
+}
+
 /// A client that restarts is not heard of as gone by the other; nor is the reflector, by which it has been told.
 #[tokio::test]
 async fn restarts_withdraw_nothing() {

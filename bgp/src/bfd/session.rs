@@ -173,8 +173,12 @@ impl Session {
             self.heard = None;
             let independent = self.remote.independent;
             self.remote = Remote { independent, ..UNKNOWN };
-            if self.state > State::Down {
+            let fails = self.state > State::Down;
+            if fails {
                 self.enter(State::Down, Diagnostic::DETECTION_TIME_EXPIRED, &mut actions);
+            }
+            // A side that wanted no packets, and is gone, wants them when it is back.
+            if fails || self.next.is_none() {
                 self.send(false, now, &mut actions);
             }
         }

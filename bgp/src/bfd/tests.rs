@@ -129,6 +129,29 @@ fn silence_forgets_the_other_side() {
     }
 }
 
+/// A side that wants no more packets, as it is taken down, and then vanishes: whoever is there when it is back has to be spoken to.
+#[test]
+fn who_wanted_no_packets_is_spoken_to_when_it_is_gone() {
+    for passive in [false, true] {
+        let mut bench = Bench::new(SessionConfig { passive, ..config() });
+        bench.hear(packet(State::Down));
+        bench.hear(packet(State::Up));
+        bench.hear(Packet { receive: Duration::ZERO, ..packet(State::AdminDown) });
+        assert_eq!(bench.session.state(), State::Down);
+        // Nothing is said until the detection time is over, and then as from the beginning.
+        let said = sent(&bench.expire());
+        assert!(!bench.session.is_heard());
+        assert_eq!(
+            said.map(|packet| (packet.state, packet.receiver)),
+            (!passive).then_some((State::Down, 0))
+        );
+        assert_eq!(bench.session.next_deadline().is_some(), !passive, "whoever is passive waits");
+        if !passive {
+            assert!(sent(&bench.expire()).is_some(), "and again");
+        }
+    }
+}
+
 #[test]
 fn slow_until_up_then_as_agreed() {
     let mut bench = Bench::new(config());

@@ -51,6 +51,8 @@ pub(super) struct FamilyIn {
     pub(super) refreshing: bool,
     /// How close the peer is to its limit, as told last.
     pub(super) nearness: Nearness,
+    /// It has been said that the peer has more paths to a prefix than are kept.
+    pub(super) crowded: bool,
 }
 
 /// A route of the peer's.
@@ -89,11 +91,6 @@ impl AdjRibIn {
     pub(super) fn new(policy: Option<ImportPolicy>) -> AdjRibIn {
         let (ipv4, ipv6) = (FamilyIn::default(), FamilyIn::default());
         AdjRibIn { policy, source: None, up: false, ipv4, ipv6, says_end: false }
-    }
-
-    /// How much the peer may announce.
-    pub(super) fn limit(&self) -> Option<MaxPrefixes> {
-        self.policy.as_ref()?.max_prefixes
     }
 
     /// Whether the peer has told all it has, as far as it is to be waited for (RFC 4724 §4.1).

@@ -20,6 +20,7 @@ use ipnet::IpNet;
 
 use super::adj_in::{AdjRibIn, Held, Nearness, supernets, within};
 use super::import::{ImportPolicy, LimitAction, MaxPrefixes, is_routable};
+use super::interned::Interned;
 use super::next_hop::{Links, NextHop, is_link_local};
 use super::path::{Identity, Path, Source};
 use crate::session::Negotiated;
@@ -41,6 +42,16 @@ pub use reflection::Reflections;
 /// How long a peer that is back may take to tell its routes, at most (RFC 4724 §4.2 asks for a bound).
 const STALE_LIMIT: Duration = Duration::from_secs(300);
 
+/// How many paths to one prefix are kept of a peer that names several (RFC 7911): what a change of one costs grows with them.
+const PATHS: usize = 4096;
+
+/// How much a peer may announce that is only there to be reflected.
+const REFLECTED: MaxPrefixes = MaxPrefixes {
+    limit: 1_000_000,
+    warn_at: 750_000,
+    action: LimitAction::Restart(Duration::from_secs(300)),
+};
+
 /// Routes of peers.
 #[derive(Debug)]
 pub struct Learnt {
@@ -51,7 +62,7 @@ pub struct Learnt {
     links: Option<Links>,
     peers: BTreeMap<IpAddr, AdjRibIn>,
     /// Every path in use, once.
-    paths: HashSet<Arc<Path>>,
+    paths: Interned<Path>,
     loc_rib: LocRib,
     /// Prefixes whose next hops changed since they were taken.
     changed: BTreeSet<IpNet>,
@@ -95,7 +106,7 @@ impl Learnt {
             reserved: BTreeSet::new(),
             links: None,
             peers: BTreeMap::new(),
-            paths: HashSet::new(),
+            paths: Interned::default(),
             loc_rib: LocRib::default(),
             changed: BTreeSet::new(),
             noted: None,
@@ -203,7 +214,7 @@ impl Learnt {
 
     /// How much a peer may announce.
     pub fn limit(&self, peer: IpAddr) -> Option<MaxPrefixes> {
-        self.peers.get(&peer)?.limit()
+        limit(self.peers.get(&peer).and_then(|known| known.policy.as_ref()))
     }
 
     /// Sets what is taken of peers: of those without a policy nothing is, and nothing is kept.
@@ -249,6 +260,9 @@ impl Learnt {
         let peer = source.peer;
         if self.reflecting.of(&source) {
             self.peers.entry(peer).or_insert_with(|| AdjRibIn::new(None));
+        } else if self.peers.get(&peer).is_some_and(|known| known.policy.is_none()) {
+            // What is left of when it was internal.
+            self.drop_peer(peer);
         }
         let Some(known) = self.peers.get_mut(&peer) else { return };
         known.says_end = negotiated.graceful_restart.as_ref().is_some_and(|graceful| !graceful.restarting);
@@ -263,6 +277,7 @@ impl Learnt {
             state.end_of_rib = false;
             state.refreshing = false;
             state.nearness = Nearness::Far;
+            state.crowded = false;
         }
         // What was not kept by the peer is gone (RFC 4724 §4.2, RFC 9494 §4.2), and so is what it will not tell again.
         for family in Family::ALL {
@@ -386,21 +401,31 @@ impl Learnt {
             }
         }
         for (path, all) in announced(update, interface) {
-            let path = self.intern(path);
+            let path = self.paths.intern(path);
             let taken = all.into_iter().try_for_each(|nlri| self.insert(peer, nlri, &path));
-            self.forget(&path);
+            self.paths.forget(&path);
             taken?;
         }
+        self.paths.sweep();
         Ok(())
     }
 
     fn insert(&mut self, peer: IpAddr, nlri: Nlri, path: &Arc<Path>) -> Result<(), LimitExceeded> {
         let Some(known) = self.peers.get_mut(&peer) else { return Ok(()) };
         let family = Family::of(&nlri.prefix);
-        let limit = known.limit();
+        let limit = limit(known.policy.as_ref());
+        // What is left of an earlier session has other names, and goes.
+        let told = || known.paths(nlri.prefix).filter(|(_, held)| !held.stale);
+        let crowded = nlri.path_id != 0 && known.get(&nlri).is_none() && told().nth(PATHS - 1).is_some();
         let state = known.family_mut(family);
         if !state.negotiated {
             // RFC 4760 §6: it means nothing on this session.
+            return Ok(());
+        }
+        if crowded {
+            if !std::mem::replace(&mut state.crowded, true) {
+                tracing::warn!(%peer, prefix = %nlri.prefix, "more than {PATHS} paths to a prefix: further ones are not taken");
+            }
             return Ok(());
         }
         let before = state.routes.get(&nlri).map(|held| (held.accepted, held.stale, held.offered));
@@ -431,7 +456,7 @@ impl Learnt {
         }
         self.judge(peer, nlri);
         if let Some(before) = before {
-            self.forget(&before.path);
+            self.paths.forget(&before.path);
         }
         Ok(())
     }
@@ -439,7 +464,7 @@ impl Learnt {
     fn remove(&mut self, peer: IpAddr, nlri: &Nlri) {
         let prefix = nlri.prefix;
         let Some(known) = self.peers.get_mut(&peer) else { return };
-        let limit = known.limit();
+        let limit = limit(known.policy.as_ref());
         let state = known.family_mut(Family::of(&prefix));
         let Some(gone) = state.routes.remove(nlri) else { return };
         state.accepted -= usize::from(gone.accepted);
@@ -461,7 +486,7 @@ impl Learnt {
             self.loc_rib.remove(&prefix, peer, nlri.path_id);
             self.decide(prefix);
         }
-        self.forget(&gone.path);
+        self.paths.forget(&gone.path);
     }
 
     /// Drops those routes of a peer that `goes` says.
@@ -470,6 +495,8 @@ impl Learnt {
         for nlri in known.family(family).select(goes) {
             self.remove(peer, &nlri);
         }
+        // Others may have held a path when its last route went.
+        self.paths.sweep();
     }
 
     fn flush_all(&mut self, peer: IpAddr) {
@@ -533,23 +560,11 @@ impl Learnt {
             self.changed.insert(prefix);
         }
     }
+}
 
-    fn intern(&mut self, path: Path) -> Arc<Path> {
-        if let Some(known) = self.paths.get(&path) {
-            return Arc::clone(known);
-        }
-        let new = Arc::new(path);
-        self.paths.insert(Arc::clone(&new));
-        new
-    }
-
-    /// Forgets a path that only the table of paths still has.
-    fn forget(&mut self, path: &Arc<Path>) {
-        // Here, and in the table.
-        if Arc::strong_count(path) == 2 {
-            self.paths.remove(path);
-        }
-    }
+/// How much a peer may announce that has this policy, or none.
+fn limit(policy: Option<&ImportPolicy>) -> Option<MaxPrefixes> {
+    policy.map_or(Some(REFLECTED), |policy| policy.max_prefixes)
 }
 
 /// Whether a next hop can be reached, as far as links are known.

@@ -24,6 +24,7 @@ mod decision;
 mod export;
 mod group;
 mod import;
+mod interned;
 mod learnt;
 mod loc_rib;
 mod next_hop;

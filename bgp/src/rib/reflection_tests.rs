@@ -10,6 +10,7 @@ use crate::wire::{AsPath, Context, Message, MpReach, Origin, PathAttributes, Upd
 use crate::{Families, Family};
 
 mod convergence;
+mod left_over;
 mod live_changes;
 mod passed_on;
 mod paths;

@@ -1,9 +1,9 @@
 //! A route as the Loc-RIB has it: one of ours, or one that is passed on from peer to peer (RFC 4456).
 
-use std::collections::HashSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use super::interned::Interned;
 use crate::Attributes;
 use crate::wire::PathAttributes;
 
@@ -46,28 +46,4 @@ pub(super) struct Known<'a> {
 }
 
 /// Every route in use, once.
-#[derive(Debug, Default)]
-pub(super) struct Routes {
-    routes: HashSet<Arc<Route>>,
-    /// How many there may be before those are looked for that nobody uses.
-    sweep_above: usize,
-}
-
-impl Routes {
-    pub(super) fn intern(&mut self, route: Route) -> Arc<Route> {
-        if let Some(known) = self.routes.get(&route) {
-            return Arc::clone(known);
-        }
-        let new = Arc::new(route);
-        self.routes.insert(Arc::clone(&new));
-        new
-    }
-
-    /// Forgets routes that only this table still holds, once they may be the greater part.
-    pub(super) fn sweep(&mut self) {
-        if self.routes.len() > self.sweep_above {
-            self.routes.retain(|route| Arc::strong_count(route) > 1);
-            self.sweep_above = 2 * self.routes.len() + 16;
-        }
-    }
-}
+pub(super) type Routes = Interned<Route>;

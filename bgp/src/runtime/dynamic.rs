@@ -18,7 +18,7 @@ pub struct DynamicPeers {
     pub limit: usize,
     /// How long one that is down is still known, for what it was like to be seen, and so that errors keep it held down.
     pub linger: Duration,
-    /// What their sessions are like, but for the address. They are passive whatever this says.
+    /// What their sessions are like, but for the address. They are passive whatever this says, and have BFD from the first session on.
     pub template: PeerConfig,
 }
 

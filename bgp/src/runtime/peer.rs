@@ -226,6 +226,7 @@ impl PeerTask {
     pub(super) async fn run(mut self) {
         // What an earlier task for the peer left.
         self.stale_until = self.shared.learnt().deadline(self.config.address);
+        self.set_client();
         self.watch_path();
         self.event(Event::ManualStart);
         let another_follows = loop {
@@ -342,6 +343,8 @@ impl PeerTask {
         let config = session_config(&self.shared.config, &self.config);
         let actions = self.session.reconfigure(config, Instant::now());
         self.act(actions);
+        // Also of one that is away: its routes may be kept, and passed on, meanwhile.
+        self.set_client();
         let Some((direction, negotiated)) = self.session.established() else { return };
         let negotiated = negotiated.clone();
         let Some(local) = self.connection(direction).as_ref().map(|connection| connection.local) else {
@@ -352,7 +355,6 @@ impl PeerTask {
         rib.set_policy(self.config.address, &self.config.export);
         rib.set_next_hops(self.config.address, &next_hops);
         drop(rib);
-        self.set_client();
         self.sending = Sending::Writing;
     }
 
@@ -449,7 +451,11 @@ impl PeerTask {
 
     fn act(&mut self, actions: Vec<Action>) {
         let mut exceeded = None;
+        let mut updates = Vec::new();
         for action in actions {
+            if !matches!(action, Action::Update(_)) {
+                exceeded = exceeded.or(self.learn(&mut updates));
+            }
             match action {
                 Action::Connect => {
                     self.dialling =
@@ -475,7 +481,7 @@ impl PeerTask {
                 Action::Down(reason) => self.down(reason),
                 Action::Update(update) => {
                     self.received(&update);
-                    exceeded = exceeded.or(self.learn(&update));
+                    updates.push(update);
                 }
                 Action::RouteRefresh(RefreshKind::Begin, family) => self.hear_again(family),
                 Action::RouteRefresh(RefreshKind::End, family) => self.heard_again(family),
@@ -485,6 +491,7 @@ impl PeerTask {
                 }
             }
         }
+        exceeded = exceeded.or(self.learn(&mut updates));
         let state = self.session.state();
         self.observed().set_state(state);
         if let Some(exceeded) = exceeded {
@@ -541,6 +548,10 @@ impl PeerTask {
         observed.counters.established += 1;
         observed.asn = Some(negotiated.asn);
         observed.session = Some(ObservedSession { since: Instant::now(), local, negotiated, flushed: None });
+        drop(observed);
+        if self.path.is_none() {
+            self.watch_path();
+        }
     }
 
     /// What each family is announced with on a session from `local`.

@@ -176,7 +176,7 @@ impl Peers {
         let peer = self
             .current
             .get(&address)
-            .filter(|peer| socket::is_behind(peer.config.interface.as_deref(), from));
+            .filter(|peer| socket::is_behind(&stream, peer.config.interface.as_deref(), from));
         peer.is_some_and(|peer| peer.accepted.try_send(stream).is_ok())
     }
 

@@ -66,16 +66,22 @@ pub(super) async fn connect(peer: PeerConfig, own_asn: u32) -> io::Result<TcpStr
     configure(&SockRef::from(&socket), &peer, own_asn)?;
     let interface = peer.interface.as_deref();
     if let Some(local) = peer.local_address {
-        socket.bind(scoped(interface, local, 0)?)?;
+        socket.bind(scoped(&socket, interface, local, 0)?)?;
     }
-    socket.connect(scoped(interface, peer.address, peer.port)?).await
+    let to = scoped(&socket, interface, peer.address, peer.port)?;
+    socket.connect(to).await
 }
 
-/// An address with the interface that it is at, where it means nothing without one.
-pub(super) fn scoped(interface: Option<&str>, address: IpAddr, port: u16) -> io::Result<SocketAddr> {
+/// An address with the interface that it is at, where it means nothing without one. Any socket does to ask the kernel.
+pub(super) fn scoped(
+    socket: impl AsFd,
+    interface: Option<&str>,
+    address: IpAddr,
+    port: u16,
+) -> io::Result<SocketAddr> {
     match address {
         IpAddr::V6(address) if address.is_unicast_link_local() => {
-            let scope = interface.map_or(Ok(0), index_of)?;
+            let scope = interface.map_or(Ok(0), |interface| index_of(socket, interface))?;
             Ok(SocketAddrV6::new(address, port, 0, scope).into())
         }
         _ => Ok(SocketAddr::new(address, port)),
@@ -83,17 +89,16 @@ pub(super) fn scoped(interface: Option<&str>, address: IpAddr, port: u16) -> io:
 }
 
 /// The number of an interface, which is another when it goes and comes back.
-fn index_of(interface: &str) -> io::Result<u32> {
-    let socket = Socket::new(Domain::IPV6, Type::DGRAM, None)?;
-    rustix::net::netdevice::name_to_index(&socket, interface)
+fn index_of(socket: impl AsFd, interface: &str) -> io::Result<u32> {
+    rustix::net::netdevice::name_to_index(socket, interface)
         .map_err(|error| io::Error::other(format!("interface {interface}: {}", io::Error::from(error))))
 }
 
-/// Whether what comes from there is of a peer at `interface`. Addresses are looked at elsewhere.
-pub(super) fn is_behind(interface: Option<&str>, from: SocketAddr) -> bool {
+/// Whether what came to this socket from there is of a peer at `interface`. Addresses are looked at elsewhere.
+pub(super) fn is_behind(socket: impl AsFd, interface: Option<&str>, from: SocketAddr) -> bool {
     match (interface, from) {
         (Some(interface), SocketAddr::V6(from)) => {
-            index_of(interface).is_ok_and(|index| index == from.scope_id())
+            index_of(socket, interface).is_ok_and(|index| index == from.scope_id())
         }
         _ => true,
     }

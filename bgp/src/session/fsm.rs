@@ -522,10 +522,10 @@ fn keepalive_interval(negotiated: &Negotiated) -> Option<Duration> {
 }
 
 /// The NOTIFICATION that a connection ends with. Where both sides keep routes over one, that which means their end says so
-/// (RFC 8538 §3).
+/// (RFC 8538 §3): a peer that kept ours over a broken path would go on sending into it.
 fn last_word(connection: &Connection, notification: Notification) -> Message {
     let graceful = connection.open().is_some_and(|open| open.negotiated.graceful_notification);
-    let hard = graceful && notification.is_lasting();
+    let hard = graceful && notification.takes_routes();
     Message::Notification(if hard { notification.hard_reset() } else { notification })
 }
 

@@ -148,7 +148,7 @@ pub enum Farewell {
 impl Farewell {
     /// Whether it says that another session is to follow at once (RFC 8538 §5.1).
     pub fn begins_anew(&self) -> bool {
-        matches!(self, Farewell::Cease(notification) if !notification.is_lasting())
+        matches!(self, Farewell::Cease(notification) if !notification.takes_routes())
     }
 }
 
@@ -316,11 +316,11 @@ impl Down {
         match self {
             Down::ConnectionClosed => true,
             Down::NotificationReceived(notification) => {
-                graceful_notification && !notification.is_hard_reset()
+                // RFC 5882 §4.3: packets have no way, whatever becomes of the peer, and whether it knows that routes go or not.
+                let ends = notification.is_hard_reset() || notification.is_bfd_down();
+                graceful_notification && !ends
             }
-            // RFC 5882 §4.3: packets have no way, whatever becomes of the peer.
-            Down::Error(SessionError::PathDown(_)) => false,
-            Down::Error(error) => graceful_notification && !error.notification().is_lasting(),
+            Down::Error(error) => graceful_notification && !error.notification().takes_routes(),
             Down::Reset => graceful_notification,
             Down::ConnectFailed(_) | Down::Stopped => false,
         }

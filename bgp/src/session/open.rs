@@ -75,7 +75,8 @@ pub(super) fn negotiate(config: &SessionConfig, open: &Open) -> Result<Negotiate
     if families.is_empty() {
         return Err(PeerIncompatible::Families { offered: config.families });
     }
-    let restart = open.capabilities.iter().find_map(|capability| match capability {
+    // RFC 4724 §3: of several the last alone counts.
+    let restart = open.capabilities.iter().rev().find_map(|capability| match capability {
         Capability::GracefulRestart(capability) => Some(capability),
         _ => None,
     });
@@ -159,7 +160,8 @@ fn long_lived(config: &SessionConfig, open: &Open) -> Vec<LongLived> {
     let Some(ours) = config.graceful_restart.and_then(|restart| restart.stale_time) else {
         return Vec::new();
     };
-    let offered = open.capabilities.iter().find_map(|capability| match capability {
+    // As of the capability that it comes with.
+    let offered = open.capabilities.iter().rev().find_map(|capability| match capability {
         Capability::LongLivedGracefulRestart(families) => Some(families),
         _ => None,
     });

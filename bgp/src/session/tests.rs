@@ -17,6 +17,7 @@ mod messages;
 mod open;
 mod reconfigured;
 mod restart;
+mod several;
 mod timers;
 mod transitions;
 

@@ -86,9 +86,16 @@ impl Notification {
         }
     }
 
-    /// Whether it ends the session for good, or for long, by what RFC 8538 §5.1 says of subcodes.
-    pub fn is_lasting(&self) -> bool {
-        self.is_cease(&[Cease::MaximumPrefixes, Cease::AdministrativeShutdown, Cease::PeerDeconfigured])
+    /// Whether it says that the path between both sides is broken.
+    pub fn is_bfd_down(&self) -> bool {
+        self.is_cease(&[Cease::BfdDown])
+    }
+
+    /// Whether routes are to go with it: it ends the session for good, or for long, by what RFC 8538 §5.1 says of subcodes; or the path
+    /// is broken, and what is sent by these routes is lost.
+    pub fn takes_routes(&self) -> bool {
+        let lasting = [Cease::MaximumPrefixes, Cease::AdministrativeShutdown, Cease::PeerDeconfigured];
+        self.is_cease(&lasting) || self.is_bfd_down()
     }
 
     fn is_cease(&self, reasons: &[Cease]) -> bool {

@@ -18,21 +18,21 @@ use crate::frr::vtysh;
 use crate::lab::Lab;
 use crate::{OUR_ASN, announce, in_lab, only_peer, peer_config, speaker_config, start};
 
-const MS: Duration = Duration::from_millis(1);
+pub(crate) const MS: Duration = Duration::from_millis(1);
 const INTERVAL: Duration = Duration::from_millis(50);
 /// Detection multiplier where it is not the detection that is tried: half a second.
-const PATIENCE: u8 = 10;
+pub(crate) const PATIENCE: u8 = 10;
 
 fn config() -> SessionConfig {
     PEER_BFD.session
 }
 
 /// Up for as long as nobody takes it down, whatever else the machine has to do.
-fn patient() -> SessionConfig {
+pub(crate) fn patient() -> SessionConfig {
     SessionConfig { multiplier: PATIENCE, ..config() }
 }
 
-fn one_hop(address: IpAddr) -> BfdPeer {
+pub(crate) fn one_hop(address: IpAddr) -> BfdPeer {
     BfdPeer { address, interface: None, local_address: None, multihop: false }
 }
 
@@ -210,7 +210,7 @@ fn keys_are_changed() {
     });
 }
 
-const FRR: &[&str] = &["../lib/frr/bgpd", "../lib/frr/bfdd", "../lib/frr/zebra", "vtysh"];
+pub(crate) const FRR: &[&str] = &["../lib/frr/bgpd", "../lib/frr/bfdd", "../lib/frr/zebra", "vtysh"];
 
 /// FRR's `bfdd` learns of interfaces from zebra: all in a process namespace of their own, that ends with them.
 fn start_frr(lab: &mut Lab, bfdd: &str, bgpd: Option<&str>) {
@@ -231,7 +231,7 @@ fn start_frr(lab: &mut Lab, bfdd: &str, bgpd: Option<&str>) {
     lab.start(&["unshare", "--pid", "--fork", "--kill-child", "sh", "-c", &script]);
 }
 
-fn frr(lab: &Lab) -> Vec<serde_json::Value> {
+pub(crate) fn frr(lab: &Lab) -> Vec<serde_json::Value> {
     let directory = lab.path("");
     let answer = lab.ask(&["vtysh", "--vty_socket", &directory, "-d", "bfdd", "-c", "show bfd peers json"]);
     serde_json::from_str(&answer).unwrap_or_default()
@@ -309,17 +309,17 @@ async fn start_watched(lab: &mut Lab, config: SpeakerConfig, multiplier: u8) -> 
     watched(config, multiplier).await
 }
 
-const PEER_BFD: PeerBfd = PeerBfd {
+pub(crate) const PEER_BFD: PeerBfd = PeerBfd {
     session: SessionConfig { transmit: INTERVAL, receive: INTERVAL, multiplier: 3, passive: false },
     multihop: false,
     keys: Vec::new(),
 };
 
-fn beside(bfd: impl Into<Option<PeerBfd>>) -> PeerConfig {
+pub(crate) fn beside(bfd: impl Into<Option<PeerBfd>>) -> PeerConfig {
     PeerConfig { bfd: bfd.into(), hold_time: Duration::from_secs(90), ..peer_config(Lab::V4[1], BIRD_ASN) }
 }
 
-async fn watched(speaker: SpeakerConfig, multiplier: u8) -> Speaker {
+pub(crate) async fn watched(speaker: SpeakerConfig, multiplier: u8) -> Speaker {
     let [_, birds] = Lab::V4;
     let speaker = start(speaker).await;
     let filters =
@@ -391,7 +391,7 @@ async fn stays(lab: &Lab, route: impl Fn() -> String) {
 }
 
 /// FRR with a session beside which it has BFD. What a profile says of the detection multiplier, FRR 8.4 forgets for sessions of BGP.
-fn start_frr_watched(lab: &mut Lab, options: &str) {
+pub(crate) fn start_frr_watched(lab: &mut Lab, options: &str) {
     let [ours, _] = Lab::V4;
     let neighbor = format!(" neighbor {ours}");
     let bgpd = format!(

@@ -43,7 +43,10 @@ macro_rules! cells {
     };
 }
 
+mod alone;
 mod bfd;
+mod bfd_ends;
+mod bfd_limits;
 mod bird;
 mod daemon;
 mod dynamic;

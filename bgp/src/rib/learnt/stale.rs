@@ -98,12 +98,12 @@ impl Learnt {
     fn mark_long_lived(&mut self, peer: IpAddr, nlri: Nlri) {
         let held = |learnt: &Learnt| Some(Arc::clone(&learnt.peers.get(&peer)?.get(&nlri)?.path));
         let Some(path) = held(self) else { return };
-        let marked = self.intern(path.long_lived_stale());
+        let marked = self.paths.intern(path.long_lived_stale());
         let Some(known) = self.peers.get_mut(&peer) else { return };
         let Some(held) = known.family_mut(Family::of(&nlri.prefix)).routes.get_mut(&nlri) else { return };
         held.long_lived = true;
         held.path = marked;
         self.judge(peer, nlri);
-        self.forget(&path);
+        self.paths.forget(&path);
     }
 }

@@ -15,6 +15,7 @@ use updates::{announce, hop6, of_path, withdraw};
 mod accepted;
 mod add_paths;
 mod history;
+mod limits;
 mod monitoring;
 mod next_hops;
 mod order;

@@ -23,6 +23,10 @@ const FAREWELLS: u32 = 3;
 const FAREWELL_PAUSE: Duration = Duration::from_millis(20);
 /// The time between later ones.
 const FAREWELL_INTERVAL: Duration = Duration::from_secs(1);
+/// How long they go on at most, whatever the other side says of how long it takes to notice; and of how many sessions at once, as each takes
+/// a socket: of more it is said once.
+const FAREWELL_LIMIT: Duration = Duration::from_secs(10);
+const FAREWELL_SESSIONS: usize = 1024;
 /// How soon a socket that could not be made is tried again.
 const SOCKET_AGAIN: Duration = Duration::from_secs(1);
 
@@ -42,7 +46,7 @@ struct Entry {
     farewell: Option<Farewell>,
 }
 
-/// AdminDown, which is no failure: for as long as it takes the other side to notice that nothing comes (RFC 5880 §6.8.16).
+/// AdminDown, which is no failure: for as long as it takes the other side to notice that nothing comes (RFC 5880 §6.8.16), within limits.
 struct Farewell {
     said: u32,
     until: Instant,
@@ -116,11 +120,13 @@ impl Engine {
             }
             Command::Remove(peer) => {
                 let Some(number) = self.number_of(&peer) else { return };
+                let leaving = self.entries.values().filter(|entry| entry.farewell.is_some()).count();
                 let Some(entry) = self.entries.get_mut(&number) else { return };
                 if entry.session.is_heard() {
                     let actions = entry.session.take_down(now);
-                    let until = now + entry.session.remote_detection_time();
-                    entry.farewell = Some(Farewell { said: 0, until });
+                    let limit = if leaving < FAREWELL_SESSIONS { FAREWELL_LIMIT } else { Duration::ZERO };
+                    let time = entry.session.remote_detection_time().min(limit);
+                    entry.farewell = Some(Farewell { said: 0, until: now + time });
                     self.act(number, &actions, now);
                     self.bid_farewell(number, now);
                 } else {
@@ -176,6 +182,12 @@ impl Engine {
             if numbers.is_empty() {
                 self.addresses.remove(&entry.peer.address);
             }
+        }
+        let kind = Kind::of(&entry.peer);
+        if !self.entries.values().any(|other| Kind::of(&other.peer) == kind) {
+            // Another program may want the port.
+            self.listeners.remove(&kind);
+            self.deaf.remove(&kind);
         }
     }
 
@@ -233,7 +245,7 @@ impl Engine {
                 return;
             }
         };
-        let Some(number) = self.find(kind.multihop, from, &packet) else {
+        let Some(number) = self.find(kind, from, &packet) else {
             tracing::debug!(%from, "BFD packet of no session");
             return;
         };
@@ -250,13 +262,14 @@ impl Engine {
     }
 
     /// Whose packet it is (RFC 5880 §6.8.6, RFC 5881 §3). A number alone does not do: who guesses it from elsewhere is nobody.
-    fn find(&self, multihop: bool, from: SocketAddr, packet: &Packet) -> Option<u32> {
+    fn find(&self, kind: Kind, from: SocketAddr, packet: &Packet) -> Option<u32> {
+        let listener = self.listeners.get(&kind)?;
         let is_of = |number: &u32| {
             self.entries.get(number).is_some_and(|entry| {
                 let peer = &entry.peer;
                 peer.address == from.ip()
-                    && peer.multihop == multihop
-                    && is_behind(peer.interface.as_deref(), from)
+                    && peer.multihop == kind.multihop
+                    && is_behind(&listener.asked, peer.interface.as_deref(), from)
             })
         };
         let goes_on = |number: &u32| self.entries.get(number).is_some_and(|entry| entry.farewell.is_none());
@@ -303,7 +316,9 @@ impl Engine {
         }
         entry.tell(deaf);
         if entry.farewell.is_none() {
-            let due = entry.session.next_deadline();
+            // A session that waits to be spoken to has nothing else that would have it listen.
+            let again = self.deaf.get(&kind).map(|(_, again)| *again);
+            let due = entry.session.next_deadline().into_iter().chain(again).min();
             self.due(number, due);
         }
     }

@@ -12,6 +12,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 use std::{io, thread};
 
+use tokio::runtime::{self, Runtime};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::bfd::{Diagnostic, Key, SessionConfig, State};
@@ -106,10 +107,15 @@ impl Bfd {
     /// There can be no thread, or no reactor for it.
     pub fn start() -> io::Result<Bfd> {
         let (commands, inbox) = mpsc::unbounded_channel();
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        thread::Builder::new()
-            .name("bfd".to_owned())
-            .spawn(move || runtime.block_on(Engine::default().run(inbox)))?;
+        let (give, given) = std::sync::mpsc::channel::<Runtime>();
+        // The thread comes first: without it there would be a runtime to drop, which must not be where others wait.
+        thread::Builder::new().name("bfd".to_owned()).spawn(move || {
+            if let Ok(runtime) = given.recv() {
+                runtime.block_on(Engine::default().run(inbox));
+            }
+        })?;
+        let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
+        give.send(runtime).map_err(|_| io::Error::other("the BFD thread has ended"))?;
         Ok(Bfd { commands })
     }
 

@@ -85,8 +85,9 @@ fn listen(Kind { v6, multihop }: Kind) -> io::Result<std::net::UdpSocket> {
 /// The interface, the local address or a way to the peer is missing.
 pub(super) fn connect(peer: &BfdPeer, number: u32) -> io::Result<std::net::UdpSocket> {
     let interface = peer.interface.as_deref();
-    let to = scoped(interface, peer.address, bfd::port(peer.multihop))?;
-    let socket = Socket::new(Domain::for_address(to), Type::DGRAM.nonblocking(), Some(Protocol::UDP))?;
+    let domain = if peer.address.is_ipv6() { Domain::IPV6 } else { Domain::IPV4 };
+    let socket = Socket::new(domain, Type::DGRAM.nonblocking(), Some(Protocol::UDP))?;
+    let to = scoped(&socket, interface, peer.address, bfd::port(peer.multihop))?;
     let any = if to.is_ipv6() { IpAddr::V6(Ipv6Addr::UNSPECIFIED) } else { Ipv4Addr::UNSPECIFIED.into() };
     if to.is_ipv6() {
         socket.set_unicast_hops_v6(u8::MAX.into())?;
@@ -100,7 +101,7 @@ pub(super) fn connect(peer: &BfdPeer, number: u32) -> io::Result<std::net::UdpSo
     for step in 0..SOURCE_PORTS {
         let spread = number.wrapping_add(step.into()) % u32::from(SOURCE_PORTS);
         let port = FIRST_SOURCE_PORT + u16::try_from(spread).unwrap_or(0);
-        match socket.bind(&scoped(interface, local, port)?.into()) {
+        match socket.bind(&scoped(&socket, interface, local, port)?.into()) {
             Ok(()) => {
                 socket.connect(&to.into())?;
                 return Ok(socket.into());

@@ -51,12 +51,19 @@ impl PeerTask {
         });
     }
 
-    /// Takes in what an UPDATE says; tells if that is too much.
-    pub(super) fn learn(&self, update: &Update) -> Option<LimitExceeded> {
+    /// Takes in what UPDATEs say, those that came together at once: what follows from a change to a prefix follows once. Tells if that
+    /// is too much.
+    pub(super) fn learn(&self, updates: &mut Vec<Update>) -> Option<LimitExceeded> {
+        let updates = std::mem::take(updates);
+        if updates.is_empty() {
+            return None;
+        }
         let peer = self.config.address;
-        let received = self.shared.learn(|learnt| learnt.keeps(peer).then(|| learnt.receive(peer, update)));
+        let received = self.shared.learn(|learnt| {
+            learnt.keeps(peer).then(|| updates.iter().try_for_each(|update| learnt.receive(peer, update)))
+        });
         if received.is_none() {
-            self.shared.monitor.passed(peer, update);
+            updates.iter().for_each(|update| self.shared.monitor.passed(peer, update));
         }
         received.and_then(Result::err)
     }

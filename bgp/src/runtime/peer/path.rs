@@ -5,9 +5,11 @@ use crate::runtime::bfd::BfdPeer;
 use crate::session::Event;
 
 impl PeerTask {
-    /// Has there be BFD as configured.
+    /// Has there be BFD as configured. With a peer from a range only once there has been a session: to connect is all that it takes to be
+    /// one, from as many addresses as somebody likes.
     pub(super) fn watch_path(&mut self) {
-        let Some(bfd) = self.config.bfd.clone() else {
+        let met = self.linger.is_none() || self.observed().counters.established > 0;
+        let Some(bfd) = self.config.bfd.clone().filter(|_| met) else {
             self.path = None;
             self.observed().bfd = None;
             return;

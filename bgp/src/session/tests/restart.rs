@@ -1,6 +1,7 @@
 //! Graceful restart: what is offered, and what the end of a session means for routes (RFC 4724, RFC 8538, RFC 9494).
 
 use super::*;
+use crate::bfd::Diagnostic;
 use crate::session::{LongLived, SessionError};
 use crate::wire::{GracefulRestartCapability, LongLivedFamily};
 
@@ -36,9 +37,11 @@ fn ends_of_a_session() {
     let received = |notification: Notification| bytes(&Message::Notification(notification));
     let shutdown = || Notification::cease(Cease::AdministrativeShutdown);
     let [plain, hard] = [shutdown(), shutdown().hard_reset()].map(received);
+    let bfd_down = || Notification::cease(Cease::BfdDown);
+    let [broken, hard_broken] = [bfd_down(), bfd_down().hard_reset()].map(received);
     type Told = Option<&'static [u8]>;
     // Name, event, told with RFC 8538, kept then; told without it, kept then.
-    let cases: [(&str, Event<'_>, Told, bool, Told, bool); 10] = [
+    let cases: [(&str, Event<'_>, Told, bool, Told, bool); 13] = [
         ("lost", Event::TcpClosed(Outgoing), None, true, None, true),
         ("left silently", Event::ManualStop(Farewell::Silent), None, false, None, false),
         ("shut down", stop(Cease::AdministrativeShutdown), Some(&[6, 9, 6, 2]), false, Some(&[6, 2]), false),
@@ -56,6 +59,24 @@ fn ends_of_a_session() {
         ("garbage", Event::Received(Outgoing, &[0; 19]), Some(&[1, 1]), true, Some(&[1, 1]), false),
         ("told of its shutdown", Event::Received(Outgoing, &plain), None, true, None, false),
         ("told that it is a hard reset", Event::Received(Outgoing, &hard), None, false, None, false),
+        // Whoever kept routes over a broken path would send into it.
+        (
+            "the path is broken",
+            Event::PathDown(Diagnostic::DETECTION_TIME_EXPIRED),
+            Some(&[6, 9, 6, 10]),
+            false,
+            Some(&[6, 10]),
+            false,
+        ),
+        ("told that the path is broken", Event::Received(Outgoing, &broken), None, false, None, false),
+        (
+            "the same, with the end of routes",
+            Event::Received(Outgoing, &hard_broken),
+            None,
+            false,
+            None,
+            false,
+        ),
     ];
     for (name, event, told, kept, told_without, kept_without) in cases {
         for (peer, told, kept) in [(true, told, kept), (false, told_without, kept_without)] {
