@@ -4,6 +4,8 @@
 
 #[path = "dataplane/clients.rs"]
 mod clients;
+#[path = "dataplane/leaving.rs"]
+mod leaving;
 mod namespace;
 
 use std::collections::BTreeSet;
