@@ -5,6 +5,8 @@
 mod builders;
 #[path = "dataplane/clients.rs"]
 mod clients;
+#[path = "dataplane/leaving.rs"]
+mod leaving;
 mod namespace;
 
 use std::collections::BTreeSet;

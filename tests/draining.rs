@@ -3,7 +3,7 @@
 
 mod builders;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -147,8 +147,9 @@ async fn announcer(directory: &Path, peer: SocketAddr, asn: u32) -> Announcer {
 
 /// Goes a step, as the agent's loop does, at that second.
 async fn step(drain: &mut Drain, announcer: &mut Announcer, kept: &[&str], asked: bool, now: Instant) {
-    let kept: BTreeSet<IpNet> = kept.iter().map(|prefix| prefix.parse().unwrap()).collect();
-    let seen = Seen { asked, whole: true, alone: &|_| kept.clone(), looks: true, connections: Some(0) };
+    let kept: BTreeMap<IpNet, bool> = kept.iter().map(|prefix| (prefix.parse().unwrap(), true)).collect();
+    let connections = Some((0, now));
+    let seen = Seen { asked, whole: true, alone: &|_| kept.clone(), looks: true, connections };
     drain.step(&seen, now);
     announcer.stand(drain.stance()).await;
     announcer.update(&plan(), |_| true, None).await;

@@ -198,7 +198,7 @@ fn what_cannot_be_repaired_keeps_one_vip_from_being_announced_until_it_is_gone()
                     assert_eq!(held(&dataplane, &plan), others, "{name}, look {look}");
                     assert_eq!(dataplane.problems(), problem, "{name}, look {look}");
                     assert_eq!(dataplane.problem_counts()["vip"], 1, "{name}");
-                    assert!(problem[0].ends_with(&dataplane.obstacles(address(vip))[0]), "{name}");
+                    assert!(problem[0].ends_with(&dataplane.obstacles(&plan, address(vip))[0]), "{name}");
                     now += PERIOD;
                     assert_eq!(
                         dataplane.check(&plan, now).await,
@@ -215,6 +215,37 @@ fn what_cannot_be_repaired_keeps_one_vip_from_being_announced_until_it_is_gone()
             });
         }
     }
+}
+
+#[test]
+fn what_others_give_back_is_asked_for_before_it_is_announced_and_has_its_turn_then() {
+    in_namespace("given-back", async |node| {
+        let (mut plan, mut now) = (without_endpoints(), Instant::now());
+        endpoints_come(&mut plan);
+        run(&["ipvsadm -A -t 192.0.2.81:80 -s rr", "ipvsadm -A -t [2001:db8::81]:80 -s rr"]);
+        let mut dataplane = open(node);
+        dataplane.sync(&plan, now).await;
+        assert_eq!(held(&dataplane, &plan), VIPS[..2], "another owner has the virtual servers");
+        let obstacles = |dataplane: &Dataplane| dataplane.obstacles(&plan, address("192.0.2.81")).join("; ");
+        assert!(obstacles(&dataplane).contains("another owner"), "{}", obstacles(&dataplane));
+        let (_, obstacle, remedy, _) = OBSTACLES[0];
+        run(obstacle);
+        run(&["ipvsadm -D -t 192.0.2.81:80", "ipvsadm -D -t [2001:db8::81]:80"]);
+        let before = dataplane.obstructed();
+        now += PERIOD;
+        dataplane.check(&plan, now).await;
+        assert_eq!(held(&dataplane, &plan), ["192.0.2.80", "2001:db8::80", "2001:db8::81"]);
+        assert!(obstacles(&dataplane).contains("no route local"), "{}", obstacles(&dataplane));
+        assert_ne!(dataplane.obstructed(), before, "announcements have to follow");
+        for (meddling, expected) in
+            [(remedy, &VIPS[..]), (&obstacle[2..], &["192.0.2.80", "2001:db8::80", "2001:db8::81"])]
+        {
+            run(meddling);
+            now += PERIOD;
+            dataplane.check(&plan, now).await;
+            assert_eq!(held(&dataplane, &plan), expected, "{meddling:?}");
+        }
+    });
 }
 
 #[test]

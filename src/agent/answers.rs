@@ -101,7 +101,7 @@ impl Agent {
             withheld_from: &|prefix| self.announcer.withheld_from(plan, prefix),
             obstacles: &|vip| match self.announcer.holds_back(&vip.into()) {
                 true => vec!["this node drains".into()],
-                false => self.dataplane.obstacles(vip),
+                false => self.dataplane.obstacles(plan, vip),
             },
             found: self.announcer.found(),
         });

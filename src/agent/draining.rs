@@ -9,18 +9,21 @@ use tracing::{info, warn};
 
 use super::{Agent, holds};
 use crate::config::{self, DrainReason};
-use crate::dataplane::Passing;
+use crate::dataplane::{Dataplane, Look, Passing};
 use crate::drain::{Drain, Phase, Record, RecordFile, Seen, Stance};
 use crate::observe::events::{Kind, Notice};
 use crate::observe::metrics::DrainSnapshot;
 use crate::observe::{status, timestamp};
-use crate::plan::Announcement;
+use crate::plan::{Announcement, NodePlan};
 
-/// How often it is looked what is left, while somebody may wait for the answer; and when the limit is over.
+/// How often it is looked which VIPs are kept, and, while somebody may wait for the answer, for connections; and when the limit is over.
 const LOOK: Duration = Duration::from_secs(1);
 const LOOK_ON: Duration = Duration::from_secs(15);
-/// The share of the time that a look may take: one in so many.
+/// The share of the loop's time that a look may take, and of another thread's: one in so many.
 const SHARE: u32 = 20;
+const SHARE_OF_THREAD: u32 = 4;
+/// Why connections are not looked for while the plan is held: VIPs and their kinds are the source's to tell.
+const WITHOUT_SOURCE: &str = "connections through this node: not known before the source has told all";
 
 /// How far the drain is, and what is known of it.
 pub(super) struct Draining {
@@ -30,12 +33,18 @@ pub(super) struct Draining {
     commanded: bool,
     /// Since when this node has not been serving.
     since: Option<SystemTime>,
-    passing: Passing,
+    /// When it is next looked which VIPs are kept.
     look_at: Instant,
+    passing: Passing,
+    /// The look for connections that goes on, and when it was begun; and when the next may.
+    look: Option<(Look, Instant)>,
+    next_look: Instant,
     /// Why it is not known what comes through this node.
     unseen: Option<String>,
     /// Users have been told that the limit is over.
     told_overdue: bool,
+    /// Why announcements could not follow, if they have to still.
+    behind: Option<String>,
     wait: Duration,
 }
 
@@ -53,12 +62,20 @@ impl Draining {
             file,
             commanded: record.commanded,
             since: record.since,
-            passing: Passing::default(),
             look_at: now,
+            passing: Passing::default(),
+            look: None,
+            next_look: now,
             unseen: None,
             told_overdue: false,
+            behind: None,
             wait: config.wait,
         }
+    }
+
+    /// Whether it serves as ever.
+    pub(super) fn serves(&self) -> bool {
+        self.drain.phase() == Phase::Serving
     }
 
     /// How VIPs are announced.
@@ -68,7 +85,8 @@ impl Draining {
 
     /// What is not as it should be.
     pub(super) fn problems(&self) -> impl Iterator<Item = String> {
-        self.file.problem().map(str::to_owned).into_iter().chain(self.unseen.clone())
+        let file = self.file.problem().map(str::to_owned);
+        file.into_iter().chain(self.unseen.clone()).chain(self.behind.clone())
     }
 
     /// Has the next start know how far it is.
@@ -81,7 +99,57 @@ impl Draining {
             },
             since: self.since,
             kept: self.drain.kept().copied().collect(),
+            waiting: self.drain.waiting().copied().collect(),
         });
+    }
+
+    /// Looks for connections while the node empties: begins when it is time, and gives what came of it when it is over: how many need this
+    /// node, and when the look was begun. `plan`: the source's, if that has told it.
+    fn count(
+        &mut self,
+        dataplane: &mut Dataplane,
+        plan: Option<&NodePlan>,
+        now: Instant,
+    ) -> Option<(usize, Instant)> {
+        if !matches!(self.drain.phase(), Phase::Emptying(_)) {
+            return None;
+        }
+        let Some(plan) = plan else {
+            self.unseen = Some(WITHOUT_SOURCE.into());
+            return None;
+        };
+        let over = self.look.take_if(|(look, _)| look.is_over());
+        let counted = over.and_then(|(look, began)| {
+            let (passing, took) = look.end();
+            let pause = if self.drain.is_overdue(now) { LOOK_ON } else { LOOK };
+            self.next_look = began + pause.max(SHARE_OF_THREAD * took);
+            self.saw(passing).map(|count| (count, began))
+        });
+        if self.look.is_none() && now >= self.next_look {
+            self.next_look = now + LOOK;
+            match dataplane.look_for_connections(plan, self.wait) {
+                Ok(look) => self.look = Some((look, now)),
+                Err(error) => drop(self.saw(Err(error))),
+            }
+        }
+        counted
+    }
+
+    /// Forgets what was seen of connections where that matters no more; a look that goes on ends by itself, and its answer is nobody's.
+    fn forget(&mut self) {
+        if !matches!(self.drain.phase(), Phase::Emptying(_)) {
+            self.passing = Passing::default();
+            self.unseen = None;
+            self.look = None;
+        }
+    }
+
+    /// What came of a look.
+    fn saw(&mut self, passing: Result<Passing, String>) -> Option<usize> {
+        let problem = |error| format!("connections through this node: {error}");
+        self.unseen = passing.as_ref().err().map(problem);
+        self.passing = passing.unwrap_or_default();
+        self.unseen.is_none().then_some(self.passing.count)
     }
 }
 
@@ -116,30 +184,25 @@ impl Agent {
         let now = Instant::now();
         let asked = !self.drain_reasons().is_empty();
         let draining = &mut self.draining;
-        let looked = matches!(draining.drain.phase(), Phase::Emptying(_)) && now >= draining.look_at;
-        if looked {
-            let passing = self.dataplane.passing(plan, draining.wait);
-            draining.unseen =
-                passing.as_ref().err().map(|error| format!("connections through this node: {error}"));
-            draining.passing = passing.unwrap_or_default();
-        }
         let before = draining.drain.clone();
+        let told = self.held.is_none().then_some(plan);
+        let connections = draining.count(&mut self.dataplane, told, now);
+        let looks = now >= draining.look_at;
         let seen = Seen {
             asked,
             // Without its source a node announces what the kernel is known to forward.
-            whole: self.held.is_some() || self.dataplane.is_whole(),
-            alone: &|among| self.planner.alone(plan, among),
-            looks: looked,
-            connections: (looked && draining.unseen.is_none()).then_some(draining.passing.count),
+            whole: told.is_none() || self.dataplane.is_whole(),
+            alone: &|among| match told {
+                Some(_) => self.planner.alone(among),
+                None => plan.alone(among),
+            },
+            looks,
+            connections,
         };
         draining.drain.step(&seen, now);
-        if looked {
-            let pause = if draining.drain.is_overdue(now) { LOOK_ON } else { LOOK };
-            draining.look_at = now + pause.max(SHARE * now.elapsed());
-        }
-        if !matches!(draining.drain.phase(), Phase::Emptying(_)) {
-            draining.passing = Passing::default();
-            draining.unseen = None;
+        draining.forget();
+        if looks {
+            draining.look_at = now + LOOK.max(SHARE * now.elapsed());
         }
         self.follow_drain(&before).await;
     }
@@ -157,18 +220,26 @@ impl Agent {
         // Before anything is told: an agent that is killed in between does not announce what has been withdrawn.
         draining.save();
         let (stood, stance) = (before.stance(), draining.stance());
-        if stood != stance {
+        if stood != stance || draining.behind.is_some() {
             self.announcer.stand(stance).await;
             let plan = self.planner.plan();
             if let Some(held) = &self.held {
                 match self.dataplane.forwarded().await {
                     Ok(forwarded) => {
+                        self.draining.behind = None;
                         let holds = |planned: &Announcement| forwarded.contains(&planned.prefix.addr());
                         self.announcer.update(held, holds, None).await;
                     }
-                    Err(error) => warn!(%error, "the drain waits: what the kernel forwards is not known"),
+                    Err(error) => {
+                        let why = format!("the drain waits: what the kernel forwards is not known: {error}");
+                        if self.draining.behind.as_ref() != Some(&why) {
+                            warn!("{why}");
+                        }
+                        self.draining.behind = Some(why);
+                    }
                 }
             } else if self.ready {
+                self.draining.behind = None;
                 let dataplane = &self.dataplane;
                 self.announcer.update(plan, |planned| holds(dataplane, plan, planned), None).await;
             }
@@ -184,6 +255,7 @@ impl Agent {
             );
             self.tell_drain(Kind::Warning, "DrainOverdue", message);
         }
+        self.tell_kept(before);
     }
 
     /// Events are of a drain's beginning and end; what is between is for the log.
@@ -208,9 +280,13 @@ impl Agent {
             }
             Phase::Returning(_) => info!("drain: virtual IPs are announced again, as a last resort at first"),
         }
-        let kept = self.kept();
-        if !kept.is_empty() {
-            let kept = kept.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    }
+
+    /// That VIPs are kept which were not before.
+    fn tell_kept(&mut self, before: &Drain) {
+        let known: BTreeSet<&IpNet> = before.kept().collect();
+        if self.draining.drain.kept().any(|prefix| !known.contains(prefix)) {
+            let kept = self.kept().iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
             let message = format!(
                 "drain: no other Node is to announce {kept}: kept as a last resort until one is (an agent must run there that is not \
                  about to go, with endpoints for it)"

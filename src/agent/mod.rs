@@ -29,13 +29,13 @@ use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tracing::{debug, info, warn};
 
-use self::announced::{holds, left_out, touched};
+use self::announced::{holds, left_out, touched, warnings};
 use self::draining::Draining;
 use self::leaving::{Leaving, SETTLE};
 use crate::announce::{Announcer, Journal, Missing, Saved};
 use crate::cluster::{Event, Object, ObjectKey, Problem};
 use crate::config::Config;
-use crate::dataplane::{Dataplane, DataplaneError, Settings};
+use crate::dataplane::{Dataplane, DataplaneError, Obstructed, Settings};
 use crate::observe::accepts::Accepts;
 use crate::observe::events::{Absent, Events};
 use crate::observe::status::Question;
@@ -119,7 +119,9 @@ pub struct Agent {
     /// What a start waits for, as logged last.
     waits_for: Option<&'static str>,
     /// As logged last.
-    problems: Vec<String>,
+    problems: BTreeSet<String>,
+    /// What keeps VIPs from being announced, as announcements follow.
+    obstructed: Obstructed,
     source_problems: BTreeSet<Problem>,
     node_warnings: BTreeSet<Warning>,
     /// Where there is an API server to write to.
@@ -164,6 +166,8 @@ impl Agent {
         announcer.import_to(import);
         announcer.follow(follow_links(background).map_err(AgentError::Tables)?);
         let draining = Draining::open(&settings.state_directory, &planner.config().drain);
+        // Until the source has told all, that is known of the record alone.
+        observer.drains(!draining.serves());
         Ok(Self {
             planner,
             dataplane,
@@ -178,7 +182,8 @@ impl Agent {
             opened: Instant::now(),
             checked: Instant::now(),
             waits_for: None,
-            problems: Vec::new(),
+            problems: BTreeSet::new(),
+            obstructed: Obstructed::default(),
             source_problems: BTreeSet::new(),
             node_warnings: BTreeSet::new(),
             accepts: api_server.clone().map(|client| Accepts::start(client, node, background)),
@@ -222,6 +227,7 @@ impl Agent {
                         Question::Snapshot(asker) if asker.is_closed() => {}
                         Question::Explain(target, asker) => drop(asker.send(self.explain(&target).await)),
                         Question::Status(asker) => drop(asker.send(self.status())),
+                        Question::Draining(asker) => drop(asker.send(self.drain_status())),
                         Question::Drain(asked, asker) => drop(asker.send(self.command_drain(asked).await)),
                         Question::Snapshot(asker) => drop(asker.send(self.snapshot())),
                     }
@@ -540,23 +546,24 @@ impl Agent {
 
     /// Logs problems as they come and go; a VIP that the kernel does not hold any more is withdrawn.
     async fn report(&mut self) {
-        let problems = self.dataplane.problems();
-        if problems == self.problems {
+        let problems: BTreeSet<String> = self.dataplane.problems().into_iter().collect();
+        let obstructed = self.dataplane.obstructed();
+        if problems == self.problems && obstructed == self.obstructed {
             return;
         }
-        for problem in problems.iter().filter(|problem| !self.problems.contains(problem)) {
-            warn!("{problem}");
-        }
-        if problems.is_empty() {
+        if problems.is_empty() && !self.problems.is_empty() {
             info!("all is as planned again");
         }
-        self.problems = problems;
+        for problem in news(&mut self.problems, problems) {
+            warn!("{problem}");
+        }
+        self.obstructed = obstructed;
         let plan = self.planner.plan();
         if self.ready {
             self.announcer.update(plan, |planned| holds(&self.dataplane, plan, planned), None).await;
         }
         if let Some(events) = &mut self.events {
-            events.vips(left_out(&self.dataplane, plan));
+            events.vips(warnings(self.planner.node(), &left_out(&self.dataplane, plan)));
         }
     }
 

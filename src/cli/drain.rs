@@ -1,5 +1,6 @@
 //! `sheave drain` and `sheave undrain`: take this node out of the way of traffic, and back.
 
+use std::io;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -100,40 +101,54 @@ fn order(asked: bool, Common { wait, timeout, socket }: &Common) -> ExitCode {
         Ok(runtime) => runtime,
         Err(error) => return failed(&format!("runtime: {error}")),
     };
-    let result = runtime.block_on(async {
-        let drain = status::drain(socket, asked).await.map_err(|error| unanswered(socket, &error))?;
-        let line = say(&drain)?;
-        if *wait { await_end(asked, socket, *timeout, drain, line).await } else { Ok(()) }
-    });
-    match result {
+    match runtime.block_on(order_and_wait(asked, *wait, *timeout, socket)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => failed(&error),
     }
 }
 
-/// Asks on and on, and prints what changes.
+async fn order_and_wait(
+    asked: bool,
+    wait: bool,
+    timeout: Option<Duration>,
+    socket: &Path,
+) -> Result<(), String> {
+    let start = Instant::now();
+    let limit = timeout.map(|timeout| (start, timeout));
+    let drain = within(rest(limit), status::drain(socket, asked)).await;
+    let drain = drain.map_err(|error| unanswered(socket, &error))?;
+    let line = say(&drain)?;
+    if wait { await_end(asked, socket, limit, drain, line).await } else { Ok(()) }
+}
+
+/// How long it may be waited for an answer.
+fn rest(limit: Option<(Instant, Duration)>) -> Duration {
+    limit.map_or(AWAY, |(start, timeout)| timeout.saturating_sub(start.elapsed()).min(AWAY))
+}
+
+/// Asks on and on, and prints what changes; until so long after that moment, if there is a limit.
 async fn await_end(
     asked: bool,
     socket: &Path,
-    timeout: Option<Duration>,
+    limit: Option<(Instant, Duration)>,
     mut drain: status::Drain,
     mut line: String,
 ) -> Result<(), String> {
-    let (start, mut answered) = (Instant::now(), Instant::now());
+    let mut answered = Instant::now();
     loop {
         match judge(asked, &drain) {
             Wait::Done => return Ok(()),
             Wait::Stuck(why) => return Err(why),
             Wait::GoesOn => {}
         }
-        if let Some(timeout) = timeout.filter(|timeout| start.elapsed() >= *timeout) {
+        if let Some((_, timeout)) = limit.filter(|_| rest(limit).is_zero()) {
             let timeout = humantime::format_duration(timeout);
             return Err(format!("not within {timeout}: {}", left(&drain)));
         }
-        tokio::time::sleep(ASK).await;
-        match status::ask(socket).await {
-            Ok(status) => {
-                drain = status.drain;
+        tokio::time::sleep(ASK.min(rest(limit))).await;
+        match within(rest(limit), status::draining(socket)).await {
+            Ok(told) => {
+                drain = told;
                 answered = Instant::now();
                 if words(&drain) != line {
                     line = say(&drain)?;
@@ -141,6 +156,17 @@ async fn await_end(
             }
             Err(error) if answered.elapsed() > AWAY => return Err(unanswered(socket, &error)),
             Err(_) => {}
+        }
+    }
+}
+
+/// An agent that is there may not answer either: it was stopped, or waits for its kernel.
+async fn within<T>(time: Duration, answer: impl Future<Output = io::Result<T>>) -> io::Result<T> {
+    match tokio::time::timeout(time, answer).await {
+        Ok(answer) => answer,
+        Err(_) => {
+            let why = format!("no answer within {:.1} s", time.as_secs_f64());
+            Err(io::Error::new(io::ErrorKind::TimedOut, why))
         }
     }
 }
@@ -178,13 +204,89 @@ fn say(drain: &status::Drain) -> Result<String, String> {
     Ok(line)
 }
 
-fn unanswered(socket: &Path, error: &std::io::Error) -> String {
+fn unanswered(socket: &Path, error: &io::Error) -> String {
     format!("{}: {error}; is the agent running, and is this its `observe.status`?", socket.display())
 }
 
 #[cfg(test)]
 mod tests {
+    use tokio::net::UnixListener;
+    use tokio::sync::mpsc;
+
     use super::*;
+    use crate::observe::status::Question;
+
+    fn emptying() -> status::Drain {
+        status::Drain {
+            phase: "emptying".into(),
+            since: None,
+            asked_by: vec!["command `sheave drain`".into()],
+            overdue: false,
+            connections: 0,
+            some_connections: Vec::new(),
+            kept: Vec::new(),
+        }
+    }
+
+    #[tokio::test]
+    async fn the_order_is_given_once_and_then_asked_how_far_the_drain_is() {
+        let directory = tempfile::tempdir().unwrap();
+        let socket = directory.path().join("status.sock");
+        let (sender, mut questions) = mpsc::channel(1);
+        status::serve(&socket, sender).unwrap();
+        let agent = tokio::spawn(async move {
+            let mut asked = Vec::new();
+            while let Some(question) = questions.recv().await {
+                match question {
+                    Question::Drain(true, asker) => {
+                        asked.push("drain");
+                        asker.send(emptying()).unwrap();
+                    }
+                    Question::Draining(asker) => {
+                        asked.push("draining");
+                        let drained = asked.len() > 3;
+                        let phase = if drained { "drained" } else { "emptying" };
+                        asker.send(status::Drain { phase: phase.into(), ..emptying() }).unwrap();
+                        if drained {
+                            break;
+                        }
+                    }
+                    other => panic!("{other:?}"),
+                }
+            }
+            asked
+        });
+        let timeout = Some(Duration::from_secs(60));
+        assert_eq!(order_and_wait(true, true, timeout, &socket).await, Ok(()));
+        assert_eq!(agent.await.unwrap(), ["drain", "draining", "draining", "draining"]);
+    }
+
+    #[tokio::test]
+    async fn the_timeout_holds_where_the_agent_does_not_answer() {
+        let directory = tempfile::tempdir().unwrap();
+        let timeout = Some(Duration::from_millis(700));
+        // One that takes no connection up, and one that takes the order alone.
+        let silent = directory.path().join("silent.sock");
+        let _listener = UnixListener::bind(&silent).unwrap();
+        let ordered = directory.path().join("ordered.sock");
+        let (sender, mut questions) = mpsc::channel(1);
+        status::serve(&ordered, sender).unwrap();
+        let _agent = tokio::spawn(async move {
+            let mut waiting = Vec::new();
+            while let Some(question) = questions.recv().await {
+                match question {
+                    Question::Drain(_, asker) => asker.send(emptying()).unwrap(),
+                    other => waiting.push(other),
+                }
+            }
+        });
+        for (socket, expected) in [(silent, "no answer within 0."), (ordered, "not within 700ms: emptying")] {
+            let waiting = order_and_wait(true, true, timeout, &socket);
+            let ended = tokio::time::timeout(Duration::from_secs(20), waiting).await;
+            let error = ended.expect("the timeout holds").unwrap_err();
+            assert!(error.contains(expected), "{error}");
+        }
+    }
 
     #[test]
     fn when_the_wait_is_over() {
@@ -207,15 +309,8 @@ mod tests {
                 Err("as annotation sheave.io/drain asks"),
             ),
         ] {
-            let drain = status::Drain {
-                phase: phase.into(),
-                since: None,
-                asked_by: asked_by.iter().copied().map(str::to_owned).collect(),
-                overdue,
-                connections: 0,
-                some_connections: Vec::new(),
-                kept: Vec::new(),
-            };
+            let asked_by = asked_by.iter().copied().map(str::to_owned).collect();
+            let drain = status::Drain { phase: phase.into(), asked_by, overdue, ..emptying() };
             let judged = match judge(asked, &drain) {
                 Wait::Done => Ok(true),
                 Wait::GoesOn => Ok(false),

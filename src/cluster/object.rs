@@ -9,6 +9,7 @@ use std::time::SystemTime;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
+use super::wire::null_default;
 use super::{Protocol, ServiceName};
 
 /// The annotations that concern Sheave: those of `sheave.io/` and `kube-router.io/`.
@@ -198,10 +199,10 @@ pub struct Taint {
     /// Its key.
     pub key: Arc<str>,
     /// Its value; most have none.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "null_default")]
     pub value: Arc<str>,
     /// `NoSchedule`, `PreferNoSchedule` or `NoExecute`.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "null_default")]
     pub effect: Arc<str>,
 }
 

@@ -112,7 +112,10 @@ impl<'de, F: Filter> Deserialize<'de> for Kept<F> {
     }
 }
 
-fn null_default<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(d: D) -> Result<T, D::Error> {
+/// `null` is as good as nothing.
+pub(super) fn null_default<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(
+    d: D,
+) -> Result<T, D::Error> {
     Ok(Option::deserialize(d)?.unwrap_or_default())
 }
 

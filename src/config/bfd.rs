@@ -134,12 +134,11 @@ fn multiplier<'de, D: Deserializer<'de>>(d: D) -> Result<u8, D::Error> {
     }
 }
 
-/// `bfd` of a peer in kube-router's annotation.
+/// `bfd` of a peer in kube-router's annotation. As there, fields that are not known do no harm.
 #[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
 pub(super) struct KubeRouterBfd {
     #[serde(default)]
-    enabled: bool,
+    enabled: Option<bool>,
     #[serde(default)]
     port: Option<u32>,
     #[serde(default)]
@@ -151,10 +150,14 @@ pub(super) struct KubeRouterBfd {
 }
 
 impl KubeRouterBfd {
-    /// The same in our words; `None` where it is off. Its defaults are kube-router's, which speaks to neighbours alone.
+    /// The same in our words; `None` where it is off, whatever else it says. Its defaults are kube-router's, which speaks to neighbours
+    /// alone.
     pub(super) fn read(self) -> Result<Option<Bfd>, String> {
         let Self { enabled, port, detection_multiplier, required_min_rx_interval, desired_min_tx_interval } =
             self;
+        if enabled != Some(true) {
+            return Ok(None);
+        }
         let multihop = match port {
             None | Some(3784) => false,
             Some(4784) => true,
@@ -174,14 +177,13 @@ impl KubeRouterBfd {
             milliseconds @ 10..10_000 => Ok(Duration::from_millis(milliseconds.into())),
             other => Err(format!("bfd.{field}: {other} is not within 10 to 9999 milliseconds: give those")),
         };
-        let bfd = Bfd {
+        Ok(Some(Bfd {
             transmit_interval: interval("desired_min_tx_interval", desired_min_tx_interval)?,
             receive_interval: interval("required_min_rx_interval", required_min_rx_interval)?,
             detect_multiplier,
             multihop: Some(multihop),
             passive: false,
             keys: Vec::new(),
-        };
-        Ok(enabled.then_some(bfd))
+        }))
     }
 }

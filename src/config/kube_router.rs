@@ -116,7 +116,11 @@ fn tellable(yaml::Error { line, field, message }: yaml::Error) -> yaml::Error {
 /// Its peers: of the one annotation where that is there, else of the older lists.
 pub(super) fn peers(reader: &mut Reader<'_>) -> Option<Result<Vec<Peer>, ()>> {
     if let Some(text) = reader.text(PEERS) {
-        return Some(reader.checked(PEERS, node::read_list(text, written_peer, tellable, peer::check)));
+        let mut without_bfd = Vec::new();
+        let written = |peer| written_peer(peer, &mut without_bfd);
+        let peers = reader.checked(PEERS, node::read_list(text, written, tellable, peer::check));
+        without_bfd.iter().for_each(|why| reader.warn("PeerWithoutBFD", format!("{PEERS}: {why}")));
+        return Some(peers);
     }
     let ips = reader.text(PEER_IPS)?;
     let list = |key| reader.text(key).map(items).unwrap_or_default();
@@ -128,17 +132,22 @@ pub(super) fn peers(reader: &mut Reader<'_>) -> Option<Result<Vec<Peer>, ()>> {
     })
 }
 
-fn written_peer(peer: WrittenPeer) -> Result<Peer, String> {
+/// A peer whose BFD cannot be had has a session without, and is told of in `without_bfd`: others need theirs.
+fn written_peer(peer: WrittenPeer, without_bfd: &mut Vec<String>) -> Result<Peer, String> {
     let WrittenPeer { remoteip, remoteasn, localip, password, port, bfd } = peer;
     if remoteasn == 0 {
         return Err("remoteasn: 0 is reserved (RFC 7607)".into());
     }
+    let bfd = bfd.map_or(Ok(None), KubeRouterBfd::read).unwrap_or_else(|wrong| {
+        without_bfd.push(format!("{wrong}; the session with {remoteip} is without BFD"));
+        None
+    });
     let default = Peer::new(remoteip, remoteasn);
     Ok(Peer {
         port: port.unwrap_or(default.port),
         local_address: localip.as_deref().map_or(Ok(None), local_address)?,
         password,
-        bfd: bfd.map_or(Ok(None), KubeRouterBfd::read)?,
+        bfd,
         ..default
     })
 }

@@ -259,7 +259,7 @@ fn show_no_key<'a>(peers: impl Iterator<Item = &'a Peer>) -> Result<(), Wrong> {
 /// `check` says what is wrong with the list.
 pub(super) fn read_list<'t, W: Deserialize<'t>, T>(
     text: &'t str,
-    item: fn(W) -> Result<T, String>,
+    mut item: impl FnMut(W) -> Result<T, String>,
     tellable: fn(yaml::Error) -> yaml::Error,
     check: fn(&[T]) -> Result<(), Wrong>,
 ) -> Result<Vec<T>, String> {

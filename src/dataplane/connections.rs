@@ -2,12 +2,18 @@
 //!
 //! IPVS remembers an established connection for minutes after its last packet, so that its count says nothing of one that has moved to
 //! another director. But each packet sets the time anew that the entry has left: how much of it is gone is how long nothing came.
+//!
+//! A read of the table gets a page of it at most (`seq_read_iter`), and each walks the table from its beginning (`ip_vs_conn_array`): with
+//! 100,000 connections that takes seconds in all, whatever the buffer. So a [`Look`] has a thread of its own.
 
 use std::fs::File;
 use std::io::{self, BufReader};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::time::Duration;
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
 
+use foldhash::HashMap;
+use ipnet::IpNet;
 use sheave_ipvs::Timeouts;
 
 use super::Dataplane;
@@ -40,33 +46,75 @@ pub struct Passing {
     pub some: Vec<Connection>,
 }
 
-impl Dataplane {
-    /// Connections of clients outside of the cluster for which something came within the last `lately`, and all to the node's own
-    /// addresses. What this node and its pods open themselves goes through this node as long as they are here, whoever else is a director.
-    ///
-    /// # Errors
-    /// What the kernel says, in words.
-    pub fn passing(&mut self, plan: &NodePlan, lately: Duration) -> Result<Passing, String> {
-        let timeouts = self.servers.timeouts().map_err(|error| error.to_string())?;
-        let table = File::open(TABLE).map_err(|error| format!("{TABLE}: {error}"))?;
-        let is_inside = |client: &IpAddr| {
-            plan.node.addresses.contains(client)
-                || plan.node.cluster_clients.iter().any(|net| net.contains(client))
-        };
-        let counts = |connection: &Connection| {
-            let server = plan.virtual_servers.get(&connection.vip);
-            server.is_some_and(|server| connection.needs(server.kind, lately))
-                && !is_inside(&connection.client.ip())
-        };
-        select(BufReader::new(table), &timeouts, counts).map_err(|error| format!("{TABLE}: {error}"))
+/// A look at the table that goes on.
+#[derive(Debug)]
+pub struct Look(JoinHandle<(io::Result<Passing>, Duration)>);
+
+impl Look {
+    /// Whether it has come to its end.
+    pub fn is_over(&self) -> bool {
+        self.0.is_finished()
+    }
+
+    /// What came of it, or why nothing, in words; and how long it took. Waits for its end.
+    pub fn end(self) -> (Result<Passing, String>, Duration) {
+        let failed = || (Err(io::Error::other("the look panicked")), Duration::ZERO);
+        let (passing, took) = self.0.join().unwrap_or_else(|_| failed());
+        (passing.map_err(|error| format!("{TABLE}: {error}")), took)
     }
 }
 
-impl Connection {
-    /// Whether it needs this node still: something came for it lately, or it is to an address of the node itself, and can go nowhere else
-    /// until it ends. Of a flow of datagrams no end is seen.
-    fn needs(&self, kind: VipKind, lately: Duration) -> bool {
-        self.idle < lately || kind == VipKind::NodePort && self.vip.protocol != Protocol::Udp
+impl Dataplane {
+    /// Begins to look for connections of clients outside of the cluster for which something came within the last `lately`, and all to the
+    /// node's own addresses. What this node and its pods open themselves goes through this node as long as they are here, whoever else is a
+    /// director.
+    ///
+    /// # Errors
+    /// What the kernel says, in words.
+    pub fn look_for_connections(&mut self, plan: &NodePlan, lately: Duration) -> Result<Look, String> {
+        let timeouts = self.servers.timeouts().map_err(|error| error.to_string())?;
+        let outside = Outside::of(plan, lately);
+        let look = move || {
+            let began = Instant::now();
+            let passing = File::open(TABLE)
+                .and_then(|table| select(BufReader::new(table), &timeouts, |one| outside.need(one)));
+            (passing, began.elapsed())
+        };
+        let thread = thread::Builder::new().name("connections".into()).spawn(look);
+        thread.map(Look).map_err(|error| format!("thread: {error}"))
+    }
+}
+
+/// Clients outside of the cluster, and what they connect to, as was planned when a look began.
+struct Outside {
+    servers: HashMap<VipPort, VipKind>,
+    inside: Vec<IpNet>,
+    lately: Duration,
+}
+
+impl Outside {
+    /// A cluster IP that is not announced is for clients within the cluster alone, wherever their addresses are from.
+    fn of(plan: &NodePlan, lately: Duration) -> Self {
+        let is_outside = |vip: &VipPort, kind: VipKind| {
+            kind != VipKind::ClusterIP || plan.announcements.contains_key(&IpNet::from(vip.address))
+        };
+        let servers = plan.virtual_servers.iter().map(|(vip, server)| (*vip, server.kind));
+        let own = plan.node.addresses.iter().map(|address| IpNet::from(*address));
+        Self {
+            servers: servers.filter(|(vip, kind)| is_outside(vip, *kind)).collect(),
+            inside: own.chain(plan.node.cluster_clients.iter().copied()).collect(),
+            // The table tells whole seconds.
+            lately: lately.max(Duration::from_secs(1)),
+        }
+    }
+
+    /// Whether they need this node for a connection still: something came for it lately, or it is to an address of the node itself, and can
+    /// go nowhere else until it ends. Of a flow of datagrams no end is seen.
+    fn need(&self, connection: &Connection) -> bool {
+        let Connection { vip, client, idle } = connection;
+        let Some(kind) = self.servers.get(vip) else { return false };
+        let stays = *kind == VipKind::NodePort && vip.protocol != Protocol::Udp;
+        (*idle < self.lately || stays) && !self.inside.iter().any(|net| net.contains(&client.ip()))
     }
 }
 
@@ -123,6 +171,8 @@ fn number(text: &str) -> Option<u16> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cluster::ServiceName;
+    use crate::plan::{Announcement, AnnouncementKind, Scheduler, SchedulerFlags, VirtualServer};
 
     const TIMEOUTS: Timeouts = Timeouts { tcp: 900, tcp_fin: 120, udp: 300 };
 
@@ -171,25 +221,81 @@ mod tests {
         }
     }
 
+    /// A server of each kind, of which two cluster IPs, one of them announced.
+    fn plan() -> NodePlan {
+        let mut plan = NodePlan::new("node-a");
+        plan.node.addresses = vec!["10.0.0.11".parse().unwrap()];
+        plan.node.cluster_clients = ["10.244.1.0/24".parse().unwrap()].into();
+        for (vip, kind) in [
+            ("192.0.2.80", VipKind::LoadBalancerIP),
+            ("198.51.100.80", VipKind::ExternalIP),
+            ("10.0.0.11", VipKind::NodePort),
+            ("10.96.0.80", VipKind::ClusterIP),
+            ("10.96.0.81", VipKind::ClusterIP),
+        ] {
+            for protocol in [Protocol::Tcp, Protocol::Udp, Protocol::Sctp] {
+                let vip = VipPort { address: vip.parse().unwrap(), port: 80, protocol };
+                plan.virtual_servers.insert(vip, server(vip, kind));
+            }
+        }
+        let announced = Announcement {
+            prefix: "10.96.0.81/32".parse().unwrap(),
+            kind: AnnouncementKind::ClusterIP,
+            service: None,
+            local: false,
+            communities: [].into(),
+            large_communities: [].into(),
+            local_pref: None,
+            med: None,
+            as_path_prepend: 0,
+        };
+        plan.announcements.insert(announced.prefix, announced);
+        plan
+    }
+
+    fn server(vip: VipPort, kind: VipKind) -> VirtualServer {
+        VirtualServer {
+            vip,
+            service: ServiceName { namespace: "default".into(), name: "web".into() },
+            service_port: None,
+            kind,
+            scheduler: Scheduler::Mh,
+            scheduler_flags: SchedulerFlags::default(),
+            persistence: None,
+            destinations: Vec::new(),
+            internal: None,
+            drops: false,
+        }
+    }
+
     #[test]
     fn who_needs_this_node() {
-        let lately = Duration::from_secs(5);
-        for (protocol, kind, idle, expected) in [
-            (Protocol::Tcp, VipKind::LoadBalancerIP, 4, true),
-            (Protocol::Tcp, VipKind::LoadBalancerIP, 5, false),
-            (Protocol::Udp, VipKind::ExternalIP, 4, true),
-            (Protocol::Tcp, VipKind::NodePort, 800, true),
-            (Protocol::Sctp, VipKind::NodePort, 800, true),
-            (Protocol::Udp, VipKind::NodePort, 4, true),
-            (Protocol::Udp, VipKind::NodePort, 5, false),
+        let (outside, pod, elsewhere) = ("203.0.113.7", "10.244.1.10", "172.16.3.4");
+        for (protocol, vip, client, lately, idle, expected) in [
+            (Protocol::Tcp, "192.0.2.80", outside, 5, 4, true),
+            (Protocol::Tcp, "192.0.2.80", outside, 5, 5, false),
+            (Protocol::Udp, "198.51.100.80", outside, 5, 4, true),
+            (Protocol::Tcp, "10.0.0.11", outside, 5, 800, true),
+            (Protocol::Sctp, "10.0.0.11", outside, 5, 800, true),
+            (Protocol::Udp, "10.0.0.11", outside, 5, 4, true),
+            (Protocol::Udp, "10.0.0.11", outside, 5, 5, false),
+            (Protocol::Tcp, "192.0.2.80", pod, 5, 0, false),
+            (Protocol::Tcp, "192.0.2.80", "10.0.0.11", 5, 0, false),
+            (Protocol::Tcp, "192.0.2.99", outside, 5, 0, false),
+            // A pod whose address is from another range than its Node's.
+            (Protocol::Tcp, "10.96.0.80", elsewhere, 5, 0, false),
+            (Protocol::Tcp, "10.96.0.81", outside, 5, 0, true),
+            // The table tells whole seconds.
+            (Protocol::Tcp, "192.0.2.80", outside, 0, 0, true),
+            (Protocol::Tcp, "192.0.2.80", outside, 0, 1, false),
         ] {
-            let address = IpAddr::from([192, 0, 2, 80]);
+            let needs = Outside::of(&plan(), Duration::from_secs(lately));
             let connection = Connection {
-                vip: VipPort { address, port: 80, protocol },
-                client: SocketAddr::new(address, 40000),
+                vip: VipPort { address: vip.parse().unwrap(), port: 80, protocol },
+                client: SocketAddr::new(client.parse().unwrap(), 40000),
                 idle: Duration::from_secs(idle),
             };
-            assert_eq!(connection.needs(kind, lately), expected, "{protocol} {kind:?} {idle}");
+            assert_eq!(needs.need(&connection), expected, "{connection:?}, within {lately} s");
         }
     }
 

@@ -13,8 +13,6 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-use ipnet::IpNet;
-
 use super::lookup::Found;
 use super::netfilter::{self, RulesNow};
 use super::virtual_servers::View;
@@ -42,7 +40,7 @@ impl Dataplane {
         now: Instant,
     ) -> Kernel {
         let mut report = Report { kernel: Kernel::default(), period };
-        report.kernel.problems = self.problems_of(asked);
+        report.kernel.problems = self.problems_of(plan, asked);
         self.explain_devices(plan, &mut report).await;
         self.explain_netfilter(plan, asked, now, &mut report);
         self.explain_servers(plan, asked, &mut report);
@@ -56,21 +54,25 @@ impl Dataplane {
     }
 
     /// Why this node does not forward for a VIP that is in the plan, if it does not.
-    pub fn obstacles(&self, vip: IpAddr) -> Vec<String> {
+    pub fn obstacles(&self, plan: &NodePlan, vip: IpAddr) -> Vec<String> {
         let first = VipPort { address: vip, port: 0, protocol: crate::cluster::Protocol::Tcp };
         let broken = self.broken.iter().map(|(part, why)| format!("{}: {why}", part.name()));
-        let route = self.routes.failed.get(&IpNet::from(vip)).cloned();
+        let route = self.routes.failure(plan, vip).map(str::to_owned);
         let servers = self.servers.failed.range(first..).take_while(|(failed, _)| failed.address == vip);
         let servers = servers.map(|(vip, why)| format!("virtual server {vip}: {why}"));
         let pending =
             self.pending.contains(&vip).then(|| "the last change of it is not in the kernel yet".into());
         let wants = self.verification.wants(vip).map(str::to_owned);
-        broken.chain(route).chain(servers).chain(pending).chain(wants).collect()
+        let obstacles: Vec<String> = broken.chain(route).chain(servers).chain(pending).chain(wants).collect();
+        if obstacles.is_empty() && self.is_to_be_asked(plan, vip) {
+            return vec!["the kernel has yet to be asked for all it takes".into()];
+        }
+        obstacles
     }
 
-    fn problems_of(&self, asked: &[Asked]) -> Vec<String> {
+    fn problems_of(&self, plan: &NodePlan, asked: &[Asked]) -> Vec<String> {
         let mut problems: BTreeSet<String> =
-            asked.iter().flat_map(|asked| self.obstacles(asked.vip.address)).collect();
+            asked.iter().flat_map(|asked| self.obstacles(plan, asked.vip.address)).collect();
         problems.extend(self.unseen.iter().map(|(part, why)| format!("{}: {why}", part.name())));
         for Asked { vip, endpoints } in asked {
             for (key, why) in

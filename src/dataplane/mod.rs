@@ -18,7 +18,7 @@
 //! |---|---|---|
 //! | nftables | the ruleset's generation | a listing where others made a transaction, at most a tenth of the time |
 //! | devices, sysctls, routes | all of ours | |
-//! | VIPs that are announced | 100 of them are [asked for](verify), and those that want for something | |
+//! | VIPs that are announced | 100 of them are [asked for](verify), and those that want for something or were never asked for | |
 //! | IPVS | one dump of virtual servers | destinations of 500 of them, or of a twentieth: where there are 1,000 the round takes 30 s, with 10,000 5 minutes |
 //!
 //! What the kernel refused is remembered, and [`Dataplane::holds`] says of a VIP whether this node can forward it: one that is to
@@ -70,7 +70,7 @@ use ipnet::IpNet;
 use rtnetlink::Handle;
 
 pub use self::cleanup::cleanup;
-pub use self::connections::{Connection, Passing};
+pub use self::connections::{Connection, Look, Passing};
 use self::conntrack::Conntrack;
 pub use self::describe::describe;
 use self::error::is_absent;
@@ -82,6 +82,7 @@ use self::netfilter::Netfilter;
 use self::pods::{Pods, Surroundings};
 pub use self::preflight::{Finding, Severity, Wants, preflight};
 use self::ruleset::Rules;
+pub use self::state::Obstructed;
 use self::sysctl::Sysctls;
 use self::tunnel::Tunnel;
 pub use self::uplink::Uplink;

@@ -1,6 +1,7 @@
 //! What the dataplane says of itself: what it forwards, and what is not as planned.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -10,13 +11,38 @@ use sheave_ipvs::{ServiceEntry, ServiceKey, Stats};
 use super::{Dataplane, DataplaneError, Part, Uplink, route_lookup, virtual_servers};
 use crate::cluster::{Accepts, Encapsulation, Protocol};
 use crate::observe::metrics::{ConntrackPass, Passes};
-use crate::plan::{NodePlan, VipPort};
+use crate::plan::{NodePlan, RewriteKey, VipPort};
+
+/// What keeps VIPs from being held.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Obstructed {
+    /// A part that all depend on.
+    all: bool,
+    /// What is of VIPs, or of a prefix that has them, alone.
+    some: BTreeSet<IpNet>,
+    /// How often the kernel was asked for VIPs that had become whole by themselves.
+    asked: u64,
+}
 
 impl Dataplane {
     /// Whether this node forwards what comes for a VIP: everything it takes is in the kernel. Of one that is to be announced the
     /// kernel has said so when it was asked for.
     pub fn holds(&self, plan: &NodePlan, vip: IpAddr) -> bool {
-        self.is_written(plan, vip) && self.verification.wants(vip).is_none()
+        self.is_written(plan, vip)
+            && self.verification.wants(vip).is_none()
+            && !self.is_to_be_asked(plan, vip)
+    }
+
+    /// What keeps VIPs from being held, whatever the reason: as long as that is equal, so is what is held of an unchanged plan.
+    pub fn obstructed(&self) -> Obstructed {
+        let servers = self.servers.failed.keys().map(|vip| vip.address);
+        let vips =
+            servers.chain(self.pending.iter().copied()).chain(self.verification.wanting().keys().copied());
+        Obstructed {
+            all: !self.broken.is_empty(),
+            some: self.routes.failed.keys().copied().chain(vips.map(IpNet::from)).collect(),
+            asked: self.verification.asked(),
+        }
     }
 
     /// Whether all that a VIP takes was written, and nothing of it refused.
@@ -52,25 +78,14 @@ impl Dataplane {
         let broken = self.broken.iter().chain(&self.unseen);
         let broken = broken.map(|(part, why)| format!("{}: {why}", part.name()));
         let routes = self.routes.failed.values().cloned();
-        let servers = self.servers.failed.iter().map(|(vip, why)| format!("virtual server {vip}: {why}"));
-        // Where numbers are used up, there may be thousands.
-        let mut refused = BTreeMap::new();
-        for (key, why) in self.netfilter.refused() {
-            refused.entry(why).or_insert((key, 0)).1 += 1;
-        }
-        let rewrites = refused.into_iter().map(|(why, (key, count))| {
-            let others = if count == 1 { String::new() } else { format!(" and {} more", count - 1) };
-            format!("endpoint {} of {}{others}: {why}", key.endpoint, key.vip)
-        });
-        let unmarked = self.netfilter.unmarked.iter();
-        let unmarked =
-            unmarked.map(|(vip, why)| format!("virtual server {vip}: clients in the cluster: {why}"));
+        let endpoint = |key: &RewriteKey| format!("endpoint {} of {}", key.endpoint, key.vip);
+        let server = |vip: &VipPort| format!("virtual server {vip}");
         broken
             .chain(routes)
-            .chain(servers)
-            .chain(rewrites)
-            .chain(unmarked)
-            .chain(self.verification.wanting().iter().map(|(vip, why)| format!("VIP {vip}: {why}")))
+            .chain(grouped(&self.servers.failed, server, ""))
+            .chain(grouped(self.netfilter.refused(), endpoint, ""))
+            .chain(grouped(&self.netfilter.unmarked, server, "clients in the cluster: "))
+            .chain(grouped(self.verification.wanting(), |vip| format!("VIP {vip}"), ""))
             .chain(self.pods.problems())
             .chain(self.missing_gue())
             .chain(self.conntrack.problems())
@@ -182,5 +197,36 @@ impl Dataplane {
             }
         }
         Ok(forwarded)
+    }
+}
+
+/// What is wrong with single objects, in words: those with an equal reason together, as there may be thousands. `of`: what the reason is about.
+fn grouped<K: Ord, W: Ord + fmt::Display>(
+    failed: &BTreeMap<K, W>,
+    name: impl Fn(&K) -> String,
+    of: &'static str,
+) -> impl Iterator<Item = String> {
+    let mut reasons: BTreeMap<&W, (&K, usize)> = BTreeMap::new();
+    for (key, why) in failed {
+        reasons.entry(why).or_insert((key, 0)).1 += 1;
+    }
+    let mut reasons: Vec<_> = reasons.into_iter().collect();
+    reasons.sort_unstable_by_key(|(_, (first, _))| *first);
+    reasons.into_iter().map(move |(why, (first, count))| {
+        let others = if count == 1 { String::new() } else { format!(" and {} more", count - 1) };
+        format!("{}{others}: {of}{why}", name(first))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn equal_reasons_are_told_once() {
+        let failed: BTreeMap<u16, &str> =
+            (1..=1000).map(|number| (number, if number == 7 { "absent" } else { "foreign" })).collect();
+        let words: Vec<String> = grouped(&failed, |number| format!("server {number}"), "inside: ").collect();
+        assert_eq!(words, ["server 1 and 998 more: inside: foreign", "server 7: inside: absent"]);
     }
 }

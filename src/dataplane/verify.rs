@@ -43,6 +43,8 @@ pub struct Verification {
     unasked: BTreeSet<IpAddr>,
     /// Who is still to be asked for in this round.
     round: std::vec::IntoIter<IpAddr>,
+    /// How often some were asked for out of turn that no change was about.
+    asked: u64,
 }
 
 impl Verification {
@@ -54,6 +56,16 @@ impl Verification {
     /// All VIPs that want for something.
     pub fn wanting(&self) -> &BTreeMap<IpAddr, String> {
         &self.wanting
+    }
+
+    /// How often some were asked for that no change was about: they had failed, and did not any more.
+    pub fn asked(&self) -> u64 {
+        self.asked
+    }
+
+    /// Whether a VIP was asked for.
+    fn knows(&self, vip: IpAddr) -> bool {
+        self.verified.contains(&vip) || self.wanting.contains_key(&vip)
     }
 
     /// Whether the kernel could be asked for each of them.
@@ -153,9 +165,15 @@ impl Dataplane {
         }
     }
 
-    /// Asks for those whose turn it is. Gives what had to be repaired, in words.
+    /// Asks for those whose turn it is, and for all that were never asked for and can be announced now: what was in their way went, or
+    /// was repaired, and no change was about it. Gives what had to be repaired, in words.
     pub(super) async fn verify_some(&mut self, plan: &NodePlan, now: Instant) -> Vec<String> {
         let mut vips = self.verification.next_of_round();
+        let planned = plan.announcements.keys().map(IpNet::addr);
+        let new: Vec<IpAddr> =
+            planned.filter(|vip| self.is_to_be_asked(plan, *vip) && self.is_written(plan, *vip)).collect();
+        self.verification.asked += u64::from(!new.is_empty());
+        vips.extend(new);
         vips.retain(|vip| {
             let asked = self.verification.verified.contains(vip) && self.can_be_announced(plan, *vip);
             asked || self.is_due(plan, *vip)
@@ -167,6 +185,13 @@ impl Dataplane {
 
     fn can_be_announced(&self, plan: &NodePlan, vip: IpAddr) -> bool {
         plan.announcements.contains_key(&IpNet::from(vip)) && self.is_written(plan, vip)
+    }
+
+    /// Whether a VIP is to be announced and the kernel was not asked for it.
+    pub(super) fn is_to_be_asked(&self, plan: &NodePlan, vip: IpAddr) -> bool {
+        plan.vips.contains_key(&vip)
+            && plan.announcements.contains_key(&IpNet::from(vip))
+            && !self.verification.knows(vip)
     }
 
     /// Whether it can be announced once the kernel was asked for it. What cannot be is to be asked for again when it can.

@@ -37,6 +37,12 @@ impl VipRoutes {
         self.held.contains_key(&vip_net(plan, vip))
     }
 
+    /// Why packets to this VIP are not taken in: it is an address of the host, or the route that binds it could not be made.
+    pub fn failure(&self, plan: &NodePlan, vip: IpAddr) -> Option<&str> {
+        let prefixes = [IpNet::from(vip), vip_net(plan, vip)];
+        prefixes.iter().find_map(|prefix| self.failed.get(prefix)).map(String::as_str)
+    }
+
     /// Whether packets to what no Service has in an aggregate end here.
     pub fn ends(&self, plan: &NodePlan, aggregate: IpNet) -> bool {
         let within = service_nets(plan).into_iter().find(|cidr| cidr.contains(&aggregate));
@@ -152,4 +158,27 @@ fn taken(vip: IpAddr) -> String {
     format!(
         "{vip} is an address of this host: it stays so, and no Service gets it here; remove it from the host"
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_vip_within_a_service_cidr_fails_with_its_route() {
+        let mut plan = NodePlan::new("node-a");
+        plan.node.service_cidrs = ["10.96.0.0/16", "fd00:96::/112"].map(|net| net.parse().unwrap()).into();
+        let failed = [("10.96.0.0/16", "no room"), ("10.96.0.9/32", "taken"), ("192.0.2.80/32", "no device")];
+        let failed = failed.map(|(prefix, why)| (prefix.parse().unwrap(), why.to_owned())).into();
+        let routes = VipRoutes { held: BTreeMap::new(), failed };
+        for (vip, why) in [
+            ("10.96.0.80", Some("no room")),
+            ("10.96.0.9", Some("taken")),
+            ("192.0.2.80", Some("no device")),
+            ("192.0.2.81", None),
+            ("fd00:96::80", None),
+        ] {
+            assert_eq!(routes.failure(&plan, vip.parse().unwrap()), why, "{vip}");
+        }
+    }
 }

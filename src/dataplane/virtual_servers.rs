@@ -177,15 +177,17 @@ impl VirtualServers {
         self.run(view, &vips, Ipvs::service)
     }
 
-    /// Looks again at those that drain. Gives how many operations that took.
+    /// Looks again at those that drain. One that the plan has no more goes with the change that takes it away, which may come later than
+    /// the plan: it is forwarded until then. Gives how many operations that took.
     ///
     /// # Errors
     /// As [`Self::sync`].
     pub fn drain(&mut self, view: View<'_>) -> Result<usize, VirtualServersError> {
-        if self.draining.is_empty() {
+        let is_planned = |vip: &&VipPort| view.plan.virtual_servers.contains_key(*vip);
+        let draining: BTreeSet<VipPort> = self.draining.iter().filter(is_planned).copied().collect();
+        if draining.is_empty() {
             return Ok(0);
         }
-        let draining = std::mem::take(&mut self.draining);
         let result = self.apply(view, &draining);
         if result.is_err() {
             self.draining.extend(draining);

@@ -3,8 +3,8 @@
 //! ```text
 //!                 asked                  wait is over                none left, nothing kept
 //!  ┌─────────┐ ─────────► ┌─────────┐ ─────────────► ┌──────────┐ ─────────► ┌─────────┐
-//!  │ Serving │            │ Leaving │                │ Emptying │            │ Drained │
-//!  └─────────┘ ◄───────── └─────────┘ ◄────┐         └──────────┘            └─────────┘
+//!  │ Serving │            │ Leaving │                │ Emptying │ ◄───────── │ Drained │
+//!  └─────────┘ ◄───────── └─────────┘ ◄────┐         └──────────┘ kept again └─────────┘
 //!       ▲      not any more                │ asked         │ not any more         │
 //!       │                              ┌───────────┐ ◄─────┴──────────────────────┘
 //!       └───────────────────────────── │ Returning │   and the dataplane is whole
@@ -16,7 +16,9 @@
 //! is left as it is: what still comes is forwarded, in every phase.
 //!
 //! A VIP that no other node is to announce is *kept*: it stays a last resort, since nobody would take its connections over. It goes
-//! once another node has been to announce it for as long as a wait takes. What is withdrawn comes back with Returning alone.
+//! once another node has been to announce it for as long as a wait takes, or no Service has had it for that long. While it has no
+//! endpoint it *waits*: there is nothing to announce, and nothing to stay for, but it is a last resort again with its next endpoint.
+//! What is withdrawn otherwise comes back with Returning alone.
 
 mod record;
 
@@ -87,18 +89,21 @@ impl Phase {
     }
 }
 
+/// VIPs that no other node is to announce: whether this one is, having endpoints for them.
+pub type Alone = BTreeMap<IpNet, bool>;
+
 /// What the agent's loop sees. What takes work is asked for only when it matters.
 pub struct Seen<'a> {
     /// Somebody asks for a drain.
     pub asked: bool,
     /// The kernel holds all that is planned.
     pub whole: bool,
-    /// Those of the planned VIPs (`Some`: of these) that no other node is to announce.
-    pub alone: &'a dyn Fn(Option<&BTreeSet<IpNet>>) -> BTreeSet<IpNet>,
-    /// It is time to look again what is left.
+    /// Those of the VIPs of this node (`Some`: of these) that no other node is to announce.
+    pub alone: &'a dyn Fn(Option<&BTreeSet<IpNet>>) -> Alone,
+    /// It is time to look again what is to be kept.
     pub looks: bool,
-    /// How many connections need this node; `None`: not looked at this time, or that cannot be told.
-    pub connections: Option<usize>,
+    /// How many connections need this node, and when it was begun to count them; `None`: they were not counted since the last step.
+    pub connections: Option<(usize, Instant)>,
 }
 
 /// How far this node has drained.
@@ -107,10 +112,24 @@ pub struct Drain {
     wait: Duration,
     limit: Duration,
     phase: Phase,
-    /// Kept VIPs, and since when another node has been to announce each.
-    kept: BTreeMap<IpNet, Option<Instant>>,
+    kept: BTreeMap<IpNet, Kept>,
     /// As seen last.
     connections: usize,
+}
+
+/// A VIP that no other node is to announce.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Kept {
+    /// It had endpoints here when it was looked at last: otherwise it waits for one.
+    planned: bool,
+    /// Since when another node has been to announce it, or nobody.
+    gone: Option<Instant>,
+}
+
+impl Kept {
+    fn new(planned: bool) -> Self {
+        Self { planned, gone: None }
+    }
 }
 
 impl Drain {
@@ -124,7 +143,9 @@ impl Drain {
             // None there, or that of another version.
             _ => Phase::Serving,
         };
-        let kept = record.kept.iter().map(|prefix| (*prefix, None)).collect();
+        let kept = record.kept.iter().map(|prefix| (*prefix, Kept::new(true)));
+        let waiting = record.waiting.iter().map(|prefix| (*prefix, Kept::new(false)));
+        let kept = kept.chain(waiting).collect();
         Self { wait, limit, phase, kept, connections: 0 }
     }
 
@@ -143,7 +164,8 @@ impl Drain {
             Phase::Serving if asked => self.phase = Phase::Leaving(last_resort),
             Phase::Leaving(_) if !asked => self.phase = Phase::Serving,
             Phase::Leaving(until) if now >= until => {
-                self.kept = (seen.alone)(None).into_iter().map(|prefix| (prefix, None)).collect();
+                let alone = (seen.alone)(None).into_iter();
+                self.kept = alone.map(|(prefix, planned)| (prefix, Kept::new(planned))).collect();
                 self.phase = Phase::Emptying(now);
             }
             Phase::Emptying(_) | Phase::Drained if !asked => {
@@ -152,38 +174,44 @@ impl Drain {
                     self.phase = Phase::Returning(last_resort);
                 }
             }
-            Phase::Emptying(since) if seen.looks => {
-                self.let_go(seen, now);
-                self.connections = seen.connections.unwrap_or(self.connections);
-                // Before that, silence tells nothing.
-                let looked = seen.connections.is_some() && now >= since + self.wait;
-                if looked && self.connections == 0 && self.kept.is_empty() {
-                    self.phase = Phase::Drained;
+            Phase::Emptying(since) => {
+                self.look(seen, now);
+                if let Some((count, counted)) = seen.connections {
+                    self.connections = count;
+                    // Before that, silence tells nothing.
+                    if count == 0 && counted >= since + self.wait && self.kept().next().is_none() {
+                        self.phase = Phase::Drained;
+                    }
+                }
+            }
+            Phase::Drained => {
+                self.look(seen, now);
+                if self.kept().next().is_some() {
+                    self.phase = Phase::Emptying(now);
                 }
             }
             Phase::Returning(_) if asked => self.phase = Phase::Leaving(last_resort),
             Phase::Returning(until) if now >= until && seen.whole => self.phase = Phase::Serving,
-            Phase::Serving
-            | Phase::Leaving(_)
-            | Phase::Emptying(_)
-            | Phase::Drained
-            | Phase::Returning(_) => {}
+            Phase::Serving | Phase::Leaving(_) | Phase::Returning(_) => {}
         }
         if !matches!(self.phase, Phase::Emptying(_)) {
             self.connections = 0;
         }
     }
 
-    /// Of what is kept, lets go what another node has taken, or what is planned no more.
-    fn let_go(&mut self, seen: &Seen<'_>, now: Instant) {
-        if self.kept.is_empty() {
+    /// Of what is kept, lets go what another node has taken, or what no Service has; the rest has endpoints, or waits for one.
+    fn look(&mut self, seen: &Seen<'_>, now: Instant) {
+        if self.kept.is_empty() || !seen.looks {
             return;
         }
         let alone = (seen.alone)(Some(&self.kept.keys().copied().collect()));
         let wait = self.wait;
-        self.kept.retain(|prefix, taken| {
-            *taken = if alone.contains(prefix) { None } else { taken.or(Some(now)) };
-            taken.is_none_or(|since| now < since + wait)
+        self.kept.retain(|prefix, kept| {
+            match alone.get(prefix) {
+                Some(planned) => *kept = Kept::new(*planned),
+                None => kept.gone = kept.gone.or(Some(now)),
+            }
+            kept.gone.is_none_or(|since| now < since + wait)
         });
     }
 
@@ -203,7 +231,12 @@ impl Drain {
 
     /// VIPs that are not withdrawn, as no other node is to announce them.
     pub fn kept(&self) -> impl Iterator<Item = &IpNet> {
-        self.kept.keys()
+        self.kept.iter().filter(|(_, kept)| kept.planned).map(|(prefix, _)| prefix)
+    }
+
+    /// VIPs that no other node is to announce either, and have no endpoint here.
+    pub fn waiting(&self) -> impl Iterator<Item = &IpNet> {
+        self.kept.iter().filter(|(_, kept)| !kept.planned).map(|(prefix, _)| prefix)
     }
 
     /// How many connections need this node, while that matters.

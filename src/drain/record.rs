@@ -26,6 +26,8 @@ pub struct Record {
     pub since: Option<SystemTime>,
     /// VIPs that are not withdrawn.
     pub kept: Vec<IpNet>,
+    /// VIPs that will not be once they have an endpoint.
+    pub waiting: Vec<IpNet>,
 }
 
 /// The file.

@@ -14,14 +14,28 @@ struct At {
     asked: bool,
     whole: bool,
     alone: &'static [u8],
+    /// Those of them that have no endpoint here.
+    unready: &'static [u8],
     looks: bool,
     connections: Option<usize>,
+    /// How many seconds ago it was begun to count them.
+    counted_before: u64,
     /// Phase, and what VIPs are announced as.
     expected: &'static str,
 }
 
 const fn at(second: u64, expected: &'static str) -> At {
-    At { second, asked: true, whole: true, alone: &[], looks: true, connections: Some(0), expected }
+    At {
+        second,
+        asked: true,
+        whole: true,
+        alone: &[],
+        unready: &[],
+        looks: true,
+        connections: Some(0),
+        counted_before: 0,
+        expected,
+    }
 }
 
 impl At {
@@ -35,6 +49,14 @@ impl At {
 
     const fn alone(self, alone: &'static [u8]) -> Self {
         Self { alone, ..self }
+    }
+
+    const fn unready(self, unready: &'static [u8]) -> Self {
+        Self { unready, ..self }
+    }
+
+    const fn counted_before(self, seconds: u64) -> Self {
+        Self { counted_before: seconds, ..self }
     }
 
     const fn connections(self, count: usize) -> Self {
@@ -64,14 +86,15 @@ fn words(drain: &Drain, now: Instant) -> String {
 }
 
 fn run(what: &str, mut drain: Drain, start: Instant, steps: &[At]) {
-    for At { second, asked, whole, alone, looks, connections, expected } in steps {
+    for At { second, asked, whole, alone, unready, looks, connections, counted_before, expected } in steps {
         let now = start + Duration::from_secs(*second);
         let alone = |among: Option<&BTreeSet<IpNet>>| {
-            let alone = prefixes(alone);
-            among.map_or_else(|| alone.clone(), |among| among.intersection(&alone).copied().collect())
+            let (alone, unready) = (prefixes(alone), prefixes(unready));
+            let asked = alone.into_iter().filter(|prefix| among.is_none_or(|among| among.contains(prefix)));
+            asked.map(|prefix| (prefix, !unready.contains(&prefix))).collect()
         };
-        let seen =
-            Seen { asked: *asked, whole: *whole, alone: &alone, looks: *looks, connections: *connections };
+        let connections = connections.map(|count| (count, now - Duration::from_secs(*counted_before)));
+        let seen = Seen { asked: *asked, whole: *whole, alone: &alone, looks: *looks, connections };
         drain.step(&seen, now);
         assert_eq!(words(&drain, now), *expected, "{what}, second {second}");
     }
@@ -146,6 +169,49 @@ fn step_by_step() {
                 at(65, "emptying, overdue: only 192.0.2.2/32").alone(&[2]),
                 at(70, "emptying, overdue: only 192.0.2.2/32"),
                 at(75, "drained: nothing"),
+            ],
+        ),
+        (
+            "a count tells nothing that was begun too soon after the withdrawal",
+            &[
+                at(0, "leaving: last resort"),
+                at(5, "emptying: nothing"),
+                at(10, "emptying: nothing").counted_before(1),
+                at(30, "emptying: nothing").counted_before(21),
+                at(31, "drained: nothing").counted_before(21),
+            ],
+        ),
+        (
+            "the endpoints of a kept VIP are unready for long, and ready again",
+            &[
+                at(0, "leaving: last resort").alone(&[1]),
+                at(5, "emptying: only 192.0.2.1/32").alone(&[1]),
+                at(6, "emptying: nothing").alone(&[1]).unready(&[1]).connections(1),
+                at(12, "emptying: nothing").alone(&[1]).unready(&[1]).connections(1),
+                at(13, "emptying: only 192.0.2.1/32").alone(&[1]).connections(1),
+                at(20, "emptying: only 192.0.2.1/32").alone(&[1]),
+            ],
+        ),
+        (
+            "a node does not wait for endpoints, but keeps the VIP that gets one",
+            &[
+                at(0, "leaving: last resort").alone(&[1]).unready(&[1]),
+                at(5, "emptying: nothing").alone(&[1]).unready(&[1]),
+                at(10, "drained: nothing").alone(&[1]).unready(&[1]),
+                at(600, "drained: nothing").alone(&[1]).not_looked(),
+                at(601, "emptying: only 192.0.2.1/32").alone(&[1]),
+                at(602, "emptying: nothing").alone(&[1]).unready(&[1]),
+                at(606, "drained: nothing").alone(&[1]).unready(&[1]),
+            ],
+        ),
+        (
+            "a VIP without endpoints is another node's once that one has some, or nobody's",
+            &[
+                at(0, "leaving: last resort").alone(&[1, 2]).unready(&[1]),
+                at(5, "emptying: only 192.0.2.2/32").alone(&[1, 2]).unready(&[1]),
+                at(10, "emptying: only 192.0.2.2/32"),
+                at(15, "drained: nothing"),
+                at(20, "drained: nothing").alone(&[1, 2]),
             ],
         ),
         (
@@ -238,6 +304,20 @@ fn an_agent_that_starts_goes_on() {
 }
 
 #[test]
+fn what_waits_for_endpoints_outlasts_the_agent() {
+    let start = Instant::now();
+    let record = Record {
+        phase: "drained".into(),
+        waiting: prefixes(&[7]).into_iter().collect(),
+        ..Record::default()
+    };
+    let drain = Drain::resume(&record, Duration::from_secs(WAIT), Duration::from_secs(LIMIT), start);
+    assert_eq!(words(&drain, start), "drained: nothing");
+    assert_eq!(drain.waiting().copied().collect::<BTreeSet<_>>(), prefixes(&[7]));
+    run("it goes on", drain, start, &[at(1, "emptying: only 192.0.2.7/32").alone(&[7])]);
+}
+
+#[test]
 fn a_node_that_is_to_drain_from_its_start() {
     for (what, phase, asked, announced, expected) in [
         ("has nothing to leave", "", true, false, "drained: nothing"),
@@ -274,12 +354,18 @@ fn a_record_outlasts_the_agent() {
         phase: "emptying".into(),
         since: Some(std::time::SystemTime::UNIX_EPOCH + Duration::from_secs(7)),
         kept: prefixes(&[1]).into_iter().collect(),
+        waiting: prefixes(&[2]).into_iter().collect(),
     };
     file.write(&record);
     let (mut file, read) = RecordFile::open(directory.path());
     assert_eq!(read, record);
     file.write(&Record::default());
     assert!(!path.exists());
+
+    let earlier = r#"{"commanded":true,"phase":"emptying","since":null,"kept":["192.0.2.1/32"]}"#;
+    std::fs::write(&path, earlier).unwrap();
+    let read = RecordFile::open(directory.path()).1;
+    assert_eq!((read.kept, read.waiting), (record.kept.clone(), vec![]), "of a version before");
 
     std::fs::write(&path, "{\"phase\":\"drai").unwrap();
     assert_eq!(RecordFile::open(directory.path()).1, Record::default());

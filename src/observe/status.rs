@@ -1,5 +1,5 @@
-//! The status API on a Unix socket: a line with the question, `status` or `explain TARGET`, or the order `drain` or `undrain`; then one
-//! JSON object and the end of the stream.
+//! The status API on a Unix socket: a line with the question, `status`, `draining` or `explain TARGET`, or the order `drain` or `undrain`;
+//! then one JSON object and the end of the stream.
 //!
 //! Whoever ends their side without a question, or asks nothing for a second, gets the [`Status`].
 
@@ -320,6 +320,8 @@ pub enum Question {
     Explain(Target, oneshot::Sender<Result<Explanation, String>>),
     /// For the status socket: the node is to drain (or, false, not any more, as far as that was asked for here before).
     Drain(bool, oneshot::Sender<Drain>),
+    /// For the status socket: how far the node has drained, for whoever waits; costs nothing.
+    Draining(oneshot::Sender<Drain>),
     /// For a scrape of metrics.
     Snapshot(oneshot::Sender<Snapshot>),
 }
@@ -395,6 +397,7 @@ async fn answer(mut stream: UnixStream, questions: mpsc::Sender<Question>) {
             Err(error) => json(&Err::<Explanation, _>(error.to_string())),
         },
         None if question == "drain" => asked(&questions, |answer| Question::Drain(true, answer)).await,
+        None if question == "draining" => asked(&questions, Question::Draining).await,
         None if question == "undrain" => asked(&questions, |answer| Question::Drain(false, answer)).await,
         _ => asked(&questions, Question::Status).await,
     };
@@ -450,6 +453,14 @@ pub async fn explain(path: &Path, target: &Target) -> io::Result<Result<Explanat
 /// As [`ask`].
 pub async fn drain(path: &Path, asked: bool) -> io::Result<Drain> {
     say(path, if asked { "drain" } else { "undrain" }).await
+}
+
+/// How far the node of the agent that listens on `path` has drained.
+///
+/// # Errors
+/// As [`ask`].
+pub async fn draining(path: &Path) -> io::Result<Drain> {
+    say(path, "draining").await
 }
 
 async fn say<T: serde::de::DeserializeOwned>(path: &Path, question: &str) -> io::Result<T> {

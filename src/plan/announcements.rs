@@ -1,6 +1,6 @@
 //! Which prefixes a Service has this node announce, and with which attributes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use ipnet::IpNet;
@@ -21,6 +21,12 @@ impl ServicePlanner<'_> {
             VipKind::NodePort => return false,
         };
         own.unwrap_or(general)
+    }
+
+    /// The VIPs that nodes announce which have endpoints behind them.
+    pub(super) fn announced(&self) -> BTreeSet<IpNet> {
+        let vips = self.vips(&mut Vec::new()).into_iter();
+        vips.filter(|(_, kind)| self.announces(*kind)).map(|(address, _)| address.into()).collect()
     }
 
     /// A VIP is announced where this node has endpoints behind it for clients from outside.

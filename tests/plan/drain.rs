@@ -1,10 +1,14 @@
 //! What asks a node to drain, and which of its VIPs others would announce.
 
+use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use sheave::cluster::{ACCEPTS_ANNOTATION, Event, Node, Object, Taint, TrafficPolicy};
+use ipnet::IpNet;
+use sheave::cluster::{
+    ACCEPTS_ANNOTATION, EndpointSlice, Event, Node, Object, ObjectKey, Taint, TrafficPolicy,
+};
 use sheave::config::Config;
 use sheave::plan::Planner;
 
@@ -101,7 +105,7 @@ fn what_is_known_stays_in_force() {
         [Object::Node(node("node-a", &[("sheave.io/drain", "maybe")], &["a:NoExecute"]).into())],
     );
     assert_eq!(reasons(&planner).len(), 2, "the annotation does not parse");
-    planner.handle([Event::Delete(sheave::cluster::ObjectKey::Node("node-a".into()))]);
+    planner.handle([Event::Delete(ObjectKey::Node("node-a".into()))]);
     assert_eq!(reasons(&planner).len(), 2, "its Node is gone, but this node is not");
 }
 
@@ -130,23 +134,38 @@ fn the_config_says_how() {
     }
 }
 
-/// VIPs that no other node is to announce.
-fn alone(policy: TrafficPolicy, endpoints: &[&str], others: &[Node]) -> Vec<String> {
+/// Endpoints with `!` are not ready.
+fn slice(endpoints: &[&str]) -> EndpointSlice {
+    let names: Vec<&str> = endpoints.iter().map(|endpoint| endpoint.trim_end_matches('!')).collect();
+    let mut slice = mk_slice("web-1", "web", 8080, &names);
+    for (endpoint, text) in slice.endpoints.iter_mut().zip(endpoints) {
+        (endpoint.ready, endpoint.serving) = (!text.ends_with('!'), !text.ends_with('!'));
+    }
+    slice
+}
+
+/// A planner of node-a that knows of these others and of a Service with these endpoints.
+fn planner(policy: TrafficPolicy, endpoints: &[&str], others: &[Node]) -> Planner {
     let config = config("drain: {taints: [maintenance]}").unwrap();
     let mut planner = Planner::new("node-a", config);
     let mut service = mk_service("web");
     service.ports = vec![mk_port("http", 80)];
+    service.cluster_ips = vec!["10.96.0.80".parse().unwrap()];
     service.load_balancer_ips = vec![mk_load_balancer_ip(VIP)];
     service.external_traffic_policy = policy;
     let own = node("node-a", &[(ACCEPTS_ANNOTATION, "ipip")], &[]);
     let nodes = others.iter().cloned().chain([own]).map(|node| Object::Node(Arc::new(node)));
-    let slice = mk_slice("web-1", "web", 8080, endpoints);
+    let slice = slice(endpoints);
     tell(&mut planner, nodes.chain([Object::Service(service.into()), Object::EndpointSlice(slice.into())]));
-    assert_eq!(planner.plan().announcements.len(), 1, "this node is to announce it");
-    let alone = planner.alone(planner.plan(), None);
-    assert_eq!(planner.alone(planner.plan(), Some(&alone)), alone);
-    assert!(planner.alone(planner.plan(), Some(&["192.0.2.1/32".parse().unwrap()].into())).is_empty());
-    alone.iter().map(ToString::to_string).collect()
+    planner
+}
+
+/// VIPs that no other node is to announce, and whether this one is.
+fn alone(planner: &Planner) -> Vec<(String, bool)> {
+    let alone = planner.alone(None);
+    assert_eq!(planner.alone(Some(&alone.keys().copied().collect())), alone);
+    assert_eq!(planner.alone(Some(&["192.0.2.1/32".parse().unwrap()].into())), [].into(), "nobody has it");
+    alone.iter().map(|(vip, planned)| (vip.to_string(), *planned)).collect()
 }
 
 #[test]
@@ -205,7 +224,51 @@ fn a_vip_that_no_other_node_is_to_announce() {
             false,
         ),
     ] {
-        let expected = if is_alone { vec![format!("{VIP}/32")] } else { vec![] };
-        assert_eq!(alone(policy, endpoints, &others), expected, "{what}");
+        let planner = planner(policy, endpoints, &others);
+        assert_eq!(planner.plan().announcements.len(), 1, "this node is to announce it");
+        let expected = if is_alone { vec![(format!("{VIP}/32"), true)] } else { vec![] };
+        assert_eq!(alone(&planner), expected, "{what}");
     }
+}
+
+#[test]
+fn a_vip_whose_endpoints_are_not_ready_is_nobody_elses_for_that() {
+    let b = node("node-b", &[(ACCEPTS_ANNOTATION, "ipip")], &[]);
+    for (what, policy, endpoints, expected) in [
+        ("that of this node", TrafficPolicy::Local, &["10.244.1.10@node-a!"][..], Some(false)),
+        (
+            "all there are",
+            TrafficPolicy::Cluster,
+            &["10.244.1.10@node-a!", "10.244.2.10@node-b!"],
+            Some(false),
+        ),
+        ("there are none", TrafficPolicy::Cluster, &[], Some(false)),
+        ("another node's is", TrafficPolicy::Local, &["10.244.1.10@node-a!", "10.244.2.10@node-b"], None),
+    ] {
+        let mut planner = planner(policy, endpoints, std::slice::from_ref(&b));
+        assert_eq!(planner.plan().announcements.len(), 0, "{what}");
+        let vips = |planned: Option<bool>| planned.map(|planned| (format!("{VIP}/32"), planned));
+        assert_eq!(alone(&planner), Vec::from_iter(vips(expected)), "{what}");
+        let ready = slice(&["10.244.1.10@node-a"]);
+        tell(&mut planner, [Object::EndpointSlice(ready.into())]);
+        let local = policy == TrafficPolicy::Local;
+        assert_eq!(alone(&planner), Vec::from_iter(vips(local.then_some(true))), "{what}, and then one is");
+        planner.handle([Event::Delete(ObjectKey::Service(mk_service("web").name))]);
+        assert_eq!(alone(&planner), [], "{what}, and then the Service is gone");
+    }
+}
+
+#[test]
+fn a_cluster_ip_that_nobody_announces_is_nobodys() {
+    let planner = planner(TrafficPolicy::Cluster, &["10.244.1.10@node-a"], &[]);
+    assert!(planner.plan().vips.len() > 1, "it has a cluster IP");
+    assert_eq!(alone(&planner), [(format!("{VIP}/32"), true)]);
+}
+
+#[test]
+fn where_nothing_is_known_of_other_nodes_all_is_kept() {
+    let held = planner(TrafficPolicy::Cluster, &["10.244.1.10@node-a"], &[]);
+    let [vip, other] = [VIP, "192.0.2.1"].map(|vip| IpNet::from(vip.parse::<IpAddr>().unwrap()));
+    assert_eq!(held.plan().alone(None), [(vip, true)].into());
+    assert_eq!(held.plan().alone(Some(&[vip, other].into())), [(vip, true), (other, false)].into());
 }

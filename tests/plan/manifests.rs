@@ -337,7 +337,7 @@ fn what_is_left_out_means_what_the_api_says() {
     let directory = tempfile::tempdir().unwrap();
     let text = "apiVersion: v1\nkind: Node\nmetadata:\n  name: a\n  labels:\n    topology.kubernetes.io/zone: z\n    \
                 node.kubernetes.io/exclude-from-external-load-balancers: ''\n---\napiVersion: v1\nkind: Node\nmetadata: \
-                {name: b}\n---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {name: s, labels: \
+                {name: b}\nspec: {taints: [{key: k, value: null, effect: null}, {key: l}]}\n---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {name: s, labels: \
                 {kubernetes.io/service-name: web}}\naddressType: IPv4\nendpoints:\n- addresses: [10.244.1.1]\n- \
                 addresses: [10.244.1.2]\n  conditions: {ready: false, terminating: true}\n";
     fs::write(directory.path().join("a.yaml"), text).unwrap();
@@ -345,7 +345,8 @@ fn what_is_left_out_means_what_the_api_says() {
     for event in Manifests::new(directory.path()).scan().unwrap() {
         match event {
             Event::Apply(Object::Node(node)) => {
-                nodes.push((node.zone.clone(), node.excluded_from_load_balancers));
+                let taints: Vec<String> = node.taints.iter().map(ToString::to_string).collect();
+                nodes.push((node.zone.clone(), node.excluded_from_load_balancers, taints.join(" ")));
             }
             Event::Apply(Object::EndpointSlice(slice)) => {
                 endpoints.extend(slice.endpoints.iter().map(|e| (e.ready, e.serving, e.terminating)));
@@ -355,7 +356,7 @@ fn what_is_left_out_means_what_the_api_says() {
     }
     // In any order.
     nodes.sort();
-    assert_eq!(nodes, [(None, false), (Some("z".into()), true)]);
+    assert_eq!(nodes, [(None, false, "k: l:".into()), (Some("z".into()), true, String::new())]);
     assert_eq!(endpoints, [(true, true, false), (false, true, true)]);
 }
 

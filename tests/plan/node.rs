@@ -286,22 +286,6 @@ fn a_wrong_list_of_kube_routers_names_the_list_and_no_password() {
         ),
         (&[(peers, "- remoteip: 1.2.3.4\n  remoteasn: 1\n  secret!: 1\n  secret!: 2\n")], "peers: line "),
         (&[(peers, "- {remoteip: 1.2.3.4, remoteasn: 1, bfd: secret!}")], "peers: line 1: [0].bfd: is"),
-        (
-            &[(peers, "- {remoteip: 1.2.3.4, remoteasn: 1, bfd: {enabled: true, pasword: secret!}}")],
-            "peers: line 1: [0].bfd: is",
-        ),
-        (
-            &[(peers, "- {remoteip: 1.2.3.4, remoteasn: 1, bfd: {port: 1}}")],
-            "[0]: bfd.port: 1 is not BFD's: 3784, or 4784",
-        ),
-        (
-            &[(peers, "- {remoteip: 1.2.3.4, remoteasn: 1, bfd: {detection_multiplier: 256}}")],
-            "[0]: bfd.detection_multiplier: 256 is not within 1 to 255",
-        ),
-        (
-            &[(peers, "- {remoteip: 1.2.3.4, remoteasn: 1, bfd: {desired_min_tx_interval: 50000}}")],
-            "[0]: bfd.desired_min_tx_interval: 50000 is not within 10 to 9999 milliseconds",
-        ),
         (&[(peers, "- {remoteip: 1.2.3.4, remoteasn: 1, port: secret!}")], "peers: line 1: [0].port: "),
         (&[(peers, "- {remoteip: 1.2.3.4, remoteasn: 1, password: *secret!}")], "peers: line 1: "),
         (&[(peers, "- {remoteip: 1.2.3.4, remoteasn: 1, password: !secret! x}")], "peers: line 1: "),
@@ -321,6 +305,48 @@ fn a_wrong_list_of_kube_routers_names_the_list_and_no_password() {
         let [warning] = &warnings[..] else { panic!("{annotations:?}: {warnings:?}") };
         assert!(warning.message.contains(wrong), "{}", warning.message);
         assert!(!warning.message.contains("secret!"), "{}", warning.message);
+    }
+}
+
+#[test]
+fn bfd_that_cannot_be_had_costs_a_peer_of_kube_routers_no_session() {
+    let off = [
+        "{enabled: false, desired_min_tx_interval: 300000}",
+        "{desired_min_tx_interval: 300000}",
+        "{enabled: null, port: 1}",
+        "{enabled: false, detection_multiplier: 0, more: secret!}",
+    ];
+    let wrong = [
+        ("{enabled: true, port: 1}", "bfd.port: 1 is not BFD's: 3784, or 4784"),
+        (
+            "{enabled: true, detection_multiplier: 256}",
+            "bfd.detection_multiplier: 256 is not within 1 to 255",
+        ),
+        (
+            "{enabled: true, desired_min_tx_interval: 50000}",
+            "bfd.desired_min_tx_interval: 50000 is not within 10 to 9999 milliseconds",
+        ),
+        ("{enabled: true, required_min_rx_interval: 0}", "bfd.required_min_rx_interval: 0 is not within 10"),
+    ];
+    let off = off.map(|bfd| (bfd, false, None));
+    let wrong = wrong.map(|(bfd, why)| (bfd, false, Some(why)));
+    let right = [("{enabled: true, more: secret!}", true, None)];
+    for (bfd, has_bfd, why) in off.into_iter().chain(wrong).chain(right) {
+        let text = format!(
+            "- {{remoteip: 1.2.3.4, remoteasn: 1, bfd: {bfd}}}\n- {{remoteip: 1.2.3.5, remoteasn: 1, bfd: {{enabled: true}}}}"
+        );
+        let (settings, warnings) = NodeSettings::read(&annotated(&[("kube-router.io/peers", &text)]), None);
+        let peers: Vec<bool> = settings.peers.iter().flatten().map(|peer| peer.bfd.is_some()).collect();
+        assert_eq!(peers, [has_bfd, true], "{bfd}");
+        let warnings: Vec<_> = warnings.iter().map(|warning| (warning.reason, &*warning.message)).collect();
+        match (why, &warnings[..]) {
+            (None, []) => {}
+            (Some(why), [("PeerWithoutBFD", message)]) => {
+                assert!(message.starts_with(&format!("kube-router.io/peers: {why}")), "{message}");
+                assert!(message.ends_with("; the session with 1.2.3.4 is without BFD"), "{message}");
+            }
+            _ => panic!("{bfd}: {warnings:?}"),
+        }
     }
 }
 
