@@ -4,6 +4,8 @@
 
 #[path = "tables/import.rs"]
 mod import;
+#[path = "tables/importer.rs"]
+mod importer;
 mod namespace;
 #[path = "tables/surroundings.rs"]
 mod surroundings;

@@ -43,9 +43,9 @@ pub use rib::{
 };
 pub use runtime::{
     Bfd, BfdPeer, BfdSession, BfdStatus, BmpCounters, BmpStation, BmpStationStatus, BmpTables, Counters,
-    DynamicPeers, DynamicPeersStatus, GracefulRestart, LearntStatus, LinkStatus, Password, PasswordLength,
-    PeerBfd, PeerConfig, PeerStatus, RouterDiscovery, Shutdown, Speaker, SpeakerConfig, SpeakerStatus,
-    StartError,
+    DynamicPeers, DynamicPeersStatus, GracefulRestart, LearntRoutes, LearntStatus, LinkStatus, Password,
+    PasswordLength, PeerBfd, PeerConfig, PeerStatus, RouterDiscovery, Shutdown, Speaker, SpeakerConfig,
+    SpeakerStatus, StartError,
 };
 
 /// The README's example compiles.

@@ -97,7 +97,7 @@ async fn clients_learn_of_each_other() {
     announce(&first, &["10.244.2.0/24", "fd00:244:2::/64"]);
     announce(&second, &["10.244.3.0/24"]);
     until("both to learn", || first.learnt().routes == 1 && second.learnt().routes == 2).await;
-    let mut learnt = second.take_learnt(9);
+    let mut learnt = second.learnt_routes().take(9);
     learnt.sort();
     let route = |prefix: &str, hop: &str| {
         (prefix.parse().unwrap(), Some([NextHop::from(hop.parse::<IpAddr>().unwrap())].into()))
@@ -107,7 +107,7 @@ async fn clients_learn_of_each_other() {
     assert_eq!((status.routes, status.reflected), (3, 3));
     let of_reflector = reflector.learnt();
     assert_eq!((of_reflector.routes, of_reflector.pending), (0, 0));
-    assert!(reflector.take_learnt(9).is_empty());
+    assert!(reflector.learnt_routes().take(9).is_empty());
 
     // One more hears of all; one that shuts down is heard of no more.
     let third = client(4, port, config(4)).await;

@@ -443,7 +443,7 @@ async fn news_is_of_what_is_taken() {
     let (speaker, mut peer) = pair().await;
     peer.end_of_rib().await;
     let received = |count| speaker.status().peers[0].counters.updates_received == count;
-    let mut news = speaker.learnt_news();
+    let mut news = speaker.learnt_routes().news();
     peer.send(&update(1..2)).await;
     peer.send(&update(2..3)).await;
     // The first has been dealt with when the second is counted.
@@ -454,7 +454,10 @@ async fn news_is_of_what_is_taken() {
     news.mark_unchanged();
     peer.send(&update(1..2)).await;
     timeout(LIMIT, news.changed()).await.unwrap().unwrap();
-    assert_eq!(speaker.take_learnt(9), [(host(1), Some([IpAddr::from([10, 0, 0, 2]).into()].into()))]);
+    assert_eq!(
+        speaker.learnt_routes().take(9),
+        [(host(1), Some([IpAddr::from([10, 0, 0, 2]).into()].into()))]
+    );
     speaker.shutdown(Shutdown::Cease).await;
 }
 

@@ -7,14 +7,13 @@
 //! every second: what drains, lingers or failed        every CHECK: what others changed in the kernel
 //! source away at the start: hold what an agent before announced, as far as the kernel still forwards it
 //! kernel tables ──News──► Planner ──Delta──► 1, 3
-//! peers ──LearntChange──► ImportTable                             (announce)
-//! links, default routes, router advertisements ──► peers, next hops     (announce)
+//! links, default routes, router advertisements ──► where peers are       (announce)
 //! annotation, taints, `sheave drain` ──► how VIPs are announced          (drain)
 //! status socket, scrapes ──questions──► the loop answers between two changes
 //! ```
 //!
-//! The loop has a thread and a runtime of its own, since the kernel's answers are waited for; BGP sessions and
-//! sockets live on another runtime, so that no keepalive is ever late because of it.
+//! The loop has a thread and a runtime of its own, since the kernel's answers are waited for. BGP sessions and sockets live on another,
+//! BFD and what is learnt of peers on two more: no keepalive is late because of the loop, and a path that fails is left at once.
 
 mod announced;
 mod answers;
@@ -41,7 +40,7 @@ use crate::observe::events::{Absent, Events};
 use crate::observe::status::Question;
 use crate::observe::{Observer, Pass};
 use crate::plan::{Announcement, AnnouncementKind, Delta, NodePlan, Planner, Warning};
-use crate::tables::{ExportTable, Following, ImportTable, News, follow, follow_links};
+use crate::tables::{ExportTable, Following, News, follow, follow_links};
 
 /// How often the kernel is looked at for what others changed.
 const CHECK: Duration = Duration::from_secs(15);
@@ -148,7 +147,6 @@ impl Agent {
         let (journal, saved) = Journal::open(&settings.state_directory);
         let announce = &config.announce;
         let export = ExportTable::open(announce.export_table).map_err(AgentError::Tables)?;
-        let import = ImportTable::open(config.router.import.table).map_err(AgentError::Tables)?;
         let following = match &announce.kernel_tables[..] {
             [] => None,
             tables => {
@@ -163,8 +161,8 @@ impl Agent {
         }
         let mut announcer = Announcer::new(background.clone(), api_server.clone(), journal);
         announcer.export_to(export);
-        announcer.import_to(import);
-        announcer.follow(follow_links(background).map_err(AgentError::Tables)?);
+        let links = follow_links(background).map_err(AgentError::Tables)?;
+        announcer.import_to(planner.config().router.import.table, links).map_err(AgentError::Tables)?;
         let draining = Draining::open(&settings.state_directory, &planner.config().drain);
         // Until the source has told all, that is known of the record alone.
         observer.drains(!draining.serves());
@@ -220,7 +218,7 @@ impl Agent {
                     self.take(batch).await;
                 }
                 told = self.tables.next() => self.take_routes(told).await,
-                news = self.announcer.news() => self.announcer.take(news).await,
+                () = self.announcer.news() => self.announcer.take().await,
                 Some(question) = questions.recv() => {
                     // Whoever asked may have gone: nothing is lost, and nothing need be found out.
                     match question {

@@ -3,8 +3,10 @@
 //! ```text
 //! FollowingLinks ──Surroundings─┬─► interfaces ─► RouterDiscovery ──► neighbours ─┐
 //!                               ├─► default gateways ─────────────────────────────┴─► addresses of peers
-//!                               └─► what is on links ──► the speaker's decisions
+//!                               └─► what is on links ──► the first decisions of a speaker
 //! ```
+//!
+//! Later decisions follow the links by way of the importer, which waits for nothing else ([`crate::tables`]).
 //!
 //! A peer that was found stays where it is until it is known to be elsewhere: a default route that goes ends no session.
 
@@ -91,20 +93,18 @@ impl Discovery {
         }
     }
 
-    /// Takes in what is different. Gives what next hops can be reached by, if that is known.
-    pub(super) fn take(&mut self) -> Option<Links> {
+    /// Takes in what is different.
+    pub(super) fn take(&mut self) {
         self.news.mark_unchanged();
         if let Some(now) = self.links.as_mut().and_then(FollowingLinks::now) {
             self.surroundings = Some(now);
             self.look();
         }
-        self.links()
     }
 
     /// What next hops can be reached by.
     pub(super) fn links(&self) -> Option<Links> {
-        let Surroundings { interfaces, on_link, .. } = self.surroundings.as_ref()?;
-        Some(Links { prefixes: on_link.clone(), interfaces: interfaces.values().copied().collect() })
+        self.surroundings.as_ref().map(Surroundings::links)
     }
 
     fn look(&mut self) {

@@ -1,7 +1,7 @@
-//! What peers announce → the kernel, as far as their import policies let it in.
+//! What peers announce → the importer, as far as their import policies let it in.
 
 use std::collections::BTreeSet;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use ipnet::IpNet;
 use sheave_bgp::{LearntStatus, SpeakerConfig};
@@ -9,10 +9,8 @@ use sheave_bgp::{LearntStatus, SpeakerConfig};
 use super::{Announcer, Configured, Running};
 use crate::config::OnExit;
 use crate::plan::{Announcement, AnnouncementKind, Delta, NodePlan};
-use crate::tables::ImportCounts;
+use crate::tables::{ImportCounts, Imports};
 
-/// How many changes are taken at a time: what else waits for the loop is not kept for long.
-const BATCH: usize = 1000;
 /// How long routes of sessions before are kept until peers have told all, where no restart time says it.
 const PATIENCE: Duration = Duration::from_secs(120);
 
@@ -22,21 +20,6 @@ fn patience(restart_time: Option<Duration>) -> Duration {
 }
 
 impl Announcer {
-    /// Has the kernel follow what became different, or the first part of it.
-    pub(super) async fn take_learnt(&mut self) {
-        let (Some(Running { speaker, news, .. }), Some(import)) = (&mut self.speaker, &mut self.import)
-        else {
-            return;
-        };
-        let changes = speaker.take_learnt(BATCH);
-        if changes.len() == BATCH {
-            news.mark_changed();
-        }
-        if !changes.is_empty() {
-            import.change(changes).await;
-        }
-    }
-
     /// Keeps the plan's own nets free of routes of peers; `touched`: of which it may be different (`None`: all).
     pub fn reserve(&mut self, plan: &NodePlan, touched: Option<&Delta>) {
         let (add, remove) = reservations(plan, &self.reserved, touched);
@@ -51,40 +34,34 @@ impl Announcer {
         }
     }
 
-    pub(super) async fn tick_import(&mut self) {
-        // Without a speaker nothing is told, and nothing is left to take in; nor has a peer told all that was not found yet.
-        let missing = self.missing.iter().any(|missing| missing.imports);
-        let (complete, drained) =
-            self.learns().map_or((false, true), |learnt| (learnt.complete && !missing, learnt.pending == 0));
-        if let Some(import) = &mut self.import {
-            import.tick(Instant::now(), complete, drained).await;
-        }
-    }
-
-    /// Sessions end, and others may begin: what they brought is kept until those have told all.
-    pub(super) fn keep_imported(&mut self, config: &SpeakerConfig) {
-        let patience = patience(config.graceful_restart.map(|graceful| graceful.restart_time));
-        if let Some(import) = &mut self.import {
-            import.adopt(Instant::now() + patience);
-        }
-    }
-
-    /// There is a configuration: routes that an agent before left are waited for no longer than those of a session before.
-    pub(super) fn prepare_import(&mut self) {
-        let (Some(Configured { router, addresses, .. }), Some(import)) = (&self.configured, &mut self.import)
+    /// Has the importer follow the sessions that there are now. Once these know what to learn of whom: what nobody is to tell goes.
+    pub(super) fn follow_learnt(&self) {
+        let (Some(importer), Some(Configured { router, addresses, .. })) = (&self.import, &self.configured)
         else {
             return;
         };
-        import.source_from(addresses);
-        import
-            .bound(Instant::now() + patience(router.graceful_restart.map(|graceful| graceful.restart_time)));
+        importer.follow(Imports {
+            learnt: self.speaker.as_ref().map(|running| running.speaker.learnt_routes()),
+            expected: router.has_peers(),
+            all_found: !self.missing.iter().any(|missing| missing.imports),
+            addresses: addresses.clone(),
+            patience: patience(router.graceful_restart.map(|graceful| graceful.restart_time)),
+        });
+    }
+
+    /// Sessions end, and others may begin: what they brought is kept until those have told all.
+    pub(super) async fn keep_imported(&self, config: &SpeakerConfig) {
+        if let Some(importer) = &self.import {
+            let restart_time = config.graceful_restart.map(|graceful| graceful.restart_time);
+            importer.leave(patience(restart_time)).await;
+        }
     }
 
     /// The agent ends: routes stay or go, as configured.
-    pub(super) async fn leave_imported(&mut self) {
+    pub(super) async fn leave_imported(&self) {
         let on_exit = self.configured.as_ref().map(|configured| configured.router.import.on_exit);
-        if let (Some(OnExit::Remove), Some(import)) = (on_exit, &mut self.import) {
-            import.remove().await;
+        if let (Some(OnExit::Remove), Some(importer)) = (on_exit, &self.import) {
+            importer.remove().await;
         }
     }
 
@@ -95,11 +72,12 @@ impl Announcer {
 
     /// How many routes of peers the kernel holds.
     pub fn imported(&self) -> ImportCounts {
-        self.import.as_ref().map(|import| import.counts()).unwrap_or_default()
+        self.import.as_ref().map(|importer| importer.state().counts).unwrap_or_default()
     }
 
     pub(super) fn import_problems(&self) -> Vec<String> {
-        let mut problems: Vec<String> = self.import.iter().filter_map(|import| import.problem()).collect();
+        let mut problems: Vec<String> =
+            self.import.iter().filter_map(|importer| importer.state().problem).collect();
         let (Some(Configured { router, .. }), Some(learnt)) = (&self.configured, self.learns()) else {
             return problems;
         };

@@ -4,8 +4,8 @@
 //! Config.router, passwords ──configure─┐      ┌──► ExportTable, for a routing daemon of this node
 //! NodePlan.announcements ──────────────┼─► [Announcer] ──peers, RouteChanges──► Speaker ──► peers
 //! Dataplane::holds ────────────────────┘      └──► Journal, for starts without a source
-//!                          ImportTable ◄──learnt, by import policies── Speaker ◄── peers
-//! FollowingLinks ──► [discovery]: where peers are, which next hops can be reached
+//!                             Importer ◄──learnt, by import policies── Speaker ◄── peers
+//! FollowingLinks ──► [discovery]: where peers are
 //! ```
 
 mod discovery;
@@ -17,6 +17,7 @@ mod sessions;
 mod told;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::{Duration, Instant};
 
@@ -25,14 +26,13 @@ use sheave_bgp::{
     BmpStationStatus, DynamicPeers, PeerConfig, RouteChanges, Shutdown, Speaker, SpeakerConfig, SpeakerStatus,
 };
 use tokio::runtime::Handle;
-use tokio::sync::watch;
 use tracing::{debug, info, warn};
 
 use crate::cluster::Node;
 use crate::config::{PasswordSource, Peer, Router};
 use crate::drain::Stance;
 use crate::plan::{Announcement, NodePlan, Selection, Step};
-use crate::tables::{ExportTable, FollowingLinks, ImportTable};
+use crate::tables::{ExportTable, FollowingLinks, Importer};
 use discovery::Discovery;
 pub use journal::{Journal, Saved, remove as remove_journal};
 use passwords::Passwords;
@@ -94,7 +94,7 @@ pub struct Announcer {
     /// How VIPs are announced.
     stance: Stance,
     export: Option<ExportTable>,
-    import: Option<ImportTable>,
+    import: Option<Importer>,
     /// This node's own nets, as the speaker was told of them: routes to these are not learnt.
     reserved: BTreeSet<IpNet>,
     journal: Journal,
@@ -102,15 +102,6 @@ pub struct Announcer {
     complete: bool,
     problems: Vec<String>,
     start_again: Option<Instant>,
-}
-
-/// What is different.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum News {
-    /// What peers announce.
-    Learnt,
-    /// Where peers are, or which next hops can be reached.
-    Surroundings,
 }
 
 /// A peer that is configured, and that there is nothing to be had of as yet: it has not been found, or there can be no session with it.
@@ -137,8 +128,6 @@ struct Configured {
 /// A speaker that runs.
 struct Running {
     speaker: Speaker,
-    /// Changes when there may be something to take of what it learns.
-    news: watch::Receiver<()>,
     /// What it was started with; a change of it takes another speaker.
     config: SpeakerConfig,
 }
@@ -185,47 +174,25 @@ impl Announcer {
         self.export = Some(table);
     }
 
-    /// Has what peers announce and may be imported written to a table. Before peers are configured.
-    pub fn import_to(&mut self, table: ImportTable) {
-        self.import = Some(table);
-    }
-
-    /// Has peers found by links and default routes, and next hops used only while a link leads to them. Before peers are configured.
-    pub fn follow(&mut self, links: FollowingLinks) {
+    /// Has peers found by links and default routes, and what they announce and may be imported written to a table, as long as links lead
+    /// to it. Before peers are configured.
+    ///
+    /// # Errors
+    /// When the kernel does not give what that takes.
+    pub fn import_to(&mut self, table: u32, links: FollowingLinks) -> io::Result<()> {
+        self.import = Some(Importer::start(table, links.watch())?);
         self.discovery.follow(links);
+        Ok(())
     }
 
-    /// Waits until there is something to [take](Self::take).
-    pub async fn news(&mut self) -> News {
-        let learnt = async {
-            if let Some(Running { news, .. }) = &mut self.speaker
-                && news.changed().await.is_ok()
-            {
-                return;
-            }
-            // Without a speaker there is no news.
-            std::future::pending::<()>().await;
-        };
-        tokio::select! {
-            () = learnt => News::Learnt,
-            () = self.discovery.changed() => News::Surroundings,
-        }
+    /// Waits until peers may be elsewhere, which is to be [taken](Self::take) in.
+    pub async fn news(&mut self) {
+        self.discovery.changed().await;
     }
 
-    /// Has the kernel, or the sessions, follow what became different.
-    pub async fn take(&mut self, news: News) {
-        match news {
-            News::Learnt => self.take_learnt().await,
-            News::Surroundings => self.take_surroundings().await,
-        }
-    }
-
-    /// Follows peers to where they are now, and has the speaker know which next hops can be reached.
-    async fn take_surroundings(&mut self) {
-        let links = self.discovery.take();
-        if let (Some(Running { speaker, .. }), Some(links)) = (&self.speaker, links) {
-            speaker.set_links(links);
-        }
+    /// Follows peers to where they are now.
+    pub async fn take(&mut self) {
+        self.discovery.take();
         let finds = |router: &Router| router.peers.iter().any(|peer| peer.address.ip().is_none());
         if self.configured.as_ref().is_some_and(|configured| finds(&configured.router)) {
             self.apply().await;
@@ -266,16 +233,12 @@ impl Announcer {
         if let Some(export) = &mut self.export {
             export.tick(Instant::now()).await;
         }
-        self.tick_import().await;
     }
 
-    /// Looks for what others changed in the tables that are written to, and repairs it.
+    /// Looks for what others changed in the table that is written to, and repairs it.
     pub async fn check(&mut self) {
         if let Some(export) = &mut self.export {
             export.sync().await;
-        }
-        if let Some(import) = &mut self.import {
-            import.check().await;
         }
     }
 
@@ -296,8 +259,10 @@ impl Announcer {
 
     /// Brings speaker and peers in line with what is configured.
     async fn apply(&mut self) {
-        self.prepare_import();
         let Some(Configured { router, node, addresses }) = &self.configured else { return };
+        if let Some(importer) = &self.import {
+            importer.wait();
+        }
         let stations = sessions::bmp_stations(router, node);
         let mut problems = Vec::new();
         let mut imports = BTreeMap::new();
@@ -362,10 +327,6 @@ impl Announcer {
         if !router.has_peers() && router.bmp.is_empty() {
             let how = self.cease();
             self.stop_speaker(how).await;
-            if let Some(import) = &mut self.import {
-                // Nobody will tell of anything.
-                import.settle().await;
-            }
         } else {
             self.auto_router_id = self.auto_router_id.or_else(|| sessions::first_ipv4(addresses));
             match sessions::speaker_config(router, self.auto_router_id, node) {
@@ -411,6 +372,7 @@ impl Announcer {
             warn!("{problem}");
         }
         self.problems = problems;
+        self.follow_learnt();
     }
 
     /// Has a speaker of that config run: the one there is, where that is of it.
@@ -440,15 +402,15 @@ impl Announcer {
         speaker.update(RouteChanges { announce, withdraw: Vec::new() });
         speaker.reserve(&self.reserved.iter().copied().collect::<Vec<_>>(), &[]);
         if let Some(links) = self.discovery.links() {
-            speaker.set_links(links);
+            speaker.learnt_routes().set_links(links);
         }
-        self.speaker = Some(Running { news: speaker.learnt_news(), speaker, config });
+        self.speaker = Some(Running { speaker, config });
         Ok(())
     }
 
     async fn stop_speaker(&mut self, how: Shutdown) {
         if let Some(Running { speaker, config, .. }) = self.speaker.take() {
-            self.keep_imported(&config);
+            self.keep_imported(&config).await;
             // The task only ends early with its runtime, and then there is no session left to end.
             let _ = self.runtime.spawn(speaker.shutdown(how)).await;
         }

@@ -115,6 +115,10 @@ pub(super) fn is_passing(error: &io::Error) -> bool {
 
 /// Whether the kernel says that what a request names is not there (ENOENT, ESRCH, ENODEV).
 pub(crate) fn is_absent(error: &rtnetlink::Error) -> bool {
-    let rtnetlink::Error::NetlinkError(message) = error else { return false };
-    matches!(message.raw_code(), -2 | -3 | -19)
+    matches!(error, rtnetlink::Error::NetlinkError(message) if names_nothing(&message.to_io()))
+}
+
+/// The same of an answer that is read by hand.
+pub(crate) fn names_nothing(error: &io::Error) -> bool {
+    matches!(Errno::from_io_error(error), Some(Errno::NOENT | Errno::SRCH | Errno::NODEV))
 }

@@ -32,7 +32,7 @@ const RTM_GETROUTE: u16 = 26;
 const RTM_DELNEXTHOP: u16 = 105;
 /// linux/netlink.h.
 const NLM_F_DUMP_INTR: u16 = 0x10;
-const NLM_F_REPLACE: u16 = 0x100;
+pub(super) const NLM_F_REPLACE: u16 = 0x100;
 pub(super) const IFF_UP: u32 = 1;
 const IFA_ADDRESS: u16 = 1;
 const IFA_LOCAL: u16 = 2;

@@ -7,6 +7,9 @@
 //! ```
 //!
 //! While adopting, what an agent before left stays as it is until a peer says otherwise. A route that the kernel refuses is tried again.
+//!
+//! The kernel is asked on this thread, for many routes in one go, and has answered when it returns. A route whose next hops change is
+//! replaced: there is no moment without it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -19,8 +22,9 @@ use rtnetlink::Handle;
 use sheave_bgp::{LearntChange, NextHop};
 use tracing::{info, warn};
 
-use super::multipath::{self, Key, Ways};
+use super::multipath::{self, Change, Key, Ways};
 use crate::dataplane::error::RouteError;
+use crate::dataplane::netlink::Socket;
 
 /// How soon what failed is tried again, and as many at a time at most.
 const AGAIN: Duration = Duration::from_secs(5);
@@ -30,7 +34,10 @@ const REST: u32 = 20;
 
 /// The table, and what an agent before left in it or others.
 pub struct ImportTable {
+    /// For listings.
     handle: Handle,
+    /// For changes.
+    socket: Socket,
     table: u32,
     /// This node's own addresses: the first of each family is the source of what it sends.
     addresses: Vec<IpAddr>,
@@ -67,9 +74,11 @@ impl ImportTable {
     pub fn open(table: u32) -> std::io::Result<Self> {
         let (connection, handle, _) = rtnetlink::new_connection_with_strict_check()?;
         tokio::spawn(connection);
+        let socket = Socket::open(None)?;
         let now = Instant::now();
         Ok(Self {
             handle,
+            socket,
             table,
             addresses: Vec::new(),
             held: BTreeMap::new(),
@@ -141,9 +150,7 @@ impl ImportTable {
             // Whether the kernel holds what is believed is not known: all of it is looked at.
             return self.sync(Instant::now()).await;
         }
-        for prefix in touched {
-            self.follow(prefix).await;
-        }
+        self.follow(touched);
     }
 
     /// Tries again what failed; drops what is kept in vain once peers have told all (`complete`) or its time is over. `drained`: all
@@ -165,10 +172,8 @@ impl ImportTable {
                 .map(|(prefix, _)| *prefix)
                 .take(RETRIES)
                 .collect();
-            for prefix in again {
-                self.follow(prefix).await;
-                self.retried = Some(prefix);
-            }
+            self.retried = again.last().copied();
+            self.follow(again);
         }
     }
 
@@ -216,66 +221,72 @@ impl ImportTable {
         // What was refused is tried again little by little.
         let tried = |prefix: &&IpNet| !self.refused.contains_key(*prefix);
         let differing: Vec<IpNet> = self.wanted.keys().filter(tried).filter(differs).copied().collect();
-        for prefix in differing {
-            self.follow(prefix).await;
-        }
+        self.follow(differing);
         if self.adopting.is_none() {
             let unwanted = |(table, prefix): &Key| *table != self.table || !self.wanted.contains_key(prefix);
-            let gone: BTreeSet<Key> = self.held.keys().copied().filter(unwanted).collect();
+            let gone: Vec<_> = self.held.keys().copied().filter(unwanted).map(|key| (key, None)).collect();
             if !gone.is_empty() {
                 info!(routes = gone.len(), "learnt routes that no peer has told of go");
             }
-            for key in gone {
-                self.delete(key).await;
-            }
+            self.write(gone);
         }
     }
 
-    /// Makes the kernel's route to a prefix what is wanted.
-    async fn follow(&mut self, prefix: IpNet) {
-        let key = (self.table, prefix);
-        let Some(ways) = self.ways(&prefix) else {
-            self.refused.remove(&prefix);
-            return self.delete(key).await;
-        };
-        if self.held.get(&key) == Some(&ways) {
-            self.refused.remove(&prefix);
-            return;
+    /// Makes the kernel's routes to these prefixes what is wanted.
+    fn follow(&mut self, prefixes: Vec<IpNet>) {
+        let mut changes = Vec::new();
+        for prefix in prefixes {
+            let (key, ways) = ((self.table, prefix), self.ways(&prefix));
+            if self.held.get(&key) == ways.as_ref() {
+                self.refused.remove(&prefix);
+            } else {
+                changes.push((key, ways));
+            }
         }
-        let Err(error) = self.put(key, &ways).await else {
-            self.refused.remove(&prefix);
-            return;
-        };
+        for (key, ways, error) in self.write(changes) {
+            self.make_do(key, &ways, &error);
+        }
+    }
+
+    /// The kernel refuses a route: what can be had of it is to be there.
+    fn make_do(&mut self, key: Key, ways: &Ways, error: &RouteError) {
+        let is_news = !self.refused.contains_key(&key.1);
         // What is there by the same next hops differs in its source alone, or was changed by others: it stays.
         let stays = self.held.get(&key).is_some_and(|held| held.hops == ways.hops);
-        if !stays && (ways.hops.len() == 1 || !self.put_usable(key, &ways).await) {
+        if !stays && (ways.hops.len() == 1 || !self.put_usable(key, ways)) && self.held.contains_key(&key) {
             // What is there leads to next hops that do not count any more.
-            self.delete(key).await;
+            self.write(vec![(key, None)]);
         }
         let why = format!(
             "{error}; next hops have to be on a link of this node, and the Node's address has to be one of this host"
         );
-        if self.refused.insert(prefix, why.clone()).is_none() && self.refused.len() == 1 {
+        if is_news && self.refused.is_empty() {
             warn!("router.import.table {}: {why}", self.table);
         }
+        self.refused.insert(key.1, why);
     }
 
     /// Puts a route to those next hops that the kernel takes: one that it does not must not cost the others. Those in use stay so
     /// meanwhile. Gives whether there are any.
-    async fn put_usable(&mut self, key: Key, ways: &Ways) -> bool {
+    fn put_usable(&mut self, key: Key, ways: &Ways) -> bool {
         let of = |hops: &BTreeSet<NextHop>| Ways { hops: hops.iter().copied().collect(), ..ways.clone() };
         let in_use = self.held.get(&key).map(|held| Arc::clone(&held.hops)).unwrap_or_default();
         let mut usable: BTreeSet<NextHop> =
             ways.hops.iter().filter(|hop| in_use.contains(hop)).copied().collect();
-        if !usable.is_empty() && self.put(key, &of(&usable)).await.is_err() {
+        if !usable.is_empty() && !self.put(key, &of(&usable)) {
             usable.clear();
         }
         for hop in ways.hops.iter() {
-            if usable.insert(*hop) && self.put(key, &of(&usable)).await.is_err() {
+            if usable.insert(*hop) && !self.put(key, &of(&usable)) {
                 usable.remove(hop);
             }
         }
         !usable.is_empty()
+    }
+
+    fn put(&mut self, key: Key, ways: &Ways) -> bool {
+        self.write(vec![(key, Some(ways.clone()))]);
+        self.held.get(&key) == Some(ways)
     }
 
     fn ways(&self, prefix: &IpNet) -> Option<Ways> {
@@ -284,20 +295,39 @@ impl ImportTable {
         Some(Ways { hops, source: self.addresses.iter().find(of_family).copied() })
     }
 
-    async fn put(&mut self, key: Key, ways: &Ways) -> Result<(), RouteError> {
-        multipath::put(&self.handle, key, ways, self.held.contains_key(&key)).await?;
-        self.held.insert(key, ways.clone());
-        Ok(())
-    }
-
-    async fn delete(&mut self, key: Key) {
-        if self.held.contains_key(&key) {
-            match multipath::delete(&self.handle, key).await {
-                Ok(()) => drop(self.held.remove(&key)),
-                // It is listed, and tried again.
-                Err(error) => self.unseen = Some(error.to_string()),
+    /// Has the kernel put (`Some`) and remove (`None`) routes. Gives those that it does not take, and why; where it does not answer, or
+    /// removes one not, all is listed, and what differs is tried again.
+    fn write(&mut self, changes: Vec<(Key, Option<Ways>)>) -> Vec<(Key, Ways, RouteError)> {
+        let asked: Vec<Change<'_>> = changes
+            .iter()
+            .map(|(key, ways)| Change {
+                key: *key,
+                ways: ways.as_ref(),
+                replaces: self.held.contains_key(key),
+            })
+            .collect();
+        let outcomes = match multipath::write(&mut self.socket, &asked) {
+            Ok(outcomes) => outcomes,
+            Err(error) => {
+                let why = format!("write routes: {error}");
+                warn!("router.import.table {}: {why}", self.table);
+                self.unseen = Some(why);
+                return Vec::new();
+            }
+        };
+        let mut refused = Vec::new();
+        for ((key, ways), outcome) in changes.into_iter().zip(outcomes) {
+            match (ways, outcome) {
+                (Some(ways), Ok(())) => {
+                    self.refused.remove(&key.1);
+                    self.held.insert(key, ways);
+                }
+                (None, Ok(())) => drop(self.held.remove(&key)),
+                (Some(ways), Err(error)) => refused.push((key, ways, error)),
+                (None, Err(error)) => self.unseen = Some(error.to_string()),
             }
         }
+        refused
     }
 }
 
@@ -310,8 +340,11 @@ pub async fn remove_imported() -> Result<usize, String> {
         .map_err(|error| format!("rtnetlink socket: {error}"))?;
     tokio::spawn(connection);
     let held = multipath::list(&handle).await.map_err(|error| error.to_string())?;
-    for (key, _) in &held {
-        multipath::delete(&handle, *key).await.map_err(|error| error.to_string())?;
-    }
+    let gone: Vec<Change<'_>> =
+        held.iter().map(|(key, _)| Change { key: *key, ways: None, replaces: false }).collect();
+    let mut socket = Socket::open(None).map_err(|error| format!("rtnetlink socket: {error}"))?;
+    let outcomes =
+        multipath::write(&mut socket, &gone).map_err(|error| format!("delete learnt routes: {error}"))?;
+    outcomes.into_iter().collect::<Result<Vec<()>, _>>().map_err(|error| error.to_string())?;
     Ok(held.len())
 }

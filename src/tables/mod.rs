@@ -4,7 +4,7 @@
 //! tables of others ──notifications, dumps──► [follow] ──► Book ──News──► Planner ──► announcements of kind Kernel
 //! what is announced ─────────────────────────────────────────────────► [ExportTable] ──► a table that the node's own BIRD or
 //!                                                                                        FRR announces
-//! what peers announce ──import policies, decision──► LearntChange ──► [ImportTable] ──► the main table, or another
+//! what peers announce ──import policies, decision──► LearntRoutes ──► [Importer] ──► the main table, or another
 //! links, main table ──notifications, dumps──► [follow_links] ──► Surroundings: which next hops are reached, where peers are
 //! ```
 //!
@@ -23,6 +23,7 @@ mod book;
 mod export;
 mod follow;
 mod import;
+mod importer;
 mod multipath;
 mod route;
 mod surroundings;
@@ -32,6 +33,7 @@ use ipnet::IpNet;
 pub use export::ExportTable;
 pub use follow::{Following, follow};
 pub use import::{ImportCounts, ImportTable, remove_imported};
+pub use importer::{ImportState, Importer, Imports};
 pub use surroundings::{FollowingLinks, Gateway, Surroundings, follow_links};
 
 /// What became different in the tables that are followed.

@@ -3,10 +3,12 @@
 //! Every one carries [`PROTOCOL`] and [`METRIC`]: a route of ours stands behind what others have for its prefix, in a place of
 //! its own, so that neither takes the other's.
 
+use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 use ipnet::IpNet;
+use rtnetlink::packet_core::Emitable as _;
 use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::route::{
     RouteAttribute, RouteMessage, RouteProtocol, RouteScope, RouteType, RouteVia,
@@ -14,7 +16,9 @@ use rtnetlink::packet_route::route::{
 use rtnetlink::{Handle, RouteMessageBuilder, RouteNextHopBuilder};
 use sheave_bgp::NextHop;
 
-use crate::dataplane::error::{RouteError, is_absent};
+use super::follow::{NLM_F_REPLACE, RTM_DELROUTE, RTM_NEWROUTE};
+use crate::dataplane::error::{RouteError, names_nothing};
+use crate::dataplane::netlink::{Request, Socket};
 use crate::dataplane::routing::{ip, list_of};
 
 /// Route protocol number of routes that are learnt (`rtm_protocol`, linux/rtnetlink.h): unassigned there and in iproute2's
@@ -22,6 +26,13 @@ use crate::dataplane::routing::{ip, list_of};
 pub const PROTOCOL: u8 = 85;
 /// Behind what DHCP clients, router advertisements, operators and routing daemons use.
 pub const METRIC: u32 = 8192;
+
+/// linux/netlink.h.
+const NLM_F_EXCL: u16 = 0x200;
+const NLM_F_CREATE: u16 = 0x400;
+/// How much the kernel is asked in one go: as many answers as wait in a socket of the default size, and less than it takes to be sent.
+const MESSAGES: usize = 100;
+const BYTES: usize = 64 << 10;
 
 /// Where packets go.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,20 +51,72 @@ pub(super) async fn list(handle: &Handle) -> Result<Vec<(Key, Ways)>, RouteError
     list_of(handle, PROTOCOL, "list learnt routes", parse).await
 }
 
-/// Adds a route; with `replaces`, in place of the one of ours that is there. Another's stays.
-pub(super) async fn put(handle: &Handle, key: Key, ways: &Ways, replaces: bool) -> Result<(), RouteError> {
-    let request = handle.route().add(message(key, Some(ways))?);
-    let request = if replaces { request.replace() } else { request };
-    let hops: Vec<String> = ways.hops.iter().map(ToString::to_string).collect();
-    request.execute().await.map_err(RouteError::of(&format!("add route {} via {}", key.1, hops.join(", "))))
+/// What is to become of a route of ours.
+pub(super) struct Change<'a> {
+    pub(super) key: Key,
+    /// `None`: it goes. One that is gone already counts as removed.
+    pub(super) ways: Option<&'a Ways>,
+    /// It takes the place of the one of ours that is there. Another's stays.
+    pub(super) replaces: bool,
 }
 
-/// Removes a route of ours; one that is gone already counts as removed.
-pub(super) async fn delete(handle: &Handle, key: Key) -> Result<(), RouteError> {
-    match handle.route().del(message(key, None)?).execute().await {
-        Err(error) if !is_absent(&error) => Err(RouteError::of(&format!("delete route {}", key.1))(error)),
-        _ => Ok(()),
+impl Change<'_> {
+    /// As rtnetlink has it, without the header of the message.
+    fn body(&self) -> Result<Vec<u8>, RouteError> {
+        let message = message(self.key, self.ways)?;
+        let mut body = vec![0; message.buffer_len()];
+        message.emit(&mut body);
+        Ok(body)
     }
+
+    fn request<'a>(&self, body: &'a [u8]) -> Request<'a> {
+        let (header, attributes) = body.split_first_chunk().expect("`struct rtmsg` has 12 bytes");
+        let (kind, flags) = match (self.ways, self.replaces) {
+            (None, _) => (RTM_DELROUTE, 0),
+            (Some(_), true) => (RTM_NEWROUTE, NLM_F_CREATE | NLM_F_REPLACE),
+            (Some(_), false) => (RTM_NEWROUTE, NLM_F_CREATE | NLM_F_EXCL),
+        };
+        Request { kind, flags, header: *header, attributes }
+    }
+
+    fn outcome(&self, answer: io::Result<()>) -> Result<(), RouteError> {
+        let (_, prefix) = self.key;
+        match (answer, self.ways) {
+            (Err(error), None) if names_nothing(&error) => Ok(()),
+            (Err(error), None) => Err(RouteError::new(format!("delete route {prefix}"), error)),
+            (Err(error), Some(ways)) => {
+                let hops: Vec<String> = ways.hops.iter().map(ToString::to_string).collect();
+                Err(RouteError::new(format!("add route {prefix} via {}", hops.join(", ")), error))
+            }
+            (Ok(()), _) => Ok(()),
+        }
+    }
+}
+
+/// Has the kernel make changes, in this order and many in one go. Gives what came of each.
+///
+/// # Errors
+/// Of the socket: what came of any of them is not known.
+pub(super) fn write(socket: &mut Socket, changes: &[Change<'_>]) -> io::Result<Vec<Result<(), RouteError>>> {
+    let mut outcomes = Vec::with_capacity(changes.len());
+    let (mut batch, mut bytes) = (Vec::<(usize, Vec<u8>)>::new(), 0);
+    for (index, change) in changes.iter().enumerate() {
+        outcomes.push(change.body().map(|body| {
+            bytes += body.len();
+            batch.push((index, body));
+        }));
+        if batch.len() < MESSAGES && bytes < BYTES && index + 1 < changes.len() {
+            continue;
+        }
+        let requests: Vec<Request<'_>> =
+            batch.iter().map(|(index, body)| changes[*index].request(body)).collect();
+        for ((index, _), answer) in batch.iter().zip(socket.ask_all(&requests)?) {
+            outcomes[*index] = changes[*index].outcome(answer);
+        }
+        batch.clear();
+        bytes = 0;
+    }
+    Ok(outcomes)
 }
 
 /// The route, or all there is of it.

@@ -9,6 +9,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use rustix::io::Errno;
+use sheave_bgp::Links;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
@@ -47,6 +48,13 @@ pub struct Surroundings {
     pub gateways_v6: BTreeSet<Gateway>,
 }
 
+impl Surroundings {
+    /// What next hops can be reached by.
+    pub fn links(&self) -> Links {
+        Links { prefixes: self.on_link.clone(), interfaces: self.interfaces.values().copied().collect() }
+    }
+}
+
 /// A router that a default route leads to.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Gateway {
@@ -75,6 +83,11 @@ impl FollowingLinks {
     /// As they are; `None` before they are known.
     pub fn now(&mut self) -> Option<Surroundings> {
         self.now.borrow_and_update().clone()
+    }
+
+    /// For whoever follows them elsewhere.
+    pub fn watch(&self) -> watch::Receiver<Option<Surroundings>> {
+        self.now.clone()
     }
 }
 

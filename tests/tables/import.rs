@@ -1,17 +1,20 @@
 //! Learnt routes in a real kernel's tables.
 
-use std::process::{Command, Stdio};
+use std::io::{BufRead as _, BufReader};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 use sheave::tables::{ImportCounts, ImportTable, remove_imported};
 use sheave_bgp::{LearntChange, NextHop};
 
+use super::LIMIT;
 use super::namespace::{address, in_namespace, shell};
 
-const MAIN: u32 = 254;
-const V4: &str = "198.51.100.0/24";
-const V6: &str = "2001:db8:1::/48";
+pub const MAIN: u32 = 254;
+pub const V4: &str = "198.51.100.0/24";
+pub const V6: &str = "2001:db8:1::/48";
 
 fn open(table: u32) -> ImportTable {
     let mut import = ImportTable::open(table).unwrap();
@@ -25,7 +28,7 @@ fn learnt(prefix: &str, hops: &[&str]) -> LearntChange {
 }
 
 /// What `ip` shows of a prefix, in one line and without what the kernel adds.
-fn shown(prefix: &str) -> String {
+pub fn shown(prefix: &str) -> String {
     let family = if prefix.contains(':') { "-6" } else { "-4" };
     let text = shell("ip", &format!("{family} route show table all exact {prefix}"));
     text.split_whitespace()
@@ -51,8 +54,54 @@ fn expected(prefix: &str, hops: &[&str]) -> String {
     }
 }
 
-fn counts(in_kernel: usize, kept: usize) -> ImportCounts {
+pub fn counts(in_kernel: usize, kept: usize) -> ImportCounts {
     ImportCounts { in_kernel, kept }
+}
+
+/// What the kernel tells of routes meanwhile.
+struct Monitor {
+    child: Child,
+    lines: mpsc::Receiver<String>,
+}
+
+impl Monitor {
+    /// Once it listens: it has told of the first mark.
+    fn start() -> Self {
+        let mut child = Command::new("ip").args(["monitor", "route"]).stdout(Stdio::piped()).spawn().unwrap();
+        let output = BufReader::new(child.stdout.take().unwrap());
+        let (sender, lines) = mpsc::channel();
+        std::thread::spawn(move || {
+            output.lines().map_while(Result::ok).try_for_each(|line| sender.send(line))
+        });
+        let end = Instant::now() + LIMIT;
+        loop {
+            shell("ip", "route add 192.0.2.1 dev up0");
+            shell("ip", "route del 192.0.2.1 dev up0");
+            match lines.recv_timeout(Duration::from_millis(200)) {
+                Ok(_) => return Self { child, lines },
+                Err(error) => assert!(Instant::now() < end, "ip monitor: {error}"),
+            }
+        }
+    }
+
+    /// All that was told before the last mark.
+    fn told(mut self) -> Vec<String> {
+        shell("ip", "route add 192.0.2.2 dev up0");
+        let mut told = Vec::new();
+        loop {
+            let line = self.lines.recv_timeout(LIMIT).unwrap();
+            if line.starts_with("192.0.2.2 ") {
+                break;
+            }
+            if !line.contains("192.0.2.1 ") {
+                told.push(line);
+            }
+        }
+        shell("ip", "route del 192.0.2.2 dev up0");
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+        told
+    }
 }
 
 #[test]
@@ -72,6 +121,43 @@ fn routes_follow_what_is_learnt() {
             assert_eq!((shown(V4), shown(V6)), (expected(V4, v4), expected(V6, v6)), "{name}");
             assert_eq!(import.counts(), counts(usize::from(!v4.is_empty()) * 2, 0), "{name}");
         }
+    });
+}
+
+/// Many routes lose a gateway at once: each is replaced, and none is ever gone.
+#[test]
+fn a_path_goes_and_no_route_with_it() {
+    in_namespace("import-many", async |_| {
+        let is_v4 = |n: u32| n.is_multiple_of(2);
+        let prefix = |n: u32| match is_v4(n) {
+            true => format!("198.18.{}.{}", n / 256, n % 256),
+            false => format!("2001:db8:{n:x}::/48"),
+        };
+        let by = |which: std::ops::Range<u32>, v4: &[&str], v6: &[&str]| -> Vec<LearntChange> {
+            let with_length = |n| if is_v4(n) { format!("{}/32", prefix(n)) } else { prefix(n) };
+            which.map(|n| learnt(&with_length(n), if is_v4(n) { v4 } else { v6 })).collect()
+        };
+        let mut import = open(MAIN);
+        import.change(by(0..2500, &["10.0.0.2", "10.0.0.3"], &["fd00:10::2", "fd00:10::3"])).await;
+        assert_eq!((import.problem(), import.counts()), (None, counts(2500, 0)));
+        let monitor = Monitor::start();
+        // As many as wait in the monitor's socket.
+        import.change(by(0..120, &["10.0.0.3"], &["fd00:10::3"])).await;
+        let told = monitor.told();
+        let way = |n| if is_v4(n) { "via 10.0.0.3" } else { "via fd00:10::3" };
+        for n in 0..120 {
+            let line = format!("{} {} dev up0 proto 85", prefix(n), way(n));
+            assert!(told.iter().any(|told| told.starts_with(&line)), "{line}: {told:#?}");
+        }
+        assert_eq!(told.len(), 120, "and nothing else: {told:#?}");
+        import.change(by(120..2500, &["10.0.0.3"], &["fd00:10::3"])).await;
+        assert_eq!((import.problem(), import.counts()), (None, counts(2500, 0)));
+        for n in [120, 121, 2498, 2499] {
+            let shown = shown(&prefix(n));
+            assert!(shown.contains(way(n)) && !shown.contains("nexthop"), "{shown}");
+        }
+        import.change(by(0..2500, &[], &[])).await;
+        assert_eq!((import.problem(), remove_imported().await), (None, Ok(0)));
     });
 }
 
@@ -235,17 +321,11 @@ fn link_local_next_hops() {
             again.change(vec![learnt(V4, &hops), learnt(V6, &hops)]).await;
             assert_eq!((again.problem(), again.counts()), (None, counts(2, 0)), "{name}");
         }
-        let mut monitor =
-            Command::new("ip").args(["monitor", "route"]).stdout(Stdio::piped()).spawn().unwrap();
-        tokio::time::sleep(Duration::from_millis(300)).await;
+        let monitor = Monitor::start();
         let mut again = open(MAIN);
         let hops = [hop("fe80::2", "eth2")];
         again.change(vec![learnt(V4, &hops), learnt(V6, &hops)]).await;
-        tokio::time::sleep(Duration::from_millis(300)).await;
-        monitor.kill().unwrap();
-        let told = std::io::read_to_string(monitor.stdout.take().unwrap()).unwrap();
-        monitor.wait().unwrap();
-        assert_eq!(told, "", "what is there is left alone");
+        assert_eq!(monitor.told(), [""; 0], "what is there is left alone");
 
         shell("ip", "link del eth2");
         shell("ip", "link add eth2 type dummy");
@@ -267,14 +347,10 @@ fn ipv4_by_ipv6_next_hops() {
         for hops in [&["fd00:10::2"][..], &["fd00:10::2", "fd00:10::3"]] {
             import.change(vec![learnt(V4, hops)]).await;
             assert_eq!(import.problem(), None);
-            let mut monitor = Command::new("ip");
-            let mut monitor = monitor.args(["monitor", "route"]).stdout(Stdio::piped()).spawn().unwrap();
-            tokio::time::sleep(Duration::from_millis(200)).await;
+            let monitor = Monitor::start();
             import.check().await;
             import.settle().await;
-            monitor.kill().unwrap();
-            let told = String::from_utf8(monitor.wait_with_output().unwrap().stdout).unwrap();
-            assert_eq!(told, "", "{hops:?}");
+            assert_eq!(monitor.told(), [""; 0], "{hops:?}");
             assert!(hops.iter().all(|hop| shown(V4).contains(&format!("via inet6 {hop}"))), "{}", shown(V4));
         }
     });

@@ -2,11 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
 
 use ipnet::IpNet;
 use tokio::sync::watch;
 
 use super::Speaker;
+use super::shared::Shared;
 use crate::Family;
 use crate::rib::{FamilyCounts, ImportPolicy, LearntChange, Links};
 
@@ -23,7 +25,52 @@ pub struct LearntStatus {
     pub peers: BTreeMap<IpAddr, Vec<(Family, FamilyCounts)>>,
 }
 
+/// What a speaker learns, for whoever has the kernel follow it: on another thread than the speaker's owner, if need be. Once the speaker
+/// is shut down there is no news any more, but that of its sessions' end.
+#[derive(Clone, Debug)]
+pub struct LearntRoutes {
+    shared: Arc<Shared>,
+}
+
+impl LearntRoutes {
+    /// Takes up to `limit` of the prefixes whose next hops changed since they were taken.
+    pub fn take(&self, limit: usize) -> Vec<LearntChange> {
+        self.shared.learnt().take_changes(limit)
+    }
+
+    /// Changes when there may be something to take.
+    pub fn news(&self) -> watch::Receiver<()> {
+        self.shared.news.subscribe()
+    }
+
+    /// Sets by which links next hops can be reached: routes by others are not used. Before the first call all are.
+    pub fn set_links(&self, links: Links) {
+        self.shared.learn(|learnt| learnt.set_links(links));
+        self.shared.news.send_replace(());
+    }
+
+    /// What is learnt of whom.
+    pub fn status(&self) -> LearntStatus {
+        let learnt = self.shared.learnt();
+        let counts = |peer| {
+            let of = |family| Some((family, learnt.counts(peer, family)?));
+            Family::ALL.into_iter().filter_map(of).collect()
+        };
+        LearntStatus {
+            routes: learnt.len(),
+            complete: learnt.is_complete(),
+            pending: learnt.pending(),
+            peers: learnt.peers().map(|peer| (peer, counts(peer))).collect(),
+        }
+    }
+}
+
 impl Speaker {
+    /// What is learnt of peers.
+    pub fn learnt_routes(&self) -> LearntRoutes {
+        LearntRoutes { shared: Arc::clone(&self.shared) }
+    }
+
     /// Makes these the import policies of peers; of others nothing is imported. No session is reset: what is known is judged
     /// again, and a peer that had none is asked for its routes. Peers that a limit keeps down are tried again if it changed.
     pub fn set_imports(&self, policies: &BTreeMap<IpAddr, ImportPolicy>) {
@@ -55,34 +102,8 @@ impl Speaker {
         self.shared.news.send_replace(());
     }
 
-    /// Sets by which links next hops can be reached: routes by others are not used. Before the first call all are.
-    pub fn set_links(&self, links: Links) {
-        self.shared.learn(|learnt| learnt.set_links(links));
-        self.shared.news.send_replace(());
-    }
-
-    /// Takes up to `limit` of the prefixes whose next hops changed since they were taken.
-    pub fn take_learnt(&self, limit: usize) -> Vec<LearntChange> {
-        self.shared.learnt().take_changes(limit)
-    }
-
-    /// Changes when there may be something to take.
-    pub fn learnt_news(&self) -> watch::Receiver<()> {
-        self.shared.news.subscribe()
-    }
-
     /// What is learnt of whom.
     pub fn learnt(&self) -> LearntStatus {
-        let learnt = self.shared.learnt();
-        let counts = |peer| {
-            let of = |family| Some((family, learnt.counts(peer, family)?));
-            Family::ALL.into_iter().filter_map(of).collect()
-        };
-        LearntStatus {
-            routes: learnt.len(),
-            complete: learnt.is_complete(),
-            pending: learnt.pending(),
-            peers: learnt.peers().map(|peer| (peer, counts(peer))).collect(),
-        }
+        self.learnt_routes().status()
     }
 }

@@ -38,7 +38,7 @@ pub use bfd::{Bfd, BfdPeer, BfdSession, BfdStatus, PeerBfd};
 pub use bmp::{BmpCounters, BmpStation, BmpStationStatus, BmpTables};
 pub use config::{GracefulRestart, PeerConfig, Shutdown, SpeakerConfig, StartError};
 pub use dynamic::{DynamicPeers, DynamicPeersStatus};
-pub use learning::LearntStatus;
+pub use learning::{LearntRoutes, LearntStatus};
 pub use md5::{Password, PasswordLength};
 pub use routers::{LinkStatus, RouterDiscovery};
 pub use status::{Counters, FamilyStatus, LastError, PeerStatus, SessionStatus, SpeakerStatus};

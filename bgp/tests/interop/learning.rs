@@ -45,7 +45,7 @@ fn policies_change_live() {
         let [ours, birds] = Lab::V4;
         let speaker = start_both(&mut lab, [ours, birds]).await;
         until("BIRD's routes", || only_peer(&speaker).counters.prefixes_received == 2).await;
-        assert_eq!((speaker.learnt().routes, speaker.take_learnt(9)), (0, vec![]));
+        assert_eq!((speaker.learnt().routes, speaker.learnt_routes().take(9)), (0, vec![]));
 
         speaker.set_imports(&imports(birds, policy(&ROUTES[..1], None)));
         until("its routes again, one of them taken", || {
@@ -53,14 +53,17 @@ fn policies_change_live() {
             (counts.received, counts.accepted) == (2, 1)
         })
         .await;
-        assert_eq!(speaker.take_learnt(9), [change(ROUTES[0], Some(birds))]);
+        assert_eq!(speaker.learnt_routes().take(9), [change(ROUTES[0], Some(birds))]);
         speaker.set_imports(&imports(birds, policy(&ROUTES[1..], None)));
-        assert_eq!(speaker.take_learnt(9), [change(ROUTES[0], None), change(ROUTES[1], Some(birds))]);
+        assert_eq!(
+            speaker.learnt_routes().take(9),
+            [change(ROUTES[0], None), change(ROUTES[1], Some(birds))]
+        );
         speaker.reserve(&["203.0.113.7/32".parse().unwrap()], &[]);
         speaker.set_imports(&imports(birds, policy(&ROUTES, None)));
-        assert_eq!(speaker.take_learnt(9), [change(ROUTES[0], Some(birds))], "the other is named");
+        assert_eq!(speaker.learnt_routes().take(9), [change(ROUTES[0], Some(birds))], "the other is named");
         speaker.set_imports(&BTreeMap::new());
-        assert_eq!(speaker.take_learnt(9), ROUTES.map(|prefix| change(prefix, None)));
+        assert_eq!(speaker.learnt_routes().take(9), ROUTES.map(|prefix| change(prefix, None)));
         assert_eq!(only_peer(&speaker).counters.established, 1);
         speaker.shutdown(Shutdown::Cease).await;
     });
@@ -79,7 +82,7 @@ fn a_restart_of_the_peer_is_helped() {
                 speaker.learnt().complete && speaker.learnt().routes == 2
             })
             .await;
-            assert_eq!(speaker.take_learnt(9), routes.map(|prefix| change(prefix, Some(birds))));
+            assert_eq!(speaker.learnt_routes().take(9), routes.map(|prefix| change(prefix, Some(birds))));
             let sessions = only_peer(&speaker).counters.established;
 
             lab.edit_bird(&format!("route {} blackhole;", routes[1]), "");
@@ -88,7 +91,7 @@ fn a_restart_of_the_peer_is_helped() {
                 only_peer(&speaker).counters.established > sessions && speaker.learnt().complete
             })
             .await;
-            assert_eq!(speaker.take_learnt(9), [change(routes[1], None)], "{ours}");
+            assert_eq!(speaker.learnt_routes().take(9), [change(routes[1], None)], "{ours}");
             let families: Vec<Family> =
                 speaker.learnt().peers[&birds].iter().map(|(family, _)| *family).collect();
             assert_eq!(families, Family::ALL);
@@ -97,7 +100,7 @@ fn a_restart_of_the_peer_is_helped() {
             lab.edit_bird(&format!("route {} blackhole;", routes[0]), "");
             lab.restart_bird();
             until("another session", || only_peer(&speaker).counters.established > sessions).await;
-            assert_eq!(speaker.take_learnt(9), [change(routes[0], None)]);
+            assert_eq!(speaker.learnt_routes().take(9), [change(routes[0], None)]);
             speaker.shutdown(Shutdown::Cease).await;
         });
     }

@@ -62,7 +62,7 @@ pub(crate) async fn several_paths(mut cell: Cell) {
     let families = if keeps_next_hops { Families::ALL } else { own };
     let so_many = |paths| Family::ALL.map(|family| if families.contains(family) { paths } else { 0 });
     cell.until_status("both paths to each prefix", &speaker, |_| accepted() == so_many(2)).await;
-    let mut used: BTreeMap<_, _> = speaker.take_learnt(99).into_iter().collect();
+    let mut used: BTreeMap<_, _> = speaker.learnt_routes().take(99).into_iter().collect();
     used.retain(|_, hops| hops.is_some());
     assert_eq!(used.len(), families.iter().count(), "{used:?}");
     for (prefix, hops) in &used {

@@ -309,7 +309,7 @@ fn daemons_are_our_clients() {
         lab.until("all routes", || wrong().is_empty(), || wrong().join("\n")).await;
         let status = speaker.status();
         assert_eq!((status.routes, status.reflected), (6, 6));
-        assert!(speaker.take_learnt(9).is_empty());
+        assert!(speaker.learnt_routes().take(9).is_empty());
 
         tell_gobgp("del");
         let gone = || {
@@ -436,7 +436,7 @@ fn clients_of(daemon: &'static dyn Reflecting, host: Host) {
         let routes = |speaker: &Speaker| speaker.learnt().routes;
         lab.until("both to learn", || routes(one) == 2 && routes(other) == 2, state).await;
         for (speaker, from) in [(one, second), (other, first)] {
-            let mut learnt = speaker.take_learnt(9);
+            let mut learnt = speaker.learnt_routes().take(9);
             learnt.sort();
             let route = |(prefix, hop): (&String, IpAddr)| -> LearntChange {
                 (prefix.parse().unwrap(), Some([NextHop::from(hop)].into()))

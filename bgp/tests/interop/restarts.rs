@@ -22,7 +22,8 @@ fn import(cell: &Cell, speaker: &Speaker) {
 
 /// Takes the changes of what is learnt; none of them may be the end of a route.
 fn assert_nothing_lost(speaker: &Speaker) {
-    let lost: Vec<_> = speaker.take_learnt(9).into_iter().filter(|(_, hops)| hops.is_none()).collect();
+    let lost: Vec<_> =
+        speaker.learnt_routes().take(9).into_iter().filter(|(_, hops)| hops.is_none()).collect();
     assert_eq!(lost, []);
 }
 
@@ -46,17 +47,17 @@ pub(crate) async fn notifications_keep_routes(mut cell: Cell) {
     speaker.set_peers(vec![PeerConfig { password, ..cell.peer_config() }]);
     cell.until("the end of the session", || !cell.daemon.is_established(&cell.lab, &cell.setup)).await;
     assert!(cell.has(&OURS), "kept over a NOTIFICATION: {}", cell.describe());
-    assert_eq!((speaker.learnt().routes, speaker.take_learnt(9)), (2, vec![]));
+    assert_eq!((speaker.learnt().routes, speaker.learnt_routes().take(9)), (2, vec![]));
 
     speaker.set_peers(vec![cell.peer_config()]);
     cell.until_established(&speaker).await;
     cell.until_status("its routes again", &speaker, |_| speaker.learnt().complete).await;
     assert_eq!(speaker.learnt().routes, 2);
-    speaker.take_learnt(9);
+    speaker.learnt_routes().take(9);
 
     cell.lab.freeze(true);
     cell.until_reason(&speaker, "hold timer expired").await;
-    assert_eq!((speaker.learnt().routes, speaker.take_learnt(9)), (2, vec![]));
+    assert_eq!((speaker.learnt().routes, speaker.learnt_routes().take(9)), (2, vec![]));
     cell.lab.freeze(false);
     cell.until_established(&speaker).await;
     cell.until_status("its routes again", &speaker, |_| speaker.learnt().complete).await;
@@ -102,7 +103,7 @@ pub(crate) async fn away_for_long(mut cell: Cell) {
     cell.until_routes(&OURS[..1], &OURS[1..]).await;
 
     cell.until_status("the daemon's routes", &speaker, |_| speaker.learnt().routes == 2).await;
-    speaker.take_learnt(9);
+    speaker.learnt_routes().take(9);
     cell.lab.kill();
     // FRR sends ours back as well.
     let daemon = cell.setup.theirs;
@@ -111,7 +112,7 @@ pub(crate) async fn away_for_long(mut cell: Cell) {
         learnt.peers[&daemon].iter().map(|(_, counts)| counts.long_lived).sum()
     };
     cell.until_status("its routes as a last resort", &speaker, |_| last_resort() >= 2).await;
-    assert_eq!((speaker.learnt().routes, speaker.take_learnt(9)), (2, vec![]));
+    assert_eq!((speaker.learnt().routes, speaker.learnt_routes().take(9)), (2, vec![]));
     cell.start();
     cell.until_status("its routes again", &speaker, |_| speaker.learnt().complete).await;
     assert_eq!((speaker.learnt().routes, last_resort()), (2, 0));

@@ -70,7 +70,7 @@ async fn await_routes_of(speaker: &Speaker, peer: IpAddr) {
     until("its routes", || speaker.learnt().routes == THEIRS.len()).await;
     let mut changes = BTreeMap::new();
     until("next hops", || speaker.learnt().pending > 0).await;
-    changes.extend(speaker.take_learnt(9));
+    changes.extend(speaker.learnt_routes().take(9));
     let hop = NextHop { address: peer, interface: Some(link0()) };
     for prefix in THEIRS {
         let hops = changes[&prefix.parse().unwrap()].clone();

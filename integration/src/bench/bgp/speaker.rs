@@ -50,10 +50,10 @@ pub fn receive() -> Result<()> {
         let policies: BTreeMap<_, _> = peers().map(|peer| (peer.into(), policy.clone())).collect();
         speaker.set_imports(&policies);
         speaker.set_peers(peers().map(passive).collect());
-        let mut news = speaker.learnt_news();
+        let mut news = speaker.learnt_routes().news();
         let mut printed = None;
         loop {
-            while !speaker.take_learnt(BATCH).is_empty() {}
+            while !speaker.learnt_routes().take(BATCH).is_empty() {}
             let status = speaker.learnt();
             let accepted: usize = status.peers.values().flatten().map(|(_, counts)| counts.accepted).sum();
             if printed.replace(accepted) != Some(accepted) {
