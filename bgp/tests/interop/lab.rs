@@ -16,9 +16,6 @@ use tokio::time::Instant;
 
 /// How long anything may take that a daemon has to do.
 const LIMIT: Duration = Duration::from_secs(30);
-/// How often it is asked whether that is done.
-const OFTEN: Duration = Duration::from_millis(50);
-const SELDOM: Duration = Duration::from_millis(200);
 
 /// Why these tests cannot run here, if they cannot: without root, or without one of `programs`.
 pub(crate) fn missing(programs: &[&str]) -> Option<String> {
@@ -70,12 +67,11 @@ impl Lab {
         run(&format!("-n {us} link add link0 type veth peer name link0 netns {peer}"));
         for (side, namespace) in [&us, &peer].into_iter().enumerate() {
             let [v4, v6, link_local] = [Lab::V4, Lab::V6, Lab::LINK_LOCAL].map(|addresses| addresses[side]);
-            let lines = format!(
-                "link set lo up\naddr add {v4}/24 dev link0\naddr add {v6}/64 dev link0 nodad\n\
-                 addr add {link_local}/64 dev link0 nodad\nlink set link0 up\n"
-            );
-            let file = lab.write("link", &lines);
-            run(&format!("-n {namespace} -batch {file}"));
+            run(&format!("-n {namespace} link set lo up"));
+            run(&format!("-n {namespace} addr add {v4}/24 dev link0"));
+            run(&format!("-n {namespace} addr add {v6}/64 dev link0 nodad"));
+            run(&format!("-n {namespace} addr add {link_local}/64 dev link0 nodad"));
+            run(&format!("-n {namespace} link set link0 up"));
         }
         run(&format!("-n {peer} addr add {}/24 dev link0", Lab::THIRD));
         lab
@@ -259,7 +255,7 @@ impl Lab {
 
     /// Waits until `condition` holds; `state` tells what is there if it does not in time.
     pub(crate) async fn until(&self, what: &str, condition: impl Fn() -> bool, state: impl Fn() -> String) {
-        let (start, deadline) = (Instant::now(), Instant::now() + LIMIT);
+        let deadline = Instant::now() + LIMIT;
         while !condition() {
             assert!(
                 Instant::now() < deadline,
@@ -267,8 +263,7 @@ impl Lab {
                 state(),
                 self.read("log")
             );
-            // Programs that are asked take their time of a CPU: more seldom the longer it takes.
-            tokio::time::sleep((start.elapsed() / 10).clamp(OFTEN, SELDOM)).await;
+            tokio::time::sleep(Duration::from_millis(50)).await;
         }
     }
 }

@@ -33,7 +33,7 @@ pub fn await_each<'a>(loads: impl IntoIterator<Item = &'a Load>, count: u64) -> 
             &format!("answers under load, {}", load.name),
             || {
                 let now = load.answered();
-                if now >= goal { Ok(()) } else { Err(format!("{now} of {goal}")) }
+                if now >= goal { Ok(()) } else { Err(format!("{now} of {goal}, {} failed", load.failed())) }
             },
         )
     })

@@ -37,8 +37,8 @@ pub(super) const SCENARIOS: &[Scenario] = &[
     },
 ];
 
-/// What clients are told of the size of their segments, where all links carry 1,500 bytes.
-const SEGMENTS: u32 = 1440;
+/// What clients are told of the size of their segments, where all links carry 1,500 bytes and packets may come in GUE.
+const SEGMENTS: u32 = 1428;
 
 /// What a policy says of a pod.
 #[derive(Clone, Copy)]
