@@ -162,16 +162,22 @@ impl Lab {
     /// A command of `sheave` on a node.
     pub fn sheave(&self, node: &str, command: &str) -> Command {
         let mut sheave = Command::new(self.on());
-        sheave.arg(node).arg(self.upgraded.get(node).unwrap_or(&self.binary)).arg(command);
+        sheave.arg(node).arg(self.program(node)).arg(command);
         // A cluster that this machine knows or is part of is none of the lab's business.
         sheave.env("HOME", "/nonexistent").env_remove("KUBECONFIG").env_remove("KUBERNETES_SERVICE_HOST");
         sheave
     }
 
-    /// What the agent of a node says of itself (`sheave status -o json`).
+    fn program(&self, node: &str) -> &Path {
+        self.upgraded.get(node).unwrap_or(&self.binary)
+    }
+
+    /// What the agent of a node says of itself (`sheave status -o json`). Asked often, so by its socket as it is named here, not as on the node.
     pub fn status(&self, node: &str) -> Result<Value> {
-        let mut command = self.sheave(node, "status");
-        command.args(["-o", "json"]);
+        let mut command = Command::new(self.program(node));
+        command
+            .args(["status", "-o", "json", "--socket"])
+            .arg(self.dir.join("run").join(node).join("status.sock"));
         // Its exit code tells of problems; what it prints is wanted.
         let output = command.output().context("sheave status")?;
         serde_json::from_slice(&output.stdout).with_context(|| {

@@ -1,6 +1,7 @@
 //! `sheave-lab`: the part of `integration/lab` that runs where the kernel can do it.
 
-use std::path::PathBuf;
+use std::fs::File;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -51,17 +52,11 @@ enum Task {
         /// Print them and what they prove, and run none.
         #[arg(long)]
         list: bool,
-        /// Only every second one: the first, third, … (`odd`) or the others (`even`).
-        #[arg(long, value_enum)]
-        half: Option<Half>,
+        /// Run only those that nobody has taken yet, and take them by a file in this directory: for several that run beside each other, in network
+        /// namespaces of their own.
+        #[arg(long, value_name = "DIRECTORY")]
+        taken: Option<PathBuf>,
     },
-}
-
-/// Which scenarios of all: two halves run beside each other, in network namespaces of their own.
-#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-enum Half {
-    Odd,
-    Even,
 }
 
 /// Files of the running lab; in memory, and each run's own.
@@ -78,16 +73,10 @@ fn main() -> ExitCode {
         Task::Apiserver { account, lists } => done(apiserver::run(&account, &lists)),
         Task::Shell => done(shell::run(&sheave_binary(), &work_dir())),
         Task::Soak(options) => done(soak::run(&options, &sheave_binary(), &work_dir())),
-        Task::Scenarios { scenario, list, half } => {
+        Task::Scenarios { scenario, list, taken } => {
             let prefix = scenario.unwrap_or_default();
-            let is_chosen =
-                |number: usize| half.is_none_or(|half| number.is_multiple_of(2) == (half == Half::Odd));
-            let chosen: Vec<(Kind, Scenario)> = scenarios::all()
-                .into_iter()
-                .filter(|(_, s)| s.name.starts_with(&prefix))
-                .enumerate()
-                .filter_map(|(number, scenario)| is_chosen(number).then_some(scenario))
-                .collect();
+            let chosen: Vec<(Kind, Scenario)> =
+                scenarios::all().into_iter().filter(|(_, s)| s.name.starts_with(&prefix)).collect();
             if list {
                 chosen.iter().for_each(|(_, s)| println!("{}: {}", s.name, s.proves));
                 return ExitCode::SUCCESS;
@@ -96,7 +85,7 @@ fn main() -> ExitCode {
                 eprintln!("no scenario's name begins with {prefix}; --list prints them");
                 return ExitCode::from(2);
             }
-            run_scenarios(&chosen)
+            run_scenarios(&chosen, taken.as_deref())
         }
     }
 }
@@ -111,8 +100,10 @@ fn done(result: anyhow::Result<()>) -> ExitCode {
     }
 }
 
-fn run_scenarios(chosen: &[(Kind, Scenario)]) -> ExitCode {
-    let counts = scenarios::run(chosen, &sheave_binary(), &work_dir());
+fn run_scenarios(chosen: &[(Kind, Scenario)], taken: Option<&Path>) -> ExitCode {
+    let take =
+        |scenario: &Scenario| taken.is_none_or(|dir| File::create_new(dir.join(scenario.name)).is_ok());
+    let counts = scenarios::run(chosen, take, &sheave_binary(), &work_dir());
     println!("scenarios: {} passed, {} failed", counts.passed, counts.failed);
     if counts.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

@@ -11,7 +11,7 @@ pub fn await_some<T>(
     what: &str,
     mut condition: impl FnMut() -> Result<T, String>,
 ) -> Result<T> {
-    let end = Instant::now() + limit;
+    let (start, end) = (Instant::now(), Instant::now() + limit);
     let mut pause = Duration::from_millis(2);
     loop {
         match condition() {
@@ -19,7 +19,9 @@ pub fn await_some<T>(
             Err(last) if Instant::now() >= end => bail!("{what}: not within {limit:?}; last seen: {last}"),
             Err(_) => std::thread::sleep(pause),
         }
-        pause = (pause * 2).min(Duration::from_millis(50));
+        // To ask may take as much of a CPU as what is awaited: more seldom the longer it takes.
+        let [often, seldom] = [50, 250].map(Duration::from_millis);
+        pause = (pause * 2).min((start.elapsed() / 10).clamp(often, seldom));
     }
 }
 

@@ -1,6 +1,6 @@
 //! The agent comes and goes, others meddle, and traffic does not notice.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use sheave::cluster::Protocol::Tcp;
@@ -12,7 +12,7 @@ use crate::fabric::addresses::Family;
 use crate::kernel;
 use crate::lab::{Lab, POD_PORT};
 use crate::process;
-use crate::traffic::{Connections, Load, Request};
+use crate::traffic::{Connections, Load, Request, await_each};
 use crate::wait::await_some;
 
 /// How long an agent may take to answer or to go on.
@@ -113,48 +113,89 @@ fn broken_source(lab: &mut Lab) -> Result<()> {
     lab.remove(&service)
 }
 
+/// A node and two Services that are reached through it alone.
+struct Through {
+    node: &'static str,
+    /// With its endpoint on the node itself, so that its acceptance is needed too.
+    victim: Service,
+    /// With one elsewhere.
+    other: Service,
+}
+
 fn tampering(lab: &mut Lab) -> Result<()> {
-    // One endpoint on the director itself, so that its acceptance is needed too, one elsewhere.
-    let victim = Service::new("victim", 52).port(Tcp, 80, POD_PORT).endpoints([lab.fabric.pod("a1")?]);
-    let other = Service::new("bystander", 53).port(Tcp, 80, POD_PORT).endpoints([lab.fabric.pod("c1")?]);
-    for service in [&victim, &other] {
-        lab.apply(service)?;
-        for family in Family::BOTH {
-            lab.fabric.steer(service.vip(family), Some(lab.fabric.node("node-a")?))?;
+    let places = [("node-a", "a1", "c1"), ("node-b", "b1", "a1"), ("node-c", "c1", "b1")];
+    let mut all = Vec::new();
+    for ((node, own, elsewhere), number) in places.into_iter().zip((52..).step_by(2)) {
+        let service = |name: &str, number, pod| -> Result<Service> {
+            let name = format!("{name}-of-{node}");
+            Ok(Service::new(&name, number).port(Tcp, 80, POD_PORT).endpoints([lab.fabric.pod(pod)?]))
+        };
+        let (victim, other) = (service("victim", number, own)?, service("bystander", number + 1, elsewhere)?);
+        for service in [&victim, &other] {
+            lab.source.apply(service)?;
+            for family in Family::BOTH {
+                lab.fabric.steer(service.vip(family), Some(lab.fabric.node(node)?))?;
+            }
         }
+        all.push(Through { node, victim, other });
     }
-    let (vip4, vip6) = (victim.vip(Family::V4), victim.vip(Family::V6));
+    let services: Vec<_> = all.iter().flat_map(|through| [&through.victim, &through.other]).collect();
+    services.iter().try_for_each(|service| lab.await_applied(service))?;
+    let [a, b, c] = &all[..] else { anyhow::bail!("three nodes") };
 
     // Only what is the victim's own goes: the other Service, through the same director, must not notice.
-    let load = Load::start(&lab.fabric.client, Tcp, other.vip(Family::V4), 80, 1)?;
-    for (damage, proof) in [
-        (
-            [format!("ipvsadm -D -t {vip4}:80"), format!("ipvsadm -D -t [{vip6}]:80")],
-            [format!("ipvsadm -Ln -t {vip4}:80"), format!("ipvsadm -Ln -t [{vip6}]:80")],
-        ),
-        (
-            [format!("ip route del local {vip4}"), format!("ip -6 route del local {vip6}")],
-            [format!("ip route show table local {vip4}"), format!("ip -6 route show table local {vip6}")],
-        ),
-    ] {
-        repaired(
-            lab,
-            &damage.each_ref().map(String::as_str),
-            &proof.each_ref().map(String::as_str),
-            &[&victim],
-        )?;
-        load.await_answers(10)?;
-    }
-    load.stop()?.ensure_none_failed().context("the other Service")?;
+    let loads =
+        [a, b].map(|through| Load::start(&lab.fabric.client, Tcp, through.other.vip(Family::V4), 80, 1));
+    let loads = loads.into_iter().collect::<Result<Vec<_>>>()?;
+    let ([a4, a6], [b4, b6]) =
+        (Family::BOTH.map(|family| a.victim.vip(family)), Family::BOTH.map(|family| b.victim.vip(family)));
+    repaired(
+        lab,
+        &[
+            Damage {
+                node: a.node,
+                done: &[&format!("ipvsadm -D -t {a4}:80"), &format!("ipvsadm -D -t [{a6}]:80")],
+                proof: &[&format!("ipvsadm -Ln -t {a4}:80"), &format!("ipvsadm -Ln -t [{a6}]:80")],
+                services: &[&a.victim],
+            },
+            Damage {
+                node: b.node,
+                done: &[&format!("ip route del local {b4}"), &format!("ip -6 route del local {b6}")],
+                proof: &[
+                    &format!("ip route show table local {b4}"),
+                    &format!("ip -6 route show table local {b6}"),
+                ],
+                services: &[&b.victim],
+            },
+        ],
+    )?;
+    await_each(&loads, 10)?;
+    loads.into_iter().try_for_each(Load::none_failed).context("the other Services")?;
 
-    for (damage, proof) in [
-        (&["nft flush table inet sheave"][..], &["nft list chain inet sheave guard"][..]),
-        (&["ip link del sheave4", "ip link del sheave6"], &["ip link show sheave4", "ip link show sheave6"]),
-        (&["ipvsadm -C", "nft flush ruleset"], &["nft list table inet sheave"]),
-    ] {
-        repaired(lab, damage, proof, &[&victim, &other])?;
-    }
-    for service in [&victim, &other] {
+    repaired(
+        lab,
+        &[
+            Damage {
+                node: a.node,
+                done: &["nft flush table inet sheave"],
+                proof: &["nft list chain inet sheave guard"],
+                services: &[&a.victim, &a.other],
+            },
+            Damage {
+                node: b.node,
+                done: &["ip link del sheave4", "ip link del sheave6"],
+                proof: &["ip link show sheave4", "ip link show sheave6"],
+                services: &[&b.victim, &b.other],
+            },
+            Damage {
+                node: c.node,
+                done: &["ipvsadm -C", "nft flush ruleset"],
+                proof: &["nft list table inet sheave"],
+                services: &[&c.victim, &c.other],
+            },
+        ],
+    )?;
+    for service in services {
         for family in Family::BOTH {
             lab.fabric.steer(service.vip(family), None)?;
         }
@@ -163,27 +204,43 @@ fn tampering(lab: &mut Lab) -> Result<()> {
     Ok(())
 }
 
-/// Damages node-a by some commands; others must find it whole again, and the Services answer through it, within 30 seconds.
-fn repaired(lab: &Lab, damage: &[&str], proof: &[&str], services: &[&Service]) -> Result<()> {
-    let node = &lab.fabric.node("node-a")?.ns;
-    for command in damage {
-        node.run(command)?;
+/// What somebody does to a node.
+struct Damage<'a> {
+    node: &'a str,
+    done: &'a [&'a str],
+    /// Commands that print something there once it is undone.
+    proof: &'a [&'a str],
+    /// Services that then answer through it.
+    services: &'a [&'a Service],
+}
+
+/// Damages nodes, each in its own way; others must find each whole again, and the Services answer through it, within 30 seconds.
+fn repaired(lab: &Lab, damages: &[Damage<'_>]) -> Result<()> {
+    let end = Instant::now() + Duration::from_secs(30);
+    for Damage { node, done, .. } in damages {
+        let node = &lab.fabric.node(node)?.ns;
+        done.iter().try_for_each(|command| node.run(command).map(drop))?;
     }
-    let whole = || -> Result<()> {
-        for command in proof {
-            ensure!(!node.run(command)?.trim().is_empty(), "{command}: nothing");
-        }
-        for service in services {
-            for family in Family::BOTH {
-                let request = Request::new(Tcp, service.vip(family), 80).within(Duration::from_millis(1500));
-                request.send(&lab.fabric.client)?;
+    for Damage { node, done, proof, services } in damages {
+        let whole = || -> Result<()> {
+            for command in *proof {
+                ensure!(!lab.fabric.node(node)?.ns.run(command)?.trim().is_empty(), "{command}: nothing");
             }
-        }
-        Ok(())
-    };
-    await_some(Duration::from_secs(30), &format!("repair after `{}`", damage.join("; ")), || {
-        whole().map_err(|error| format!("{error:#}"))
-    })
+            for service in *services {
+                for family in Family::BOTH {
+                    let request =
+                        Request::new(Tcp, service.vip(family), 80).within(Duration::from_millis(1500));
+                    request.send(&lab.fabric.client)?;
+                }
+            }
+            Ok(())
+        };
+        let left = end.saturating_duration_since(Instant::now());
+        await_some(left, &format!("repair of {node} after `{}`", done.join("; ")), || {
+            whole().map_err(|error| format!("{error:#}"))
+        })?;
+    }
+    Ok(())
 }
 
 /// A dump without what differs each time: interface and handle numbers, packets counted, elements' order.

@@ -150,7 +150,7 @@ impl Notes {
 /// Connections that are never silent for long.
 struct Talk {
     ends: Arc<AtomicBool>,
-    thread: JoinHandle<Result<()>>,
+    thread: Option<JoinHandle<Result<()>>>,
 }
 
 impl Talk {
@@ -166,13 +166,20 @@ impl Talk {
                 Ok(())
             }
         });
-        Self { ends, thread }
+        Self { ends, thread: Some(thread) }
     }
 
     /// Closes them; an error if one was ever lost.
-    fn end(self) -> Result<()> {
+    fn end(mut self) -> Result<()> {
         self.ends.store(true, Ordering::Relaxed);
-        self.thread.join().map_err(|_| anyhow::anyhow!("a thread panicked"))?
+        let thread = self.thread.take().context("no thread")?;
+        thread.join().map_err(|_| anyhow::anyhow!("a thread panicked"))?
+    }
+}
+
+impl Drop for Talk {
+    fn drop(&mut self) {
+        self.ends.store(true, Ordering::Relaxed);
     }
 }
 

@@ -13,7 +13,7 @@ use super::tables::Watch;
 use crate::cluster::Service;
 use crate::fabric::addresses::{self, Family};
 use crate::lab::Lab;
-use crate::traffic::{Load, Request};
+use crate::traffic::{Load, Request, await_each};
 use crate::wait::await_some;
 
 /// How long sessions may take to come up.
@@ -192,7 +192,7 @@ fn under_load(lab: &mut Lab, service: &Service) -> Result<()> {
     let [v4, v6] =
         Family::BOTH.map(|family| Load::start(&lab.fabric.client, Tcp, service.vip(family), 80, 2));
     let (v4, v6) = (v4?, v6?);
-    let answers = |count: u64| v4.await_answers(count).and_then(|()| v6.await_answers(count));
+    let answers = |count: u64| await_each([&v4, &v6], count);
     answers(30)?;
     let leaf = lab.fabric.leaves.first().context("a leaf")?.ns.clone();
     leaf.ip(&format!("link set {NODE} down\n"))?;

@@ -1,6 +1,4 @@
-//! Requests of both families without a pause, while something is done to the cluster or to an agent.
-
-use std::time::Duration;
+//! Requests of both families, while something is done to the cluster or to an agent.
 
 use anyhow::{Context, Result};
 use sheave::cluster::Protocol::Tcp;
@@ -9,20 +7,24 @@ use crate::cluster::Service;
 use crate::fabric::addresses::Family;
 use crate::figures::Figures;
 use crate::lab::Lab;
-use crate::traffic::{LIMIT, Load, Request};
+use crate::traffic::{Load, Request, await_each};
 
 /// Those of the client to a Service, IPv4 first.
 pub(super) struct BothLoads(pub(super) [Load; 2]);
 
 impl BothLoads {
     pub(super) fn start(lab: &Lab, service: &Service) -> Result<Self> {
-        Self::patient(lab, service, Duration::ZERO, LIMIT)
+        Self::of(lab, service, |request| request)
     }
 
-    /// The same, each request so long after the last, by clients that wait for so long.
-    pub(super) fn patient(lab: &Lab, service: &Service, pause: Duration, limit: Duration) -> Result<Self> {
+    /// The same, each request as one likes.
+    pub(super) fn of(
+        lab: &Lab,
+        service: &Service,
+        as_one_likes: impl Fn(Request) -> Request,
+    ) -> Result<Self> {
         let [v4, v6] = Family::BOTH.map(|family| {
-            let request = Request::new(Tcp, service.vip(family), 80).within(limit).pause(pause);
+            let request = as_one_likes(Request::new(Tcp, service.vip(family), 80));
             Load::of(&lab.fabric.client, request, 2)
         });
         Ok(Self([v4?, v6?]))
@@ -30,7 +32,7 @@ impl BothLoads {
 
     /// Waits until `count` more of each have been answered.
     pub(super) fn await_answers(&self, count: u64) -> Result<()> {
-        self.0.iter().try_for_each(|load| load.await_answers(count))
+        await_each(&self.0, count)
     }
 
     /// Stops the agent of a node, then kills it: there are answers while it is away, and after it `is_back`.

@@ -10,7 +10,7 @@ use super::Scenario;
 use crate::fabric::Node;
 use crate::fabric::addresses::{self, Family};
 use crate::lab::{Lab, POD_PORT};
-use crate::traffic::{Load, Request};
+use crate::traffic::{Load, Request, await_each};
 use crate::wait::await_some;
 
 /// How long agents and sessions may take to come up.
@@ -168,15 +168,13 @@ fn under_load(lab: &mut Lab, [from, to]: [&str; 2], restarts: &str) -> Result<()
         } else {
             lab.stop_agent(restarts)?;
         }
-        v4.await_answers(30)?;
-        v6.await_answers(30)?;
+        await_each([&v4, &v6], 30)?;
         lab.start_agent(restarts)?;
         await_all_routes(lab)?;
         for node in &lab.fabric.nodes {
             await_peers(lab, node, peers(lab, node)?.len())?;
         }
-        v4.await_answers(60)?;
-        v6.await_answers(60)?;
+        await_each([&v4, &v6], 60)?;
     }
     v4.stop()?.ensure_none_failed().context("IPv4")?;
     v6.stop()?.ensure_none_failed().context("IPv6")

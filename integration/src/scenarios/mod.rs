@@ -108,12 +108,17 @@ pub struct Counts {
     pub failed: usize,
 }
 
-/// Runs scenarios one after the other in one lab per kind, and prints a line for each as it ends. After a failure the next one gets
-/// a new lab; what the failed one left is shown.
-pub fn run(scenarios: &[(Kind, Scenario)], binary: &Path, dir: &Path) -> Counts {
+/// Runs those scenarios that `take` gives, one after the other in one lab per kind, and prints a line for each as it ends. After a failure the
+/// next one gets a new lab; what the failed one left is shown.
+pub fn run(
+    scenarios: &[(Kind, Scenario)],
+    take: impl Fn(&Scenario) -> bool,
+    binary: &Path,
+    dir: &Path,
+) -> Counts {
     let mut counts = Counts::default();
     let mut lab = None;
-    for (kind, scenario) in scenarios {
+    for (kind, scenario) in scenarios.iter().filter(|(_, scenario)| take(scenario)) {
         let start = Instant::now();
         let (result, _, left) = run_one(*kind, scenario, lab.take(), binary, dir);
         lab = left;

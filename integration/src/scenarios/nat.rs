@@ -15,7 +15,7 @@ use crate::fabric::addresses::{self, Family};
 use crate::kernel;
 use crate::lab::{HOST_PORT, Lab, POD_PORT};
 use crate::netns::NetNs;
-use crate::traffic::{Connections, Load, Request, Steady};
+use crate::traffic::{Connections, Load, Request, Steady, await_each};
 use crate::wait::await_some;
 
 pub(super) const SCENARIOS: &[Scenario] = &[
@@ -110,16 +110,10 @@ fn change_one_by_one(lab: &mut Lab, config: &str, service: &Service) -> Result<(
     }
     for name in lab.node_names() {
         lab.restart_with(&name, config)?;
-        loads
-            .iter()
-            .try_for_each(|load| load.await_answers(20))
-            .with_context(|| format!("{name}: {config:?}"))?;
+        await_each(&loads, 20).with_context(|| format!("{name}: {config:?}"))?;
     }
     lab.await_applied(service)?;
-    loads
-        .into_iter()
-        .try_for_each(|load| load.stop()?.ensure_none_failed())
-        .with_context(|| format!("{config:?}"))
+    loads.into_iter().try_for_each(Load::none_failed).with_context(|| format!("{config:?}"))
 }
 
 fn inside_rolling(lab: &mut Lab) -> Result<()> {
@@ -150,7 +144,7 @@ fn inside_rolling(lab: &mut Lab) -> Result<()> {
         lab.await_applied(&service)?;
         traffic.check()?;
     }
-    load_of_node.stop()?.ensure_none_failed().context("node-b")?;
+    load_of_node.none_failed()?;
     traffic.none_failed()?;
     lab.remove(&service)
 }

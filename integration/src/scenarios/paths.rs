@@ -13,7 +13,7 @@ use crate::fabric::addresses::{self, Family};
 use crate::fabric::{Direction, Pod};
 use crate::lab::{HOST_PORT, Lab, POD_PORT};
 use crate::netns::NetNs;
-use crate::traffic::{Connections, Load, Request};
+use crate::traffic::{Connections, Load, Request, await_each};
 
 pub(super) const SCENARIOS: &[Scenario] = &[
     Scenario {
@@ -286,7 +286,7 @@ fn shared_endpoints(lab: &mut Lab) -> Result<()> {
         loads.push(Load::start(&pods[0].ns, Udp, stays.cluster_ip(family), 80, 1)?);
         loads.push(Load::start(&pods[0].ns, Tcp, lab.fabric.node("node-b")?.address(family), 30244, 1)?);
     }
-    let answer = |loads: &[Load]| loads.iter().try_for_each(|load| load.await_answers(20));
+    let answer = |loads: &[Load]| await_each(loads, 20);
     answer(&loads)?;
     lab.remove(&goes)?;
     answer(&loads)?;
@@ -297,7 +297,7 @@ fn shared_endpoints(lab: &mut Lab) -> Result<()> {
             refused(&pods[0].ns, Tcp, address, port)?;
         }
     }
-    loads.into_iter().try_for_each(|load| load.stop()?.ensure_none_failed())?;
+    loads.into_iter().try_for_each(Load::none_failed)?;
     lab.remove(&stays)
 }
 

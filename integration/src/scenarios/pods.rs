@@ -12,7 +12,7 @@ use crate::fabric::addresses::{self, Family};
 use crate::fabric::{Node, Pod};
 use crate::lab::{Lab, POD_PORT};
 use crate::netns::NetNs;
-use crate::traffic::{Load, Request, Server};
+use crate::traffic::{Load, Request, Server, await_each};
 use crate::wait::await_some;
 use crate::{kernel, process};
 
@@ -207,18 +207,12 @@ fn pod_acceptance_changes(lab: &mut Lab) -> Result<()> {
                 by_pod.clone().endpoints([Endpoint::from(&b1), Endpoint::from(&c1).condition(condition)]);
             lab.apply(&both)?;
             await_passing(lab, "node-c", Family::BOTH.map(|family| c1.address(family)), true)?;
-            for load in &loads {
-                load.await_answers(20)?;
-            }
+            await_each(&loads, 20)?;
         }
         lab.apply(&by_pod)?;
-        for load in &loads {
-            load.await_answers(20)?;
-        }
+        await_each(&loads, 20)?;
     }
-    for load in loads {
-        load.stop()?.ensure_none_failed()?;
-    }
+    loads.into_iter().try_for_each(Load::none_failed)?;
     lab.remove(&by_pod)?;
     await_as_before(&b1.ns, &before[0])?;
     await_as_before(&c1.ns, &before[1])
@@ -241,18 +235,12 @@ fn pod_acceptance_restarts(lab: &mut Lab) -> Result<()> {
         } else {
             lab.stop_agent("node-b")?;
         }
-        for load in &loads {
-            load.await_answers(30)?;
-        }
+        await_each(&loads, 30)?;
         lab.start_agent("node-b")?;
         lab.await_applied(&service)?;
-        for load in &loads {
-            load.await_answers(30)?;
-        }
+        await_each(&loads, 30)?;
     }
-    for load in loads {
-        load.stop()?.ensure_none_failed()?;
-    }
+    loads.into_iter().try_for_each(Load::none_failed)?;
     lab.remove(&service)
 }
 
@@ -343,9 +331,7 @@ fn pod_acceptance_vanishes(lab: &mut Lab) -> Result<()> {
         let kept = process::run(show, "").map_err(|error| format!("{error:#}"))?;
         if kept.contains(&format!("/{}/", Passing::NAME)) { Err(kept) } else { Ok(()) }
     })?;
-    for load in &loads {
-        load.await_answers(30)?;
-    }
+    await_each(&loads, 30)?;
     lab.remove(&used)?;
 
     // While it is being prepared, earlier or later.
@@ -360,9 +346,7 @@ fn pod_acceptance_vanishes(lab: &mut Lab) -> Result<()> {
         lab.source.remove(&fleeting)?;
     }
     lab.await_applied(&fleeting)?;
-    for load in loads {
-        load.stop()?.ensure_none_failed()?;
-    }
+    loads.into_iter().try_for_each(Load::none_failed)?;
     await_some(LIMIT, "no problem to be left", || {
         let status = lab.status("node-b").map_err(|error| format!("{error:#}"))?;
         let problems = status["problems"].to_string();

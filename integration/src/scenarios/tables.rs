@@ -331,7 +331,7 @@ fn aggregates(lab: &mut Lab) -> Result<()> {
         .port(Tcp, 80, POD_PORT)
         .annotate("sheave.io/announce", "none")
         .endpoints(&endpoints);
-    for _ in 0..3 {
+    for _ in 0..2 {
         lab.source.apply(&hidden)?;
         await_learnt(lab, &learnt(&[(&first, everywhere), (&second, everywhere), (&hidden, &[])], &[]))?;
         await_announced(lab, &first, false)?;

@@ -61,6 +61,20 @@ impl Drop for Ended {
     }
 }
 
+/// Waits until a pod's node takes in what is tunnelled to it for the Service, or does so no more.
+pub(super) fn await_accepted(lab: &Lab, service: &Service, pod: &Pod, accepted: bool) -> Result<()> {
+    let node = lab.fabric.nodes.iter().find(|node| node.number == pod.node).context("its node")?;
+    for (family, map) in [(Family::V4, "endpoints4"), (Family::V6, "endpoints6")] {
+        let rewrite = format!("{} . 80 : {} . {POD_PORT}", service.vip(family), pod.address(family));
+        await_some(Duration::from_secs(40), &format!("{}: {rewrite}: {accepted}", node.name), || {
+            let map = node.ns.run(&format!("nft -nn list map inet sheave {map}"));
+            let map = map.map_err(|error| format!("{error:#}"))?;
+            if map.contains(&rewrite) == accepted { Ok(()) } else { Err(map) }
+        })?;
+    }
+    Ok(())
+}
+
 /// Destinations that wait with weight 0.
 fn draining(lab: &Lab) -> Result<Vec<String>> {
     let mut found = Vec::new();
@@ -242,21 +256,23 @@ fn terminating_local(lab: &mut Lab) -> Result<()> {
                     all.await_change(cluster)?;
                     all.leads_to(cluster).with_context(|| format!("{name}, whatever the policy"))?;
                 }
-                for way in [
+                let ways = [
                     outside,
                     Way { from: &node.ns, address: cluster_ip, port: 80 },
                     Way { from: &node.pods[1].ns, address: cluster_ip, port: 80 },
-                ] {
-                    if own.is_empty() {
-                        // Where one drains, IPVS itself answers datagrams that have no flow yet: it refuses them.
-                        let protocols = if name == "node-b" { &[Tcp, Sctp][..] } else { &[Tcp, Sctp, Udp] };
-                        let asked: Vec<_> =
-                            protocols.iter().map(|protocol| (way.from, way.request(*protocol))).collect();
-                        silence(&asked).with_context(|| name.to_owned())?;
-                    } else {
-                        way.await_change(own)?;
-                        way.leads_to(own).with_context(|| format!("{name}, of its own"))?;
-                    }
+                ];
+                if own.is_empty() {
+                    // Where one drains, IPVS itself answers datagrams that have no flow yet: it refuses them.
+                    let protocols = if name == "node-b" { &[Tcp, Sctp][..] } else { &[Tcp, Sctp, Udp] };
+                    let asked = ways
+                        .iter()
+                        .flat_map(|way| protocols.iter().map(move |it| (way.from, way.request(*it))));
+                    silence(&asked.collect::<Vec<_>>()).with_context(|| name.to_owned())?;
+                    continue;
+                }
+                for way in ways {
+                    way.await_change(own)?;
+                    way.leads_to(own).with_context(|| format!("{name}, of its own"))?;
                 }
             }
             lab.fabric.steer(vip, None)?;

@@ -1,25 +1,48 @@
-//! Requests without a pause, while something is done to the cluster.
+//! Requests one after the other, while something is done to the cluster.
 
 use std::collections::BTreeMap;
 use std::io;
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, ensure};
 use sheave::cluster::Protocol;
 
-use super::{LIMIT, Request};
+use super::Request;
 use crate::netns::NetNs;
 
 /// A longer run than any scenario's is a fault of the scenario.
 const MAX_RUN: Duration = Duration::from_secs(300);
 
-/// Workers that each open a new connection as soon as the last one was answered.
+/// How often all workers together ask at most, unless their requests have pauses of their own. More would leave no CPU of an emulated machine to what they
+/// ask: to routers, agents and the lab itself.
+const REQUESTS_PER_SECOND: u32 = 200;
+
+/// How many workers there are.
+static WORKERS: AtomicU32 = AtomicU32::new(0);
+
+/// Waits until `count` more requests of each of these have been answered, all counted from now on.
+pub fn await_each<'a>(loads: impl IntoIterator<Item = &'a Load>, count: u64) -> Result<()> {
+    let goals: Vec<_> = loads.into_iter().map(|load| (load, load.answered() + count)).collect();
+    goals.into_iter().try_for_each(|(load, goal)| {
+        crate::wait::await_some(
+            Duration::from_secs(30),
+            &format!("answers under load, {}", load.name),
+            || {
+                let now = load.answered();
+                if now >= goal { Ok(()) } else { Err(format!("{now} of {goal}, {} failed", load.failed())) }
+            },
+        )
+    })
+}
+
+/// Workers that each open a new connection soon after the last one was answered.
 #[derive(Debug)]
 pub struct Load {
+    name: String,
     stop: Arc<AtomicBool>,
     answered: Arc<AtomicU64>,
     failed: Arc<AtomicU64>,
@@ -50,7 +73,7 @@ impl Load {
         port: u16,
         workers: usize,
     ) -> Result<Self> {
-        Self::of(from, Request::new(protocol, address, port).within(LIMIT), workers)
+        Self::of(from, Request::new(protocol, address, port), workers)
     }
 
     /// The same with this request: one with a source port is one worker's.
@@ -65,7 +88,8 @@ impl Load {
                 from.thread(move || work(&request, &stop, &answered, &failed))
             })
             .collect::<Result<_>>()?;
-        Ok(Self { stop, answered, failed, workers })
+        let name = format!("{} → {} {}", from.name(), request.protocol, request.to);
+        Ok(Self { name, stop, answered, failed, workers })
     }
 
     /// Requests answered so far.
@@ -80,11 +104,7 @@ impl Load {
 
     /// Waits until `count` more requests have been answered.
     pub fn await_answers(&self, count: u64) -> Result<()> {
-        let goal = self.answered() + count;
-        crate::wait::await_some(Duration::from_secs(30), "answers under load", || {
-            let now = self.answered();
-            if now >= goal { Ok(()) } else { Err(format!("{now} of {goal}")) }
-        })
+        await_each([self], count)
     }
 
     /// Ends it.
@@ -103,6 +123,12 @@ impl Load {
         }
         sum.failures.sort();
         Ok(sum)
+    }
+
+    /// Ends it; an error if a request failed, or none was answered.
+    pub fn none_failed(self) -> Result<()> {
+        let name = self.name.clone();
+        self.stop()?.ensure_none_failed().context(name)
     }
 }
 
@@ -131,6 +157,7 @@ impl LoadReport {
 fn work(request: &Request, stop: &AtomicBool, answered: &AtomicU64, failed: &AtomicU64) -> LoadReport {
     // As many clients as there are CPUs and more: what routes and watches comes first, as if it had machines of its own.
     let _ = rustix::process::nice(10);
+    WORKERS.fetch_add(1, Ordering::Relaxed);
     let start = Instant::now();
     let mut report = LoadReport::default();
     while !stop.load(Ordering::Relaxed) && start.elapsed() < MAX_RUN {
@@ -148,9 +175,9 @@ fn work(request: &Request, stop: &AtomicBool, answered: &AtomicU64, failed: &Ato
                 report.failures.push((at, error.to_string()));
             }
         }
-        if !request.pause.is_zero() {
-            std::thread::sleep(request.pause);
-        }
+        let shared = || Duration::from_secs(1) * WORKERS.load(Ordering::Relaxed) / REQUESTS_PER_SECOND;
+        std::thread::sleep(request.pause.unwrap_or_else(shared));
     }
+    WORKERS.fetch_sub(1, Ordering::Relaxed);
     report
 }

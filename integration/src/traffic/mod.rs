@@ -19,7 +19,7 @@ use socket2::{Domain, Socket, Type};
 pub use bulk::{Bulk, bulk};
 pub use connections::{Connections, Tally};
 pub use http::{Page, get};
-pub use load::{Load, LoadReport};
+pub use load::{Load, LoadReport, await_each};
 pub use probe::Probe;
 pub use request::{Answer, Ending, Request, flows};
 pub use server::Server;

@@ -24,7 +24,7 @@ const LOOK: Duration = Duration::from_millis(5);
 #[derive(Debug)]
 pub struct Probe {
     stop: Arc<AtomicBool>,
-    thread: JoinHandle<Result<io::Result<Duration>>>,
+    thread: Option<JoinHandle<Result<io::Result<Duration>>>>,
 }
 
 impl Probe {
@@ -33,13 +33,20 @@ impl Probe {
         let stop = Arc::new(AtomicBool::new(false));
         let request = Request::new(Protocol::Udp, address, port);
         let stopped = Arc::clone(&stop);
-        Ok(Self { stop, thread: from.thread(move || run(&request, &stopped))? })
+        Ok(Self { stop, thread: Some(from.thread(move || run(&request, &stopped))?) })
     }
 
     /// Ends them; the longest time that one of the flows went without an answer.
-    pub fn stop(self) -> Result<Duration> {
+    pub fn stop(mut self) -> Result<Duration> {
         self.stop.store(true, Ordering::Relaxed);
-        self.thread.join().map_err(|_| anyhow!("a probe panicked"))??.context("probe")
+        let thread = self.thread.take().context("a probe without a thread")?;
+        thread.join().map_err(|_| anyhow!("a probe panicked"))??.context("probe")
+    }
+}
+
+impl Drop for Probe {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
     }
 }
 

@@ -48,14 +48,14 @@ pub enum Ending {
 /// A question to a virtual server.
 #[derive(Clone, Copy, Debug)]
 pub struct Request {
-    protocol: Protocol,
-    to: SocketAddr,
+    pub(super) protocol: Protocol,
+    pub(super) to: SocketAddr,
     source_port: u16,
     limit: Duration,
     size: usize,
     question: &'static str,
     ending: Ending,
-    pub(super) pause: Duration,
+    pub(super) pause: Option<Duration>,
 }
 
 impl Request {
@@ -69,7 +69,7 @@ impl Request {
             size: 0,
             question: "who\n",
             ending: Ending::Client,
-            pause: Duration::ZERO,
+            pause: None,
         }
     }
 
@@ -98,9 +98,9 @@ impl Request {
         Self { ending, ..self }
     }
 
-    /// Under load, waits so long before the next.
+    /// Under load, waits so long before the next, however many others ask.
     pub fn pause(self, pause: Duration) -> Self {
-        Self { pause, ..self }
+        Self { pause: Some(pause), ..self }
     }
 
     /// Asks from a namespace.

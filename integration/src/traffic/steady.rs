@@ -2,16 +2,16 @@
 
 use std::net::IpAddr;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use sheave::cluster::Protocol::{Sctp, Tcp, Udp};
 
-use super::{Connections, Load};
+use super::{Connections, Load, await_each};
 use crate::netns::NetNs;
 
 /// Requests of all protocols to port 80, and connections that stay open.
 #[derive(Debug)]
 pub struct Steady {
-    loads: Vec<(String, Load)>,
+    loads: Vec<Load>,
     connections: Vec<Connections>,
 }
 
@@ -21,8 +21,7 @@ impl Steady {
         let (mut loads, mut connections) = (Vec::new(), Vec::new());
         for (from, address) in ways {
             for protocol in [Tcp, Udp, Sctp] {
-                let load = Load::start(from, protocol, *address, 80, 1)?;
-                loads.push((format!("{} → {protocol} {address}", from.name()), load));
+                loads.push(Load::start(from, protocol, *address, 80, 1)?);
             }
             for protocol in [Tcp, Sctp] {
                 connections.push(Connections::open(from, protocol, *address, 80, 10)?);
@@ -33,18 +32,13 @@ impl Steady {
 
     /// Waits for answers of each kind, and wants every connection to be what it was.
     pub fn check(&mut self) -> Result<()> {
-        for (name, load) in &self.loads {
-            load.await_answers(20).with_context(|| name.clone())?;
-        }
+        await_each(&self.loads, 10)?;
         self.connections.iter_mut().try_for_each(Connections::check)
     }
 
     /// Ends them; an error if a request ever failed.
     pub fn none_failed(mut self) -> Result<()> {
         self.check()?;
-        for (name, load) in self.loads {
-            load.stop()?.ensure_none_failed().context(name)?;
-        }
-        Ok(())
+        self.loads.into_iter().try_for_each(Load::none_failed)
     }
 }

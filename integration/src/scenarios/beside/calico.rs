@@ -9,7 +9,7 @@ use sheave::cluster::Protocol::{Sctp, Tcp, Udp};
 
 use super::{
     Scenario, await_segment_size, complains, content, nft_family, nodes_reach, outside_reaches, pods_reach,
-    segment_size, with_rules,
+    with_rules,
 };
 use crate::cluster::Service;
 use crate::fabric::addresses::{self, Family};
@@ -37,6 +37,9 @@ pub(super) const SCENARIOS: &[Scenario] = &[
     },
 ];
 
+/// What clients are told of the size of their segments, where all links carry 1,500 bytes and packets may come in GUE.
+const SEGMENTS: u32 = 1428;
+
 /// What a policy says of a pod.
 #[derive(Clone, Copy)]
 pub(super) struct Ingress<'a> {
@@ -55,7 +58,7 @@ fn calico(lab: &mut Lab) -> Result<()> {
         .endpoints([lab.fabric.node("node-b")?]);
     lab.apply(&pod)?;
     lab.apply(&host)?;
-    beside(lab, &[], |lab| {
+    beside(lab, |lab| {
         for (service, endpoint) in [(&pod, "b1"), (&host, "node-b")] {
             outside_reaches(&lab.fabric, service, endpoint)?;
             nodes_reach(&lab.fabric, service, endpoint)?;
@@ -118,7 +121,9 @@ fn client_policy(lab: &mut Lab) -> Result<()> {
     let vips = format!("ip saddr {{ {external}, {cluster} }}");
     let vips6 = format!("ip6 saddr {{ {external6}, {cluster6} }}");
     let closed = Ingress { pod: "c1", allows: None };
-    beside(lab, &[(Family::V4, closed), (Family::V6, closed)], |lab| {
+    overlay(lab, true)?;
+    await_overlay(lab, true)?;
+    with_policies(lab, &[(Family::V4, closed), (Family::V6, closed)], |lab| {
         complains(lab, "node-c", "warn", "decides in chain tw-c1 in table ip calico and another chain")?;
         let client = lab.fabric.pod("c1")?;
         for family in Family::BOTH {
@@ -136,7 +141,7 @@ fn client_policy(lab: &mut Lab) -> Result<()> {
         Ok(())
     })?;
     let open = |allows| Ingress { pod: "c1", allows: Some(allows) };
-    beside(lab, &[(Family::V4, open(vips.as_str())), (Family::V6, open(vips6.as_str()))], |lab| {
+    with_policies(lab, &[(Family::V4, open(vips.as_str())), (Family::V6, open(vips6.as_str()))], |lab| {
         let client = lab.fabric.pod("c1")?;
         for family in Family::BOTH {
             for protocol in [Tcp, Udp] {
@@ -146,6 +151,8 @@ fn client_policy(lab: &mut Lab) -> Result<()> {
         }
         Ok(())
     })?;
+    overlay(lab, false)?;
+    await_overlay(lab, false)?;
     lab.remove(&tunnelled)?;
     lab.remove(&rewritten)
 }
@@ -155,7 +162,7 @@ fn pod_acceptance(lab: &mut Lab) -> Result<()> {
     let b1 = lab.fabric.pod("b1")?.clone();
     let service = Service::new("spoofed", 231).all_protocols(80, POD_PORT).endpoints([&b1]);
     lab.apply(&service)?;
-    beside(lab, &[], |lab| {
+    beside(lab, |lab| {
         lab.apply(&service.clone().annotate(ACCEPTANCE, "pod"))?;
         await_passing(lab, "node-b", Family::BOTH.map(|family| b1.address(family)), true)?;
         let client = &lab.fabric.client;
@@ -175,15 +182,20 @@ fn pod_acceptance(lab: &mut Lab) -> Result<()> {
 }
 
 /// Does `body` with such a CNI on every node.
-pub(super) fn beside(
+fn beside(lab: &mut Lab, body: impl FnOnce(&mut Lab) -> Result<()>) -> Result<()> {
+    overlay(lab, true)?;
+    await_overlay(lab, true)?;
+    with_policies(lab, &[], body)?;
+    overlay(lab, false)?;
+    await_overlay(lab, false)
+}
+
+/// Does `body` with the rules of such a CNI on every node.
+pub(super) fn with_policies(
     lab: &mut Lab,
     policies: &[(Family, Ingress<'_>)],
     body: impl FnOnce(&mut Lab) -> Result<()>,
 ) -> Result<()> {
-    let before = segment_size(lab.fabric.node("node-a")?)?;
-    lab.fabric.nodes.iter().try_for_each(|node| overlay(&lab.fabric, node, true))?;
-    // Before, the agents take the overlay's device for one of those that bring no answers from VIPs.
-    await_segment_size(&lab.fabric, before - 20)?;
     let hosts = |family| {
         lab.fabric.nodes.iter().map(|node| node.address(family).to_string()).collect::<Vec<_>>().join(", ")
     };
@@ -199,13 +211,21 @@ pub(super) fn beside(
             .collect()
     };
     let tables = ["ip calico", "ip6 calico", "ip kube", "ip6 kube"];
-    with_rules(lab, &tables, rules, body)?;
-    lab.fabric.nodes.iter().try_for_each(|node| overlay(&lab.fabric, node, false))?;
-    await_segment_size(&lab.fabric, before)
+    with_rules(lab, &tables, rules, body)
+}
+
+/// Waits until every agent goes by the overlay, or by links alone. Before, agents take the overlay's device for one of those that bring no answers from VIPs.
+pub(super) fn await_overlay(lab: &Lab, on: bool) -> Result<()> {
+    await_segment_size(&lab.fabric, if on { SEGMENTS - 20 } else { SEGMENTS })
+}
+
+/// Puts the overlay on every node, or takes it away.
+pub(super) fn overlay(lab: &Lab, on: bool) -> Result<()> {
+    lab.fabric.nodes.iter().try_for_each(|node| overlay_of(&lab.fabric, node, on))
 }
 
 /// IPv4 pods of other nodes are behind `tunl0`, the kernel's own IPIP device; IPv6 pods are routed.
-fn overlay(fabric: &Fabric, node: &Node, on: bool) -> Result<()> {
+fn overlay_of(fabric: &Fabric, node: &Node, on: bool) -> Result<()> {
     let mut lines = String::new();
     let own = format!("10.244.{}.1", node.number);
     if on {

@@ -41,9 +41,12 @@ fn client_policy(lab: &mut Lab) -> Result<()> {
     });
     let [itself, itself6] = sources.each_ref().map(|allows| Ingress { pod: "a1", allows: Some(allows) });
     let policies = [(Family::V4, closed), (Family::V6, closed), (Family::V4, itself), (Family::V6, itself6)];
+    // Agents that start see the overlay at once.
+    calico::overlay(lab, true)?;
     restart_all(lab, INTERNAL_NAT)?;
     services.iter().try_for_each(|(service, _)| lab.apply(service))?;
-    calico::beside(lab, &policies, |lab| {
+    calico::await_overlay(lab, true)?;
+    calico::with_policies(lab, &policies, |lab| {
         let about_clients = complaints(lab, "node-c")?;
         ensure!(
             !about_clients.iter().any(|finding| finding.to_string().contains("established")),
@@ -72,11 +75,13 @@ fn client_policy(lab: &mut Lab) -> Result<()> {
         }
         Ok(())
     })?;
+    calico::overlay(lab, false)?;
     let (to_b1, _) = &services[1];
     outside_reaches(&lab.fabric, to_b1, "b1")?;
     Family::BOTH.into_iter().try_for_each(|family| direct_return(&lab.fabric, to_b1, family))?;
     services.iter().try_for_each(|(service, _)| lab.remove(service))?;
-    restart_all(lab, "")
+    restart_all(lab, "")?;
+    calico::await_overlay(lab, false)
 }
 
 fn host_firewall(lab: &mut Lab) -> Result<()> {

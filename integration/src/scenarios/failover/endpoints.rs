@@ -6,13 +6,13 @@ use anyhow::{Context, Result};
 
 use super::super::Scenario;
 use super::super::announced::await_directors;
-use super::super::termination::Ended;
+use super::super::termination::{Ended, await_accepted};
 use super::{LIMIT, Traffic, service};
 use crate::cluster::{Condition, Endpoint, Service};
 use crate::fabric::Pod;
 use crate::fabric::addresses::Family;
 use crate::kernel;
-use crate::lab::{Lab, POD_PORT};
+use crate::lab::Lab;
 use crate::wait::await_some;
 
 pub(super) const SCENARIOS: &[Scenario] = &[
@@ -68,7 +68,7 @@ fn roll(
         let step = || format!("{old} replaced by {new}");
         // It starts: its address is known before it is ready, and its node gets ready for it.
         apply(lab, &pods, Some((new, Condition::NotReady))).with_context(step)?;
-        await_accepted(lab, service, lab.fabric.pod(new)?).with_context(step)?;
+        await_accepted(lab, service, lab.fabric.pod(new)?, true).with_context(step)?;
         pods.push(new);
         apply(lab, &pods, None).with_context(step)?;
         traffic.goes_on(lab)?;
@@ -98,20 +98,6 @@ fn await_unused(lab: &Lab, pod: &Pod) -> Result<()> {
                 Some(to) => Err(format!("{to:?}")),
                 None => Ok(()),
             }
-        })?;
-    }
-    Ok(())
-}
-
-/// Waits until a pod's node takes in what is tunnelled to it for the Service.
-fn await_accepted(lab: &Lab, service: &Service, pod: &Pod) -> Result<()> {
-    let node = lab.fabric.nodes.iter().find(|node| node.number == pod.node).context("its node")?;
-    for (family, map) in [(Family::V4, "endpoints4"), (Family::V6, "endpoints6")] {
-        let rewrite = format!("{} . 80 : {} . {POD_PORT}", service.vip(family), pod.address(family));
-        await_some(LIMIT, &format!("{}: {rewrite}", node.name), || {
-            let map = node.ns.run(&format!("nft -nn list map inet sheave {map}"));
-            let map = map.map_err(|error| format!("{error:#}"))?;
-            if map.contains(&rewrite) { Ok(()) } else { Err(map) }
         })?;
     }
     Ok(())

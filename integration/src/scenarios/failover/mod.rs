@@ -65,7 +65,8 @@ impl Traffic {
         let long = vips.iter().map(|vip| Connections::open(client, Tcp, *vip, 80, count));
         let long = long.collect::<Result<_>>()?;
         let probes = vips.iter().map(|vip| Probe::start(client, *vip, 80)).collect::<Result<_>>()?;
-        let traffic = Self { loads: BothLoads::patient(lab, service, PAUSE, PATIENCE)?, long, probes };
+        let loads = BothLoads::of(lab, service, |request| request.pause(PAUSE).within(PATIENCE))?;
+        let traffic = Self { loads, long, probes };
         traffic.loads.await_answers(30)?;
         Ok(traffic)
     }
