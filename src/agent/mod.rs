@@ -342,9 +342,10 @@ impl Agent {
         self.announcer.restarting();
         self.announcer.stand(self.draining.stance()).await;
         self.announcer.reserve(&held, None);
+        // Sessions begin with all that there is to tell: none hears of its end before.
+        self.announcer.update(&held, |planned| forwarded.contains(&planned.prefix.addr()), None).await;
         let router = &self.planner.config().router;
         self.announcer.configure(router, self.planner.node(), &node.addresses).await;
-        self.announcer.update(&held, |planned| forwarded.contains(&planned.prefix.addr()), None).await;
         if self.tables.known {
             self.announcer.complete().await;
         }
@@ -387,9 +388,10 @@ impl Agent {
         self.remember_node();
         let plan = self.planner.plan();
         self.announcer.reserve(plan, None);
+        // Before there are sessions, as above.
+        self.announcer.update(plan, |planned| holds(&self.dataplane, plan, planned), None).await;
         let router = &self.planner.config().router;
         self.announcer.configure(router, self.planner.node(), &plan.node.addresses).await;
-        self.announcer.update(plan, |planned| holds(&self.dataplane, plan, planned), None).await;
         if self.told_all() {
             self.announcer.complete().await;
         }

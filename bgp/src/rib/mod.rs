@@ -10,8 +10,8 @@
 //!                    Adj-RIB-Out: how far the peer is ──► UPDATEs, as full as they get
 //! ```
 //!
-//! A pending change is an entry for its prefix, not a message: a peer that reads slowly costs no more than one entry for each prefix,
-//! and takes the latest state when it can read again. A change that is undone before it was taken is not sent.
+//! A pending change is an entry for its prefix, not a message: a peer that reads slowly costs no more than an entry for each prefix that it
+//! is being told of, and one for each that has changed since. A change that is undone before it was taken is not sent.
 //!
 //! What peers announce goes the other way: [`Learnt`] keeps what a peer's import policy asks for, and decides which of it
 //! is used. A route reflector keeps what internal peers announce besides, policy or not, and passes the best of it on to

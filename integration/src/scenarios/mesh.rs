@@ -162,6 +162,8 @@ fn under_load(lab: &mut Lab, [from, to]: [&str; 2], restarts: &str) -> Result<()
     let loads = Family::BOTH.map(|family| Load::start(&from.ns, Tcp, to.address(family), POD_PORT, 2));
     let [v4, v6] = loads;
     let (v4, v6) = (v4?, v6?);
+    let counts = lab.fabric.nodes.iter().map(|node| Ok(peers(lab, node)?.len()));
+    let counts = counts.collect::<Result<Vec<_>>>()?;
     for kill in [false, true] {
         if kill {
             lab.kill_agent(restarts)?;
@@ -171,8 +173,8 @@ fn under_load(lab: &mut Lab, [from, to]: [&str; 2], restarts: &str) -> Result<()
         await_each([&v4, &v6], 30)?;
         lab.start_agent(restarts)?;
         await_all_routes(lab)?;
-        for node in &lab.fabric.nodes {
-            await_peers(lab, node, peers(lab, node)?.len())?;
+        for (node, count) in lab.fabric.nodes.iter().zip(&counts) {
+            await_peers(lab, node, *count)?;
         }
         await_each([&v4, &v6], 60)?;
     }
