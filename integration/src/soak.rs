@@ -82,6 +82,8 @@ pub fn run(options: &Options, binary: &Path, dir: &Path) -> Result<()> {
                 Err(error) => println!("{error:#}"),
             }
         }
+        // Whoever ends it early has what is done.
+        println!("{}", row.line());
         rows.push(row);
     }
     print!("\n{}", table(&rows));
@@ -90,12 +92,9 @@ pub fn run(options: &Options, binary: &Path, dir: &Path) -> Result<()> {
     Ok(())
 }
 
-fn table(rows: &[Row]) -> String {
-    let mut text = String::from(
-        "| scenario | rounds ok | requests | failed | long connections kept | reset | router's time: p50, max | longest silence | slowest answer |\n\
-         |---|---|---|---|---|---|---|---|---|\n",
-    );
-    for Row { name, rounds, passed, figures } in rows {
+impl Row {
+    fn line(&self) -> String {
+        let Self { name, rounds, passed, figures } = self;
         let Figures { requests, failed, long, kept, reset, silence, slowest, .. } = figures;
         let times = figures
             .router_times()
@@ -103,11 +102,17 @@ fn table(rows: &[Row]) -> String {
         let measured = |time: &Duration| {
             if time.is_zero() { String::new() } else { format!("{} ms", time.as_millis()) }
         };
-        text += &format!(
-            "| {name} | {passed} of {rounds} | {requests} | {failed} | {kept} of {long} | {reset} | {times} | {} | {} |\n",
+        format!(
+            "| {name} | {passed} of {rounds} | {requests} | {failed} | {kept} of {long} | {reset} | {times} | {} | {} |",
             measured(silence),
             measured(slowest)
-        );
+        )
     }
-    text
+}
+
+fn table(rows: &[Row]) -> String {
+    let lines = rows.iter().map(|row| row.line() + "\n");
+    let head = "| scenario | rounds ok | requests | failed | long connections kept | reset | router's time: p50, max | longest silence | slowest answer |\n\
+                |---|---|---|---|---|---|---|---|---|\n";
+    std::iter::once(head.to_owned()).chain(lines).collect()
 }
