@@ -149,7 +149,7 @@ fn one_request(lab: &Lab, web: &Service, family: Family) -> Result<()> {
 fn endpoint_goes(lab: &mut Lab, web: &Service) -> Result<LoadReport> {
     let load = Load::start(&lab.fabric.client, Tcp, web.vip(Family::V4), 80, 4)?;
     load.await_answers(200)?;
-    println!("  4 clients ask without a pause: {} answers so far", load.answered());
+    println!("  4 clients ask all the time: {} answers so far", load.answered());
     let left = web.clone().endpoints([lab.fabric.pod("c1")?]);
     let start = Instant::now();
     lab.source.apply(&left)?;
@@ -190,7 +190,7 @@ fn director_dies(lab: &mut Lab, web: &Service) -> Result<LoadReport> {
     let load = Load::start(&lab.fabric.client, Tcp, vip, 80, 4)?;
     load.await_answers(200)?;
     println!(
-        "  20 connections are open, 4 clients ask without a pause; BFD speaks on every link every {} ms",
+        "  20 connections are open, 4 clients ask all the time; BFD speaks on every link every {} ms",
         BFD.as_millis()
     );
     let mut silence = Silence::arm(&node.ns, &["leaf1", "leaf2"])?;
