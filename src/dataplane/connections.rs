@@ -171,8 +171,8 @@ fn number(text: &str) -> Option<u16> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cluster::ServiceName;
-    use crate::plan::{Announcement, AnnouncementKind, Scheduler, SchedulerFlags, VirtualServer};
+    use crate::builders::{mk_announcement, mk_virtual_server};
+    use crate::plan::AnnouncementKind;
 
     const TIMEOUTS: Timeouts = Timeouts { tcp: 900, tcp_fin: 120, udp: 300 };
 
@@ -235,37 +235,12 @@ mod tests {
         ] {
             for protocol in [Protocol::Tcp, Protocol::Udp, Protocol::Sctp] {
                 let vip = VipPort { address: vip.parse().unwrap(), port: 80, protocol };
-                plan.virtual_servers.insert(vip, server(vip, kind));
+                plan.virtual_servers.insert(vip, mk_virtual_server(vip, kind));
             }
         }
-        let announced = Announcement {
-            prefix: "10.96.0.81/32".parse().unwrap(),
-            kind: AnnouncementKind::ClusterIP,
-            service: None,
-            local: false,
-            communities: [].into(),
-            large_communities: [].into(),
-            local_pref: None,
-            med: None,
-            as_path_prepend: 0,
-        };
+        let announced = mk_announcement("10.96.0.81/32".parse().unwrap(), AnnouncementKind::ClusterIP);
         plan.announcements.insert(announced.prefix, announced);
         plan
-    }
-
-    fn server(vip: VipPort, kind: VipKind) -> VirtualServer {
-        VirtualServer {
-            vip,
-            service: ServiceName { namespace: "default".into(), name: "web".into() },
-            service_port: None,
-            kind,
-            scheduler: Scheduler::Mh,
-            scheduler_flags: SchedulerFlags::default(),
-            persistence: None,
-            destinations: Vec::new(),
-            internal: None,
-            drops: false,
-        }
     }
 
     #[test]

@@ -296,16 +296,21 @@ fn frr_sessions() {
     });
 }
 
-/// BIRD with a session that BFD watches, and the speaker.
-async fn start_watched(lab: &mut Lab, config: SpeakerConfig, multiplier: u8) -> Speaker {
-    let [ours, birds] = Lab::V4;
-    lab.start_bird(birds, BIRD_ASN, ours, OUR_ASN, "bfd graceful; passive on; hold time 90;");
+/// Has BIRD, which is configured, begin anew with BFD every 50 ms.
+pub(crate) fn watch_with_bird(lab: &mut Lab, multiplier: u8) {
     let interval = format!("min rx interval 50 ms; min tx interval 50 ms; multiplier {multiplier};");
     lab.edit_bird(
         "protocol device",
         &format!("protocol bfd {{ interface \"link0\" {{ {interval} }}; }} protocol device"),
     );
     lab.restart();
+}
+
+/// BIRD with a session that BFD watches, and the speaker.
+async fn start_watched(lab: &mut Lab, config: SpeakerConfig, multiplier: u8) -> Speaker {
+    let [ours, birds] = Lab::V4;
+    lab.start_bird(birds, BIRD_ASN, ours, OUR_ASN, "bfd graceful; passive on; hold time 90;");
+    watch_with_bird(lab, multiplier);
     watched(config, multiplier).await
 }
 

@@ -8,7 +8,9 @@ use sheave_bgp::bfd::{Diagnostic, PORT, Packet, SessionConfig, State};
 use sheave_bgp::session::{Backoff, State as BgpState};
 use sheave_bgp::{Bfd, BfdSession, DynamicPeers, GracefulRestart, PeerBfd, PeerConfig, SpeakerConfig};
 
-use crate::bfd::{FRR, MS, PATIENCE, PEER_BFD, beside, frr, one_hop, patient, start_frr_watched, watched};
+use crate::bfd::{
+    FRR, MS, PATIENCE, PEER_BFD, beside, frr, one_hop, patient, start_frr_watched, watch_with_bird, watched,
+};
 use crate::bird::{BIRD_ASN, PROGRAMS};
 use crate::frr::vtysh;
 use crate::lab::Lab;
@@ -186,12 +188,7 @@ fn peers_of_a_range() {
         drop(stranger);
 
         lab.start_bird(birds, BIRD_ASN, ours, OUR_ASN, "bfd on; hold time 90;");
-        let timers = format!("min rx interval 50 ms; min tx interval 50 ms; multiplier {PATIENCE};");
-        lab.edit_bird(
-            "protocol device",
-            &format!("protocol bfd {{ interface \"link0\" {{ {timers} }}; }} protocol device"),
-        );
-        lab.restart();
+        watch_with_bird(&mut lab, PATIENCE);
         let up = || of(birds).and_then(|peer| peer.bfd).is_some_and(|bfd| bfd.state == State::Up);
         lab.until("BFD with BIRD", up, || format!("{:#?}", speaker.status())).await;
         assert_eq!(of(Lab::THIRD).unwrap().bfd, None);
